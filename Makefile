@@ -1,0 +1,44 @@
+# Everything runs in .venv, which the first target that needs it makes. Only Python 3.11 (or newer) and make are asked for.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := build/demo
+
+.PHONY: help install demo test check bench docs clean
+
+help:
+	@echo "make demo    init-model, build, inspect and train on data_samples, on the CPU"
+	@echo "make test    the tests"
+	@echo "make check   ruff, mypy, generated files up to date"
+	@echo "make bench   the benchmarks, each against its rival"
+
+install: $(STAMP)
+
+# The stamp is younger than the two files that say what is installed, so the install runs once. The package itself is
+# editable: its own edits need none.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash pipelines/demo.sh $(DEMO)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/make_rejects.py --check
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: $(STAMP)
+	$(BIN)/python docs/make_rejects.py
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
