@@ -1,0 +1,44 @@
+"""omniprep: an offline compiler of multimodal chats into packed bins, and the loader that streams them.
+
+Names are imported when they are first used, so `import omniprep` costs nothing and loads no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omniprep.data import BinSampler as BinSampler
+    from omniprep.data import PackedDataset as PackedDataset
+    from omniprep.data import collate as collate
+    from omniprep.data import stack as stack
+    from omniprep.data import to_model as to_model
+    from omniprep.data import unpack_pixels as unpack_pixels
+    from omniprep.packing import pack as pack
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BinSampler": "omniprep.data",
+    "PackedDataset": "omniprep.data",
+    "collate": "omniprep.data",
+    "pack": "omniprep.packing",
+    "stack": "omniprep.data",
+    "to_model": "omniprep.data",
+    "unpack_pixels": "omniprep.data",
+}
+
+__all__ = ["BinSampler", "PackedDataset", "__version__", "collate", "pack", "stack", "to_model", "unpack_pixels"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'omniprep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *__all__})

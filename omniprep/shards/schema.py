@@ -1,0 +1,212 @@
+"""The shard format, version 1: which columns a bin has, how media columns are declared, and the metadata that says so.
+
+A shard is an uncompressed Arrow IPC *file*; one bin is one record batch with one row. Fixed columns hold the tokens of the
+bin and the borders of its rows; media columns follow, declared by the model family as `Column` records, so nothing here
+knows a modality's name. Two kinds exist: "items", a small vector for each media item (a grid, a frame count), and "flat",
+the raw bytes of all items one after the other along their first axis. A reader needs no inference: the sizes of the items of
+a flat column are named by `sizes`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from omniprep.errors import OmniprepError
+
+__all__ = ["FORMAT", "METADATA_KEY", "Bin", "Column", "Layout", "arrow_schema", "read_layout", "storage_dtype"]
+
+FORMAT = 1
+METADATA_KEY = b"omniprep"
+
+_STORAGE: dict[str, np.dtype[Any]] = {
+    "uint8": np.dtype(np.uint8),
+    "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.uint16),  # numpy has no bfloat16: its 16 bits travel as an unsigned integer
+}
+_ITEM_TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float32": pa.float32()}
+
+
+def storage_dtype(name: str) -> np.dtype[Any]:
+    """The numpy type that holds values of a column's dtype (bfloat16 is held as uint16)."""
+    return _STORAGE[name]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """A media column: what it holds for each item, and how the loader makes a forward argument of it."""
+
+    name: str
+    """Name in the shard, and of the forward argument."""
+    modality: str
+    """Modality whose items the column describes ("image", "audio", "video")."""
+    kind: Literal["items", "flat"]
+    """items: one array of `shape` for each media item. flat: an array (units, *shape) for each, stored end to end."""
+    dtype: str = "int32"
+    """items: int32, int64 or float32. flat: also uint8 and bfloat16."""
+    shape: tuple[int, ...] = ()
+    """Shape of one item (items) or of one unit (flat)."""
+    sizes: str = ""
+    """flat: units of each item: "prod(NAME)" or "NAME" of an items column; "" adds a companion column `NAME_sizes`."""
+    load: Literal["array", "patches", "mel", "none"] = "array"
+    """array: passed on as it is. patches: uint8, normalized on the device. mel: padded, with a mask. none: not passed on."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """patches: mean, std (of [0, 1] pixels), patch_size, temporal_patch_size. mel: mask (its name), pad_to (frames or null)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a declaration that could not be stored or read."""
+        object.__setattr__(self, "shape", tuple(self.shape))
+        allowed = _ITEM_TYPES if self.kind == "items" else _STORAGE
+        if self.kind not in ("items", "flat") or self.dtype not in allowed:
+            raise OmniprepError(f"column {self.name!r}: kind {self.kind!r} cannot hold dtype {self.dtype!r}")
+        if self.load not in ("array", "patches", "mel", "none"):
+            raise OmniprepError(f"column {self.name!r}: unknown load {self.load!r}")
+
+    @property
+    def unit(self) -> int:
+        """Values of one item (items) or of one unit (flat)."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def companion(self) -> str:
+        """Name of the items column that holds the units of each item, when no declared column says them."""
+        return f"{self.name}_sizes" if self.kind == "flat" and not self.sizes else ""
+
+    def size_source(self) -> tuple[str, bool]:
+        """The items column that gives the units of each item, and whether its product is meant."""
+        if self.companion:
+            return self.companion, False
+        if self.sizes.startswith("prod(") and self.sizes.endswith(")"):
+            return self.sizes[5:-1], True
+        return self.sizes, False
+
+
+@dataclass(kw_only=True, slots=True)
+class Bin:
+    """One bin as the writer takes it: L tokens of R rows, M modalities."""
+
+    input_ids: np.ndarray
+    """int32 (L,)"""
+    labels: np.ndarray
+    """int32 (L,); -100 where nothing is learned, so at the first token of every row."""
+    position_ids: np.ndarray | None
+    """int32 (3, L), the m-rope rows; None where every row of the bin counts 0..n-1 on all three."""
+    cu_seqlens: np.ndarray
+    """int32 (R+1,): borders of the rows, from 0 to L."""
+    row_ids: np.ndarray
+    """int32 (R,): number of each row in rows.parquet."""
+    row_items: np.ndarray
+    """int32 (R, M): media items of each row, modalities in the order of the metadata."""
+    loss_scale: np.ndarray | None = None
+    """float32 (L,), or None where the loss strategy has no weights."""
+    media: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    """Column name to one array for each media item, in row order. items: `shape`; flat: (units, *shape), or any array of
+    as many values, stored in C order (a spectrogram (128, T)); bfloat16 as uint16."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """What the schema metadata says: all a reader needs to give a bin its meaning."""
+
+    family: str
+    modalities: tuple[str, ...]
+    columns: tuple[Column, ...]
+    """Media columns in the order of the schema, companions included."""
+    weighted: bool
+
+
+def arrow_schema(
+    columns: Sequence[Column], *, family: str, modalities: Sequence[str], weighted: bool = False
+) -> pa.Schema:
+    """The schema of a shard.
+
+    Args:
+        columns: Media columns of the family, in order; a companion is added after each flat column that needs one.
+        family: Name of the model family.
+        modalities: Modalities in the order of `Bin.row_items`.
+        weighted: Whether bins carry `loss_scale`.
+
+    Raises:
+        OmniprepError: A column names a modality or a sizes column that is not declared, or a name twice.
+    """
+    declared = _with_companions(columns)
+    _check(declared, modalities)
+    ints = pa.list_(pa.int32())
+    fields = [
+        pa.field("input_ids", ints),
+        pa.field("labels", ints),
+        pa.field("loss_scale", pa.list_(pa.float32())),
+        pa.field("position_ids", ints),
+        pa.field("cu_seqlens", ints),
+        pa.field("row_ids", ints),
+        pa.field("row_items", ints),
+    ]
+    for c in declared:
+        fields.append(pa.field(c.name, pa.large_binary() if c.kind == "flat" else pa.list_(_ITEM_TYPES[c.dtype])))
+    names = [f.name for f in fields]
+    if len(set(names)) != len(names):
+        raise OmniprepError(f"family {family!r} declares a shard column twice: {', '.join(sorted(names))}")
+    layout = {
+        "format": FORMAT,
+        "family": family,
+        "modalities": list(modalities),
+        "columns": [asdict(c) for c in declared],
+        "weighted": weighted,
+    }
+    text = json.dumps(layout, sort_keys=True, separators=(",", ":"))
+    return pa.schema(fields, metadata={METADATA_KEY: text.encode()})
+
+
+def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
+    """The layout that a shard's schema declares.
+
+    Args:
+        schema: Schema with the metadata that `arrow_schema` wrote.
+        name: The file, for messages.
+
+    Raises:
+        OmniprepError: Not an omniprep shard, or one of a newer format.
+    """
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    if METADATA_KEY not in metadata:
+        raise OmniprepError(f"{name}: not an omniprep shard (its schema has no {METADATA_KEY.decode()!r} metadata)")
+    layout = json.loads(metadata[METADATA_KEY])
+    if layout["format"] != FORMAT:
+        found = layout["format"]
+        raise OmniprepError(f"{name}: shard format {found}, but this omniprep reads format {FORMAT}: use a newer one")
+    return Layout(
+        family=layout["family"],
+        modalities=tuple(layout["modalities"]),
+        columns=tuple(Column(**c) for c in layout["columns"]),
+        weighted=layout["weighted"],
+    )
+
+
+def _with_companions(columns: Sequence[Column]) -> list[Column]:
+    declared = []
+    names = {c.name for c in columns}
+    for column in columns:
+        declared.append(column)
+        if column.companion and column.companion not in names:
+            declared.append(Column(name=column.companion, modality=column.modality, kind="items", load="none"))
+    return declared
+
+
+def _check(columns: Sequence[Column], modalities: Sequence[str]) -> None:
+    items = {c.name: c for c in columns if c.kind == "items"}
+    for column in columns:
+        if column.modality not in modalities:
+            known = ", ".join(modalities)
+            raise OmniprepError(f"column {column.name!r}: modality {column.modality!r} is none of {known}")
+        if column.kind == "flat":
+            source, product = column.size_source()
+            sizes = items.get(source)
+            if sizes is None or sizes.modality != column.modality or (sizes.unit != 1 and not product):
+                raise OmniprepError(
+                    f"column {column.name!r}: sizes {column.sizes!r} names no items column of its modality"
+                )
