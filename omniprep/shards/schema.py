@@ -1,10 +1,10 @@
 """The shard format, version 1: which columns a bin has, how media columns are declared, and the metadata that says so.
 
-A shard is an uncompressed Arrow IPC *file*; one bin is one record batch with one row. Fixed columns hold the tokens of the
-bin and the borders of its rows; media columns follow, declared by the model family as `Column` records, so nothing here
-knows a modality's name. Two kinds exist: "items", a small vector for each media item (a grid, a frame count), and "flat",
-the raw bytes of all items one after the other along their first axis. A reader needs no inference: the sizes of the items of
-a flat column are named by `sizes`.
+A shard is an uncompressed Arrow IPC *file*; one bin is one record batch with one row. Fixed columns hold the tokens
+of the bin and the borders of its rows; media columns follow, declared by the model family as `Column` records, so
+nothing here knows a modality's name. Two kinds exist: "items", a small vector for each media item (a grid, a frame
+count), and "flat", the raw bytes of all items one after the other along their first axis. A reader needs no
+inference: the sizes of the items of a flat column are named by `sizes`.
 """
 
 import json
@@ -54,9 +54,11 @@ class Column:
     sizes: str = ""
     """flat: units of each item: "prod(NAME)" or "NAME" of an items column; "" adds a companion column `NAME_sizes`."""
     load: Literal["array", "patches", "mel", "none"] = "array"
-    """array: passed on as it is. patches: uint8, normalized on the device. mel: padded, with a mask. none: not passed on."""
+    """array: passed on as it is. patches: uint8, normalized on the device. mel: padded, with a mask. none: not passed
+    on."""
     params: dict[str, Any] = field(default_factory=dict)
-    """patches: mean, std (of [0, 1] pixels), patch_size, temporal_patch_size. mel: mask (its name), pad_to (frames or null)."""
+    """patches: mean, std (of [0, 1] pixels), patch_size, temporal_patch_size. mel: mask (its name), pad_to (frames or
+    null)."""
 
     def __post_init__(self) -> None:
         """Refuse a declaration that could not be stored or read."""
@@ -105,8 +107,8 @@ class Bin:
     loss_scale: np.ndarray | None = None
     """float32 (L,), or None where the loss strategy has no weights."""
     media: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Column name to one array for each media item, in row order. items: `shape`; flat: (units, *shape), or any array of
-    as many values, stored in C order (a spectrogram (128, T)); bfloat16 as uint16."""
+    """Column name to one array for each media item, in row order. items: `shape`; flat: (units, *shape), or any array
+    of as many values, stored in C order (a spectrogram (128, T)); bfloat16 as uint16."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,8 +148,7 @@ def arrow_schema(
         pa.field("row_ids", ints),
         pa.field("row_items", ints),
     ]
-    for c in declared:
-        fields.append(pa.field(c.name, pa.large_binary() if c.kind == "flat" else pa.list_(_ITEM_TYPES[c.dtype])))
+    fields += [pa.field(column.name, _arrow_type(column)) for column in declared]
     names = [f.name for f in fields]
     if len(set(names)) != len(names):
         raise OmniprepError(f"family {family!r} declares a shard column twice: {', '.join(sorted(names))}")
@@ -185,6 +186,10 @@ def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
         columns=tuple(Column(**c) for c in layout["columns"]),
         weighted=layout["weighted"],
     )
+
+
+def _arrow_type(column: Column) -> pa.DataType:
+    return pa.large_binary() if column.kind == "flat" else pa.list_(_ITEM_TYPES[column.dtype])
 
 
 def _with_companions(columns: Sequence[Column]) -> list[Column]:

@@ -1,0 +1,232 @@
+"""Write bins into one shard: a file that appears whole or not at all, hashed while it is written.
+
+Each bin becomes a record batch of one row. Token columns are wrapped without a copy; the media of a bin are joined
+once into a buffer that is kept from bin to bin (a bin with one media item is not copied at all). Arrow's pieces then
+go to the file as they are, past SHA-256 (the file) and XXH3 (the batch), so nothing is read a second time. Memory:
+the largest bin, twice.
+
+The bytes are a pure function of the schema and the bins: no time, no name, no order of threads enters them.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from omniprep import io
+from omniprep.shards.index import BatchEntry
+from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dtype
+
+__all__ = ["ShardInfo", "ShardWriter"]
+
+_MAGIC_SIZE = 8  # "ARROW1" and two zeros open an IPC file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardInfo:
+    """What a finished shard is known by."""
+
+    bytes: int
+    sha256: str
+
+
+class ShardWriter:
+    """Context manager that writes one shard; see the module.
+
+    Args:
+        uri: Path or fsspec URI of the shard.
+        schema: From `arrow_schema`.
+    """
+
+    def __init__(self, uri: str, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._layout = read_layout(schema, uri)
+        self._target: AbstractContextManager[BinaryIO] = io.atomic_writer(uri)
+        self._sink: _HashingSink | None = None
+        self._info: ShardInfo | None = None
+        self._joined: dict[str, np.ndarray] = {}
+
+    def __enter__(self) -> Self:
+        self._sink = _HashingSink(self._target.__enter__(), header=_MAGIC_SIZE + self._schema.serialize().size)
+        # Arrow writes magic and schema with the first batch, and a footer on close.
+        self._file = pa.PythonFile(self._sink, mode="w")
+        self._writer = pa.ipc.new_file(self._file, self._schema)
+        return self
+
+    def write(self, item: Bin) -> BatchEntry:
+        """Append a bin.
+
+        Args:
+            item: The bin; its arrays may be reused as soon as this returns.
+
+        Returns:
+            Where its record batch is in the file, and the XXH3 of those bytes.
+        """
+        assert self._sink is not None and self._info is None
+        batch = pa.RecordBatch.from_arrays(_arrays(item, self._layout, self._joined), schema=self._schema)
+        length = pa.ipc.get_record_batch_size(batch)
+        self._sink.begin_batch()
+        self._writer.write_batch(batch)
+        offset = self._sink.position - length
+        assert offset == self._sink.batch_start, (offset, self._sink.batch_start)
+        return BatchEntry(offset=offset, length=length, checksum=self._sink.batch_hash.intdigest())
+
+    def close(self) -> ShardInfo:
+        """End the shard: footer, fsync, rename. Leaving the `with` block does the same.
+
+        Returns:
+            Size and SHA-256 of the file; asked again, the same facts.
+        """
+        if self._info is None:
+            assert self._sink is not None
+            try:
+                self._writer.close()
+            except BaseException as error:
+                self._target.__exit__(type(error), error, error.__traceback__)
+                raise
+            info = ShardInfo(bytes=self._sink.position, sha256=self._sink.file_hash.hexdigest())
+            self._target.__exit__(None, None, None)
+            self._info = info
+        return self._info
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._info is None:
+            self._target.__exit__(kind, error, trace)
+
+
+class _HashingSink:
+    """A file for Arrow to write to, which hashes what passes.
+
+    Args:
+        file: Where the bytes go.
+        header: Bytes before the first record batch (magic and schema).
+    """
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, header: int) -> None:
+        self._file = file
+        self._header = header
+        self.position = 0
+        self.batch_start = 0
+        self.file_hash = hashlib.sha256()
+        self.batch_hash = xxhash.xxh3_64()
+
+    def begin_batch(self) -> None:
+        """Start the hash of the batch that is written next."""
+        self.batch_start = max(self.position, self._header)
+        self.batch_hash = xxhash.xxh3_64()
+
+    def write(self, data: Any) -> int:
+        """Called by Arrow with bytes or a buffer of its own."""
+        view = memoryview(data)
+        self.file_hash.update(view)
+        if self.position >= self.batch_start:
+            self.batch_hash.update(view)
+        self._file.write(view)
+        self.position += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.position
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _arrays(item: Bin, layout: Layout, joined: dict[str, np.ndarray]) -> list[pa.Array]:
+    tokens, rows = len(item.input_ids), len(item.row_ids)
+    assert item.labels.shape == (tokens,) and item.cu_seqlens.shape == (rows + 1,), (tokens, rows)
+    assert item.cu_seqlens[0] == 0 and item.cu_seqlens[-1] == tokens and (np.diff(item.cu_seqlens) > 0).all()
+    assert (item.labels[item.cu_seqlens[:-1]] == -100).all(), "the first token of a row is never predicted"
+    assert item.row_items.shape == (rows, len(layout.modalities)), item.row_items.shape
+    assert item.position_ids is None or item.position_ids.shape == (3, tokens)
+    assert (item.loss_scale is not None) == layout.weighted
+    unknown = set(item.media) - {c.name for c in layout.columns}
+    assert not unknown, unknown
+    fixed = [
+        _list(item.input_ids, np.int32),
+        _list(item.labels, np.int32),
+        _list(item.loss_scale, np.float32),
+        _list(item.position_ids, np.int32),
+        _list(item.cu_seqlens, np.int32),
+        _list(item.row_ids, np.int32),
+        _list(item.row_items, np.int32),
+    ]
+    counts = dict(zip(layout.modalities, item.row_items.sum(axis=0).tolist(), strict=True))
+    companions = {c.companion: c for c in layout.columns if c.companion}
+    media = []
+    for column in layout.columns:
+        if column.name in companions:
+            flat = companions[column.name]
+            parts = [np.asarray(part.size // flat.unit) for part in item.media.get(flat.name, [])]
+        else:
+            parts = item.media.get(column.name, [])
+        assert len(parts) == counts[column.modality], (column.name, len(parts), counts)
+        media.append(_media(column, parts, lambda size, name=column.name: _scratch(joined, name, size)))  # type: ignore[misc]
+    return fixed + media
+
+
+def _media(column: Column, parts: list[np.ndarray], scratch: Callable[[int], np.ndarray]) -> pa.Array:
+    dtype = storage_dtype(column.dtype)
+    if column.kind == "items":
+        for part in parts:
+            assert np.shape(part) == column.shape, (column.name, np.shape(part))
+        return _list(np.asarray(parts, dtype) if parts else None, dtype.type)
+    for part in parts:
+        assert part.dtype == dtype and part.size % column.unit == 0, (column.name, part.dtype, part.shape)
+    if len(parts) == 1 and parts[0].flags.c_contiguous:
+        return _binary(parts[0].reshape(-1).view(np.uint8))
+    if not parts:
+        return pa.nulls(1, pa.large_binary())
+    data = scratch(sum(part.nbytes for part in parts))
+    start = 0
+    for part in parts:
+        target = data[start : start + part.nbytes].view(dtype).reshape(part.shape)
+        target[...] = part
+        start += part.nbytes
+    return _binary(data)
+
+
+def _scratch(joined: dict[str, np.ndarray], name: str, size: int) -> np.ndarray:
+    # Kept from bin to bin: fresh pages cost more than the copy itself.
+    if name not in joined or joined[name].size < size:
+        joined[name] = np.empty(2 ** math.ceil(math.log2(max(size, 1 << 16))), np.uint8)
+    return joined[name][:size]
+
+
+def _list(values: np.ndarray | None, dtype: type[np.generic]) -> pa.Array:
+    kind = pa.from_numpy_dtype(dtype)
+    if values is None:
+        return pa.nulls(1, pa.list_(kind))
+    flat = np.ascontiguousarray(values, dtype).reshape(-1)
+    offsets = pa.array(np.array([0, flat.size], np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(flat))
+
+
+def _binary(data: np.ndarray) -> pa.Array:
+    offsets = np.array([0, data.size], np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
