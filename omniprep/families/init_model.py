@@ -1,9 +1,10 @@
-"""A small random checkpoint that has everything of the real one but its knowledge, so that all of omniprep runs offline.
+"""A small random checkpoint that has everything of the real one but its knowledge, so that all of omniprep runs
+offline.
 
-Vocabulary, token ids, processor settings, chat template and configuration keys are those of Qwen/Qwen2.5-Omni-7B; only the
-widths and depths are small (hidden size 64, two layers a tower, 20 million parameters, of which 19 million are the two
-embedding tables; 40 MB in bfloat16). The files are those a real checkpoint has, in the form of transformers 4, which
-transformers 5 reads as well. The same seed and the same torch give the same weights.
+Vocabulary, token ids, processor settings, chat template and configuration keys are those of Qwen/Qwen2.5-Omni-7B; only
+the widths and depths are small (hidden size 64, two layers a tower, 20 million parameters, of which 19 million are the
+two embedding tables; 40 MB in bfloat16). The files are those a real checkpoint has, in the form of transformers 4,
+which transformers 5 reads as well. The same seed and the same torch give the same weights.
 """
 
 import copy
@@ -20,7 +21,8 @@ HIDDEN = 64
 CHAT_TEMPLATE = (
     "{% set audio_count = namespace(value=0) %}{% set image_count = namespace(value=0) %}"
     "{% set video_count = namespace(value=0) %}{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
     "{% else %}{% for content in message['content'] %}"
@@ -160,14 +162,16 @@ def _write_json(path: Path, content: object) -> None:
 def _write_weights(path: Path, seed: int) -> None:
     """Random weights of `CONFIG` as model.safetensors.
 
-    `save_pretrained` gives them the real checkpoint's names (thinker.audio_tower...), which are not those of the modules in
-    transformers 5 (thinker.model.audio_tower...). Its config.json is of the installed release, so ours is written after.
+    `save_pretrained` gives them the real checkpoint's names (thinker.audio_tower...), which are not those of the
+    modules in transformers 5 (thinker.model.audio_tower...). Its config.json is of the installed release, so ours is
+    written after.
     """
     import torch
     from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration, logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # transformers 5 finds the talker's ids, which are the real ones, out of its vocabulary
+    # transformers 5 warns that the talker's ids, which are the real ones, lie outside its vocabulary.
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,8 +1,8 @@
 """The real Qwen2.5-Omni tokenizer, written as a checkpoint holds it, from the vocabulary that dashscope ships.
 
-`qwen.tiktoken` lists each token's bytes with its rank. A byte-pair tokenizer of `tokenizers` wants merges instead: the pair
-that makes each token is what byte-pair encoding that token with only the lower ranks leaves over, which is how the real
-merges.txt came to be (151,387 lines). Takes about 3 s; needs neither the network nor an import of dashscope.
+`qwen.tiktoken` lists each token's bytes with its rank. A byte-pair tokenizer of `tokenizers` wants merges instead: the
+pair that makes each token is what byte-pair encoding that token with only the lower ranks leaves over, which is how
+the real merges.txt came to be (151,387 lines). Takes about 3 s; needs neither the network nor an import of dashscope.
 """
 
 import base64

@@ -1,0 +1,188 @@
+"""A config dataclass as command line options and as a YAML file, so that an option is written once.
+
+A field `bin_length: int = 0` is the option `--bin-length`; the text under the field is its help; `Literal` gives
+choices, `bool` a pair of flags, `tuple[str, ...]` an option that may be repeated. Whatever the command line does not
+set is taken from `--config FILE.yaml`, and then from the field's default. Unknown keys and wrong types are usage
+errors that name the key.
+"""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from omniprep.cli.main import did_you_mean
+from omniprep.errors import UsageError
+
+Config = TypeVar("Config")
+Command = TypeVar("Command", bound=Callable[..., Any])
+SUFFIXES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+SUFFIXES |= {f"{mark}i": 1024**power for power, mark in enumerate("kmgt", 1)}
+
+
+def read_bytes_option(value: str) -> int:
+    """A number of bytes, with or without a unit: 1000000, 512MiB, 2GB."""
+    text = str(value).strip().lower().removesuffix("b")
+    digits = text.rstrip("kmgti ")
+    try:
+        return int(float(digits) * SUFFIXES[text[len(digits) :].strip()])
+    except (ValueError, KeyError) as error:
+        raise click.BadParameter(f"{value!r} is not a number of bytes, such as 1000000 or 512MiB") from error
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The string under each field of a class, which Python itself does not keep; read from the class's source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for item, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(after, ast.Expr):
+            value = after.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                docs[item.target.id] = inspect.cleandoc(value.value)
+    return docs
+
+
+def option_name(field: str) -> str:
+    """`bin_length` as it is typed: `--bin-length`."""
+    return "--" + field.replace("_", "-")
+
+
+def plain_type(hint: Any) -> Any:
+    """The type behind `X | None`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
+def click_type(name: str, hint: Any) -> "click.ParamType[Any, Any]":
+    """How click reads a field's value."""
+    if get_origin(hint) is Literal:
+        return click.Choice([str(choice) for choice in get_args(hint)])
+    if hint is int and name.endswith("_size"):
+        return click.types.FuncParamType(read_bytes_option)
+    if hint is int:
+        return click.INT
+    return click.FLOAT if hint is float else click.STRING
+
+
+def default_text(field: "dataclasses.Field[Any]") -> str:
+    """The default as --help shows it; nothing for empty defaults."""
+    value = field.default
+    if value in (None, "", (), 0) or isinstance(value, bool) or value is dataclasses.MISSING:
+        return ""
+    return f"  [default: {value}]"
+
+
+def options_of(cls: type, *, skip: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """Decorator that gives a click command one option for each field of `cls`, and `--config`.
+
+    The command receives each as a keyword: None (or an empty tuple) where the option was not given.
+    """
+    hints, docs = get_type_hints(cls), field_docs(cls)
+
+    def option(field: "dataclasses.Field[Any]") -> Callable[[Any], Any]:
+        name, hint = option_name(field.name), plain_type(hints[field.name])
+        text = docs.get(field.name, "") + default_text(field)
+        if hint is bool:
+            return click.option(f"{name}/--no-{name[2:]}", field.name, default=None, help=text)
+        if get_origin(hint) is tuple:
+            return click.option(name, field.name, multiple=True, help=text)
+        metavar = "BYTES" if field.name.endswith("_size") else None
+        kind = click_type(field.name, hint)
+        return click.option(name, field.name, type=kind, metavar=metavar, default=None, help=text)
+
+    def decorate(command: Command) -> Command:
+        chosen: Any = command
+        for field in reversed(dataclasses.fields(cls)):
+            if field.name not in skip:
+                chosen = option(field)(chosen)
+        path = click.Path(exists=True, dir_okay=False)
+        config = click.option("--config", type=path, help="YAML file with any of these options; flags win.")
+        return config(chosen)
+
+    return decorate
+
+
+def make_config(cls: type[Config], given: Mapping[str, Any], config_file: str | None) -> Config:
+    """Make the record from the command line's values, the YAML file's, and the defaults, in that order.
+
+    Args:
+        cls: The config dataclass.
+        given: What the command line set; None and empty tuples mean "not set".
+        config_file: Path of a YAML file, or None.
+
+    Raises:
+        UsageError: Unknown key, wrong type, or a value that the class itself refuses.
+    """
+    values = read_config(cls, config_file) if config_file else {}
+    values |= {name: value for name, value in given.items() if value is not None and value != ()}
+    return cls(**values)
+
+
+def read_config(cls: type, path: str) -> dict[str, Any]:
+    """The options of a YAML file: a mapping from option names (with dashes or underscores) to values."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected options as 'name: value', found a {type(content).__name__}")
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in hints:
+            raise UsageError(f"{path}: no option {key!r}{did_you_mean(name, hints)}")
+        values[name] = convert(f"{path}: {key}", name, hints[name], value)
+    return values
+
+
+def convert(where: str, name: str, hint: Any, value: Any) -> Any:
+    """Check one YAML value against the field's type; a single value is accepted where a list is meant."""
+    kind = plain_type(hint)
+    if value is None and kind is not hint:
+        return None
+    if get_origin(kind) is tuple:
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, dict | list) or item is None for item in items):
+            raise UsageError(f"{where}: expected a list of texts, found {value!r}")
+        return tuple(str(item) for item in items)
+    if kind is bool or isinstance(value, bool):
+        if kind is bool and isinstance(value, bool):
+            return value
+        raise UsageError(f"{where}: expected {'true or false' if kind is bool else kind.__name__}, found {value!r}")
+    if (
+        isinstance(value, dict | list)
+        or value is None
+        or (kind in (int, float) and isinstance(value, str) and not value)
+    ):
+        raise UsageError(f"{where}: expected {getattr(kind, '__name__', 'one value')}, found {value!r}")
+    try:
+        return click_type(name, kind).convert(value if kind is not str else str(value), None, None)
+    except click.BadParameter as error:
+        raise UsageError(f"{where}: {error.message}") from error
+
+
+def require(command: str, config: object, names: tuple[str, ...]) -> None:
+    """Refuse a config in which any of the named fields is still empty.
+
+    Raises:
+        UsageError: Names the missing option or argument.
+    """
+    for name in names:
+        if not getattr(config, name):
+            what = "no INPUT" if name == "inputs" else f"{option_name(name)} is missing"
+            raise UsageError(f"{what}; see `omniprep {command} --help`")

@@ -1,0 +1,213 @@
+"""How long work tells what it does: a small protocol, and three ways of showing it on standard error.
+
+A stage has a name, a unit and perhaps a total; the worker functions know nothing of it, the driver that collects their
+results calls `advance`. A terminal gets one bar a stage with its rates and the time left, anything else gets a plain
+line every few seconds, `--quiet` gets nothing but messages. Results never go here: they belong to standard output.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TextIO
+
+PLAIN_SECONDS = 5.0
+
+
+class Reporter(Protocol):
+    """What a stage of the build calls; every method returns at once."""
+
+    def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
+        """A stage begins; `total` units are ahead, or None where that is not known yet."""
+
+    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None:
+        """`n` more units are done, which held `tokens` tokens and cost `rejects` rows."""
+
+    def finish(self, stage: str) -> None:
+        """The stage is over, whether or not its total was reached."""
+
+    def message(self, text: str) -> None:
+        """A line for the person who watches; shown even when bars are not."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """Counters of one stage, and the rates that follow from them."""
+
+    name: str
+    total: int | None
+    unit: str
+    done: int = 0
+    tokens: int = 0
+    rejects: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, n: int, tokens: int, rejects: int) -> None:
+        """Count what `advance` brought."""
+        self.done += n
+        self.tokens += tokens
+        self.rejects += rejects
+
+    @property
+    def seconds(self) -> float:
+        """Time since the stage began; never 0."""
+        return max(time.monotonic() - self.began, 1e-9)
+
+    def facts(self) -> str:
+        """Rates and rejects, such as "1.2k rows/s, 310k tokens/s, 3 rejected"."""
+        parts = [f"{short(self.done / self.seconds)} {self.unit}/s"]
+        if self.tokens:
+            parts.append(f"{short(self.tokens / self.seconds)} tokens/s")
+        if self.rejects:
+            parts.append(f"{self.rejects:,} rejected")
+        return ", ".join(parts)
+
+    def remaining(self) -> str:
+        """Time left at the rate so far, or "" where it cannot be known."""
+        if not self.total or not self.done or self.done >= self.total:
+            return ""
+        return duration(self.seconds / self.done * (self.total - self.done))
+
+
+def short(number: float) -> str:
+    """A number in four characters or so: 7.3, 120, 1.2k, 310k, 4.5M."""
+    for size, mark in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            scaled = number / size
+            return f"{scaled:.0f}{mark}" if scaled >= 100 else f"{scaled:.1f}{mark}"
+    return f"{number:.0f}" if number >= 100 else f"{number:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it: 0.4 s, 12 s, 3:07 min, 1:02:09 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: 512 B, 3.1 MiB."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+class QuietReporter:
+    """Messages only."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+
+    def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
+        """Nothing to show."""
+
+    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None:
+        """Nothing to show."""
+
+    def finish(self, stage: str) -> None:
+        """Nothing to show."""
+
+    def message(self, text: str) -> None:
+        """Print the line."""
+        print(text, file=self.stream, flush=True)
+
+
+class PlainReporter(QuietReporter):
+    """A line a stage every few seconds, for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None, interval: float = PLAIN_SECONDS) -> None:
+        super().__init__(stream)
+        self.interval = interval
+        self.stages: dict[str, Stage] = {}
+        self.shown: dict[str, float] = {}
+
+    def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
+        """Open the stage; its first line comes after `interval` seconds."""
+        self.stages[stage] = Stage(stage, total, unit)
+        self.shown[stage] = time.monotonic()
+
+    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None:
+        """Count, and print when the last line is old enough."""
+        state = self.stages[stage]
+        state.add(n, tokens, rejects)
+        now = time.monotonic()
+        if now - self.shown[stage] >= self.interval:
+            self.shown[stage] = now
+            of = f"/{state.total:,}" if state.total else ""
+            left = f", {state.remaining()} left" if state.remaining() else ""
+            self.message(f"{stage}: {state.done:,}{of} {state.unit}, {state.facts()}{left}")
+
+    def finish(self, stage: str) -> None:
+        """Print the stage's last line."""
+        state = self.stages.pop(stage, None)
+        if state is not None:
+            self.message(f"{stage}: {state.done:,} {state.unit} in {duration(state.seconds)}, {state.facts()}")
+
+
+class RichReporter:
+    """One bar a stage on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.stages: dict[str, Stage] = {}
+        self.tasks: dict[str, Any] = {}
+        self.console = Console(stderr=True, highlight=False)
+        self.progress = Progress(
+            TextColumn("[bold]{task.description:<8}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[facts]}"),
+            console=self.console,
+        )
+        self.progress.start()
+
+    def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
+        """Show a new bar (one that pulses where there is no total)."""
+        self.stages[stage] = Stage(stage, total, unit)
+        self.tasks[stage] = self.progress.add_task(stage, total=total, unit=unit, facts="")
+
+    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None:
+        """Move the bar."""
+        state = self.stages[stage]
+        state.add(n, tokens, rejects)
+        left = f", {state.remaining()} left" if state.remaining() else ""
+        self.progress.update(self.tasks[stage], completed=state.done, facts=state.facts() + left)
+
+    def finish(self, stage: str) -> None:
+        """Fill the bar and leave it standing."""
+        state = self.stages.pop(stage, None)
+        if state is not None:
+            self.progress.update(self.tasks[stage], total=state.done, completed=state.done, facts=state.facts())
+
+    def message(self, text: str) -> None:
+        """Print the line above the bars."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Give the terminal back."""
+        self.progress.stop()
+
+
+@contextmanager
+def reporter(*, quiet: bool = False) -> Iterator[Reporter]:
+    """The reporter that suits standard error, for the time of a `with` block."""
+    if quiet or not sys.stderr.isatty():
+        yield QuietReporter() if quiet else PlainReporter()
+        return
+    bars = RichReporter()
+    try:
+        yield bars
+    finally:
+        bars.stop()
