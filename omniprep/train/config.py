@@ -1,0 +1,178 @@
+"""The options of a training run: one frozen record, the same names in YAML, on the command line and in RUN/train_config.yaml.
+
+A field is an option and the text under it its help. Defaults are ms-swift's where it has one (reference page, section 5), so a
+run moved here keeps its meaning: frozen towers, cosine schedule, weight decay 0.1, beta2 0.95, 1e-4 for LoRA and 1e-5 for full.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omniprep.errors import UsageError
+
+__all__ = ["TrainConfig", "parse_source"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """What `omniprep train` takes."""
+
+    data: tuple[str, ...] = ()
+    """Built datasets: DIR, or DIR:WEIGHT to set the shares of a mixture; local, s3://, gs:// or hf://."""
+    model: str = ""
+    """Checkpoint to start from: a folder or a Hub name."""
+    out: str = ""
+    """Folder of the run: checkpoints, logs, and at the end the trained model."""
+
+    max_steps: int = 0
+    """Optimizer steps of the whole run (0: as --epochs says)."""
+    epochs: float = 1.0
+    """Passes over the data, each bin once a pass, when --max-steps is not given."""
+    batch_size: int = 1
+    """Bins in one forward pass of one device."""
+    grad_accumulation: int = 1
+    """Forward passes in one optimizer step."""
+    seed: int = 42
+    """Seed of the data order, of new LoRA weights and of dropout."""
+    weight_by: Literal["tokens", "bins"] = "tokens"
+    """What the weights of --data are shares of."""
+
+    learning_rate: float | None = None
+    """Peak learning rate (default: 1e-5, with --lora 1e-4)."""
+    vit_lr: float | None = None
+    """Learning rate of the vision and audio towers (default: --learning-rate)."""
+    aligner_lr: float | None = None
+    """Learning rate of the aligners between towers and language model (default: --learning-rate)."""
+    weight_decay: float = 0.1
+    """Weight decay of matrices; biases and norms have none."""
+    adam_beta2: float = 0.95
+    """Second moment decay of AdamW."""
+    optimizer: str = "adamw_torch"
+    """Optimizer by its transformers name, such as adamw_torch_fused or adafactor."""
+    schedule: str = "cosine"
+    """Learning rate schedule by its transformers name: cosine, linear, constant_with_warmup, constant."""
+    warmup: float = 0.05
+    """Warm-up: steps, or a share of all steps when below 1."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm (0: not)."""
+
+    lora: bool = False
+    """Train low-rank adapters instead of the weights."""
+    lora_rank: int = 8
+    """Rank of the adapters."""
+    lora_alpha: int = 32
+    """Scale of the adapters (times 1/rank)."""
+    lora_dropout: float = 0.05
+    """Dropout before the adapters."""
+    target_regex: str | None = None
+    """Regular expression for the full names of the modules that get adapters (default: every linear layer of what is not frozen)."""
+    merge_lora: bool = False
+    """At the end, also write the model with the adapters merged into it to RUN/merged."""
+    freeze_llm: bool = False
+    """Keep the language model (with its output head) as it is."""
+    freeze_vit: bool = True
+    """Keep the vision and audio towers as they are."""
+    freeze_aligner: bool = True
+    """Keep the aligners between towers and language model as they are."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights (auto: bfloat16 on a GPU, float32 on the CPU)."""
+    amp: bool = False
+    """Compute in bfloat16 over float32 weights (use with --dtype float32)."""
+    attn: Literal["auto", "flash_attention_2", "sdpa", "flex_attention", "eager"] = "auto"
+    """Attention of the language model; each keeps the rows of a bin apart (auto: flash-attention 2 where it is installed, else SDPA row by row)."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass instead of keeping them."""
+    liger: bool = False
+    """Use the liger kernels where installed (extra package liger-kernel)."""
+    torch_compile: bool = False
+    """Compile the model; needs --attn flex_attention or flash_attention_2."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where to train: a GPU where there is one, or the CPU in any case."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer over the ranks (FSDP2); run under torchrun or accelerate launch."""
+    deepspeed: str | None = None
+    """DeepSpeed config file (ZeRO-2 or ZeRO-3) in transformers' form."""
+
+    num_workers: int = 2
+    """Reader processes of each rank (0: read in the training process)."""
+    verify: Literal["first", "always", "never"] = "first"
+    """When the checksum of a bin is checked: at its first reading, at every one, or not at all."""
+    eval_data: tuple[str, ...] = ()
+    """Built datasets to evaluate on."""
+    eval_fraction: float = 0.0
+    """Share of the bins of --data kept out of training and used to evaluate."""
+    eval_steps: int = 0
+    """Evaluate after so many steps (0: at the end only)."""
+
+    save_steps: int = 500
+    """Write a checkpoint after so many steps (0: at the end only)."""
+    save_total_limit: int | None = None
+    """Keep only the last checkpoints, so many of them (default: all)."""
+    resume: str | None = None
+    """Go on from a checkpoint: its folder, or "auto" for the last one in --out (none there: start anew)."""
+    logging_steps: int = 5
+    """Log after so many steps."""
+    report_to: tuple[str, ...] = ("tensorboard",)
+    """Where logs go: tensorboard, wandb, trackio, or none."""
+    dry_run: bool = False
+    """Check everything, run the costliest bin forward and backward once, report time and memory, and stop."""
+    family: str | None = None
+    """Model family (default: found from the checkpoint's config)."""
+    plugin: tuple[str, ...] = ()
+    """Python file that registers model families."""
+    trust_remote_code: bool = False
+    """Let the checkpoint's own Python code run."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use."""
+        checks: list[tuple[bool, str]] = [
+            (self.max_steps >= 0, "--max-steps must be 0 or more"),
+            (self.max_steps > 0 or self.epochs > 0, "--epochs must be positive"),
+            (self.batch_size > 0, "--batch-size must be positive"),
+            (self.grad_accumulation > 0, "--grad-accumulation must be positive"),
+            (self.lora_rank > 0, "--lora-rank must be positive"),
+            (self.num_workers >= 0, "--num-workers must be 0 or more"),
+            (self.logging_steps > 0, "--logging-steps must be positive"),
+            (self.save_steps >= 0 and self.eval_steps >= 0, "--save-steps and --eval-steps must be 0 or more"),
+            (0 <= self.eval_fraction < 1, "--eval-fraction is a share from 0 to below 1"),
+            (not (self.eval_fraction and self.eval_data), "give --eval-data or --eval-fraction, not both"),
+            (self.lora or not self.merge_lora, "--merge-lora needs --lora"),
+            (self.lora or not self.target_regex, "--target-regex needs --lora"),
+            (not (self.fsdp and self.deepspeed), "--fsdp and --deepspeed exclude each other"),
+            (
+                not self.torch_compile or self.attn in ("flex_attention", "flash_attention_2"),
+                "--torch-compile needs --attn flex_attention or flash_attention_2",
+            ),
+        ]
+        for good, text in checks:
+            if not good:
+                raise UsageError(text)
+        for source in (*self.data, *self.eval_data):
+            parse_source(source)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate, with the default of full or LoRA training."""
+        return self.learning_rate if self.learning_rate is not None else (1e-4 if self.lora else 1e-5)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as YAML types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def parse_source(text: str) -> tuple[str, float | None]:
+    """Split `DIR[:WEIGHT]` into the dataset's URI and its weight (None when not given).
+
+    A colon that does not stand before a number belongs to the URI (`s3://…`).
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon or not head:
+        return text, None
+    try:
+        weight = float(tail)
+    except ValueError:
+        return text, None
+    if not 0 < weight < float("inf"):
+        raise UsageError(f"the weight of a dataset must be positive: {text}")
+    return head, weight

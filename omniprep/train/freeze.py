@@ -1,0 +1,184 @@
+"""Which weights train: the reference's freezing, LoRA targets and learning-rate groups, by module prefixes of the family.
+
+ms-swift 3.9.3 (reference page, section 5): freeze_llm, freeze_vit and freeze_aligner name the language model, the towers (with their
+aligners) and the aligners; an aligner that is not frozen trains even inside a frozen tower; the generator (talker, token2wav) never
+trains. Two departures, both of them mended by ms-swift's later versions: freeze_llm freezes the output head too, and the head has a
+learning-rate group. Prefixes are those of the checkpoint's tensors (`thinker.visual`), which `module_prefix` turns into those of
+the loaded module (`thinker.model.visual` since transformers 5).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+from omniprep.errors import OmniprepError
+from omniprep.train.config import TrainConfig
+
+__all__ = ["Parts", "freeze", "keep_frozen_in_eval", "lora_regex", "module_prefix", "parameter_groups", "resolve_parts"]
+
+
+class Arch(Protocol):
+    """What a family says about its modules: prefixes in the names of the checkpoint's tensors."""
+
+    language_model: tuple[str, ...]
+    vision_tower: tuple[str, ...]
+    aligner: tuple[str, ...]
+    generator: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """Module prefixes of the loaded model."""
+
+    language_model: tuple[str, ...]
+    towers: tuple[str, ...]
+    aligner: tuple[str, ...]
+    generator: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Module prefix and checkpoint prefix, where they differ; longest first."""
+
+    def of(self, name: str) -> str:
+        """The part a parameter or module belongs to: aligner, tower, generator or llm (whatever is left, such as the head)."""
+        for part in ("aligner", "towers", "generator", "language_model"):
+            if under(name, getattr(self, part)):
+                return {"towers": "tower", "language_model": "llm"}.get(part, part)
+        return "llm"
+
+
+def under(name: str, prefixes: Iterable[str]) -> bool:
+    """Whether a dotted name is one of the prefixes or lies below one."""
+    return any(name == p or name.startswith(p + ".") for p in prefixes)
+
+
+def module_prefix(model: PreTrainedModel, prefix: str) -> str:
+    """Where the tensors under a checkpoint prefix live in the loaded module."""
+    renamings = [r for r in get_model_conversion_mapping(model, add_legacy=False) if isinstance(r, WeightRenaming)]
+    renamed: str = rename_source_key(prefix + ".weight", renamings, [])[0]
+    return renamed.removesuffix(".weight")
+
+
+def resolve_parts(model: PreTrainedModel, arch: Arch) -> Parts:
+    """The family's prefixes as module prefixes.
+
+    Raises:
+        OmniprepError: A prefix matches nothing in the model (but the generator, which need not be loaded).
+    """
+    names = [n for n, _ in model.named_modules()]
+    found = {
+        key: tuple(module_prefix(model, p) for p in getattr(arch, key))
+        for key in ("language_model", "vision_tower", "aligner", "generator")
+    }
+    for key in ("language_model", "vision_tower", "aligner"):
+        for prefix in found[key]:
+            if prefix not in names:
+                raise OmniprepError(f"the family's {key} {prefix!r} is no module of {type(model).__name__}")
+    return Parts(
+        language_model=found["language_model"],
+        towers=found["vision_tower"],
+        aligner=found["aligner"],
+        generator=found["generator"],
+        renamed=tuple(
+            sorted(
+                {
+                    (new, old)
+                    for key, prefixes in found.items()
+                    for new, old in zip(prefixes, getattr(arch, key), strict=True)
+                    if new != old
+                },
+                key=lambda pair: -len(pair[0]),
+            )
+        ),
+    )
+
+
+def freeze(model: nn.Module, parts: Parts, config: TrainConfig) -> None:
+    """Set requires_grad of every weight for full training.
+
+    Raises:
+        OmniprepError: Nothing is left to train.
+    """
+    trains = {
+        "llm": not config.freeze_llm,
+        "tower": not config.freeze_vit,
+        "aligner": not config.freeze_aligner,
+        "generator": False,
+    }
+    never = getattr(model, "never_used", ())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains[parts.of(name)] and not under(name, never))
+    if not any(p.requires_grad for p in model.parameters()):
+        raise OmniprepError("nothing is left to train: --freeze-llm, --freeze-vit and --freeze-aligner are all on")
+
+
+def keep_frozen_in_eval(model: nn.Module) -> None:
+    """Put every module none of whose weights train into eval mode (no dropout there); call it after each `model.train()`."""
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
+
+
+def lora_regex(model: nn.Module, parts: Parts, config: TrainConfig) -> str:
+    """The full-match regular expression of the modules that get adapters (ms-swift 3.9.3 tuner.py:51-109, `all-linear`).
+
+    Every linear layer of the language model unless freeze_llm, of the towers without their aligners unless freeze_vit, of the
+    aligners unless freeze_aligner; never the output head, never a convolution. A layer's names are written both as the loaded
+    module has them and as the checkpoint has them, so that the adapter's own config fits older versions of transformers too.
+    """
+    if config.target_regex:
+        return config.target_regex
+    trains = {"llm": not config.freeze_llm, "tower": not config.freeze_vit, "aligner": not config.freeze_aligner}
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    names = [
+        name
+        for name, module in model.named_modules()
+        if "linear" in type(module).__name__.lower() and module is not head and trains.get(parts.of(name), False)
+    ]
+    if not names:
+        raise OmniprepError("no module is left for LoRA: --freeze-llm, --freeze-vit and --freeze-aligner are all on")
+    patterns = set()
+    for name in names:
+        old = next((o for n, o in parts.renamed if under(name, [n])), None)
+        new = next((n for n, _ in parts.renamed if under(name, [n])), None)
+        pattern = re.escape(name)
+        if new is not None and old is not None:
+            pattern = f"(?:{re.escape(new)}|{re.escape(old)})" + re.escape(name.removeprefix(new))
+        patterns.add(re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", pattern))  # layer numbers
+    return f"^(?:{'|'.join(sorted(patterns))})$"
+
+
+def parameter_groups(
+    model: nn.Module, parts: Parts, config: TrainConfig, decay: set[str]
+) -> list[dict[str, Any]]:
+    """Optimizer groups: tower, aligner and language model, each with and without weight decay (empty ones left out).
+
+    Args:
+        model: May be wrapped by PEFT; its prefix is looked through.
+        parts: Module prefixes of the model inside.
+        config: Learning rates and weight decay.
+        decay: Names of the parameters with weight decay.
+    """
+    rates = {"tower": config.vit_lr, "aligner": config.aligner_lr}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = parts.of(name.removeprefix("module.").removeprefix("base_model.model."))
+            groups.setdefault((part, name in decay), []).append(parameter)
+    out = []
+    for (part, decayed), parameters in sorted(groups.items()):
+        rate = rates.get(part)
+        out.append(
+            {
+                "params": parameters,
+                "lr": config.peak_lr if rate is None else rate,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+                "part": part,
+            }
+        )
+    return out

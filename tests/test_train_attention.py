@@ -1,0 +1,94 @@
+"""Risk: rows of a bin see each other, which only shows as a worse model."""
+
+import numpy as np
+import pytest
+import torch
+from train_helpers import forward_kwargs, make_row, small_config, small_model
+
+from omniprep.errors import OmniprepError
+from omniprep.train.attention import check_isolation, choose_attention, use_row_attention
+
+KINDS = ["text", "image", "audio", "video", "mixed"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model().eval()
+
+
+def set_attention(model, name):
+    model.set_attn_implementation("eager" if name == "eager" else "sdpa")
+    if name == "rows":
+        use_row_attention(model)
+
+
+@pytest.mark.parametrize("name", ["rows", "sdpa", "eager"])
+@pytest.mark.parametrize("kind", [*KINDS, "each"])
+def test_logits_of_a_bin_are_those_of_its_rows_alone(model, name, kind):
+    rng = np.random.default_rng(1)
+    rows = [make_row(k, rng) for k in (KINDS if kind == "each" else ["text", kind, kind, "text"])]
+    set_attention(model, name)
+    with torch.no_grad():
+        packed = model(**forward_kwargs(rows)).logits[0]
+        alone = torch.cat([model(**forward_kwargs([row])).logits[0] for row in rows])
+    assert packed.shape == (sum(len(r["ids"]) for r in rows), 1000)
+    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_row_is_what_transformers_itself_computes(model, kind):
+    """Our forward pass (one tower call, no cache) against Qwen2_5OmniThinkerForConditionalGeneration.forward."""
+    row = make_row(kind, np.random.default_rng(2))
+    kwargs = forward_kwargs([row])
+    set_attention(model, "rows")
+    with torch.no_grad():
+        ours = model(**kwargs).logits
+        set_attention(model, "sdpa")
+        for key in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"):
+            kwargs.pop(key)
+        theirs = model.thinker(**kwargs, use_cache=False).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_check_isolation_passes_and_catches_three_row_positions(model):
+    for name in ("rows", "sdpa", "eager"):
+        set_attention(model, name)
+        check_isolation(model, 900)
+    set_attention(model, "sdpa")
+
+    class Mixing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, position_ids, **kwargs):
+            return self.inner(position_ids=position_ids[1:], **kwargs)
+
+    with pytest.raises(OmniprepError, match="see each other"):
+        check_isolation(Mixing(), 900)
+
+
+def test_dummy_media_change_nothing_but_reach_the_towers(model):
+    rows = [make_row("text", np.random.default_rng(3))]
+    set_attention(model, "rows")
+    with torch.no_grad():
+        plain = model(**forward_kwargs(rows)).logits
+    model.touch_towers = True
+    touched = model(**forward_kwargs(rows)).logits
+    touched.sum().backward()
+    model.touch_towers = False
+    assert torch.equal(plain, touched)
+    for name, p in model.named_parameters():
+        assert p.grad is not None or name.startswith(model.never_used), name
+    model.zero_grad()
+
+
+def test_choices_that_cannot_run_are_refused():
+    assert choose_attention("auto", "cpu", torch.float32) == "sdpa"
+    for wanted in ("flash_attention_2", "flex_attention"):
+        with pytest.raises(OmniprepError, match="sdpa"):
+            choose_attention(wanted, "cpu", torch.float32)
+
+
+def test_token_ids_of_the_small_model_are_used():
+    assert small_config().thinker_config.image_token_id == 902
