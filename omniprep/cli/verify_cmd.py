@@ -1,0 +1,39 @@
+"""`omniprep verify`."""
+
+import sys
+
+import click
+
+
+@click.command(name="verify")
+@click.argument("dataset")
+@click.option("--deep", is_flag=True, help="Also encode a sample of rows again and compare.")
+@click.option("--sample", default=32, show_default=True, help="Rows that --deep encodes again.")
+@click.option("--quiet", is_flag=True, help="No progress, only the result.")
+def verify(dataset: str, deep: bool, sample: int, quiet: bool) -> None:
+    """Check that a dataset is whole: checksums of shards and bins, and every input row packed or rejected, once.
+
+    Prints a line for each fault, and exits 1 where there is one.
+    """
+    from omniprep.data.dataset import PackedDataset
+    from omniprep.progress import reporter, size
+    from omniprep.verify import check_rows, check_shards
+
+    ds = PackedDataset(dataset, verify="never")
+    total = sum(shard["bytes"] for shard in ds.manifest["shards"])
+    findings = []
+    with reporter(quiet=quiet) as progress:
+        progress.start("verify", total, "bytes")
+        findings += check_shards(ds, lambda count: progress.advance("verify", count))
+        progress.finish("verify")
+        findings += check_rows(ds)
+    for finding in findings:
+        print(finding)
+    if findings:
+        print(f"{dataset} is damaged: {len(findings)} faults", file=sys.stderr)
+        sys.exit(1)
+    rows = ds.manifest["counts"]["rows"]
+    print(
+        f"{dataset} is whole: {len(ds.manifest['shards'])} shards, {size(total)}, {len(ds):,} bins, "
+        f"{rows['read']:,} rows read = {rows['packed']:,} packed + {rows['rejected']:,} rejected"
+    )
