@@ -1,0 +1,377 @@
+"""Raw rows → planned rows: tokens, loss weights and exact lengths, from text and media headers alone.
+
+Nothing is decoded here, except where no header tells a length exactly (the sound of a video, m4a). Rows go through in
+chunks, so that the tokenizer sees the texts of many rows at once.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omniprep.config import BuildConfig
+from omniprep.errors import Reject, RejectCode
+from omniprep.families.context import FamilyContext
+from omniprep.families.registry import Item, MediaMeta
+from omniprep.media.audio import decode_track, probe_audio
+from omniprep.media.fetch import Places, Source
+from omniprep.media.image import probe_image
+from omniprep.media.video import check_streams, open_video
+from omniprep.rows.normalize import MODALITIES, Row, normalize
+from omniprep.template.chat import TemplateMeta, contexts, prepare, without_roles
+from omniprep.template.grounding import normalize_boxes, write_box, write_reference
+from omniprep.template.loss import Pieces, parse_strategy
+from omniprep.template.tags import replace_tags
+from omniprep.template.truncate import kept_tokens
+
+RATE = 16_000
+
+
+@dataclass(slots=True)
+class PlannedItem:
+    """A media item: what it is, and where its bytes are (one source; a video given as frames has one for each)."""
+
+    item: Item
+    sources: list[Source]
+
+
+@dataclass(slots=True)
+class PlannedRow:
+    """A row that will be packed: everything but the decoded media.
+
+    `ids` hold one placeholder an item; `run_lengths` and `run_weights` are the loss weights, run by run; `length` counts tokens
+    after expansion.
+    """
+
+    ids: NDArray[np.int32]
+    run_lengths: NDArray[np.int32]
+    run_weights: NDArray[np.float32]
+    length: int
+    items: dict[str, list[PlannedItem]] = field(default_factory=lambda: {m: [] for m in MODALITIES})
+    control_tokens: bool = False
+
+    def weights(self) -> NDArray[np.float32]:
+        """Loss weight of each token, (len(ids),)."""
+        return np.repeat(self.run_weights, self.run_lengths)
+
+
+@dataclass(slots=True)
+class _Rendered:
+    runs: Pieces
+    items: dict[str, list[PlannedItem]]
+    control_tokens: bool
+
+
+def plan_rows(
+    raws: Iterable[Any], ctx: FamilyContext, config: BuildConfig, places: Places, *, generate: bool = False
+) -> list[PlannedRow | Reject]:
+    """Plan a chunk of rows, in order; a row that cannot be used gives its Reject.
+
+    Args:
+        raws: Raw rows, or a Reject for a line that could not be parsed.
+        ctx: The family.
+        config: The build's options.
+        places: Where the rows' media may lie.
+        generate: Leave the last answer open (inference).
+    """
+    rendered: list[_Rendered | Reject] = []
+    for raw in raws:
+        try:
+            rendered.append(raw if isinstance(raw, Reject) else _render(raw, ctx, config, places, generate))
+        except Reject as reject:
+            rendered.append(reject)
+        except (RecursionError, UnicodeError) as error:
+            rendered.append(Reject(RejectCode.BAD_ROW, f"{type(error).__name__}: {error}"))
+    texts = [text for entry in rendered if isinstance(entry, _Rendered) for text, _ in entry.runs]
+    ids = iter(ctx.encoder.encode(texts))
+    result: list[PlannedRow | Reject] = []
+    for entry in rendered:
+        if isinstance(entry, Reject):
+            result.append(entry)
+            continue
+        tokens = [next(ids) for _ in entry.runs]
+        try:
+            result.append(_assemble(entry, tokens, ctx, config))
+        except Reject as reject:
+            result.append(reject)
+    return result
+
+
+@lru_cache(maxsize=8)
+def _template(ctx: FamilyContext, use_chat_template: bool) -> TemplateMeta:
+    return ctx.template if use_chat_template else without_roles(ctx.template, ctx.tokenizer.eos_token)
+
+
+@lru_cache(maxsize=8)
+def _token_patterns(ctx: FamilyContext) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
+    media = re.compile("|".join(map(re.escape, ctx.media_tokens)) or r"(?!)")
+    special = sorted(ctx.encoder.special_tokens - set(ctx.media_tokens))
+    return media, re.compile("|".join(map(re.escape, special))) if special else None
+
+
+def _check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
+    """Whether control tokens are typed in the text; media tokens reject the row."""
+    media, control = _token_patterns(ctx)
+    texts = [message["content"] for message in row.messages if message["content"]]
+    texts += [text for text in (row.system, *row.objects.get("ref", ())) if isinstance(text, str)]
+    if row.tools:
+        texts.append(str(row.tools))
+    found = False
+    for text in texts:
+        if "<" not in text:
+            continue
+        if match := media.search(text):
+            raise Reject(RejectCode.SPECIAL_TOKEN_IN_TEXT, f"the text contains {match.group()!r}, which the model takes for media; remove or escape it")
+        if control is not None and (match := control.search(text)):
+            if config.special_tokens_in_text == "reject":
+                raise Reject(RejectCode.SPECIAL_TOKEN_IN_TEXT, f"the text contains the control token {match.group()!r}")
+            found = True
+    return found
+
+
+def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, generate: bool) -> _Rendered:
+    row = normalize(raw)
+    control = _check_text(row, ctx, config)
+    row = prepare(row, places.is_file)
+    meta = _template(ctx, config.use_chat_template)
+    loss = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
+    found = _find_media(row, ctx, config, places)
+    order: dict[str, list[PlannedItem]] = {m: [] for m in MODALITIES}
+
+    def place(modality: str, number: int) -> str:
+        entry = found[modality][number]
+        order[modality].append(entry.planned)
+        if entry.track is None:
+            return ctx.tag(modality)
+        entry.planned.item.audio = len(order["audio"])
+        order["audio"].append(entry.track)
+        return ctx.tag("video_audio")
+
+    def boxes() -> list[Any]:
+        if not row.objects or not row.images:
+            return list(row.objects.get("bbox") or [])
+        metas = [entry.planned.item.meta for entry in found["image"]]
+        original = [(m.width, m.height) for m in metas]
+        norm = config.norm_bbox or meta.norm_bbox
+        resized = original if norm == "norm1000" else [_resized(ctx, m) for m in metas]
+        return normalize_boxes(row.objects, original, resized, norm)
+
+    references = [str(name) for name in row.objects.get("ref") or []]
+    pieces = contexts(row, meta, parse_strategy(loss), default_system=config.system, generate=generate)
+    runs = replace_tags(
+        pieces,
+        counts={m: len(found[m]) for m in MODALITIES},
+        place=place,
+        references=references,
+        boxes=boxes,
+        write_reference=lambda name: write_reference(name, config.bbox_format),
+        write_box=lambda box: write_box(box, config.bbox_format),
+    )
+    for modality in MODALITIES:
+        placed = sum(not p.item.meta.in_video for p in order[modality])
+        if placed != len(found[modality]):
+            raise Reject(
+                RejectCode.PLACEHOLDER_MISMATCH,
+                f"{len(found[modality])} {modality} items, but only {placed} places for them in the part of the chat that is kept",
+            )
+    return _Rendered(runs, order, control)
+
+
+def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:
+    size = getattr(ctx.cls, "resized_image", None)
+    if size is None:
+        raise Reject(RejectCode.BAD_OBJECTS, f"family {ctx.name!r} does not say the size images are resized to; use --norm-bbox norm1000")
+    result: tuple[int, int] = size(ctx, meta)
+    return result
+
+
+@dataclass(slots=True)
+class _Found:
+    planned: PlannedItem
+    track: PlannedItem | None = None
+
+
+def _find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Places) -> dict[str, list[_Found]]:
+    options = {k: v for k, v in row.kwargs.items() if k in ctx.cls.row_options}  # type: ignore[attr-defined]
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise Reject(RejectCode.BAD_OPTION, f"chat_template_kwargs: {name} must be a number of at least 0")
+    limits = _limits(ctx, config.limit_mm_per_row)
+    result: dict[str, list[_Found]] = {}
+    for modality in MODALITIES:
+        named = row.media(modality)
+        if named and modality not in ctx.modalities:
+            raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"family {ctx.name!r} takes no {modality}")
+        most = limits.get(modality)
+        if most is not None and len(named) > most:
+            raise Reject(RejectCode.TOO_MANY_ITEMS, f"{len(named)} {modality} items, the limit is {most}")
+        result[modality] = []
+        for position, what in enumerate(named, 1):
+            try:
+                result[modality].append(_probe(what, modality, options, ctx, config, places))
+            except Reject as reject:
+                raise Reject(reject.code, f"{modality} {position} of {len(named)}: {reject.message}") from reject
+    return result
+
+
+@lru_cache(maxsize=32)
+def _limits(ctx: FamilyContext, given: tuple[str, ...]) -> dict[str, int | None]:
+    from omniprep.errors import UsageError
+
+    limits: dict[str, int | None] = dict(ctx.cls.limits)  # type: ignore[attr-defined]
+    for text in given:
+        modality, _, number = text.partition("=")
+        if modality not in MODALITIES or not number.isdigit():
+            raise UsageError(f"--limit-mm-per-row {text!r}: write it as image=8")
+        limits[modality] = int(number)
+    return limits
+
+
+def _probe(what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places) -> _Found:
+    if modality == "video" and isinstance(what, list | tuple):
+        return _probe_frames(list(what), options, ctx, config, places)
+    source = places.locate(what)
+    rate = int(ctx.preprocessor.get("sampling_rate", RATE))
+    track = None
+    if modality == "image":
+        width, height = probe_image(source, exif=config.exif)
+        meta = MediaMeta(kind="image", width=width, height=height, options=options)
+    elif modality == "audio":
+        meta = MediaMeta(kind="audio", samples=probe_audio(source, rate), options=options)
+    else:
+        sound = check_streams(source) if config.use_audio_in_video else False
+        reader = open_video(source)
+        meta = MediaMeta(kind="video", width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps, options=options)
+        if config.use_audio_in_video and sound:
+            samples = len(decode_track(source, rate))
+            track = _planned("audio", MediaMeta(kind="audio", samples=samples, in_video=True, options=options), [source], ctx)
+        elif config.use_audio_in_video and config.silent_video == "reject":
+            raise Reject(RejectCode.NO_AUDIO_TRACK, f"{source.label}: the video has no sound; --silent-video skip-audio takes it as pictures alone")
+    return _Found(_planned(modality, meta, [source], ctx), track)
+
+
+def _probe_frames(frames: list[Any], options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places) -> _Found:
+    if config.use_audio_in_video and config.silent_video == "reject":
+        raise Reject(RejectCode.NO_AUDIO_TRACK, "a list of frames has no sound; --silent-video skip-audio takes it as pictures alone")
+    if not frames:
+        raise Reject(RejectCode.VIDEO_TOO_SHORT, "the list of frames is empty")
+    sources = [places.locate(frame) for frame in frames]
+    sizes = tuple(probe_image(source, exif=config.exif) for source in sources)
+    width, height = sizes[0]
+    meta = MediaMeta(kind="video", width=width, height=height, frames=len(sizes), fps=ctx.opt.fps, sizes=sizes, options=options)
+    return _Found(_planned("video", meta, sources, ctx))
+
+
+def _planned(modality: str, meta: MediaMeta, sources: list[Source], ctx: FamilyContext) -> PlannedItem:
+    return PlannedItem(Item(modality, meta, ctx.count(modality, meta)), sources)
+
+
+@lru_cache(maxsize=8)
+def _layout(ctx: FamilyContext) -> tuple[dict[str, int], dict[str, tuple[int, int]], list[int]]:
+    """Placeholder ids, how many tokens of each tag stand before and after it, and the ids of the suffix."""
+    ids = {m: ctx.placeholder_id(m) for m in ctx.modalities}
+    tags = {m: ctx.tag(m) for m in ctx.modalities}
+    if "video" in tags and "video_audio" in ctx.cls.tags:  # type: ignore[attr-defined]
+        tags["video_audio"] = ctx.tag("video_audio")
+    frames = {}
+    for name, text in tags.items():
+        tokens = ctx.encoder.encode([text])[0]
+        at = tokens.index(ids["video" if name == "video_audio" else name])
+        frames[name] = (at, len(tokens) - at - 1)
+    suffix = [token for text in ctx.template.suffix for token in ctx.encoder.encode([text])[0]]
+    return ids, frames, suffix
+
+
+def _assemble(entry: _Rendered, tokens: list[list[int]], ctx: FamilyContext, config: BuildConfig) -> PlannedRow:
+    placeholders, frames, suffix = _layout(ctx)
+    if not config.use_chat_template:
+        suffix = ctx.encoder.encode(["".join(_template(ctx, False).suffix)])[0]
+    ids = np.array([token for run in tokens for token in run], np.int32)
+    if not len(ids):
+        raise Reject(RejectCode.EMPTY_ROW, "nothing is left of the row")
+    weights = np.repeat(np.array([weight for _, weight in entry.runs], np.float32), [len(run) for run in tokens])
+    label_turn_ends(ids, weights, suffix)
+    weights[0] = 0.0
+    length = len(ids)
+    if any(entry.items.values()):
+        ids, weights, length = _with_media(ids, weights, entry, placeholders, frames, config)
+    elif length > config.row_limit:
+        keep = _fit(ids, np.empty(0, np.int64), np.empty(0, np.int64), length, [], config)
+        ids, weights, length = ids[keep], weights[keep], int(keep.sum())
+    if config.bin_length and length > config.bin_length:
+        raise Reject(RejectCode.ROW_EXCEEDS_BIN, f"{length} tokens, the bin holds {config.bin_length}")
+    edges = np.flatnonzero(np.diff(weights)) + 1
+    starts = np.concatenate([[0], edges])
+    return PlannedRow(
+        ids=ids,
+        run_lengths=np.diff(np.concatenate([starts, [len(ids)]])).astype(np.int32),
+        run_weights=weights[starts],
+        length=length,
+        items=entry.items,
+        control_tokens=entry.control_tokens,
+    )
+
+
+def _with_media(
+    ids: NDArray[np.int32], weights: NDArray[np.float32], entry: _Rendered, placeholders: dict[str, int],
+    frames: dict[str, tuple[int, int]], config: BuildConfig,
+) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:  # fmt: skip
+    found: list[tuple[int, int, tuple[int, int]]] = []
+    for modality, token in placeholders.items():
+        places = np.flatnonzero(ids == token).tolist()
+        items = [planned.item for planned in entry.items[modality] if not planned.item.meta.in_video]
+        if len(places) != len(items):
+            raise Reject(RejectCode.PLACEHOLDER_MISMATCH, f"{len(items)} {modality} items, but {len(places)} placeholders in the tokens")
+        for at, item in zip(places, items, strict=True):
+            if item.audio is None:
+                found.append((at, item.tokens, frames[modality]))
+            else:
+                sound = entry.items["audio"][item.audio].item.tokens
+                found.append((at, item.tokens + sound, frames["video_audio"]))
+    found.sort()
+    at = np.array([f[0] for f in found], np.int64)
+    sizes = np.array([f[1] for f in found], np.int64)
+    length = len(ids) - len(found) + int(sizes.sum())
+    if length > config.row_limit:
+        keep = _fit(ids, at, sizes, length, [f[2] for f in found], config)
+        length = int(keep.sum()) - len(found) + int(sizes.sum())
+        ids, weights = ids[keep], weights[keep]
+    return ids, weights, length
+
+
+def _fit(
+    ids: NDArray[np.int32], at: NDArray[np.int64], sizes: NDArray[np.int64], length: int, frames: list[tuple[int, int]],
+    config: BuildConfig,
+) -> NDArray[np.bool_]:  # fmt: skip
+    if config.truncation == "raise":
+        raise Reject(RejectCode.ROW_TOO_LONG, f"{length} tokens, the limit is {config.row_limit}")
+    return kept_tokens(len(ids), at, sizes, config.row_limit, config.truncation, frames)
+
+
+def label_turn_ends(ids: NDArray[np.int32], weights: NDArray[np.float32], suffix: list[int]) -> None:
+    """Train the token that ends an answer inside the chat: `<|im_end|>` after a labeled run and before a later one.
+
+    Source: ms-swift 3.9.3 base.py _add_dynamic_eos. Changes `weights` in place.
+    """
+    labeled = weights > 0
+    change = np.flatnonzero(labeled[1:] != labeled[:-1]) + 1
+    start = -1
+    for at in change.tolist():
+        if not labeled[at]:
+            start = at
+        elif start > 0 and at - start >= len(suffix) and ids[start : start + len(suffix)].tolist() == suffix:
+            weights[start : start + len(suffix)] = 1.0
+
+
+def cost_facts(row: PlannedRow) -> tuple[int, int]:
+    """(vision patches, audio frames) of a row, for packing limits and costs: 4 patches a vision token, 4 frames an audio token."""
+    patches = sum(p.item.tokens for m in ("image", "video") for p in row.items[m]) * 4
+    frames = sum(-(-p.item.meta.samples // 160) for p in row.items["audio"])
+    return patches, frames
+
+
+__all__ = ["PlannedItem", "PlannedRow", "cost_facts", "label_turn_ends", "plan_rows"]

@@ -1,0 +1,162 @@
+"""The options of a build: one frozen record, the same names in YAML, on the command line and in the manifest.
+
+The command line is generated from this class (a field is an option, the text under it the help), so an option exists once.
+`SHAPING` names the fields that a shard's bytes depend on: their hash decides whether a build may be continued.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omniprep.errors import UsageError
+
+__all__ = ["BuildConfig", "config_hash", "shaping"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildConfig:
+    """What `omniprep build` and `omniprep plan` take."""
+
+    inputs: tuple[str, ...] = ()
+    """Chats: .jsonl (also .gz, .zst), .json, .parquet, globs, HF datasets folders; local or any fsspec URI."""
+    model: str = ""
+    """Checkpoint whose tokenizer, processor settings and config shape the rows: a folder or a Hub name."""
+    out: str = ""
+    """Folder (or URI) of the built dataset."""
+    bin_length: int = 0
+    """Tokens a bin holds."""
+
+    workers: int = 1
+    """Ray workers; 0 runs everything in this process, without Ray."""
+    ray_address: str | None = None
+    """Join a running Ray cluster ("auto", or its address) instead of starting a local one."""
+    seed: int = 0
+    """Seed of the order of rows in bins and of bins in shards."""
+    overwrite: bool = False
+    """Throw away what an earlier build left in --out."""
+
+    max_length: int | None = None
+    """Longest row in tokens after expansion (default: the bin length)."""
+    truncation: Literal["raise", "left", "right"] = "raise"
+    """What happens to a longer row: reject it, or cut its left or right end. Media are never cut: such a row is rejected."""
+    loss_scale: str = "default"
+    """Loss strategy: default, last_round, all, ignore_empty_think, hermes, react, qwen, agentflan, alpha_umi, or a chain such as last_round+hermes."""
+    system: str | None = None
+    """System prompt for rows that have none (default: the family's)."""
+    use_chat_template: bool = True
+    """Off for pre-training text: no roles, loss on all tokens."""
+
+    max_pixels: int | None = None
+    """Most pixels of an image after resizing (MAX_PIXELS of the reference)."""
+    min_pixels: int | None = None
+    """Fewest pixels of an image after resizing (MIN_PIXELS)."""
+    video_max_pixels: int | None = None
+    """Most pixels of a video frame (VIDEO_MAX_PIXELS)."""
+    video_min_pixels: int | None = None
+    """Fewest pixels of a video frame (VIDEO_MIN_PIXELS)."""
+    video_total_pixels: int | None = None
+    """Most pixels of a whole video (VIDEO_TOTAL_PIXELS)."""
+    fps: float | None = None
+    """Frames a second taken from a video (FPS; default 2)."""
+    fps_min_frames: int | None = None
+    """Fewest frames taken from a video (FPS_MIN_FRAMES; default 4)."""
+    fps_max_frames: int | None = None
+    """Most frames taken from a video (FPS_MAX_FRAMES; default 768)."""
+    use_audio_in_video: bool = False
+    """Take the sound of videos too, interleaved with their frames (USE_AUDIO_IN_VIDEO)."""
+    bbox_format: Literal["legacy", "new"] = "legacy"
+    """How grounding boxes are written (QWENVL_BBOX_FORMAT)."""
+    norm_bbox: Literal["none", "norm1000"] | None = None
+    """Units of boxes: pixels of the resized image, or thousandths (default: the family's)."""
+    limit_mm_per_row: tuple[str, ...] = ()
+    """Most items of a modality in a row, such as image=8; rows with more are rejected."""
+
+    video_timing: Literal["reference", "actual"] = "reference"
+    """Seconds between video grid steps in m-rope: 1.0 as the reference has it, or the true 2 / sampled fps."""
+    exif: Literal["ignore", "apply"] = "ignore"
+    """Whether images are turned as their EXIF orientation says (the reference ignores it)."""
+    alpha: Literal["drop", "white"] = "drop"
+    """What becomes of transparency: dropped as the reference does, or laid on white."""
+    silent_video: Literal["reject", "skip-audio"] = "reject"
+    """With --use-audio-in-video, what to do with a video that has no sound."""
+    long_audio: Literal["reject", "truncate"] = "reject"
+    """What to do with audio beyond the model's 300 s (the reference cuts it silently)."""
+    special_tokens_in_text: Literal["allow", "reject"] = "allow"
+    """Control tokens typed in text (media tokens always reject the row)."""
+
+    on_error: Literal["quarantine", "fail"] = "quarantine"
+    """Reject bad rows and go on, or stop at the first."""
+    max_error_rate: float = 1.0
+    """Stop when more than this share of the rows is rejected (checked when all rows are planned, and at the end)."""
+    media_root: tuple[str, ...] = ()
+    """More folders that media may lie in (default: the folder of the file that names them)."""
+    allow_http: bool = False
+    """Fetch media from http(s) URLs (public addresses only)."""
+
+    shard_size: int = 512 << 20
+    """Bytes a shard grows to."""
+    pixel_codec: str = "raw"
+    """How pixels are stored: raw."""
+    max_bin_patches: int | None = None
+    """Most vision patches in a bin (memory of the vision tower)."""
+    max_bin_audio_frames: int | None = None
+    """Most audio frames in a bin (memory of the audio tower)."""
+    family: str | None = None
+    """Model family (default: found from the checkpoint's config)."""
+    family_option: tuple[str, ...] = ()
+    """Option of the family, such as max_side=512; the family names them."""
+    plugin: tuple[str, ...] = ()
+    """Python file that registers model families."""
+    trust_remote_code: bool = False
+    """Let the checkpoint's own Python code run when its tokenizer is loaded."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no build could use."""
+        checks: list[tuple[bool, str]] = [
+            (self.bin_length >= 0, "--bin-length must be positive"),
+            (self.workers >= 0, "--workers must be 0 or more"),
+            (self.max_length is None or self.max_length > 0, "--max-length must be positive"),
+            (0 <= self.max_error_rate <= 1, "--max-error-rate is a share between 0 and 1"),
+            (self.shard_size > 0, "--shard-size must be positive"),
+            (self.fps is None or self.fps > 0, "--fps must be positive"),
+            (self.pixel_codec == "raw", f"--pixel-codec {self.pixel_codec!r} is not known; known: raw"),
+        ]
+        checks += [
+            (value is None or value > 0, f"--{name.replace('_', '-')} must be positive")
+            for name in PIXEL_OPTIONS
+            for value in [getattr(self, name)]
+        ]
+        for good, text in checks:
+            if not good:
+                raise UsageError(text)
+
+    @property
+    def row_limit(self) -> int:
+        """Longest row in tokens."""
+        return self.max_length or self.bin_length
+
+
+PIXEL_OPTIONS = (
+    "max_pixels",
+    "min_pixels",
+    "video_max_pixels",
+    "video_min_pixels",
+    "video_total_pixels",
+    "fps_min_frames",
+    "fps_max_frames",
+)
+# What may change between two runs of one build without changing a byte of its shards.
+_FREE = {"out", "workers", "ray_address", "overwrite", "on_error", "max_error_rate"}
+
+
+def shaping(config: BuildConfig) -> dict[str, Any]:
+    """The options that a shard's bytes depend on, as JSON types."""
+    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+
+
+def config_hash(config: BuildConfig) -> str:
+    """SHA-256 (hex) over `shaping(config)`."""
+    return hashlib.sha256(json.dumps(shaping(config), sort_keys=True).encode()).hexdigest()

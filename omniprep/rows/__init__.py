@@ -1,0 +1,1 @@
+"""Raw rows of any shape, read from anywhere, made into one shape."""

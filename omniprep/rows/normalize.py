@@ -1,0 +1,294 @@
+"""Any raw chat row → `Row`: one shape for the template.
+
+What each shape becomes is ms-swift 3.9.3's AutoPreprocessor (swift/llm/dataset/preprocessor/core.py) followed by
+StdTemplateInputs.from_dict (swift/llm/template/template_inputs.py). Column presence is judged row by row, since rows of one
+file may differ. Where the two reference paths differ, the dataset path wins for columns (`system`, box order) and the direct
+path for what Arrow cannot hold there (typed content lists).
+"""
+
+import ast
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from omniprep.errors import Reject, RejectCode
+
+MODALITIES = ("image", "audio", "video")
+ROLES = frozenset({"system", "user", "assistant", "tool_call", "tool_response", "tool"})
+
+_MEDIA_ALIASES = {key: f"{m}s" for m in MODALITIES for key in (f"{m}s", m)}
+_MESSAGE_ALIASES = {
+    **_MEDIA_ALIASES,
+    **dict.fromkeys(("messages", "conversation", "conversations"), "messages"),
+    **dict.fromkeys(("system", "system_prompt"), "system"),
+}
+_RESPONSE_ALIASES = {
+    **_MEDIA_ALIASES,
+    **dict.fromkeys(("system", "system_prompt"), "system"),
+    **dict.fromkeys(("query", "prompt", "input", "instruction", "question", "problem"), "query"),
+    **dict.fromkeys(
+        ("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution", "text", "completion", "content"),
+        "response",
+    ),
+}
+_ROLE_ALIASES = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "function_call": "tool_call",
+    "function_response": "tool_response",
+    "observation": "tool_response",
+    "observations": "tool_response",
+}
+
+
+@dataclass(slots=True)
+class Row:
+    """One chat, in the reference's standard form.
+
+    `messages` hold role (user, assistant, tool_call, tool), content (str, or None for a missing last answer) and, where the
+    row set it, loss. `images`, `audios` and `videos` hold what names each item: a path, URI, base64 string, bytes, a dict
+    {bytes, path}, or (videos) a list of frames. `kwargs` are the row's own media limits (chat_template_kwargs).
+    """
+
+    messages: list[dict[str, Any]]
+    system: str | None = None
+    tools: Any = None
+    images: list[Any] = field(default_factory=list)
+    audios: list[Any] = field(default_factory=list)
+    videos: list[Any] = field(default_factory=list)
+    objects: dict[str, Any] = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def media(self, modality: str) -> list[Any]:
+        """The items of a modality ("image", "audio" or "video")."""
+        items: list[Any] = getattr(self, f"{modality}s")
+        return items
+
+
+def normalize(raw: Any) -> Row:
+    """Make a raw row into a `Row`; the raw row is left as it was.
+
+    Raises:
+        Reject: bad_row, bad_message, bad_role, empty_row, bad_column or bad_objects.
+    """
+    if not isinstance(raw, dict):
+        raise Reject(RejectCode.BAD_ROW, f"a row must be a JSON object, not {type(raw).__name__}")
+    if any(key in raw for key in ("conversation", "conversations", "messages")):
+        row = _rename(raw, _MESSAGE_ALIASES)
+        messages = _chat(row.get("messages"), row.get("system"))
+    else:
+        row = _rename(raw, _RESPONSE_ALIASES)
+        messages = _single_turn(row)
+    if not messages:
+        raise Reject(RejectCode.EMPTY_ROW, "the row has no messages")
+    inline = _lift_inline_media(messages)
+    system = None
+    if messages[0]["role"] == "system":
+        system = messages.pop(0)["content"]
+        if not isinstance(system, str | None):
+            raise Reject(RejectCode.BAD_MESSAGE, "the system message's content must be text")
+    if not messages:
+        raise Reject(RejectCode.EMPTY_ROW, "the row has only a system message")
+    media = {m: _media_column(row.get(f"{m}s"), m) for m in MODALITIES}
+    for modality, items in inline.items():
+        if items and media[modality]:
+            raise Reject(RejectCode.BAD_COLUMN, f"{modality}s stand both in the messages and in the column {modality}s")
+        media[modality] = items or media[modality]
+    if "messages" not in raw:
+        row["tools"] = _as_arrow(row.get("tools"))
+    kwargs = row.get("chat_template_kwargs") or {}
+    if not isinstance(kwargs, dict):
+        raise Reject(RejectCode.BAD_OPTION, "chat_template_kwargs must be an object")
+    return Row(
+        messages=messages,
+        system=system,
+        tools=row.get("tools"),
+        images=media["image"],
+        audios=media["audio"],
+        videos=media["video"],
+        objects=_objects(row.get("objects")),
+        kwargs={k: v for k, v in kwargs.items() if v is not None},
+    )
+
+
+def _rename(raw: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
+    """Case-insensitive renames; two columns with one target are both left alone (core.py safe_rename_columns)."""
+    found: dict[str, list[str]] = {}
+    for key in raw:
+        if isinstance(key, str) and (target := aliases.get(key.lower())):
+            found.setdefault(target, []).append(key)
+    renames = {keys[0]: target for target, keys in found.items() if len(keys) == 1}
+    return {renames.get(key, key): value for key, value in raw.items() if value is not None}
+
+
+def _literal(text: str, what: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise Reject(RejectCode.BAD_MESSAGE, f"{what} is text, but not a Python or JSON literal") from error
+
+
+def _chat(messages: Any, system: Any) -> list[dict[str, Any]]:
+    """Messages, or sharegpt conversations of either form (core.py MessagesPreprocessor)."""
+    if isinstance(messages, str):
+        messages = _literal(messages, "messages")
+    if not messages:
+        raise Reject(RejectCode.EMPTY_ROW, "the row has no messages")
+    if not isinstance(messages, list):
+        raise Reject(RejectCode.BAD_ROW, f"messages must be a list, not {type(messages).__name__}")
+    for position, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            raise Reject(RejectCode.BAD_MESSAGE, f"message {position} is not an object")
+    first = messages[0]
+    if not ({"role", "content", "from", "value"} & first.keys()):
+        return _pairs(messages, system)
+    result = []
+    for position, message in enumerate(messages, 1):
+        role = message.get("role", message.get("from"))
+        if not isinstance(role, str):
+            raise Reject(RejectCode.BAD_MESSAGE, f"message {position} has no role")
+        role = _ROLE_ALIASES.get(role.replace("-", "_"), role)
+        if role not in ROLES or (role == "system" and position > 1):
+            known = "system (first message only)" if role == "system" else ", ".join(sorted(ROLES))
+            raise Reject(RejectCode.BAD_ROLE, f"message {position} has role {role!r}; known: {known}")
+        content = message.get("content", message.get("value"))
+        if content is None and not (role == "assistant" and position == len(messages)):
+            raise Reject(RejectCode.BAD_MESSAGE, f"message {position} ({role}) has no content")
+        role = "tool" if role == "tool_response" else role
+        if role in ("tool_call", "tool") and not isinstance(content, str):
+            content = json.dumps(content, ensure_ascii=False)
+        clean = {"role": role, "content": content}
+        if message.get("loss") is not None:
+            clean["loss"] = _loss(message["loss"], position)
+        result.append(clean)
+    if system is not None and result[0]["role"] != "system":
+        result.insert(0, {"role": "system", "content": system})
+    return result
+
+
+def _loss(value: Any, position: int) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: loss must be true, false or a number") from error
+
+
+def _pairs(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
+    """ShareGPT's pair form: each element holds both sides of a turn."""
+    result: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+    for position, message in enumerate(messages, 1):
+        sides = []
+        for role, names in (("user", ("user", "human")), ("assistant", ("assistant", "gpt", "bot"))):
+            content = next((message[name] for name in reversed(names) if name in message), None)
+            if content is None:
+                raise Reject(RejectCode.BAD_MESSAGE, f"turn {position} has no {role} side")
+            sides.append({"role": role, "content": content})
+        result += sides
+    return result
+
+
+def _single_turn(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Alpaca, and query/response with history (core.py AlpacaPreprocessor, ResponsePreprocessor)."""
+    if "instruction" in row or "input" in row:
+        parts = [row.get("instruction"), row.get("input")]
+        row["query"] = "\n".join(str(p) for p in parts if p)
+        if "output" in row:
+            row["response"] = row["output"]
+    if "query" not in row and "response" not in row:
+        raise Reject(RejectCode.BAD_ROW, f"no column that a chat can be read from (columns: {', '.join(map(str, row)) or 'none'})")
+    response = row.get("response")
+    if isinstance(response, list | tuple):
+        # The reference draws one at random with seed 42 (RANDOM_DATASET_RESPONSE); drawn anew for each row.
+        if not response:
+            raise Reject(RejectCode.BAD_MESSAGE, "the list of responses is empty")
+        response = response[int(np.random.RandomState(42).randint(0, len(response)))]
+    history = row.get("history") or []
+    if isinstance(history, str):
+        history = _literal(history, "history")
+    if not isinstance(history, list) or not all(isinstance(turn, list | tuple) and len(turn) >= 2 for turn in history):
+        raise Reject(RejectCode.BAD_MESSAGE, "history must be a list of [query, response]")
+    messages: list[dict[str, Any]] = []
+    if row.get("system") is not None:
+        messages.append({"role": "system", "content": row["system"]})
+    for query, answer, *_ in [*history, (row.get("query"), response)]:
+        messages += [{"role": r, "content": c} for r, c in (("user", query), ("assistant", answer)) if c is not None]
+    return messages
+
+
+def _lift_inline_media(messages: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Typed content lists → text with tags, and the media in reading order (template_inputs.py remove_messages_media)."""
+    media: dict[str, list[Any]] = {m: [] for m in MODALITIES}
+    for position, message in enumerate(messages, 1):
+        content = message["content"]
+        if content is None or isinstance(content, str):
+            continue
+        if not isinstance(content, list):
+            raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: content must be text or a list of typed items")
+        text = ""
+        for item in content:
+            kind = item.get("type") if isinstance(item, dict) else None
+            if not isinstance(kind, str):
+                raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: each item of a content list needs a type")
+            value = item.get(kind)
+            if kind == "text":
+                if not isinstance(value, str):
+                    raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: a text item has no text")
+                text += value
+                continue
+            kind = kind.removesuffix("_url")
+            if kind not in media:
+                raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"message {position}: items of type {kind!r} are not known")
+            text += f"<{kind}>"
+            if isinstance(value, dict) and "url" in value:
+                value = value["url"]
+            if value:
+                media[kind].append(value)
+        message["content"] = text
+    return media
+
+
+def _media_column(value: Any, modality: str) -> list[Any]:
+    if value is None:
+        return []
+    items = value if isinstance(value, list | tuple) else [value]
+    for item in items:
+        frames = modality == "video" and isinstance(item, list | tuple) and item
+        parts = list(item) if frames else [item]
+        if not all(isinstance(part, str | bytes | dict) for part in parts):
+            raise Reject(RejectCode.BAD_COLUMN, f"{modality}s must name files, URIs, base64 text or {{bytes, path}}")
+    return list(items)
+
+
+def _objects(value: Any) -> dict[str, Any]:
+    """Keep ref, bbox, bbox_type, image_id; put box corners in order (core.py _check_objects)."""
+    if not value:
+        return {}
+    if not isinstance(value, dict):
+        raise Reject(RejectCode.BAD_OBJECTS, "objects must be an object with ref and bbox")
+    result = {key: value[key] for key in ("ref", "bbox", "bbox_type", "image_id") if value.get(key) is not None}
+    boxes = []
+    for position, box in enumerate(result.get("bbox", []), 1):
+        if not isinstance(box, list | tuple) or len(box) not in (2, 4) or not all(isinstance(v, int | float) for v in box):
+            raise Reject(RejectCode.BAD_OBJECTS, f"box {position} must be 2 or 4 numbers")
+        box = list(box)
+        if len(box) == 4:
+            box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
+        boxes.append(box)
+    if "bbox" in result:
+        result["bbox"] = boxes
+    return result
+
+
+def _as_arrow(tools: Any) -> Any:
+    """Tools of rows that pass the reference's dataset path: Arrow gives objects of one list the same keys, null where absent."""
+    if not isinstance(tools, list) or not tools or not isinstance(tools[0], dict):
+        return tools
+    import pyarrow as pa
+
+    try:
+        return pa.array([tools]).to_pylist()[0]
+    except pa.ArrowInvalid as error:
+        raise Reject(RejectCode.BAD_TOOLS, f"tools mix types that one Arrow column cannot hold: {error}") from error

@@ -1,0 +1,190 @@
+"""Row → contexts: roles merged, tools rendered, the chat template's texts around each turn, and a loss weight on each piece.
+
+Source: ms-swift 3.9.3 swift/llm/template/base.py (_preprocess_function_call, _swift_prepare_inputs, _swift_encode,
+_concat_context_list, _add_default_tags).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from omniprep.errors import Reject, RejectCode
+from omniprep.rows.normalize import MODALITIES, Row
+from omniprep.template.agent import format_tool_calls, format_tool_responses, format_tools, parse_tools
+from omniprep.template.loss import OTHER, RESPONSE, SUFFIX, Pieces, Strategy, weigh
+
+TAGS = {modality: f"<{modality}>" for modality in MODALITIES}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TemplateMeta:
+    """The fixed texts of a chat template (ms-swift: TemplateMeta).
+
+    `{{SYSTEM}}` and `{{QUERY}}` mark where the texts go. `suffix` ends the last answer and is trained.
+    """
+
+    prefix: tuple[str, ...] = ()
+    system_prefix: tuple[str, ...] = ("<|im_start|>system\n{{SYSTEM}}<|im_end|>\n",)
+    prompt: tuple[str, ...] = ("<|im_start|>user\n{{QUERY}}<|im_end|>\n<|im_start|>assistant\n",)
+    chat_sep: tuple[str, ...] | None = ("<|im_end|>\n",)
+    suffix: tuple[str, ...] = ("<|im_end|>",)
+    default_system: str | None = None
+    stop_words: tuple[str, ...] = ("<|endoftext|>", "<|im_end|>")
+    norm_bbox: str = "none"
+
+
+def without_roles(meta: TemplateMeta, end_of_text: str) -> TemplateMeta:
+    """The template of --use-chat-template off: the text alone and an end token (ms-swift: to_generate_template_meta)."""
+    return TemplateMeta(
+        system_prefix=(), prompt=("{{QUERY}}",), chat_sep=None, suffix=(end_of_text,), stop_words=meta.stop_words, norm_bbox=meta.norm_bbox
+    )
+
+
+def merge_tool_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of tool_call messages become one assistant message."""
+    result: list[dict[str, Any]] = []
+    calls: list[str] = []
+    for message in [*messages, None]:
+        if message is not None and message["role"] == "tool_call":
+            calls.append(message["content"])
+            continue
+        if calls:
+            result.append({"role": "assistant", "content": format_tool_calls(calls)})
+            calls = []
+        if message is not None:
+            result.append(message)
+    return result
+
+
+def add_missing_tags(row: Row) -> None:
+    """Media without a tag get one before the first message; surplus tags stay text (base.py _add_default_tags)."""
+    if not (row.images or row.audios or row.videos):
+        return
+    text = "\n".join(message["content"] or "" for message in row.messages)
+    if row.system:
+        text = f"{row.system}\n{text}"
+    first = row.messages[0]
+    for modality in MODALITIES:
+        missing = len(row.media(modality)) - text.count(TAGS[modality])
+        if missing > 0:
+            first["content"] = TAGS[modality] * missing + (first["content"] or "")
+
+
+def _merge(messages: list[dict[str, Any]], meta: TemplateMeta) -> list[dict[str, Any]]:
+    """Tool messages after an answer become one tool round; equal neighbors of user or assistant are joined."""
+    result = [messages[0]]
+    i = 1
+    while i < len(messages):
+        previous, message = result[-1], messages[i]
+        pair = (previous["role"], message["role"])
+        if pair == ("assistant", "tool"):
+            end = i
+            while end < len(messages) and messages[end]["role"] == "tool":
+                end += 1
+            contents = [m["content"] for m in messages[i:end]]
+            previous["content"], contexts = format_tool_responses(
+                previous["content"], contents, meta.prompt, meta.chat_sep or ()
+            )
+            result.append({"role": "tool", "content": contexts})
+            i = end
+            continue
+        if pair in (("assistant", "assistant"), ("user", "user")):
+            previous["content"] = _joined(previous["content"], message["content"])
+        else:
+            result.append(message)
+        i += 1
+    return result
+
+
+def _joined(first: str | None, second: str | None) -> str:
+    if first is None or second is None:
+        raise Reject(RejectCode.BAD_MESSAGE, "two assistant messages in a row, one of them without content")
+    return first + second
+
+
+def _fill(context: str, values: tuple[tuple[str, str | None], ...]) -> str:
+    for mark, value in values:
+        if value is not None and mark in context:
+            context = context.replace(mark, value)
+    return context
+
+
+def contexts(row: Row, meta: TemplateMeta, strategy: Strategy, *, default_system: str | None, generate: bool = False) -> Pieces:
+    """The chat as (text, loss weight) pieces, media tags still in place.
+
+    Args:
+        row: The row; its messages are rewritten.
+        meta: Template texts.
+        strategy: Loss strategy.
+        default_system: System prompt of rows that have none (None: the template's; "": no system block).
+        generate: Leave the last answer open (inference).
+
+    Raises:
+        Reject: bad_role, bad_message, bad_tools.
+    """
+    messages = _merge(row.messages, meta)
+    system = row.system if row.system is not None else default_system
+    system = meta.default_system if system is None else system
+    if row.tools is not None:
+        system = format_tools(row.tools, system)
+    if messages[0]["role"] == "assistant":
+        messages.insert(0, {"role": "user", "content": ""})
+    if len(messages) % 2 == 1:
+        messages.append({"role": "assistant", "content": None})
+    if meta.chat_sep is None and len(messages) > 2:
+        messages = messages[-2:]
+    rounds = len(messages) // 2
+    pieces: Pieces = []
+
+    def add(text: str, kind: str, **known: Any) -> None:
+        pieces.extend(weigh(strategy, text, kind, last_round=False, query=None, loss=None) if not known else weigh(strategy, text, kind, **known))
+
+    for context in meta.system_prefix if system else meta.prefix:
+        if text := _fill(context, (("{{SYSTEM}}", system),)):
+            add(text, OTHER)
+    for i, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
+        if question["role"] not in ("user", "tool") or answer["role"] != "assistant":
+            raise Reject(RejectCode.BAD_ROLE, f"turn {i + 1} goes {question['role']} → {answer['role']}; users and assistants must take turns")
+        is_tool = question["role"] == "tool"
+        query: str = "" if is_tool else question["content"]
+        values = (("{{SYSTEM}}", system), ("{{QUERY}}", query), ("{{ROUND0}}", str(i)), ("{{ROUND1}}", str(i + 1)))
+        for context in question["content"] if is_tool else meta.prompt:
+            if text := _fill(context, values):
+                add(text, OTHER)
+        response, last = answer["content"], i == rounds - 1
+        if response is None:
+            continue
+        known = {"last_round": last, "query": question["content"], "loss": answer.get("loss")}
+        add(response, RESPONSE, **known)
+        if not last:
+            if messages[2 * (i + 1)]["role"] != "tool":
+                for text in meta.chat_sep or ():
+                    add(text, OTHER)
+        elif not generate and not response.endswith(meta.stop_words):
+            for text in meta.suffix:
+                add(text, SUFFIX)
+    return pieces
+
+
+_LEGACY_IMAGE = re.compile(r"<img>(.+?)</img>")
+
+
+def prepare(row: Row, is_file: Any) -> Row:
+    """What comes before the template: tools parsed, tool calls rendered, old image tags, missing tags added.
+
+    Args:
+        row: Changed in place, and returned.
+        is_file: Tells whether a legacy `<img>path</img>` names a file.
+    """
+    row.tools = parse_tools(row.tools)
+    row.messages = merge_tool_calls(row.messages)
+    if not row.images:
+        for message in row.messages:
+            if message["content"] and "<img>" in message["content"]:
+                row.images += [path for path in _LEGACY_IMAGE.findall(message["content"]) if is_file(path)]
+                message["content"] = _LEGACY_IMAGE.sub("<image>", message["content"])
+    last = row.messages[-1]
+    if last["role"] == "user" and last["content"].endswith("<start-image>"):
+        last["content"] = last["content"].removesuffix("<start-image>")
+    add_missing_tags(row)
+    return row

@@ -1,0 +1,54 @@
+"""Grounding: boxes in the model's units, boxes and references as text.
+
+Source: ms-swift 3.9.3 base.py normalize_bbox; template/qwen.py replace_ref, replace_bbox (legacy and new format).
+"""
+
+from typing import Any
+
+from omniprep.errors import Reject, RejectCode
+
+Size = tuple[int, int]
+
+
+def normalize_boxes(objects: dict[str, Any], original: list[Size], resized: list[Size], norm: str) -> list[list[Any]]:
+    """Boxes in the units the model is trained on.
+
+    Args:
+        objects: ref, bbox, bbox_type ("real" pixels of the original image, or "norm1"), image_id.
+        original: (width, height) of each image as loaded.
+        resized: (width, height) of each image as the model sees it.
+        norm: "norm1000", or "none" for pixels of the resized image.
+
+    Returns:
+        A list of 2 or 4 integers each; rounding is Python's (half to even). Without images, boxes stay as they are.
+
+    Raises:
+        Reject: bad_objects, when a box names an image that is absent or boxes are missing.
+    """
+    boxes = objects.get("bbox")
+    if boxes is None:
+        raise Reject(RejectCode.BAD_OBJECTS, "objects has no bbox")
+    ids = list(objects.get("image_id") or [])
+    ids += [0] * (len(boxes) - len(ids))
+    unit = objects.get("bbox_type") == "norm1"
+    result = []
+    for position, (box, image) in enumerate(zip(boxes, ids, strict=False), 1):
+        if not isinstance(image, int) or not -len(original) <= image < len(original):
+            raise Reject(RejectCode.BAD_OBJECTS, f"box {position} names image {image}, but the row has {len(original)}")
+        source = (1, 1) if unit else original[image]
+        target = (1000, 1000) if norm == "norm1000" else resized[image]
+        result.append([round(value / source[i % 2] * target[i % 2]) for i, value in enumerate(box)])
+    return result
+
+
+def write_reference(name: str, box_format: str) -> str:
+    """The text of a `<ref-object>`."""
+    return f"<|object_ref_start|>{name}<|object_ref_end|>" if box_format == "legacy" else name
+
+
+def write_box(box: list[Any], box_format: str) -> str:
+    """The text of a `<bbox>`."""
+    if box_format != "legacy":
+        return str(box)
+    points = ",".join(f"({x},{y})" for x, y in zip(box[::2], box[1::2], strict=True))
+    return f"<|box_start|>{points}<|box_end|>"
