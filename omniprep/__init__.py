@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omniprep.data import BinSampler as BinSampler
     from omniprep.data import PackedDataset as PackedDataset
-    from omniprep.data import collate as collate
-    from omniprep.data import stack as stack
     from omniprep.data import to_model as to_model
     from omniprep.data import unpack_pixels as unpack_pixels
+    from omniprep.data.collate import collate as collate
+    from omniprep.data.collate import stack as stack
     from omniprep.packing import pack as pack
 
 __version__ = "0.1.0"

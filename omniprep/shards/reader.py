@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -202,7 +202,7 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
     return arrays
 
 
-def item_sizes(column: Column, arrays: dict[str, Any]) -> np.ndarray:
+def item_sizes(column: Column, arrays: Mapping[str, Any]) -> np.ndarray:
     """Units of each item of a flat column, int64 (items,)."""
     source, product = column.size_source()
     sizes = arrays[source].astype(np.int64)

@@ -24,7 +24,7 @@ from omniprep import io
 from omniprep.shards.index import BatchEntry
 from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dtype
 
-__all__ = ["ShardInfo", "ShardWriter"]
+__all__ = ["ShardInfo", "ShardWriter", "serialize_bin"]
 
 _MAGIC_SIZE = 8  # "ARROW1" and two zeros open an IPC file
 
@@ -105,6 +105,12 @@ class ShardWriter:
             self._target.__exit__(kind, error, trace)
 
 
+def serialize_bin(item: Bin, schema: pa.Schema) -> np.ndarray:
+    """The record batch that a shard would hold for a bin, as uint8 (bytes,)."""
+    batch = pa.RecordBatch.from_arrays(_arrays(item, read_layout(schema), {}), schema=schema)
+    return np.frombuffer(batch.serialize(), np.uint8).copy()
+
+
 class _HashingSink:
     """A file for Arrow to write to, which hashes what passes.
 
@@ -161,7 +167,6 @@ def _arrays(item: Bin, layout: Layout, joined: dict[str, np.ndarray]) -> list[pa
     tokens, rows = len(item.input_ids), len(item.row_ids)
     assert item.labels.shape == (tokens,) and item.cu_seqlens.shape == (rows + 1,), (tokens, rows)
     assert item.cu_seqlens[0] == 0 and item.cu_seqlens[-1] == tokens and (np.diff(item.cu_seqlens) > 0).all()
-    assert (item.labels[item.cu_seqlens[:-1]] == -100).all(), "the first token of a row is never predicted"
     assert item.row_items.shape == (rows, len(layout.modalities)), item.row_items.shape
     assert item.position_ids is None or item.position_ids.shape == (3, tokens)
     assert (item.loss_scale is not None) == layout.weighted

@@ -1,0 +1,157 @@
+"""The host half of loading: bins become contiguous tensors, media still as they are stored.
+
+`stack` is what DataLoader workers run; `to_model` finishes on the device; `collate` is both. One bin is not copied,
+apart from its few kilobytes of integers, which the model wants as int64: its media tensors look into the buffer that
+the bin was read into. Several bins are laid end to end, as one longer bin. What a media column becomes is said by its
+`Column.load`, never by its name.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from omniprep.data.device import to_model
+from omniprep.shards.reader import item_sizes
+from omniprep.shards.schema import Column
+
+__all__ = ["collate", "cut_row", "stack"]
+
+Arrays = Mapping[str, Any]
+
+
+def collate(
+    bins: Sequence[Arrays], device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """Arguments of the model's forward for some bins laid end to end.
+
+    Args:
+        bins: Items of a PackedDataset; L tokens and R rows together.
+        device: Where the tensors go (default: the host).
+        dtype: Type of the media (default: float32, to the bit what the processor makes).
+
+    Returns:
+        input_ids, labels: int64 (1, L). position_ids: int64 (4, 1, L), positions in the row first, then the three
+        m-rope rows. loss_scale: float32 (1, L), where the dataset is weighted. cu_seq_lens_q, cu_seq_lens_k: int32
+        (R+1,), borders of the rows; max_length_q, max_length_k: the longest row (int). Media, where there are any:
+        grids int64 (items, 3); pixel_values, pixel_values_videos (patches, 1176); input_features (clips, 128, frames)
+        with its mask int64 (clips, frames).
+    """
+    return to_model(stack(bins), device, dtype)
+
+
+def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
+    """Host tensors of some bins laid end to end, media as stored: uint8 patches, bfloat16 spectrograms.
+
+    Args:
+        bins: Items of a PackedDataset, of one dataset or of alike ones.
+
+    Returns:
+        As `collate`, but for the media, and with the declarations of the media under "columns", which `to_model` needs.
+    """
+    lengths = np.concatenate([np.diff(b["cu_seqlens"]) for b in bins])
+    borders = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=borders[1:])
+    cu_seq_lens, longest = torch.from_numpy(borders), int(lengths.max(initial=0))
+    stacked: dict[str, Any] = {
+        "input_ids": _tokens(bins, "input_ids", np.int64),
+        "labels": _tokens(bins, "labels", np.int64),
+        "position_ids": _positions(bins, borders, lengths),
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "columns": bins[0]["columns"],
+    }
+    if "loss_scale" in bins[0]:
+        stacked["loss_scale"] = _tokens(bins, "loss_scale", np.float32)
+    for column in bins[0]["columns"]:
+        holding = [b for b in bins if column.name in b]
+        if column.load == "none" or not holding:
+            continue
+        if column.load == "mel":
+            stacked[column.name], stacked[column.params["mask"]] = _padded(column, holding)
+        else:
+            stacked[column.name] = _joined(column, [b[column.name] for b in holding])
+    return stacked
+
+
+def cut_row(item: Arrays, row: int) -> dict[str, Any]:
+    """One row of a bin, as a bin of its own.
+
+    Args:
+        item: A bin with R rows.
+        row: 0 .. R-1.
+    """
+    start, end = item["cu_seqlens"][row : row + 2].tolist()
+    cut: dict[str, Any] = {
+        "columns": item["columns"],
+        "cu_seqlens": np.array([0, end - start], np.int32),
+        "row_ids": item["row_ids"][row : row + 1],
+        "row_items": item["row_items"][row : row + 1],
+    }
+    for name in ("input_ids", "labels", "loss_scale", "position_ids"):
+        if name in item:
+            cut[name] = item[name][..., start:end]
+    for column in item["columns"]:
+        if column.name not in item:
+            continue
+        modality = item["modalities"].index(column.modality)
+        first, last = item["row_items"][:row, modality].sum(), item["row_items"][: row + 1, modality].sum()
+        if first == last:
+            continue
+        if column.kind == "flat":
+            borders = np.concatenate([[0], np.cumsum(item_sizes(column, item))])
+            first, last = borders[first], borders[last]
+            if column.load == "mel":
+                first, last = first * column.unit, last * column.unit
+        cut[column.name] = item[column.name][first:last]
+    return cut
+
+
+def _tokens(bins: Sequence[Arrays], name: str, dtype: type[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([b[name] for b in bins], dtype=dtype)[None])
+
+
+def _positions(bins: Sequence[Arrays], borders: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    plain = np.arange(borders[-1]) - np.repeat(borders[:-1].astype(np.int64), lengths)
+    positions = np.empty((4, 1, len(plain)), np.int64)
+    positions[:] = plain
+    start = 0
+    for item in bins:
+        end = start + len(item["input_ids"])
+        if "position_ids" in item:
+            positions[1:, 0, start:end] = item["position_ids"]
+        start = end
+    return torch.from_numpy(positions)
+
+
+def _joined(column: Column, parts: list[np.ndarray]) -> torch.Tensor:
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if column.kind == "items" and values.dtype == np.int32:
+        values = values.astype(np.int64)
+    return _tensor(column, values)
+
+
+def _padded(column: Column, bins: Sequence[Arrays]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spectrograms (clips, height, frames) padded with zeros to the longest or to `pad_to` frames, and their mask."""
+    sizes = [item_sizes(column, b) for b in bins]
+    frames = np.concatenate(sizes)
+    longest = max(int(frames.max()), column.params.get("pad_to") or 0)
+    features = np.zeros((len(frames), column.unit, longest), bins[0][column.name].dtype)
+    clip = 0
+    for item, counts in zip(bins, sizes, strict=True):
+        start = 0
+        for count in counts.tolist():
+            end = start + count * column.unit
+            features[clip, :, :count] = item[column.name][start:end].reshape(column.unit, count)
+            start, clip = end, clip + 1
+    mask = (np.arange(longest) < frames[:, None]).astype(np.int64)
+    return _tensor(column, features), torch.from_numpy(mask)
+
+
+def _tensor(column: Column, values: np.ndarray) -> torch.Tensor:
+    if column.dtype == "bfloat16":
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)

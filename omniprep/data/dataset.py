@@ -1,0 +1,169 @@
+"""A built dataset as a map-style torch dataset: item i is bin i, read with one request when it is asked for.
+
+Opening reads manifest.json and index.parquet and nothing else, so 10,000 shards open as fast as one. The object may
+be pickled or forked into DataLoader workers: each process opens the shards it needs by itself.
+"""
+
+import json
+import os
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from torch.utils.data import Dataset
+
+from omniprep import io
+from omniprep.data.collate import collate, cut_row
+from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.shards.index import read_index, read_rows
+from omniprep.shards.reader import ShardReader, check, decode, read_schema
+from omniprep.shards.schema import FORMAT, Layout, read_layout
+
+__all__ = ["PackedDataset"]
+
+
+class PackedDataset(Dataset[dict[str, Any]]):
+    """The bins of a dataset that `omniprep build` finished.
+
+    Args:
+        uri: Its folder: a path, s3://..., hf://datasets/ORG/NAME, or any other fsspec URI.
+        verify: When the checksum of a bin is compared: the first time that a process reads it (forked processes know
+            what their parent has read), always, or never.
+
+    Raises:
+        OmniprepError: There is no finished dataset, or one of a newer format.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str], verify: Literal["first", "always", "never"] = "first") -> None:
+        if verify not in ("first", "always", "never"):
+            raise OmniprepError(f"verify is 'first', 'always' or 'never', not {verify!r}")
+        self.uri = os.fspath(uri)
+        self.verify = verify
+        self.manifest = _read_manifest(self.uri)
+        """The content of manifest.json."""
+        self.index = read_index(io.join(self.uri, "index.parquet"))
+        """The columns of index.parquet, an array each; line i is bin i."""
+        shards = self.manifest["shards"]
+        bins = sum(shard["bins"] for shard in shards)
+        if bins != len(self) or self.index["shard"].max(initial=-1) >= len(shards):
+            raise DamagedDataError(
+                f"{self.uri}: manifest.json has {bins} bins in {len(shards)} shards, index.parquet {len(self)}"
+            )
+        self._shards = [io.join(self.uri, *shard["path"].split("/")) for shard in shards]
+        self._reader = ShardReader(self._shards)
+        self._seen = np.zeros(len(self), bool)
+
+    def __len__(self) -> int:
+        """Bins."""
+        return len(self.index["shard"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The arrays of one bin, all views of one buffer, which is used again when the last of them is gone.
+
+        Args:
+            index: 0 .. len-1, or negative from the end.
+
+        Returns:
+            int32: input_ids (L,), labels (L,), cu_seqlens (R+1,), row_ids (R,) (row number in rows.parquet),
+                row_items (R, M);
+            position_ids (3, L) unless every row has the plain range; float32 loss_scale (L,) where the dataset is
+            weighted; the media columns as stored, where the bin has any. "columns" declares the media columns,
+            "modalities" names the M of row_items.
+
+        Raises:
+            IndexError: No such bin.
+            DamagedDataError: The shard is absent, short or damaged; names shard and bin.
+        """
+        number = int(index) + len(self) * (index < 0)
+        if not 0 <= number < len(self):
+            raise IndexError(f"bin {index} of {len(self)}")
+        shard, offset, length = (int(self.index[name][number]) for name in ("shard", "offset", "length"))
+        uri = self._shards[shard]
+        data = self._reader.read(shard, offset, length)
+        if self.verify == "always" or (self.verify == "first" and not self._seen[number]):
+            check(data, int(self.index["checksum"][number]), uri, number)
+            self._seen[number] = True
+        try:
+            arrays = decode(data, self.schema, self.layout)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DamagedDataError(f"{uri}: bin {number} cannot be read: {error}") from error
+        arrays["modalities"] = self.layout.modalities
+        return arrays
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the shards."""
+        return read_schema(self._shards[0])
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the shards declare: family, modalities, media columns."""
+        return read_layout(self.schema, self._shards[0])
+
+    @property
+    def costs(self) -> np.ndarray:
+        """Work of each bin, float64 (bins,), for `BinSampler(costs=...)`."""
+        return self.index["cost"]
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """rows.parquet: a line an input row."""
+        return read_rows(io.join(self.uri, "rows.parquet"))
+
+    def row(self, source: str | os.PathLike[str], line: int) -> dict[str, Any]:
+        """Arguments of the model's forward for one input row alone, as `collate` makes them for bins.
+
+        Args:
+            source: The input as it was given to the build.
+            line: Line of the row, from 1 (in a JSON array: the number of the element).
+
+        Raises:
+            OmniprepError: There is no such row, or it was rejected (the text has the code).
+        """
+        number = self._row_number(os.fspath(source), line)
+        place = {name: self.rows[name][number].as_py() for name in ("status", "code", "bin", "start")}
+        if place["bin"] is None:
+            raise OmniprepError(f"{source}:{line} is not in the dataset: {place['status']} ({place['code']})")
+        item = self[place["bin"]]
+        within = int(np.searchsorted(item["cu_seqlens"], place["start"]))
+        return collate([cut_row(item, within)])
+
+    def _row_number(self, source: str, line: int) -> int:
+        names, codes, lines = self._row_keys
+        if source not in names:
+            raise OmniprepError(f"{source} is no input of {self.uri}; its inputs are: {', '.join(list(names)[:5])}")
+        found = np.flatnonzero((lines == line) & (codes == names[source]))
+        if len(found) == 0:
+            raise OmniprepError(f"{source} has no row {line} in {self.uri}")
+        return int(found[0])
+
+    @cached_property
+    def _row_keys(self) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
+        sources = self.rows["source"].unify_dictionaries().combine_chunks()
+        names = {name: code for code, name in enumerate(sources.dictionary.to_pylist())}
+        return names, sources.indices.to_numpy(zero_copy_only=False), self.rows["line"].to_numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to a worker: manifest and index, but no open files, and no row table."""
+        kept = ("uri", "verify", "manifest", "index", "_shards")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up in another process."""
+        self.__dict__.update(state)
+        self._reader = ShardReader(self._shards)
+        self._seen = np.zeros(len(self), bool)
+
+
+def _read_manifest(uri: str) -> dict[str, Any]:
+    path = io.join(uri, "manifest.json")
+    try:
+        manifest: dict[str, Any] = json.loads(io.read_bytes(path))
+    except FileNotFoundError as error:
+        raise OmniprepError(f"{uri}: no manifest.json, so this is no finished omniprep dataset") from error
+    except json.JSONDecodeError as error:
+        raise DamagedDataError(f"{path}: not valid JSON: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise OmniprepError(f"{path}: format {manifest.get('format')!r}, but this omniprep reads format {FORMAT}")
+    return manifest
