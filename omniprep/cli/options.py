@@ -32,8 +32,11 @@ def read_bytes_option(value: str) -> int:
     text = str(value).strip().lower().removesuffix("b")
     digits = text.rstrip("kmgti ")
     try:
-        return int(float(digits) * SUFFIXES[text[len(digits) :].strip()])
-    except (ValueError, KeyError) as error:
+        count = int(float(digits) * SUFFIXES[text[len(digits) :].strip()])
+        if count >= 0:
+            return count
+        raise ValueError("negative")
+    except (ValueError, KeyError, OverflowError) as error:
         raise click.BadParameter(f"{value!r} is not a number of bytes, such as 1000000 or 512MiB") from error
 
 

@@ -21,7 +21,7 @@ def verify(dataset: str, deep: bool, sample: int, quiet: bool) -> None:
 
     ds = PackedDataset(dataset, verify="never")
     total = sum(shard["bytes"] for shard in ds.manifest["shards"])
-    findings = []
+    findings: list[str] = []
     with reporter(quiet=quiet) as progress:
         progress.start("verify", total, "bytes")
         findings += check_shards(ds, lambda count: progress.advance("verify", count))

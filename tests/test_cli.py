@@ -1,0 +1,162 @@
+"""The command line as other programs know it: names, exit codes, one-line errors, config files.
+
+cli_surface.txt holds every command with its options; after a wanted change: python tests/test_cli.py >
+tests/cli_surface.txt """
+
+import importlib
+from pathlib import Path
+
+import click
+import pytest
+
+from omniprep.cli.main import COMMANDS, cli
+from omniprep.cli.options import field_docs, make_config, read_bytes_option
+from omniprep.config import BuildConfig
+from omniprep.errors import UsageError
+
+SURFACE = Path(__file__).parent / "cli_surface.txt"
+HEAVY = ("torch", "pyarrow", "transformers", "ray", "numpy", "rich", "yaml")
+
+
+def surface() -> str:
+    lines = []
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        lines.append(name)
+        for param in command.params:
+            names = " ".join([*param.opts, *param.secondary_opts])
+            repeated = " repeatable" if param.multiple or param.nargs == -1 else ""
+            choices = " " + "|".join(param.type.choices) if isinstance(param.type, click.Choice) else ""
+            lines.append(f"    {names}{choices}{repeated}")
+    return "\n".join(lines) + "\n"
+
+
+def test_surface_is_frozen():
+    assert surface() == SURFACE.read_text(), "an option changed: see the head of this file"
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_has_help_and_lives_where_the_table_says(command, omniprep):
+    module, text = COMMANDS[command]
+    assert hasattr(importlib.import_module(module), command.replace("-", "_")) and text.endswith(".")
+    result = omniprep(command, "--help")
+    assert result.code == 0 and result.out.startswith(f"Usage: omniprep {command}")
+
+
+def test_help_imports_nothing_heavy(fresh_python):
+    code = f"""
+import sys
+from omniprep.cli.main import run
+run(["--help"])
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert fresh_python(code).strip().endswith("[]")
+
+
+def test_build_help_imports_nothing_heavy(fresh_python):
+    code = f"""
+import sys
+from omniprep.cli.main import run
+run(["build", "--help"])
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert fresh_python(code).strip().endswith("[]")
+
+
+def test_version_and_module_entry(fresh_python, omniprep):
+    assert omniprep("--version").out == "omniprep 0.1.0\n"
+    code = "import runpy, sys; sys.argv = ['x', '--version']; runpy.run_module('omniprep', run_name='__main__')"
+    assert fresh_python(code) == "omniprep 0.1.0\n"
+
+
+def test_wrong_names_are_usage_errors_with_a_guess(omniprep):
+    command = omniprep("biuld")
+    assert command.code == 2 and "did you mean 'build'?" in command.err
+    option = omniprep("build", "--bin-lenght", 8192)
+    assert option.code == 2 and "--bin-length" in option.err
+    assert omniprep("nothing-like-it").code == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["build"], "no INPUT"),
+        (["build", "x.jsonl"], "--model is missing"),
+        (["build", "x.jsonl", "--model", "m"], "--bin-length is missing"),
+        (["build", "x.jsonl", "--model", "m", "--bin-length", "8", "--out", "o", "--workers", "-1"], "--workers"),
+        (["build", "x.jsonl", "--truncation", "middle"], "--truncation"),
+        (["build", "x.jsonl", "--shard-size", "many"], "--shard-size"),
+        (["init-model", "x", "--family", "nobody"], "nobody"),
+    ],
+)
+def test_bad_options_exit_2_with_one_line(omniprep, args, said):
+    result = omniprep(*args)
+    assert result.code == 2 and said in result.err and "Traceback" not in result.err
+
+
+def test_a_failure_exits_1_with_one_line(omniprep, tmp_path):
+    result = omniprep("verify", tmp_path)
+    assert result.code == 1 and result.err.count("\n") == 1 and "manifest.json" in result.err
+
+
+def test_config_file_gives_options_and_flags_win(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "inputs: a.jsonl\nbin-length: 4096\nmodel: m\nout: o\nmedia_root: [x, y]\nshard-size: 1MiB\nfps: 1\n"
+    )
+    config = make_config(BuildConfig, {"inputs": (), "bin_length": 8192, "seed": None}, str(path))
+    assert config == BuildConfig(
+        inputs=("a.jsonl",), bin_length=8192, model="m", out="o", media_root=("x", "y"), shard_size=1 << 20, fps=1.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bin-lenght: 4096", "did you mean 'bin_length'?"),
+        ("bin-length: long", "bin-length"),
+        ("bin-length: [1]", "bin-length"),
+        ("allow_http: maybe", "true or false"),
+        ("workers: true", "expected int"),
+        ("truncation: middle", "truncation"),
+        ("- a list", "found a list"),
+        ("a: b: c", "not valid YAML"),
+        ("media_root: [{a: 1}]", "list of texts"),
+    ],
+)
+def test_bad_config_files_are_usage_errors(tmp_path, text, said):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        make_config(BuildConfig, {}, str(path))
+    assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_flags_can_say_no_to_a_config_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("allow_http: true\n")
+    assert make_config(BuildConfig, {}, str(path)).allow_http is True
+    assert make_config(BuildConfig, {"allow_http": False}, str(path)).allow_http is False
+
+
+def test_every_option_of_the_build_is_explained():
+    docs = field_docs(BuildConfig)
+    assert set(BuildConfig.__dataclass_fields__) == set(docs) and all(len(text) > 10 for text in docs.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1000", 1000), ("512MiB", 512 << 20), ("2GB", 2 * 10**9), ("1.5k", 1500), ("64 KiB", 65536)]
+)
+def test_sizes(text, value):
+    assert read_bytes_option(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "1XB", "1e", "nan", "-5", "inf"])
+def test_bad_sizes(text):
+    with pytest.raises(click.BadParameter):
+        read_bytes_option(text)
+
+
+if __name__ == "__main__":
+    print(surface(), end="")

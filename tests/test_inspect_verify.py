@@ -1,0 +1,188 @@
+"""`inspect` shows what is stored, and `verify` finds every kind of damage and names where it is."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from synthetic import make_dataset
+
+from omniprep.data.dataset import PackedDataset
+from omniprep.look.describe import Vocabulary, describe_bin, find_row
+from omniprep.look.pictures import half_blocks, pictures_of, rebuild
+from omniprep.verify import check_rows, check_shards
+
+N_ROWS = 60
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model_dir):
+    """A synthetic dataset with the parts of a real one that the writer's tests do without."""
+    folder = tmp_path_factory.mktemp("data") / "out"
+    make_dataset(folder, N_ROWS, bin_length=256, bins_per_shard=4)
+    rows = pq.read_table(folder / "rows.parquet")
+    rejected = rows.filter(pc.is_null(rows["bin"])).to_pylist()
+    index = pq.read_table(folder / "index.parquet")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    tokens = pc.sum(index["tokens"]).as_py()
+    manifest |= {
+        "counts": {
+            "rows": {"read": N_ROWS, "packed": N_ROWS - len(rejected), "rejected": len(rejected)},
+            "tokens": tokens,
+            "bins": index.num_rows,
+        },
+        "fill": tokens / (256 * index.num_rows),
+        "config": {"model": str(model_dir)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    lines = [json.dumps({key: row[key] for key in ("source", "line", "code")}) for row in rejected]
+    (folder / "rejected.jsonl").write_text("".join(line + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def findings(folder):
+    ds = PackedDataset(folder, verify="never")
+    return [*check_shards(ds), *check_rows(ds)]
+
+
+def rewrite_rows(folder, change):
+    """Change rows.parquet; `change` gets the list of its rows."""
+    path = folder / "rows.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+def test_a_whole_dataset_has_no_finding(whole, omniprep):
+    assert findings(whole) == []
+    result = omniprep("verify", whole)
+    assert result.code == 0 and f"{N_ROWS} rows read" in result.out
+
+
+def test_each_flipped_byte_is_found_and_its_shard_named(copy, omniprep):
+    shard = copy / "shards" / "00001.arrow"
+    data = shard.read_bytes()
+    for at in (0, len(data) // 3, len(data) // 2, len(data) - 1):
+        shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        found = findings(copy)
+        assert len(found) == 1 and "00001.arrow" in found[0], (at, found)
+    result = omniprep("verify", copy)
+    assert result.code == 1 and "00001.arrow" in result.out and "damaged" in result.err
+
+
+def test_the_damaged_bin_is_named(copy):
+    ds = PackedDataset(copy, verify="never")
+    bin_number = 5
+    offset, length = (int(ds.index[key][bin_number]) for key in ("offset", "length"))
+    path = copy / "shards" / f"{ds.index['shard'][bin_number]:05d}.arrow"
+    data = bytearray(path.read_bytes())
+    data[offset + length // 2] ^= 0x40
+    path.write_bytes(data)
+    assert [f"{path.parent.name}/{path.name}: bin 5 is damaged (its checksum differs)"] == findings(copy)
+
+
+def test_cut_and_missing_shards(copy):
+    first, second = copy / "shards" / "00000.arrow", copy / "shards" / "00001.arrow"
+    first.write_bytes(first.read_bytes()[:-100])
+    second.unlink()
+    found = findings(copy)
+    assert any("00000.arrow" in f and "bytes, written as" in f for f in found)
+    assert any("00001.arrow: the file is missing" in f for f in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows.pop(), "59 rows read"),
+        (lambda rows: rows.append(dict(rows[0])), "is there 2 times"),
+        (lambda rows: rows[12].update(code=None), "neither packed nor rejected"),
+        (lambda rows: rows[0].update(start=rows[0]["start"] + 1), "do not follow each other"),
+        (lambda rows: rows[0].update(bin=None, start=None, length=None, code="bad_json"), "rows packed"),
+        (lambda rows: rows[0].update(bin=9999), "outside"),
+    ],
+)
+def test_lost_and_misplaced_rows(copy, change, said):
+    rewrite_rows(copy, change)
+    assert any(said in finding for finding in findings(copy))
+
+
+def test_lost_rejects(copy):
+    path = copy / "rejected.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    assert findings(copy) == [f"rejected.jsonl: {len(lines) - 1} lines, rows.parquet has {len(lines)} rejected rows"]
+
+
+def test_rebuild_is_the_inverse_of_the_image_processor(model_dir):
+    from transformers import AutoImageProcessor
+
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
+    processor = AutoImageProcessor.from_pretrained(model_dir, do_normalize=False, do_rescale=False)
+    result = processor(Image.fromarray(pixels), return_tensors="np", do_resize=False)
+    patches, grid = result["pixel_values"].astype(np.uint8), tuple(result["image_grid_thw"][0].tolist())
+    # The processor repeats a still along time, as for a video of two equal frames.
+    frames = rebuild(patches, grid, {"patch_size": 14})
+    assert np.array_equal(frames[0], pixels) and np.array_equal(frames[1], pixels)
+    stored = patches.reshape(len(patches), 3, 2, 196)[:, :, 0].reshape(len(patches), 588)
+    assert np.array_equal(rebuild(stored, grid, {"patch_size": 14}), pixels[None])
+
+
+def test_half_blocks_keep_the_shape():
+    text = half_blocks(np.zeros((200, 400, 3), np.uint8), columns=40, lines=12)
+    lines = text.plain.splitlines()
+    assert len(lines) == 10 and {len(line) for line in lines} == {40}
+
+
+def test_describe_tells_each_row_as_stored(whole, model_dir):
+    ds = PackedDataset(whole)
+    vocabulary = Vocabulary(model_dir / "tokenizer.json")
+    for number in range(len(ds)):
+        item = ds[number]
+        rows = describe_bin(ds, number, vocabulary)
+        assert [row.tokens for row in rows] == np.diff(item["cu_seqlens"]).tolist()
+        assert sum(row.trained for row in rows) == int((item["labels"] != -100).sum())
+        for row, items in zip(rows, item["row_items"].tolist(), strict=True):
+            assert sum(piece.tokens for piece in row.pieces) == row.tokens
+            assert [sum(m.modality == name for m in row.media) for name in ds.layout.modalities] == items
+        pictures = sum(items[0] + items[2] for items in item["row_items"].tolist())
+        assert len(pictures_of(item)) == pictures
+
+
+def test_inspect_shows_a_row_by_its_place(whole, omniprep, tmp_path):
+    ds = PackedDataset(whole)
+    assert find_row(ds, "a.jsonl:1") == 0
+    sheet = tmp_path / "sheet.png"
+    result = omniprep("inspect", whole, "--row", "a.jsonl:1", "--image", sheet, "--json")
+    assert result.code == 0, result.err
+    shown = json.loads(result.out)
+    assert [(row["source"], row["line"]) for row in shown["rows"]] == [("a.jsonl", 1)]
+    assert Image.open(sheet).width > 20
+    text = omniprep("inspect", whole, "--bin", -1)
+    assert text.code == 0 and f"bin {len(ds) - 1}:" in text.out and "{+" in text.out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--row", "a.jsonl:7"], 1, "was rejected: bad_json"),
+        (["--row", "c.jsonl:1"], 1, "no sources fit"),
+        (["--row", "a.jsonl:999"], 1, "no line 999"),
+        (["--row", "a.jsonl"], 1, "SOURCE:LINE"),
+        (["--bin", "999"], 2, "bins"),
+        (["--bin", "0", "--row", "a.jsonl:1"], 2, "exclude"),
+        (["--model", "no/such"], 1, "tokenizer"),
+    ],
+)
+def test_inspect_says_what_is_wrong(whole, omniprep, args, code, said):
+    result = omniprep("inspect", whole, *args)
+    assert result.code == code and said in result.err and "Traceback" not in result.err
