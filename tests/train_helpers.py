@@ -1,11 +1,22 @@
 """A Qwen2.5-Omni of 0.3 million weights with a vocabulary of 1,000 words, and hand-made rows for it."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow as pa
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import Qwen2_5OmniConfig
 
-from omniprep.train.qwen2_5_omni import Qwen2_5OmniForConditionalGeneration
+from omniprep.shards.index import IndexEntry, write_index, write_rows
+from omniprep.shards.schema import Bin, Column, arrow_schema
+from omniprep.shards.writer import ShardWriter
+from omniprep.train.qwen2_5_omni import Qwen2_5OmniForConditionalGeneration, load_model
 
+KINDS = ("text", "image", "audio", "video", "mixed")
 AUDIO, IMAGE, VIDEO = 901, 902, 903
 
 
@@ -39,7 +50,9 @@ def small_model(seed: int = 0) -> Qwen2_5OmniForConditionalGeneration:
 def positions_3d(length: int, rng: np.random.Generator) -> torch.Tensor:
     """Some m-rope rows, as the build would have made: not the plain range."""
     base = torch.arange(length)
-    return torch.stack([base, base + torch.from_numpy(rng.integers(0, 3, length)), base + torch.from_numpy(rng.integers(0, 3, length))])
+    return torch.stack(
+        [base, base + torch.from_numpy(rng.integers(0, 3, length)), base + torch.from_numpy(rng.integers(0, 3, length))]
+    )
 
 
 def make_row(kind: str, rng: np.random.Generator) -> dict:
@@ -89,3 +102,136 @@ def forward_kwargs(rows: list[dict]) -> dict:
             out["input_features"][i, :, : clip.shape[1]] = clip
             out["feature_attention_mask"][i, : clip.shape[1]] = 1
     return out
+
+
+COLUMNS = (
+    Column(name="image_grid_thw", modality="image", kind="items", shape=(3,)),
+    Column(name="video_grid_thw", modality="video", kind="items", shape=(3,)),
+    Column(
+        name="pixel_values", modality="image", kind="flat", dtype="uint8", shape=(588,), sizes="prod(image_grid_thw)", load="patches",
+        params={"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "temporal_patch_size": 2, "patch_size": 14},
+    ),
+    Column(
+        name="pixel_values_videos", modality="video", kind="flat", dtype="uint8", shape=(1176,), sizes="prod(video_grid_thw)", load="patches",
+        params={"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "temporal_patch_size": 2, "patch_size": 14},
+    ),
+    Column(name="audio_frames", modality="audio", kind="items", load="none"),
+    Column(
+        name="input_features", modality="audio", kind="flat", dtype="bfloat16", shape=(128,), sizes="audio_frames", load="mel",
+        params={"mask": "feature_attention_mask"},
+    ),
+)  # fmt: skip
+MODALITIES = ("image", "audio", "video")
+
+
+def bfloat16_bits(x: torch.Tensor) -> np.ndarray:
+    return x.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+
+
+def to_bin(rows: list[dict], first_row: int, rng: np.random.Generator, weighted: bool) -> Bin:
+    """Rows of `make_row` as a bin of a shard; the second half of each row is learned."""
+    lengths = [len(r["ids"]) for r in rows]
+    ids = np.concatenate([r["ids"].numpy() for r in rows]).astype(np.int32)
+    labels, start = np.full(len(ids), -100, np.int32), 0
+    for n in lengths:
+        labels[start + n // 2 : start + n] = ids[start + n // 2 : start + n]
+        start += n
+    labels[np.isin(labels, [AUDIO, IMAGE, VIDEO])] = -100
+    media: dict[str, list[np.ndarray]] = {c.name: [] for c in COLUMNS}
+    for row in rows:
+        for pixels, grid in row["images"]:
+            media["image_grid_thw"].append(np.array(grid, np.int32))
+            media["pixel_values"].append(rng.integers(0, 256, (len(pixels), 588), dtype=np.uint8))
+        for pixels, grid in row["videos"]:
+            media["video_grid_thw"].append(np.array(grid, np.int32))
+            media["pixel_values_videos"].append(rng.integers(0, 256, (len(pixels), 1176), dtype=np.uint8))
+        for clip in row["audios"]:
+            media["audio_frames"].append(np.array(clip.shape[1], np.int32))
+            media["input_features"].append(bfloat16_bits(clip))
+    return Bin(
+        input_ids=ids, labels=labels, position_ids=torch.cat([r["positions"] for r in rows], 1).numpy().astype(np.int32),
+        cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), row_ids=np.arange(first_row, first_row + len(rows), dtype=np.int32),
+        row_items=np.array([[len(r["images"]), len(r["audios"]), len(r["videos"])] for r in rows], np.int32),
+        loss_scale=np.where(np.arange(len(ids)) % 3 == 0, 2.0, 1.0).astype(np.float32) if weighted else None, media=media,
+    )  # fmt: skip
+
+
+def write_dataset(folder: Path, bins: int = 6, seed: int = 0, weighted: bool = False, kinds=KINDS, **manifest) -> Path:
+    """A small built dataset: bins of three rows of the kinds in turn."""
+    rng = np.random.default_rng(seed)
+    schema = arrow_schema(COLUMNS, family="small", modalities=MODALITIES, weighted=weighted)
+    (folder / "shards").mkdir(parents=True)
+    index, rows = [], []
+    with ShardWriter(str(folder / "shards" / "00000.arrow"), schema) as writer:
+        for number in range(bins):
+            made = [make_row(kinds[(number + i) % len(kinds)], rng) for i in range(3)]
+            item = to_bin(made, 3 * number, rng, weighted)
+            entry = writer.write(item)
+            tokens = len(item.input_ids)
+            index.append(IndexEntry(
+                shard=0, offset=entry.offset, length=entry.length, tokens=tokens, rows=3, patches=0, audio_frames=0, cost=float(tokens),
+                checksum=entry.checksum,
+            ))  # fmt: skip
+            borders = item.cu_seqlens
+            rows += [
+                (
+                    "chats.jsonl",
+                    3 * number + i + 1,
+                    "packed",
+                    None,
+                    number,
+                    int(borders[i]),
+                    int(borders[i + 1] - borders[i]),
+                )
+                for i in range(3)
+            ]
+        info = writer.close()
+    write_index(str(folder / "index.parquet"), index)
+    names = ["source", "line", "status", "code", "bin", "start", "length"]
+    write_rows(
+        str(folder / "rows.parquet"),
+        pa.table(
+            {n: pa.array([r[i] for r in rows], pa.string() if n == "code" else None) for i, n in enumerate(names)}
+        ),
+    )
+    shard = {"path": "shards/00000.arrow", "bins": bins, "bytes": info.bytes, "sha256": info.sha256}
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "bin_length": 1024, "shards": [shard], **manifest}))
+    return folder
+
+
+def write_model(folder: Path) -> Path:
+    """The small model as a checkpoint with a talker that must survive training."""
+    model = small_model()
+    config = model.config
+    model.save_pretrained(folder)
+    talker = {"talker.thinker_to_talker_proj.weight": torch.arange(12.0).reshape(3, 4)}
+    save_file(talker, folder / "model-talker.safetensors", metadata={"format": "pt"})
+    text = json.loads(config.to_json_string(use_diff=False)) | {
+        "architectures": ["Qwen2_5OmniForConditionalGeneration"],
+        "dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(text | {"enable_audio_output": True}))
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = list(file.keys())
+    weights = dict.fromkeys(names, "model.safetensors") | dict.fromkeys(talker, "model-talker.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    torch.save({}, folder / "spk_dict.pt")
+    (folder / "preprocessor_config.json").write_text('{"patch_size": 14}')
+    return folder
+
+
+ARCH = SimpleNamespace(
+    language_model=("thinker.model", "thinker.lm_head"), vision_tower=("thinker.audio_tower", "thinker.visual"),
+    aligner=("thinker.audio_tower.proj", "thinker.visual.merger"), generator=("talker", "token2wav"),
+)  # fmt: skip
+
+
+def small_family(model: Path) -> SimpleNamespace:
+    """What the trainer asks of a family context."""
+    return SimpleNamespace(
+        name="small",
+        config=json.loads((model / "config.json").read_text()),
+        arch=ARCH,
+        load_model=load_model,
+        tokenizer_sha256="0" * 64,
+    )

@@ -2,14 +2,16 @@
 
 Four ways, chosen by `choose_attention`:
 - flash_attention_2: its variable-length kernel, told the row borders by cu_seq_lens_q/k and max_length_q/k.
-- sdpa: one call of torch's scaled_dot_product_attention for each row (`ROWS`, registered with transformers). The cost is the sum
-  of the squared row lengths instead of the squared bin length, and no mask is made: a dense mask of a 32k bin is 1 GiB, and with
-  one torch leaves its flash kernel. The result for a row is that of the row alone, bit for bit.
-- flex_attention, eager: transformers makes the block mask from the text positions (first of the four rows of position_ids).
-  transformers 5.23 does so only without attention mask and with use_cache=False, else it mixes rows without a word.
+- sdpa: one call of torch's scaled_dot_product_attention for each row (`ROWS`, registered with transformers). The cost
+  is the sum of the squared row lengths instead of the squared bin length, and no mask is made: a dense mask of a 32k
+  bin is 1 GiB, and with one torch leaves its flash kernel. The result for a row is that of the row alone, bit for bit.
+- flex_attention, eager: transformers makes the block mask from the text positions (first of the four rows of
+  position_ids). transformers 5.23 does so only without attention mask and with use_cache=False, else it mixes rows
+  without a word.
 
-`check_isolation` proves it for the model at hand at the start of every run, since a mistake here only shows as a worse model.
-The vision and audio towers keep images, windows and clips apart by their own cu_seqlens under every implementation.
+`check_isolation` proves it for the model at hand at the start of every run, since a mistake here only shows as a worse
+model. The vision and audio towers keep images, windows and clips apart by their own cu_seqlens under every
+implementation.
 """
 
 import importlib.util
@@ -71,7 +73,9 @@ def row_attention(
 
     Args:
         module: The attention layer (unused).
-        query: (1, heads, L, d); key and value may have fewer heads (grouped queries).
+        query: (1, heads, L, d).
+        key: (1, key heads, L, d); with fewer heads than queries they are shared.
+        value: As key.
         attention_mask: Must be None: the borders say all.
         dropout: Probability of dropping a weight.
         scaling: Factor of the scores (default 1/sqrt(d)).
@@ -83,7 +87,9 @@ def row_attention(
     """
     if row_lengths is None:
         if cu_seq_lens_q is None:
-            raise OmniprepError("packed attention got no row borders: the model does not pass cu_seq_lens_q to its layers")
+            raise OmniprepError(
+                "packed attention got no row borders: the model does not pass cu_seq_lens_q to its layers"
+            )
         row_lengths = cu_seq_lens_q.diff().tolist()
     if attention_mask is not None or query.shape[0] != 1 or sum(row_lengths) != query.shape[2]:
         raise OmniprepError("packed attention takes one bin without attention mask, whose rows fill it")
@@ -91,9 +97,7 @@ def row_attention(
         scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
-        for q, k, v in zip(
-            query.split(row_lengths, 2), key.split(row_lengths, 2), value.split(row_lengths, 2), strict=True
-        )
+        for q, k, v in zip(*(torch.split(x, list(row_lengths), 2) for x in (query, key, value)), strict=True)
     ]
     return torch.cat(out, 2).transpose(1, 2).contiguous(), None
 
@@ -139,4 +143,6 @@ def check_isolation(model: torch.nn.Module, vocabulary: int) -> None:
     model.train(training)
     scale = float(a.abs().max())
     if torch.equal(a[:n], b[:n]) or float((a[n:] - b[n:]).abs().max()) > 1e-5 * scale:
-        raise OmniprepError("the rows of a bin see each other in this model's attention: choose another --attn, and please report it")
+        raise OmniprepError(
+            "the rows of a bin see each other in this model's attention: choose another --attn, and please report it"
+        )

@@ -1,7 +1,10 @@
-"""The options of a training run: one frozen record, the same names in YAML, on the command line and in RUN/train_config.yaml.
+"""The options of a training run: one frozen record, the same names in YAML, on the command line and in
+RUN/train_config.yaml.
 
-A field is an option and the text under it its help. Defaults are ms-swift's where it has one (reference page, section 5), so a
-run moved here keeps its meaning: frozen towers, cosine schedule, weight decay 0.1, beta2 0.95, 1e-4 for LoRA and 1e-5 for full.
+A field is an option and the text under it its help. Defaults are ms-swift's where it has one (reference page, section
+5), so a
+run moved here keeps its meaning: frozen towers, cosine schedule, weight decay 0.1, beta2 0.95, 1e-4 for LoRA and 1e-5
+for full.
 """
 
 import dataclasses
@@ -65,7 +68,8 @@ class TrainConfig:
     lora_dropout: float = 0.05
     """Dropout before the adapters."""
     target_regex: str | None = None
-    """Regular expression for the full names of the modules that get adapters (default: every linear layer of what is not frozen)."""
+    """Regular expression for the full names of the modules that get adapters (default: every linear layer of what is
+    not frozen)."""
     merge_lora: bool = False
     """At the end, also write the model with the adapters merged into it to RUN/merged."""
     freeze_llm: bool = False
@@ -80,7 +84,8 @@ class TrainConfig:
     amp: bool = False
     """Compute in bfloat16 over float32 weights (use with --dtype float32)."""
     attn: Literal["auto", "flash_attention_2", "sdpa", "flex_attention", "eager"] = "auto"
-    """Attention of the language model; each keeps the rows of a bin apart (auto: flash-attention 2 where it is installed, else SDPA row by row)."""
+    """Attention of the language model; each keeps the rows of a bin apart (auto: flash-attention 2 where it is
+    installed, else SDPA row by row)."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them."""
     liger: bool = False

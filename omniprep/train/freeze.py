@@ -1,10 +1,12 @@
-"""Which weights train: the reference's freezing, LoRA targets and learning-rate groups, by module prefixes of the family.
+"""Which weights train: the reference's freezing, LoRA targets and learning-rate groups, by module prefixes of the
+family.
 
-ms-swift 3.9.3 (reference page, section 5): freeze_llm, freeze_vit and freeze_aligner name the language model, the towers (with their
-aligners) and the aligners; an aligner that is not frozen trains even inside a frozen tower; the generator (talker, token2wav) never
-trains. Two departures, both of them mended by ms-swift's later versions: freeze_llm freezes the output head too, and the head has a
-learning-rate group. Prefixes are those of the checkpoint's tensors (`thinker.visual`), which `module_prefix` turns into those of
-the loaded module (`thinker.model.visual` since transformers 5).
+ms-swift 3.9.3 (reference page, section 5): freeze_llm, freeze_vit and freeze_aligner name the language model, the
+towers (with their aligners) and the aligners; an aligner that is not frozen trains even inside a frozen tower; the
+generator (talker, token2wav) never trains. Two departures, both of them mended by ms-swift's later versions: freeze_llm
+freezes the output head too, and the head has a learning-rate group. Prefixes are those of the checkpoint's tensors
+(`thinker.visual`), which `module_prefix` turns into those of the loaded module (`thinker.model.visual` since
+transformers 5).
 """
 
 import re
@@ -40,11 +42,11 @@ class Parts:
     towers: tuple[str, ...]
     aligner: tuple[str, ...]
     generator: tuple[str, ...]
-    renamed: tuple[tuple[str, str], ...] = ()
-    """Module prefix and checkpoint prefix, where they differ; longest first."""
 
     def of(self, name: str) -> str:
-        """The part a parameter or module belongs to: aligner, tower, generator or llm (whatever is left, such as the head)."""
+        """The part a parameter or module belongs to: aligner, tower, generator or llm (whatever is left, such as the
+        head).
+        """
         for part in ("aligner", "towers", "generator", "language_model"):
             if under(name, getattr(self, part)):
                 return {"towers": "tower", "language_model": "llm"}.get(part, part)
@@ -83,17 +85,6 @@ def resolve_parts(model: PreTrainedModel, arch: Arch) -> Parts:
         towers=found["vision_tower"],
         aligner=found["aligner"],
         generator=found["generator"],
-        renamed=tuple(
-            sorted(
-                {
-                    (new, old)
-                    for key, prefixes in found.items()
-                    for new, old in zip(prefixes, getattr(arch, key), strict=True)
-                    if new != old
-                },
-                key=lambda pair: -len(pair[0]),
-            )
-        ),
     )
 
 
@@ -117,7 +108,9 @@ def freeze(model: nn.Module, parts: Parts, config: TrainConfig) -> None:
 
 
 def keep_frozen_in_eval(model: nn.Module) -> None:
-    """Put every module none of whose weights train into eval mode (no dropout there); call it after each `model.train()`."""
+    """Put every module none of whose weights train into eval mode (no dropout there); call it after each
+    `model.train()`.
+    """
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
@@ -125,11 +118,11 @@ def keep_frozen_in_eval(model: nn.Module) -> None:
 
 
 def lora_regex(model: nn.Module, parts: Parts, config: TrainConfig) -> str:
-    """The full-match regular expression of the modules that get adapters (ms-swift 3.9.3 tuner.py:51-109, `all-linear`).
+    """The full-match regular expression of the modules that get adapters (ms-swift 3.9.3 tuner.py:51-109,
+    `all-linear`).
 
-    Every linear layer of the language model unless freeze_llm, of the towers without their aligners unless freeze_vit, of the
-    aligners unless freeze_aligner; never the output head, never a convolution. A layer's names are written both as the loaded
-    module has them and as the checkpoint has them, so that the adapter's own config fits older versions of transformers too.
+    Every linear layer of the language model unless freeze_llm, of the towers without their aligners unless freeze_vit,
+    of the aligners unless freeze_aligner; never the output head, never a convolution.
     """
     if config.target_regex:
         return config.target_regex
@@ -142,20 +135,13 @@ def lora_regex(model: nn.Module, parts: Parts, config: TrainConfig) -> str:
     ]
     if not names:
         raise OmniprepError("no module is left for LoRA: --freeze-llm, --freeze-vit and --freeze-aligner are all on")
-    patterns = set()
-    for name in names:
-        old = next((o for n, o in parts.renamed if under(name, [n])), None)
-        new = next((n for n, _ in parts.renamed if under(name, [n])), None)
-        pattern = re.escape(name)
-        if new is not None and old is not None:
-            pattern = f"(?:{re.escape(new)}|{re.escape(old)})" + re.escape(name.removeprefix(new))
-        patterns.add(re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", pattern))  # layer numbers
+    # Layer numbers within a name become \\d+, which keeps the expression of a 28-layer model at a few hundred
+    # characters.
+    patterns = {re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in names}
     return f"^(?:{'|'.join(sorted(patterns))})$"
 
 
-def parameter_groups(
-    model: nn.Module, parts: Parts, config: TrainConfig, decay: set[str]
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, parts: Parts, config: TrainConfig, decay: set[str]) -> list[dict[str, Any]]:
     """Optimizer groups: tower, aligner and language model, each with and without weight decay (empty ones left out).
 
     Args:

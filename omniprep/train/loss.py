@@ -1,11 +1,12 @@
 """The loss of each predicted token, in memory that does not grow with the vocabulary times the bin.
 
-The reference (ms-swift 3.9.3 trainers.py:307-408): cross entropy on float32 logits of labels shifted by one, times loss_scale where the
-strategy is weighted, summed and divided by the number of labelled tokens (not by the sum of the weights), over all ranks and
-accumulation steps. Here the division is the trainer's; this file gives the terms of the sum.
+The reference (ms-swift 3.9.3 trainers.py:307-408): cross entropy on float32 logits of labels shifted by one, times
+loss_scale where the strategy is weighted, summed and divided by the number of labelled tokens (not by the sum of the
+weights), over all ranks and accumulation steps. Here the division is the trainer's; this file gives the terms of the
+sum.
 
-Logits are made for at most `CHUNK` positions at once and made again in the backward pass: 4096 positions of 152,064 words are
-2.5 GB in float32; a 32k bin with every token labelled would need 20 GB, twice.
+Logits are made for at most `CHUNK` positions at once and made again in the backward pass: 4096 positions of 152,064
+words are 2.5 GB in float32; a 32k bin with every token labelled would need 20 GB, twice.
 """
 
 from dataclasses import dataclass
@@ -64,6 +65,6 @@ def token_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> TokenLoss:
         return TokenLoss(*part(hidden, targets))
     parts = [
         checkpoint(part, states, ids, use_reentrant=False)
-        for states, ids in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        for states, ids in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True)
     ]
     return TokenLoss(torch.cat([loss for loss, _ in parts]), torch.cat([hit for _, hit in parts]))

@@ -1,16 +1,17 @@
 """Qwen2.5-Omni as a trainable module: the thinker alone, fed with what `omniprep.collate` gives.
 
-The talker and the vocoder (token2wav) never train, so they are not even loaded (3.5 GB less for the 7B; ZeRO-3 cannot build them);
-`omniprep.train.checkpoint` copies their tensors into the saved checkpoint as they were. The forward pass differs from that of
-transformers (modeling_qwen2_5_omni.Qwen2_5OmniThinkerModel.forward) in three ways, the result being the same:
-- images and videos go through the vision tower in one call, so that every rank makes the same calls and sharded weights cannot
-  hang (ms-swift's _post_encode does so too);
+The talker and the vocoder (token2wav) never train, so they are not even loaded (3.5 GB less for the 7B; ZeRO-3 cannot
+build them); `omniprep.train.checkpoint` copies their tensors into the saved checkpoint as they were. The forward pass
+differs from that of transformers (modeling_qwen2_5_omni.Qwen2_5OmniThinkerModel.forward) in three ways, the result
+being the same:
+- images and videos go through the vision tower in one call, so that every rank makes the same calls and sharded weights
+  cannot hang (ms-swift's _post_encode does so too);
 - `touch_towers` runs the smallest possible image and clip, times zero, where a bin has none, for the same reason;
 - logits are made only where a token is predicted: for 32k tokens and 152k words they would be 10 GB in bf16.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,15 @@ from omniprep.train.loss import TokenLoss, token_loss
 __all__ = ["Qwen2_5OmniForConditionalGeneration", "load_model"]
 
 
-class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # transformers is untyped; the name is kept: it is saved
+class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # the name is kept: it is saved
     """The thinker of Qwen2.5-Omni under the module names of the whole model."""
 
-    _no_split_modules = ["Qwen2_5OmniDecoderLayer", "Qwen2_5OmniVisionBlock", "Qwen2_5OmniAudioEncoderLayer"]
-    _keys_to_ignore_on_load_unexpected = [r"^talker\.", r"^token2wav\."]
+    _no_split_modules: ClassVar[list[str]] = [
+        "Qwen2_5OmniDecoderLayer",
+        "Qwen2_5OmniVisionBlock",
+        "Qwen2_5OmniAudioEncoderLayer",
+    ]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^talker\.", r"^token2wav\."]
     accepts_loss_kwargs = True
     touch_towers = False
     """Run a zero-weighted image and clip in every forward pass that has none (several ranks)."""
@@ -36,11 +41,11 @@ class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # transf
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of the thinker."""
-        return self.thinker.get_input_embeddings()  # type: ignore[no-any-return]
+        return self.thinker.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
         """The output head of the thinker."""
-        return self.thinker.lm_head  # type: ignore[no-any-return]
+        return self.thinker.lm_head
 
     def forward(
         self,
@@ -67,10 +72,16 @@ class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # transf
         Args:
             input_ids: (1, L).
             position_ids: (4, 1, L): text positions, then the three m-rope rows.
-            pixel_values: (patches, 1176) of all images; image_grid_thw (images, 3) int64.
-            pixel_values_videos: Likewise for videos.
-            input_features: (clips, 128, T) spectrograms; feature_attention_mask (clips, T).
-            cu_seq_lens_q: int32 (R+1) row borders; cu_seq_lens_k the same, max_length_q/k the longest row.
+            pixel_values: (patches, 1176) of all images.
+            image_grid_thw: int64 (images, 3).
+            pixel_values_videos: As for images.
+            video_grid_thw: As for images.
+            input_features: (clips, 128, T) spectrograms.
+            feature_attention_mask: (clips, T).
+            cu_seq_lens_q: int32 (R+1) row borders.
+            cu_seq_lens_k: The same.
+            max_length_q: The longest row.
+            max_length_k: The same.
             row_lengths: The rows' lengths on the host, if known.
             logits_to_keep: (K) positions to predict from (default: all).
             targets: (K) the ids to predict there; with them the result is a `TokenLoss`, without a logit left.
@@ -126,7 +137,9 @@ class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # transf
         pixels = torch.cat([p for p, _ in given]).to(tower.dtype)
         seen = tower(pixels, grid_thw=torch.cat([g for _, g in given])).pooler_output.to(embeds.dtype)
         image_mask = (input_ids == config.image_token_id)[..., None]
-        of_images = 0 if image_grid is None or images is None else int(image_grid.prod(-1).sum()) // tower.spatial_merge_unit
+        of_images = (
+            0 if image_grid is None or images is None else int(image_grid.prod(-1).sum()) // tower.spatial_merge_unit
+        )
         if of_images:
             embeds = embeds.masked_scatter(image_mask, seen[:of_images])
         if of_images < len(seen):

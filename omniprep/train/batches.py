@@ -1,0 +1,165 @@
+"""From bins to the tensors of a forward pass: what a reader process does, and what is left for the device.
+
+A reader makes one batch of host tensors (pixels still uint8, spectrograms bf16) and finds the positions to predict
+from, so that the device never waits for a count. `BatchLoader` measures how long the training loop stood waiting, and
+on a GPU copies the next batches on a stream of its own while the last step still computes.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from omniprep.data import PackedDataset, stack, to_model
+from omniprep.errors import OmniprepError
+from omniprep.train.loss import predicted
+from omniprep.train.stream import BinStream
+
+__all__ = ["BatchLoader", "Batcher", "Bins", "forward_kwargs", "make_loader"]
+
+IGNORED = -100
+
+
+class Bins(Dataset[dict[str, Any]]):
+    """Several datasets as one; a number `~i` gives bin i with every label taken away.
+
+    Args:
+        datasets: The datasets.
+        bins: Of each, the numbers of the bins that take part (None: all).
+    """
+
+    def __init__(self, datasets: Sequence[PackedDataset], bins: Sequence[np.ndarray | None] | None = None) -> None:
+        self.datasets = list(datasets)
+        chosen = bins or [None] * len(self.datasets)
+        self.bins = [np.arange(len(d)) if b is None else b for d, b in zip(self.datasets, chosen, strict=True)]
+        self.begins = np.concatenate([[0], np.cumsum([len(b) for b in self.bins])])
+
+    def __len__(self) -> int:
+        """Bins that take part."""
+        return int(self.begins[-1])
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """A bin, as `PackedDataset` gives it."""
+        counts = number >= 0
+        number = number if counts else ~number
+        d = int(np.searchsorted(self.begins, number, side="right")) - 1
+        found: dict[str, Any] = dict(self.datasets[d][int(self.bins[d][number - self.begins[d]])])
+        if not counts:
+            found["labels"] = np.full_like(found["labels"], IGNORED)
+        return found
+
+
+class Batcher:
+    """Makes one batch of bins (runs in reader processes).
+
+    Args:
+        modalities: Names of the columns of row_items, to tell the kinds of rows apart.
+    """
+
+    def __init__(self, modalities: Sequence[str]) -> None:
+        self.modalities = tuple(modalities)
+        self.kinds = ("text", *self.modalities, "mixed")
+
+    def __call__(self, bins: list[dict[str, Any]]) -> dict[str, Any]:
+        """Host tensors.
+
+        Returns:
+            stacked: What `omniprep.data.stack` gives.
+            positions, targets (K): Where to predict what. weights (K) or None. kinds (K): index into `kinds` of each
+            target's row.
+            tokens: Tokens of the batch.
+        """
+        labels = torch.from_numpy(np.concatenate([b["labels"] for b in bins]).astype(np.int64))
+        scale = None
+        if "loss_scale" in bins[0]:
+            scale = torch.from_numpy(np.concatenate([b["loss_scale"] for b in bins]).astype(np.float32))
+        positions, targets, weights = predicted(labels, scale)
+        row_kinds = np.concatenate([self.row_kinds(np.asarray(b["row_items"])) for b in bins])
+        lengths = np.concatenate([np.diff(b["cu_seqlens"]) for b in bins])
+        kinds = torch.from_numpy(np.repeat(row_kinds, lengths))[positions + 1]
+        return {
+            "stacked": stack(bins),
+            "positions": positions,
+            "targets": targets,
+            "weights": weights,
+            "kinds": kinds,
+            "tokens": len(labels),
+        }
+
+    def row_kinds(self, items: np.ndarray) -> np.ndarray:
+        """int64 (R,): index into `kinds` of each row, by its number of media items of each modality."""
+        present = items.reshape(-1, len(self.modalities)) > 0
+        several = present.sum(1) > 1
+        return np.where(several, len(self.kinds) - 1, np.where(present.any(1), present.argmax(1) + 1, 0)).astype(
+            np.int64
+        )
+
+
+def make_loader(bins: Bins, stream: BinStream, batcher: Batcher, num_workers: int, pin: bool) -> DataLoader[Any]:
+    """A DataLoader with its own random generator, so that reading draws nothing from the one that training resumes."""
+    return DataLoader(
+        bins,
+        batch_sampler=stream,
+        collate_fn=batcher,
+        num_workers=num_workers,
+        pin_memory=pin,
+        generator=torch.Generator(),
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+class BatchLoader:
+    """Hands out batches and keeps the time that was waited for them.
+
+    Args:
+        loader: Batches of host tensors.
+        length: Forward passes of the whole run, those before a resume included (the Trainer reckons its epoch with it).
+        device: Where batches go.
+    """
+
+    def __init__(self, loader: DataLoader[Any], length: int, device: torch.device) -> None:
+        self.loader, self.length, self.device = loader, length, device
+        self.waited = 0.0
+        self.side: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        """Forward passes of the whole run."""
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches, on a GPU already on their way there."""
+        source = iter(self.loader)
+        while True:
+            began = time.perf_counter()
+            batch = next(source, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            if self.side is not None:
+                with torch.cuda.stream(self.side):
+                    batch = moved(batch, self.device)
+            yield batch
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """All tensors of nested dicts on the device (pinned ones without waiting)."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    return {k: moved(v, device) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def forward_kwargs(batch: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The forward pass's keyword arguments: floats from stored media, all on the device.
+
+    Raises:
+        OmniprepError: The dataset's columns cannot be turned into arguments.
+    """
+    kwargs: dict[str, Any] = to_model(batch["stacked"], device, dtype)
+    if "input_ids" not in kwargs:
+        raise OmniprepError("the dataset gives no input_ids")
+    kwargs.pop("labels", None)
+    kwargs.pop("loss_scale", None)
+    return kwargs

@@ -1,0 +1,110 @@
+"""Checkpoints that others load: the layout of the one that was loaded, whole, and the place in the data.
+
+transformers' save_pretrained already writes the tensors under their original names (`thinker.model.layers…`). What it
+leaves out is added
+here: the tensors that were never loaded (the talker, copied from the source checkpoint), config.json as it was (only
+dtype and architecture may change), and the processor, tokenizer, chat template, generation config and spk_dict.pt of
+the source. A LoRA adapter is left as PEFT writes it.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from omniprep.errors import OmniprepError
+
+__all__ = ["complete", "last_checkpoint", "read_position", "source_folder", "write_position"]
+
+POSITION = "data_state.json"
+GENERATOR = "model-generator.safetensors"
+COPIED = (
+    "tokenizer*", "vocab.json", "merges.txt", "*.tiktoken", "special_tokens_map.json", "added_tokens.json",
+    "chat_template*",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "generation_config.json",
+    "configuration.json", "spk_dict.pt", "*.py", "LICENSE*",
+)  # fmt: skip
+
+
+def source_folder(model: str) -> Path:
+    """The folder of a checkpoint; a Hub name is looked up in the local cache (and fetched where it is not there)."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model))
+
+
+def complete(folder: Path, source: Path, generator: Iterable[str], dtype: torch.dtype) -> None:
+    """Add to a folder that save_pretrained filled what makes it a whole checkpoint.
+
+    Args:
+        folder: Holds model.safetensors (or shards and their index).
+        source: Checkpoint that training began with.
+        generator: Prefixes of tensors that were not loaded.
+        dtype: Type the weights were trained and saved in.
+    """
+    for path in source.iterdir():
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COPIED):
+            shutil.copyfile(path, folder / path.name)
+    config = json.loads((source / "config.json").read_text())
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    config[key] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    _copy_tensors(folder, source, tuple(f"{prefix}." for prefix in generator))
+
+
+def _copy_tensors(folder: Path, source: Path, prefixes: tuple[str, ...]) -> None:
+    """Copy the source's tensors under these prefixes into a shard of their own, and name it in the index."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(source.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
+    if not tensors or not prefixes:
+        return
+    save_file(tensors, folder / GENERATOR, metadata={"format": "pt"})
+    index_path = folder / "model.safetensors.index.json"
+    index: dict[str, Any]
+    if index_path.is_file():
+        index = json.loads(index_path.read_text())
+    else:
+        (folder / "model.safetensors").rename(folder / "model-thinker.safetensors")
+        with safe_open(folder / "model-thinker.safetensors", "pt") as file:
+            names = list(file.keys())
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-thinker.safetensors")}
+    index["weight_map"] |= dict.fromkeys(tensors, GENERATOR)
+    index["metadata"]["total_size"] = sum(
+        path.stat().st_size for path in {folder / name for name in index["weight_map"].values()}
+    )
+    index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def write_position(folder: Path, state: dict[str, Any]) -> None:
+    """Write the place in the data: the last file of a checkpoint, so that one without it is not whole."""
+    (folder / POSITION).write_text(json.dumps(state, indent=2) + "\n")
+
+
+def read_position(folder: Path) -> dict[str, Any]:
+    """The place in the data of a checkpoint.
+
+    Raises:
+        OmniprepError: Not a whole checkpoint of `omniprep train`.
+    """
+    path = folder / POSITION
+    if not path.is_file():
+        raise OmniprepError(f"--resume {folder}: not a whole checkpoint of omniprep train ({POSITION} is missing)")
+    state: dict[str, Any] = json.loads(path.read_text())
+    return state
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The last whole checkpoint of a run, or None."""
+    found = [p for p in run.glob("checkpoint-*") if (p / POSITION).is_file() and p.name[11:].isdigit()]
+    return max(found, key=lambda p: int(p.name[11:]), default=None)

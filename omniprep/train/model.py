@@ -1,0 +1,101 @@
+"""The model of a run: loaded through its family, its attention made safe for bins, its trainable part chosen.
+
+A family names a hook `load_model` ("module:function", or a function of path, dtype, attn_implementation) where the
+checkpoint's own class cannot train on bins; any other is loaded as the class that its config.json names.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from omniprep.errors import OmniprepError
+from omniprep.train.attention import check_isolation, choose_attention, use_row_attention
+from omniprep.train.config import TrainConfig
+from omniprep.train.freeze import Parts, freeze, lora_regex, resolve_parts
+
+__all__ = ["add_lora", "load_base", "load_trainable", "weights_dtype"]
+
+
+def weights_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Type of the weights: as asked, or bfloat16 on a GPU and float32 on the CPU."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and not config.amp else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def load_base(
+    ctx: Any, path: str, dtype: torch.dtype, attention: str, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a checkpoint as its family wants it.
+
+    Args:
+        ctx: Family context of the checkpoint.
+        path: Folder or Hub name (also a checkpoint of a run).
+        dtype: Type of the weights.
+        attention: transformers' name of an attention implementation.
+        trust_remote_code: Let the checkpoint's own Python code run.
+
+    Raises:
+        OmniprepError: The checkpoint has no weights, or no class to load them.
+    """
+    hook = getattr(ctx, "load_model", None) or getattr(getattr(ctx, "cls", None), "load_model", None)
+    if isinstance(hook, str):
+        module, _, name = hook.partition(":")
+        hook = getattr(importlib.import_module(module), name)
+    try:
+        if hook is not None:
+            model: PreTrainedModel = hook(path, dtype, attention)
+            return model
+        names = ctx.config.get("architectures") or []
+        cls = getattr(transformers, names[0], None) if names else None
+        if cls is None or trust_remote_code:
+            cls = transformers.AutoModelForImageTextToText if trust_remote_code else None
+        if cls is None:
+            raise OmniprepError(f"model {path!r}: transformers has no class {names[0] if names else '(none named)'!r}")
+        model = cls.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+        )
+        return model
+    except OSError as error:
+        raise OmniprepError(f"model {path!r}: {' '.join(str(error).split())[:300]}") from error
+
+
+def load_trainable(ctx: Any, path: str, config: TrainConfig, device: torch.device) -> tuple[PreTrainedModel, Parts]:
+    """The model with isolated rows and with its trainable part chosen (full training; LoRA follows by `add_lora`).
+
+    Args:
+        ctx: Family context.
+        path: The checkpoint, or a checkpoint of this run when it resumes a full training.
+        config: The run's options.
+        device: Where it will train.
+    """
+    dtype = weights_dtype(config, device)
+    attention = choose_attention(config.attn, device.type, dtype)
+    model = load_base(ctx, path, dtype, attention, trust_remote_code=config.trust_remote_code)
+    model.config.use_cache = False
+    if attention == "sdpa":
+        use_row_attention(model)
+    parts = resolve_parts(model, ctx.arch)
+    check_isolation(model, model.config.get_text_config().vocab_size)
+    freeze(model, parts, config)
+    return model, parts
+
+
+def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig) -> Any:
+    """Freeze the model and give it LoRA adapters on the modules that `lora_regex` names."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=lora_regex(model, parts, config),
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise OmniprepError(f"--target-regex {config.target_regex!r}: {error}") from error

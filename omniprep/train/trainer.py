@@ -1,0 +1,241 @@
+"""The Hugging Face Trainer over packed bins: its launch, optimizer, schedule, sharding and logging, our data, loss and
+checkpoints.
+
+What is ours, and why:
+- Data: one long "epoch" that starts where the checkpoint stopped, so that the Trainer never skips or re-reads
+  (stream.py).
+- Loss: terms of labelled tokens, weighted as the reference does, over the number of labelled tokens of the whole step
+  on all ranks: the gradient of a step is that of one big batch, however it is split.
+- Checkpoints: whole ones in the original layout, `data_state.json` last. Weights are restored by loading the checkpoint
+  itself (run.py), since the Trainer would compare its names with the module's and skip all of them silently.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from omniprep.errors import OmniprepError
+from omniprep.train.batches import BatchLoader, forward_kwargs
+from omniprep.train.checkpoint import complete, write_position
+from omniprep.train.config import TrainConfig
+from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
+from omniprep.train.loss import logits_loss
+from omniprep.train.meter import Meter
+from omniprep.train.stream import BinStream
+
+__all__ = ["BinTrainer"]
+
+
+class BinTrainer(Trainer):  # type: ignore[misc]
+    """Trains on `BatchLoader`'s batches.
+
+    Args:
+        model: The model, wrapped by PEFT when adapters train.
+        args: Arguments of the Trainer; max_steps is the whole run's.
+        config: The run's options.
+        parts: Module prefixes of the model.
+        stream: Where in the data this rank is.
+        loader: Its batches.
+        evaluation: Batches to evaluate on, or None.
+        kinds: Names of the kinds of rows.
+        source: Folder of the checkpoint that training began with.
+        dtype: Type of the weights.
+        generator: Checkpoint prefixes that are not loaded.
+    """
+
+    optimizer: Any
+    control: Any
+    logged_at = 0
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        config: TrainConfig,
+        parts: Parts,
+        stream: BinStream,
+        loader: BatchLoader,
+        evaluation: BatchLoader | None,
+        kinds: tuple[str, ...],
+        source: Path,
+        dtype: torch.dtype,
+        generator: tuple[str, ...],
+    ) -> None:
+        self.config, self.parts, self.stream, self.loader = config, parts, stream, loader
+        self.evaluation, self.source, self.weights_dtype, self.generator = evaluation, source, dtype, generator
+        self.started_at = 0  # optimizer steps before this process
+        self.best_loss, self.bad_logs = math.inf, 0
+        super().__init__(model=model, args=args)
+        self.loss_is_scaled_for_ga = True
+        base: Any = model.get_base_model() if config.lora else model  # type: ignore[operator]
+        weights = sum(p.numel() for n, p in base.named_parameters() if parts.of(n) == "llm" and "lora_" not in n)
+        self.meter = Meter(kinds, args.device, weights, not (config.lora or config.freeze_llm))
+        takes = "touch_towers" in dir(type(base))
+        self.fused_loss = takes
+        if takes and args.world_size > 1:
+            base.touch_towers = True
+
+    # Data -------------------------------------------------------------------------------------------------------------
+    # ----------
+
+    def get_train_dataloader(self) -> BatchLoader:
+        """The run's batches; not handed to accelerate, which would share them out again."""
+        return self.loader
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """Labelled tokens of the step on all ranks."""
+        count = torch.tensor(sum(len(b["targets"]) for b in batch_samples), device=device)
+        return self.accelerator.reduce(count) if self.args.world_size > 1 else count
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Nothing: `compute_loss` takes the batch as it is."""
+        if self.loader.side is not None:
+            torch.cuda.current_stream().wait_stream(self.loader.side)
+        return inputs
+
+    # Loss -------------------------------------------------------------------------------------------------------------
+    # ----------
+
+    def token_losses(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Losses (K) in float32 and hits (K) of a batch's targets."""
+        device = self.args.device
+        kwargs = forward_kwargs(batch, device, self.weights_dtype)
+        positions, targets = batch["positions"].to(device), batch["targets"].to(device)
+        if self.fused_loss:
+            out = model(**kwargs, logits_to_keep=positions, targets=targets)
+            return out.losses, out.correct
+        logits = model(**kwargs, use_cache=False).logits[0]
+        return logits_loss(logits[positions], targets)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The step's share of the mean over all labelled tokens; the gradients of ranks are averaged, hence times the
+        ranks.
+        """
+        keep_frozen_in_eval(model)
+        losses, correct = self.token_losses(model, inputs)
+        weights = inputs["weights"]
+        weighted = losses if weights is None else losses * weights.to(losses.device)
+        self.meter.add(weighted, correct, inputs["kinds"].to(losses.device), inputs["tokens"])
+        count = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
+        return weighted.sum() / count * self.args.world_size
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW (or --optimizer) with a group for tower, aligner and language model."""
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            decay = set(self.get_decay_parameter_names(trained))
+            groups = parameter_groups(trained, self.parts, self.config, decay)
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer = cls(groups, **kwargs)
+        return self.optimizer
+
+    # Log --------------------------------------------------------------------------------------------------------------
+    # ----------
+
+    @property
+    def position(self) -> int:
+        """Bins of the global sequence consumed so far."""
+        return self.stream.start + (self.state.global_step - self.started_at) * self.stream.step_bins
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add our measures to a training log, and end a run that has gone wrong."""
+        self.state.epoch = min(self.position, self.stream.total) / self.stream.mixture.epoch_bins
+        if "loss" in logs:
+            steps = self.state.global_step - self.logged_at
+            logs |= self.meter.take(self.loader.waited, steps, self.accelerator.reduce)
+            self.logged_at = self.state.global_step
+            self._stop_when_lost(logs["loss"])
+        super().log(logs, start_time)
+
+    def _stop_when_lost(self, loss: float) -> None:
+        """Raise when the loss is no number, or has stayed far above its best for three logs.
+
+        Raises:
+            OmniprepError: With what to change.
+        """
+        step, rate = self.state.global_step, self.config.peak_lr
+        if not math.isfinite(loss):
+            raise OmniprepError(
+                f"the loss is {loss} at step {step}: lower --learning-rate (now {rate:g}) or --max-grad-norm"
+                + ("" if self.weights_dtype == torch.float32 else ", or use --dtype float32 --amp")
+                + "; the last good checkpoint is in --out (--resume auto)"
+            )
+        self.bad_logs = self.bad_logs + 1 if loss > max(3 * self.best_loss, self.best_loss + 3) else 0
+        self.best_loss = min(self.best_loss, loss)
+        if self.bad_logs >= 3:
+            raise OmniprepError(
+                f"the loss diverges: {loss:.2f} at step {step}, after {self.best_loss:.2f}: "
+                f"lower --learning-rate (now {rate:g}) or --max-grad-norm, or lengthen --warmup; --resume auto goes on"
+            )
+
+    # Evaluation
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss and accuracy over the labelled tokens of the evaluation bins, over all ranks."""
+        if self.evaluation is None:
+            return {}
+        self.model_wrapped.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            for batch in self.evaluation:
+                losses, correct = self.token_losses(self.model_wrapped, self._prepare_inputs(batch))
+                weights = batch["weights"]
+                weighted = losses if weights is None else losses * weights.to(losses.device)
+                sums += torch.stack(
+                    [
+                        weighted.sum().double(),
+                        correct.sum().double(),
+                        sums.new_tensor(len(losses)),
+                    ]
+                )
+        total, hits, count = self.accelerator.reduce(sums).tolist()
+        metrics = {"eval_loss": total / max(count, 1.0), "eval_token_accuracy": hits / max(count, 1.0)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # Save and resume
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save a whole checkpoint, or an adapter."""
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        if not self.config.lora:
+            complete(folder, self.source, self.generator, self.weights_dtype)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save all, then the place in the data as the mark that it is whole."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.is_dir():
+            mixture = self.stream.mixture
+            state = {
+                "position": self.position,
+                "sizes": list(mixture.sizes),
+                "shares": mixture.shares,
+                "seed": mixture.seed,
+            }
+            write_position(folder, state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Full training has loaded the checkpoint as its model; adapters and sharded weights are loaded here."""
+        if self.config.lora or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
