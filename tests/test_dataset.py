@@ -216,18 +216,18 @@ def test_damage_is_named_once_read(built, tmp_path):
     shard.write_bytes(data)
     ds[1]  # verified before, so not again
     for verify in ("first", "always"):
-        with pytest.raises(DamagedDataError, match=r"00000\.arrow: bin 1 is damaged"):
+        with pytest.raises(DamagedDataError, match=r"bin 1: .*00000\.arrow is damaged"):
             PackedDataset(tmp_path / "d", verify=verify)[1]
     PackedDataset(tmp_path / "d", verify="never")[1]
     data[int(ds.index["offset"][1])] ^= 0xFF
     shard.write_bytes(data)
-    with pytest.raises(DamagedDataError, match=r"00000\.arrow: bin 1 cannot be read"):
+    with pytest.raises(DamagedDataError, match=r"bin 1: .*00000\.arrow"):
         PackedDataset(tmp_path / "d", verify="never")[1]
     shard.write_bytes(data[: where + 10])
-    with pytest.raises(DamagedDataError, match=r"00000\.arrow: ends at byte"):
+    with pytest.raises(DamagedDataError, match=r"bin 1: .*00000\.arrow: ends at byte"):
         PackedDataset(tmp_path / "d")[1]
     shard.unlink()
-    with pytest.raises(DamagedDataError, match=r"00000\.arrow"):
+    with pytest.raises(DamagedDataError, match=r"bin 1: .*00000\.arrow"):
         PackedDataset(tmp_path / "d")[1]
 
 

@@ -12,7 +12,7 @@ from synthetic import COLUMNS, MODALITIES, make_bin, make_row
 
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.index import IndexEntry, read_index, read_rows, write_index, write_rows
-from omniprep.shards.reader import BufferPool, ShardReader, check, decode, item_sizes, read_schema
+from omniprep.shards.reader import BufferPool, ShardReader, decode, item_sizes, read_schema
 from omniprep.shards.schema import METADATA_KEY, Column, arrow_schema, read_layout
 from omniprep.shards.writer import ShardWriter
 
@@ -95,8 +95,7 @@ def test_what_is_written_is_read(tmp_path, weighted):
     reader = ShardReader([path])
     for number in (2, 0, 1):
         item, entry = bins[number], entries[number]
-        data = reader.read(0, entry.offset, entry.length)
-        check(data, entry.checksum, path, number)
+        data = reader.read(0, entry.offset, entry.length, entry.checksum)
         got = decode(data, found, read_layout(found))
         for name in ("input_ids", "labels", "cu_seqlens", "row_ids", "row_items", "position_ids", "loss_scale"):
             want = getattr(item, name)
@@ -143,8 +142,9 @@ def test_written_to_any_store(tmp_path):
     assert info == local
     assert fsspec.filesystem("memory").cat_file("/shards/s.arrow") == (tmp_path / "s.arrow").read_bytes()
     reader = ShardReader(["memory://shards/s.arrow"])
-    data = reader.read(0, entries[1].offset, entries[1].length)
-    check(data, entries[1].checksum, "s", 1)
+    reader.read(0, entries[1].offset, entries[1].length, entries[1].checksum)
+    with pytest.raises(DamagedDataError, match=r"memory://shards/s\.arrow is damaged"):
+        reader.read(0, entries[1].offset, entries[1].length, entries[1].checksum ^ 1)
 
 
 @pytest.mark.parametrize(

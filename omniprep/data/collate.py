@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from omniprep.data.device import to_model
-from omniprep.shards.reader import item_sizes
+from omniprep.shards.reader import BufferPool, item_sizes
 from omniprep.shards.schema import Column
 
 __all__ = ["collate", "cut_row", "stack"]
 
 Arrays = Mapping[str, Any]
+
+_POOL = BufferPool()  # for the media of several bins: fresh pages would cost more than the copy
 
 
 def collate(
@@ -128,10 +130,14 @@ def _positions(bins: Sequence[Arrays], borders: np.ndarray, lengths: np.ndarray)
 
 
 def _joined(column: Column, parts: list[np.ndarray]) -> torch.Tensor:
-    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if column.kind == "items" and values.dtype == np.int32:
-        values = values.astype(np.int64)
-    return _tensor(column, values)
+    if column.kind == "items":
+        values = np.concatenate(parts)
+        return _tensor(column, values.astype(np.int64) if values.dtype == np.int32 else values)
+    if len(parts) == 1:
+        return _tensor(column, parts[0])
+    size = sum(part.nbytes for part in parts)
+    joined = _POOL.take(size)[:size].view(parts[0].dtype).reshape(-1, *parts[0].shape[1:])
+    return _tensor(column, np.concatenate(parts, out=joined))
 
 
 def _padded(column: Column, bins: Sequence[Arrays]) -> tuple[torch.Tensor, torch.Tensor]:

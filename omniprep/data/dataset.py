@@ -17,7 +17,7 @@ from omniprep import io
 from omniprep.data.collate import collate, cut_row
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.index import read_index, read_rows
-from omniprep.shards.reader import ShardReader, check, decode, read_schema
+from omniprep.shards.reader import ShardReader, decode, read_schema
 from omniprep.shards.schema import FORMAT, Layout, read_layout
 
 __all__ = ["PackedDataset"]
@@ -79,16 +79,15 @@ class PackedDataset(Dataset[dict[str, Any]]):
         if not 0 <= number < len(self):
             raise IndexError(f"bin {index} of {len(self)}")
         shard, offset, length = (int(self.index[name][number]) for name in ("shard", "offset", "length"))
-        uri = self._shards[shard]
-        data = self._reader.read(shard, offset, length)
-        if self.verify == "always" or (self.verify == "first" and not self._seen[number]):
-            check(data, int(self.index["checksum"][number]), uri, number)
-            self._seen[number] = True
+        doubted = self.verify == "always" or (self.verify == "first" and not self._seen[number])
+        checksum = int(self.index["checksum"][number]) if doubted else None
         try:
-            arrays = decode(data, self.schema, self.layout)
+            arrays = decode(self._reader.read(shard, offset, length, checksum), self.schema, self.layout)
+        except DamagedDataError as error:
+            raise DamagedDataError(f"bin {number}: {error}") from error
         except (pa.ArrowInvalid, OSError) as error:
-            raise DamagedDataError(f"{uri}: bin {number} cannot be read: {error}") from error
-        arrays["modalities"] = self.layout.modalities
+            raise DamagedDataError(f"bin {number}: {self._shards[shard]}: {error}") from error
+        self._seen[number] |= doubted
         return arrays
 
     @cached_property

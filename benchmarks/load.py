@@ -1,0 +1,183 @@
+"""Loading bins of about 20 MB from the page cache to contiguous host tensors, against a plain copy of the same bytes.
+
+All methods take turns in each round, so that they see the same machine; medians are reported. `tokens_ratio` compares
+with the 8,500 tokens a second a core that ms-swift's encode reached on a mixed corpus (docs/architecture.md); measure
+your own machine's with the build benchmark.
+
+    python benchmarks/load.py [--bins 16] [--rounds 5] [--megabytes 20]
+"""
+
+import argparse
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import torch
+from record import record
+from torch.utils.data import DataLoader
+
+from omniprep.data import PackedDataset, stack
+from omniprep.shards.index import IndexEntry, write_index
+from omniprep.shards.schema import Bin, Column, arrow_schema
+from omniprep.shards.writer import ShardWriter
+
+REFERENCE_TOKENS = 8_500
+PARAMS = {"mean": [0.5] * 3, "std": [0.5] * 3, "patch_size": 14, "temporal_patch_size": 2}
+COLUMNS = (
+    Column(name="image_grid_thw", modality="image", kind="items", shape=(3,)),
+    Column(
+        name="pixel_values",
+        modality="image",
+        kind="flat",
+        dtype="uint8",
+        shape=(588,),
+        sizes="prod(image_grid_thw)",
+        load="patches",
+        params=PARAMS,
+    ),
+)
+
+
+def write_dataset(folder: Path, bins: int, megabytes: float) -> None:
+    """Bins of 8 rows with one image each; a quarter as many tokens as patches, and half as many again of text."""
+    rng = np.random.default_rng(0)
+    side = int((megabytes * 1e6 / 588 / 8) ** 0.5) // 2 * 2
+    length = side * side // 4 * 3 // 2
+    (folder / "shards").mkdir(parents=True)
+    entries = []
+    schema = arrow_schema(COLUMNS, family="benchmark", modalities=("image",))
+    with ShardWriter(str(folder / "shards" / "00000.arrow"), schema) as writer:
+        for number in range(bins):
+            labels = rng.integers(0, 150_000, 8 * length, np.int32)
+            labels[::length] = -100
+            item = Bin(
+                input_ids=rng.integers(0, 150_000, 8 * length, np.int32),
+                labels=labels,
+                position_ids=rng.integers(0, length, (3, 8 * length), np.int32),
+                cu_seqlens=np.arange(0, 8 * length + 1, length, dtype=np.int32),
+                row_ids=np.arange(8, dtype=np.int32),
+                row_items=np.ones((8, 1), np.int32),
+                media={
+                    "image_grid_thw": [np.array([1, side, side])] * 8,
+                    "pixel_values": [rng.integers(0, 256, (side * side, 588), np.uint8) for _ in range(8)],
+                },
+            )
+            entry = writer.write(item)
+            entries.append(
+                IndexEntry(
+                    shard=0,
+                    offset=entry.offset,
+                    length=entry.length,
+                    tokens=8 * length,
+                    rows=8,
+                    patches=8 * side * side,
+                    audio_frames=0,
+                    cost=float(8 * length),
+                    checksum=entry.checksum,
+                )
+            )
+            assert number < bins
+    info = writer.close()
+    write_index(str(folder / "index.parquet"), entries)
+    shard = f'{{"path": "shards/00000.arrow", "bins": {bins}, "bytes": {info.bytes}, "sha256": "{info.sha256}"}}'
+    (folder / "manifest.json").write_text(f'{{"format": 1, "shards": [{shard}]}}')
+
+
+def methods(folder: Path) -> dict[str, Callable[[], Iterator[object]]]:
+    """Each gives every bin once, one after the other."""
+    ds = PackedDataset(folder, verify="never")
+    checked = PackedDataset(folder, verify="always")
+    path = folder / "shards" / "00000.arrow"
+    places = [(int(o), int(n)) for o, n in zip(ds.index["offset"], ds.index["length"], strict=True)]
+    source = [np.frombuffer(path.read_bytes()[o : o + n], np.uint8).copy() for o, n in places]
+    target = np.zeros(max(n for _, n in places), np.uint8)
+    file = os.open(path, os.O_RDONLY)
+    mapped = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+
+    def copies() -> Iterator[object]:
+        for array in source:
+            np.copyto(target[: array.size], array)
+            yield target
+
+    def preads() -> Iterator[object]:
+        for offset, size in places:
+            os.preadv(file, [memoryview(target)[:size]], offset)
+            yield target
+
+    def maps() -> Iterator[object]:
+        for offset, size in places:
+            batch = pa.ipc.read_record_batch(
+                pa.ipc.read_message(pa.py_buffer(mapped)[offset : offset + size]), ds.schema
+            )
+            yield {name: torch.tensor(np.frombuffer(array.buffers()[-1], np.uint8)) for name, array in _full(batch)}
+
+    def loads(dataset: PackedDataset) -> Iterator[object]:
+        for number in range(len(dataset)):
+            yield stack([dataset[number]])
+
+    def pairs() -> Iterator[object]:
+        for number in range(0, len(ds), 2):
+            yield stack([ds[number], ds[number + 1]])
+
+    loader = DataLoader(ds, collate_fn=stack, num_workers=1, prefetch_factor=2, persistent_workers=True)
+
+    return {
+        "plain copy into a used buffer": copies,
+        "preadv into a used buffer": preads,
+        "memory map and a fresh copy": maps,
+        "omniprep, one bin": lambda: loads(ds),
+        "omniprep, one bin, checksum": lambda: loads(checked),
+        "omniprep, two bins joined": pairs,
+        "omniprep, 1 DataLoader worker": lambda: iter(loader),
+    }
+
+
+def _full(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if not column.null_count:
+            yield name, column.values if isinstance(column, pa.ListArray) else column
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bins", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=20)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="omniprep-load-") as name:
+        folder = Path(name) / "out"
+        write_dataset(folder, options.bins, options.megabytes)
+        ds = PackedDataset(folder)
+        volume, tokens = int(ds.index["length"].sum()), int(ds.index["tokens"].sum())
+        seconds: dict[str, list[float]] = {}
+        ways = methods(folder)
+        for turn in range(options.rounds + 1):
+            for label, method in ways.items():
+                begin = time.perf_counter()
+                for _ in method():
+                    pass
+                if turn:  # the first round warms caches and buffers
+                    seconds.setdefault(label, []).append(time.perf_counter() - begin)
+    copy = median(seconds["plain copy into a used buffer"])
+    rows = [
+        {
+            "method": label,
+            "gb_per_second": round(volume / median(times) / 1e9, 2),
+            "of_plain_copy": round(copy / median(times), 3),
+            "tokens_per_second": round(tokens / median(times)),
+            "tokens_ratio": round(tokens / median(times) / REFERENCE_TOKENS),
+        }
+        for label, times in seconds.items()
+    ]
+    record("load", rows, bins=options.bins, megabytes_a_bin=round(volume / options.bins / 1e6, 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What all benchmarks share: the machine they ran on, the table they print, the JSON they leave in results/."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory."""
+    model = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"processor": model, "cores": cores, "memory_gib": round(memory, 1), "python": platform.python_version()}
+
+
+def record(name: str, rows: list[dict[str, Any]], **facts: Any) -> None:
+    """Print the rows as a table and write them, with the machine, to results/NAME.json."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns] + [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine(), **facts, "rows": rows}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
