@@ -95,7 +95,7 @@ class Bin:
     input_ids: np.ndarray
     """int32 (L,)"""
     labels: np.ndarray
-    """int32 (L,); -100 where nothing is learned, so at the first token of every row."""
+    """int32 (L,); -100 where nothing is learned (so at the first token of a row, unless it was cut on the left)."""
     position_ids: np.ndarray | None
     """int32 (3, L), the m-rope rows; None where every row of the bin counts 0..n-1 on all three."""
     cu_seqlens: np.ndarray
