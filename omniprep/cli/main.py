@@ -101,4 +101,6 @@ def run(args: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
+    # transformers 5 warns seven times about the talker's ids in every Qwen2.5-Omni config; workers inherit this.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.exit(run())
