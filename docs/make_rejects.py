@@ -1,4 +1,4 @@
-"""Write docs/rejects.md from the enum in omniprep/errors.py; with --check only compare, and exit 1 where it is stale."""
+"""Write docs/rejects.md from the enum in omniprep/errors.py; with --check only compare, and exit 1 where stale."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,9 @@ PAGE = Path(__file__).resolve().parent / "rejects.md"
 HEAD = """\
 # Why a row was rejected
 
-A row becomes exactly what the reference makes of it, or it is rejected with one of these codes. They stand in the column
-`code` of rows.parquet and, with a message and the row itself, in rejected.jsonl. They are stable: a code keeps its meaning.
+A row becomes exactly what the reference makes of it, or it is rejected with one of these codes. They stand in the
+column `code` of rows.parquet and, with a message and the row itself, in rejected.jsonl. They are stable: a code keeps
+its meaning.
 
 Generated from `omniprep/errors.py` by `python docs/make_rejects.py`.
 
