@@ -12,7 +12,7 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 say "1. A small random Qwen2.5-Omni with the real vocabulary: $work/model"
 [ -e "$work/model/config.json" ] || omniprep init-model "$work/model"
 
-say "2. Compile data_samples (48 chats, 11 of them broken on purpose) into bins of 2,048 tokens: $work/packed"
+say "2. Compile data_samples (51 chats, 11 of them broken on purpose) into bins of 2,048 tokens: $work/packed"
 omniprep build --config pipelines/quickstart.yaml --model "$work/model" --out "$work/packed" --overwrite
 
 say "3. Is every input row packed or rejected with a reason, and every byte as written?"

@@ -36,7 +36,7 @@ def whole(tmp_path_factory, model_dir):
             "bins": index.num_rows,
         },
         "fill": tokens / (256 * index.num_rows),
-        "config": {"model": str(model_dir)},
+        "model": str(model_dir),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     lines = [json.dumps({key: row[key] for key in ("source", "line", "code")}) for row in rejected]

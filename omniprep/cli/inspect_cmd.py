@@ -53,7 +53,7 @@ def inspect(
     if not -len(ds) <= number < len(ds):
         raise UsageError(f"--bin {number}: the dataset has {len(ds)} bins")
     number %= len(ds)
-    rows = describe_bin(ds, number, load_vocabulary(model or ds.manifest["config"]["model"]))
+    rows = describe_bin(ds, number, load_vocabulary(model or ds.manifest["model"]))
     item = ds[number]
     chosen = [n for n, known in enumerate(item["row_ids"].tolist()) if row_id is None or known == row_id]
     shown = chosen if limit <= 0 else chosen[:limit]
