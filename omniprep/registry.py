@@ -1,6 +1,7 @@
 """What a plug-in imports to register a model family (see docs/families.md)."""
 
 from omniprep.errors import Reject
+from omniprep.families.context import FamilyContext, resolve_family
 from omniprep.families.registry import (
     REGISTRY,
     Decoded,
@@ -19,6 +20,7 @@ __all__ = [
     "REGISTRY",
     "Decoded",
     "Expansion",
+    "FamilyContext",
     "Field",
     "Item",
     "MediaMeta",
@@ -28,4 +30,5 @@ __all__ = [
     "Sample",
     "SupportsMultiModal",
     "TemplateMeta",
+    "resolve_family",
 ]

@@ -1,0 +1,226 @@
+"""The end of a build: receipts → index.parquet, rows.parquet, rejected.jsonl, and manifest.json last.
+
+What this writes is a pure function of the plan and the receipts, so it may be done again after a kill.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from omniprep import io
+from omniprep.build.packstage import Placement, Rows, item_counts
+from omniprep.build.planfile import read_rejects
+from omniprep.build.stages import as_text, plan_path
+from omniprep.config import BuildConfig, config_hash, shaping
+from omniprep.errors import DamagedDataError, Reject
+from omniprep.families.context import FamilyContext
+from omniprep.media.video import backend
+from omniprep.packing import bin_cost
+from omniprep.rows.sources import Split, read_split
+from omniprep.shards.index import IndexEntry, write_index, write_rows
+from omniprep.shards.schema import FORMAT
+
+# Packages whose version can change a byte of a shard.
+SHAPING_PACKAGES = (
+    "omniprep", "pyarrow", "numpy", "torch", "torchvision", "transformers", "tokenizers", "pillow", "soundfile", "soxr", "av", "decord",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what shapes the bytes."""
+    found = {}
+    for name in SHAPING_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def tokenizer_hash(ctx: FamilyContext) -> str:
+    """SHA-256 of what the tokenizer does: its serialized form."""
+    return hashlib.sha256(ctx.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def line_numbers(rows: Rows, splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
+    """Line of each row in its source, from 1: the line within the split plus the lines of the splits before it."""
+    before, seen = np.zeros(len(splits), np.int64), Counter[str]()
+    for number, split in enumerate(splits):
+        before[number] = seen[split.source]
+        seen[split.source] += lines[number]
+    result: NDArray[np.int64] = rows.facts["line"] + before[rows.split] + 1
+    return result
+
+
+def finish(
+    config: BuildConfig, ctx: FamilyContext, splits: list[Split], lines: list[int], rows: Rows, placement: Placement,
+    receipts: list[dict[str, Any]], plan_hash: str, inputs: list[dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """Write the tables and the manifest; returns the manifest."""
+    late = {reject["row"]: reject for receipt in receipts for reject in receipt["rejects"]}
+    codes = rows.facts["code"].astype(object)
+    for number, reject in late.items():
+        codes[number] = reject["code"]
+    packed = rows.packed.copy()
+    packed[list(late)] = False
+    where = _places(rows, placement, packed, receipts)
+    numbers = line_numbers(rows, splits, lines)
+    entries = _index(rows, placement, packed, receipts)
+    write_index(io.join(config.out, "index.parquet"), entries)
+    sources = pa.DictionaryArray.from_arrays(pa.array(rows.split), pa.array([s.source for s in splits], pa.string()))
+    table = pa.table(
+        {
+            "source": sources.cast(pa.string()),
+            "line": numbers,
+            "status": pa.array(np.where(packed, "packed", "rejected").tolist(), pa.string()),
+            "code": pa.array(codes.tolist(), pa.string()),
+            **{
+                name: pa.array(values, mask=~packed)
+                for name, values in (*where.items(), ("length", rows.facts["length"].astype(np.int64)))
+            },
+            **{f"{m}s": counts for m, counts in item_counts(rows).items()},
+            "trained": rows.facts["trained"],
+        }
+    )
+    write_rows(io.join(config.out, "rows.parquet"), table)
+    _write_rejects(config, splits, rows, numbers, late)
+    tokens = sum(entry.tokens for entry in entries)
+    counts = {
+        "rows": {"read": len(rows), "packed": int(packed.sum()), "rejected": int((~packed).sum())},
+        "tokens": tokens,
+        "labeled_tokens": int(rows.facts["trained"][packed].sum()),
+        "bins": len(entries),
+        "rejected_by_code": dict(sorted(Counter(c for c in codes if c).items())),
+        "rows_with_control_tokens": int(rows.facts["control"][packed].sum()),
+        "rows_without_labels": int((rows.facts["trained"][packed] == 0).sum()),
+        "items": {m: int(counts[packed].sum()) for m, counts in item_counts(rows).items()},
+    }
+    if counts["rows"]["read"] != counts["rows"]["packed"] + counts["rows"]["rejected"]:  # type: ignore[index]
+        raise DamagedDataError(f"{config.out}: rows were lost ({counts['rows']}); this is a defect of omniprep")
+    manifest = {
+        "format": FORMAT,
+        "omniprep": version("omniprep"),
+        "family": ctx.name,
+        "family_version": ctx.record.version,
+        "model": config.model,
+        "tokenizer_sha256": tokenizer_hash(ctx),
+        "preprocessor_sha256": hashlib.sha256(json.dumps(ctx.preprocessor, sort_keys=True).encode()).hexdigest(),
+        "config": shaping(config),
+        "config_sha256": config_hash(config),
+        "plan_sha256": plan_hash,
+        "versions": versions(),
+        "video_backend": backend(),
+        "inputs": inputs,
+        "bin_length": config.bin_length,
+        "counts": counts,
+        "fill": round(tokens / (len(entries) * config.bin_length), 6) if entries else 0.0,
+        "seconds": {"encode": round(sum(r["seconds"] for r in receipts), 1)},
+        "shards": [
+            {"path": r["path"], "bins": len(r["bins"]), "bytes": r["bytes"], "sha256": r["sha256"]} for r in receipts
+        ],
+    }
+    io.write_atomic(io.join(config.out, "manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    return manifest
+
+
+def _places(
+    rows: Rows, placement: Placement, packed: NDArray[np.bool_], receipts: list[dict[str, Any]]
+) -> dict[str, NDArray[np.int64]]:
+    """Bin and first token of each packed row, with rows that failed while encoding taken out."""
+    bin_of, start = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    kept = packed[placement.order]
+    lengths = np.where(kept, rows.facts["length"][placement.order], 0).astype(np.int64)
+    before = np.cumsum(lengths) - lengths
+    counts = np.diff(placement.offsets)
+    final = np.cumsum(_nonempty(placement, kept)) - 1
+    bin_of[placement.order] = np.repeat(final, counts)
+    start[placement.order] = before - np.repeat(before[placement.offsets[:-1]] if len(before) else before, counts)
+    return {"bin": bin_of, "start": start}
+
+
+def _nonempty(placement: Placement, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    total = np.concatenate([[0], np.cumsum(kept)])
+    return total[placement.offsets[1:]] > total[placement.offsets[:-1]]
+
+
+def _index(
+    rows: Rows, placement: Placement, packed: NDArray[np.bool_], receipts: list[dict[str, Any]]
+) -> list[IndexEntry]:
+    kept = packed[placement.order]
+    which = np.repeat(np.arange(placement.bins), np.diff(placement.offsets))[kept]
+    order = placement.order[kept]
+    lengths = rows.facts["length"][order].astype(np.int64)
+    patches, frames = rows.facts["patches"][order], rows.facts["audio_frames"][order]
+    cost = bin_cost(lengths, which, patches, frames) if len(order) else np.zeros(0)
+    sums = {
+        "patches": np.bincount(which, patches, placement.bins).astype(np.int64),
+        "audio_frames": np.bincount(which, frames, placement.bins).astype(np.int64),
+    }
+    entries = []
+    for shard, receipt in enumerate(receipts):
+        first = int(placement.shard_bins[shard])
+        for entry in receipt["bins"]:
+            b = first + entry["bin"]
+            entries.append(
+                IndexEntry(
+                    shard=shard,
+                    offset=entry["offset"],
+                    length=entry["length"],
+                    tokens=entry["tokens"],
+                    rows=entry["rows"],
+                    patches=int(sums["patches"][b]),
+                    audio_frames=int(sums["audio_frames"][b]),
+                    cost=float(cost[b]),
+                    checksum=entry["checksum"],
+                )
+            )
+    return entries
+
+
+def _write_rejects(
+    config: BuildConfig, splits: list[Split], rows: Rows, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]
+) -> None:
+    """rejected.jsonl in input order; rows that failed while encoding are read again from their source."""
+    sizes = np.bincount(rows.split, minlength=len(splits))
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    by_split: dict[int, list[int]] = {}
+    for number in late:
+        by_split.setdefault(int(rows.split[number]), []).append(number)
+    with io.atomic_writer(io.join(config.out, "rejected.jsonl")) as file:
+        for s, split in enumerate(splits):
+            lines: dict[int, tuple[str, str, str]] = {
+                int(first[s]) + at: (code, message, raw or "null")
+                for at, code, message, raw in read_rejects(plan_path(config.out, s, ".arrow"))
+            }
+            if s in by_split:
+                texts = _read_again(split, {int(rows.facts["line"][n]): n for n in by_split[s]})
+                lines |= {n: (late[n]["code"], late[n]["message"], texts.get(n, "null")) for n in by_split[s]}
+            for number in sorted(lines):
+                code, message, raw = lines[number]
+                head = {"source": split.source, "line": int(numbers[number]), "code": code, "message": message}
+                text = json.dumps(head, ensure_ascii=False)
+                file.write(f'{text[:-1]}, "row": {raw}}}\n'.encode(errors="replace"))
+
+
+def _read_again(split: Split, wanted: dict[int, int]) -> dict[int, str]:
+    return {wanted[raw.line]: as_text(raw.content) for raw in read_split(split) if raw.line in wanted and not isinstance(raw.content, Reject)}
+
+
+def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:
+    """Each input with what tells cheaply that it changed."""
+    described = []
+    for source in dict.fromkeys(split.source for split in splits):
+        local_folder = io.is_local(source) and Path(io.local_path(source)).is_dir()
+        facts = {} if local_folder or source.startswith("hf://datasets/") else io.fingerprint(source)
+        described.append({"source": source, **facts})
+    return described
+
+
+__all__ = ["describe_inputs", "finish", "line_numbers", "tokenizer_hash", "versions"]

@@ -1,0 +1,207 @@
+"""The plan on disk: an Arrow file a split, columnar, read back row by row without loading it.
+
+A record batch holds a chunk of rows. Tokens stand there before expansion, one placeholder an item, so the plan of a picture
+row takes a few hundred bytes; bytes that came inline (base64, parquet) are kept, since no path leads to them again.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from omniprep import io
+from omniprep.build.rowplan import PlannedItem, PlannedRow, cost_facts
+from omniprep.errors import DamagedDataError, Reject
+from omniprep.families.registry import Item, as_json, from_json
+from omniprep.media.fetch import Source
+from omniprep.rows.normalize import MODALITIES
+
+_SOURCE = pa.struct([("path", pa.string()), ("uri", pa.string()), ("data", pa.large_binary())])
+_ITEM = pa.struct(
+    [("modality", pa.int8()), ("tokens", pa.int32()), ("audio", pa.int32()), ("meta", pa.string()), ("sources", pa.list_(_SOURCE))]
+)
+SCHEMA = pa.schema(
+    [
+        ("line", pa.int64()),
+        ("length", pa.int32()),
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("raw", pa.large_string()),
+        ("ids", pa.list_(pa.int32())),
+        ("run_lengths", pa.list_(pa.int32())),
+        ("run_weights", pa.list_(pa.float32())),
+        ("patches", pa.int64()),
+        ("audio_frames", pa.int64()),
+        ("images", pa.int32()),
+        ("audios", pa.int32()),
+        ("videos", pa.int32()),
+        ("trained", pa.int32()),
+        ("control", pa.bool_()),
+        ("media", pa.list_(_ITEM)),
+    ]
+)
+"""A line a row. line: within the split, from 0; length: tokens after expansion, 0 where rejected; raw: the row as JSON, where
+rejected; trained: labeled tokens; control: control tokens were typed in the text."""
+
+FACTS = ("line", "length", "code", "patches", "audio_frames", "images", "audios", "videos", "trained", "control")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLine:
+    """A planned row with its place in the split; `raw` is kept for rejects alone."""
+
+    line: int
+    row: PlannedRow | Reject
+    raw: str | None = None
+
+
+def to_batch(lines: list[PlannedLine]) -> pa.RecordBatch:
+    """A chunk as a record batch."""
+    rows = [entry.row for entry in lines]
+    good = [row if isinstance(row, PlannedRow) else None for row in rows]
+    bad = [row if isinstance(row, Reject) else None for row in rows]
+    costs = np.array([(0, 0) if row is None else cost_facts(row) for row in good], np.int64).reshape(-1, 2)
+    counts = {m: [0 if row is None else len(row.items[m]) for row in good] for m in MODALITIES}
+    columns = [
+        pa.array([entry.line for entry in lines], pa.int64()),
+        pa.array([0 if row is None else row.length for row in good], pa.int32()),
+        pa.array([None if row is None else str(row.code) for row in bad], pa.string()),
+        pa.array([None if row is None else row.message for row in bad], pa.string()),
+        pa.array([entry.raw for entry in lines], pa.large_string()),
+        _lists([None if row is None else row.ids for row in good], np.int32),
+        _lists([None if row is None else row.run_lengths for row in good], np.int32),
+        _lists([None if row is None else row.run_weights for row in good], np.float32),
+        pa.array(costs[:, 0]),
+        pa.array(costs[:, 1]),
+        *(pa.array(counts[m], pa.int32()) for m in MODALITIES),
+        pa.array([0 if row is None else int(row.run_lengths[row.run_weights > 0].sum()) for row in good], pa.int32()),
+        pa.array([row is not None and row.control_tokens for row in good], pa.bool_()),
+        _media(good),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _lists(arrays: list[NDArray[Any] | None], dtype: type[np.generic]) -> pa.Array:
+    lengths = np.array([0 if a is None else len(a) for a in arrays])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    present = [a for a in arrays if a is not None]
+    values = np.concatenate(present) if present else np.empty(0, dtype)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(dtype, copy=False)))
+
+
+def _media(rows: list[PlannedRow | None]) -> pa.Array:
+    if not any(row is not None and any(row.items.values()) for row in rows):
+        return pa.ListArray.from_arrays(pa.array(np.zeros(len(rows) + 1, np.int32)), pa.array([], _ITEM))
+    values = [
+        []
+        if row is None
+        else [
+            {
+                "modality": number,
+                "tokens": planned.item.tokens,
+                "audio": planned.item.audio,
+                "meta": json.dumps(as_json(planned.item.meta)),
+                "sources": [{"path": s.path, "uri": s.uri, "data": s.data} for s in planned.sources],
+            }
+            for number, m in enumerate(MODALITIES)
+            for planned in row.items[m]
+        ]
+        for row in rows
+    ]
+    return pa.array(values, pa.list_(_ITEM))
+
+
+def write_plan(uri: str, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write the plan of a split, chunk by chunk; it appears when it is whole."""
+    with io.atomic_writer(uri) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _open(uri: str) -> pa.ipc.RecordBatchFileReader:
+    try:
+        if io.is_local(uri):
+            return pa.ipc.open_file(pa.memory_map(io.local_path(uri), "r"))
+        return pa.ipc.open_file(pa.PythonFile(io.open_input(uri), mode="r"))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DamagedDataError(f"{uri}: the plan cannot be read ({error}); build again with --overwrite") from error
+
+
+def read_facts(uri: str) -> dict[str, NDArray[Any]]:
+    """What packing and rows.parquet need of a split, an array a column; `code` is a list of texts or None."""
+    reader = _open(uri)
+    batches = [reader.get_batch(i).select(list(FACTS)) for i in range(reader.num_record_batches)]
+    table = pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in FACTS]))
+    return {name: table[name].to_numpy() for name in FACTS}
+
+
+def read_rejects(uri: str) -> list[tuple[int, str, str, str | None]]:
+    """(row within the split, code, message, raw JSON) of the rejected rows of a split."""
+    import pyarrow.compute as pc
+
+    reader, result, at = _open(uri), [], 0
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        found = pc.indices_nonzero(pc.is_valid(batch["code"])).to_pylist()
+        part = batch.select(["code", "message", "raw"]).take(pa.array(found, pa.int64())).to_pylist()
+        result += [(at + i, row["code"], row["message"], row["raw"]) for i, row in zip(found, part, strict=True)]
+        at += batch.num_rows
+    return result
+
+
+class PlanReader:
+    """Reads single planned rows of many splits; keeps the files used last open.
+
+    Args:
+        uris: The plan of each split, by number.
+    """
+
+    def __init__(self, uris: list[str], keep: int = 64) -> None:
+        """Open nothing yet."""
+        self._uris, self._keep = uris, keep
+        self._files: OrderedDict[int, tuple[Any, NDArray[np.int64]]] = OrderedDict()
+        self._batches: OrderedDict[tuple[int, int], pa.RecordBatch] = OrderedDict()
+
+    def read(self, split: int, number: int) -> PlannedRow:
+        """Planned row `number` of a split."""
+        if split not in self._files:
+            reader = _open(self._uris[split])
+            sizes = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
+            self._files[split] = (reader, np.cumsum([0, *sizes]))
+            if len(self._files) > self._keep:
+                self._files.popitem(last=False)
+        reader, edges = self._files[split]
+        self._files.move_to_end(split)
+        chunk = int(np.searchsorted(edges, number, side="right")) - 1
+        key = (split, chunk)
+        if key not in self._batches:
+            self._batches[key] = reader.get_batch(chunk)
+            if len(self._batches) > self._keep:
+                self._batches.popitem(last=False)
+        return _from_batch(self._batches[key], number - int(edges[chunk]))
+
+
+def _values(batch: pa.RecordBatch, name: str, at: int) -> NDArray[Any]:
+    column = batch.column(SCHEMA.get_field_index(name))
+    offsets = column.offsets
+    start, end = offsets[at].as_py(), offsets[at + 1].as_py()
+    values: NDArray[Any] = column.values.slice(start, end - start).to_numpy()
+    return values
+
+
+def _from_batch(batch: pa.RecordBatch, at: int) -> PlannedRow:
+    row = PlannedRow(
+        ids=_values(batch, "ids", at),
+        run_lengths=_values(batch, "run_lengths", at),
+        run_weights=_values(batch, "run_weights", at),
+        length=batch.column(SCHEMA.get_field_index("length"))[at].as_py(),
+    )
+    for entry in batch.column(SCHEMA.get_field_index("media"))[at].as_py():
+        item = Item(MODALITIES[entry["modality"]], from_json(json.loads(entry["meta"])), entry["tokens"], entry["audio"])
+        row.items[item.modality].append(PlannedItem(item, [Source(**source) for source in entry["sources"]]))
+    return row
