@@ -1,12 +1,13 @@
 """`omniprep train` and `omniprep infer`."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
 
 from omniprep.cli.options import make_config, options_of, require
-from omniprep.train.config import TrainConfig
+from omniprep.train.config import InferConfig, TrainConfig
 
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
@@ -16,11 +17,10 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result
 @options_of(TrainConfig, skip=("data",))
 @QUIET
 def train(data: tuple[str, ...], config: str | None, quiet: bool, **given: Any) -> None:
-    r"""Train --model on built datasets and save the run to --out.
+    """Train --model on built datasets and save the run to --out.
 
-    \b
-    omniprep train packed/ --model Qwen/Qwen2.5-Omni-7B --out run/ --lora
-    torchrun --nproc-per-node 8 -m omniprep train packed/ --model Qwen/Qwen2.5-Omni-7B --out run/ --fsdp
+    A DIR may carry its share of a mixture (a:0.7 b:0.3). On several GPUs: torchrun --nproc-per-node 8 -m omniprep train
+    …, with --fsdp to shard the model over them, or accelerate launch.
     """
     options = make_config(TrainConfig, {"data": data, **given}, config)
     require("train", options, ("data", "model", "out"))
@@ -31,3 +31,22 @@ def train(data: tuple[str, ...], config: str | None, quiet: bool, **given: Any) 
         out = run_train(options, progress)
     if int(os.environ.get("RANK", "0")) == 0:
         click.echo(str(out))
+
+
+@click.command(name="infer")
+@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@options_of(InferConfig, skip=("inputs",))
+@QUIET
+def infer(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any) -> None:
+    """Answer the chat rows of INPUT with --model, as JSON lines on standard output or in --out."""
+    options = make_config(InferConfig, {"inputs": inputs, **given}, config)
+    require("infer", options, ("inputs", "model"))
+    from omniprep.progress import reporter
+    from omniprep.train.infer import infer as run_infer
+
+    with reporter(quiet=quiet) as progress:
+        if options.out is None:
+            run_infer(options, progress, click.echo)
+        else:
+            with Path(options.out).open("w", encoding="utf-8") as file:
+                run_infer(options, progress, lambda line: print(line, file=file))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from omniprep.errors import UsageError
 
-__all__ = ["TrainConfig", "parse_source"]
+__all__ = ["InferConfig", "TrainConfig", "parse_source"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +164,52 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All options as YAML types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferConfig:
+    """What `omniprep infer` takes."""
+
+    inputs: tuple[str, ...] = ()
+    """Chats, as for a build; a last assistant message is what the answer is to be compared with."""
+    model: str = ""
+    """A run of `omniprep train` (whole model or adapter), or any checkpoint of the family."""
+    base_model: str | None = None
+    """Checkpoint under an adapter (default: the one that the adapter names)."""
+    out: str | None = None
+    """JSON lines to write (default: standard output)."""
+    like: str | None = None
+    """Built dataset whose options encode the rows (default: the first one that the run was trained on)."""
+
+    batch_size: int = 8
+    """Rows answered at once."""
+    max_new_tokens: int = 512
+    """Most tokens of an answer."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; above it, tokens are drawn."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that have this share together."""
+    seed: int = 0
+    """Seed of drawn tokens."""
+    limit: int = 0
+    """Rows to answer (0: all)."""
+    dtype: str = "auto"
+    """float32, bfloat16, or auto: bfloat16 on a GPU, float32 on the CPU."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU where there is one."""
+    media_root: tuple[str, ...] = ()
+    """More folders that media may lie in."""
+    allow_http: bool = False
+    """Fetch media from http(s) URLs."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used."""
+        if self.batch_size < 1 or self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UsageError(
+                "--batch-size, --max-new-tokens, --temperature and --top-p must be positive (top-p up to 1)"
+            )
+        if self.dtype not in ("auto", "float32", "bfloat16") or self.device not in ("auto", "cpu", "cuda"):
+            raise UsageError("--dtype is auto, float32 or bfloat16; --device is auto, cpu or cuda")
 
 
 def parse_source(text: str) -> tuple[str, float | None]:

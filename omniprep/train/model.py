@@ -16,7 +16,7 @@ from omniprep.train.attention import check_isolation, choose_attention, use_row_
 from omniprep.train.config import TrainConfig
 from omniprep.train.freeze import Parts, freeze, lora_regex, resolve_parts
 
-__all__ = ["add_lora", "load_base", "load_trainable", "weights_dtype"]
+__all__ = ["add_lora", "load_base", "load_qwen2_5_omni", "load_trainable", "weights_dtype"]
 
 
 def weights_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -99,3 +99,10 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig) -> Any:
         return get_peft_model(model, lora)
     except ValueError as error:
         raise OmniprepError(f"--target-regex {config.target_regex!r}: {error}") from error
+
+
+def load_qwen2_5_omni(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+    """The hook that the Qwen2.5-Omni family names; its class is imported only when it is called."""
+    from omniprep.train.qwen2_5_omni import load_model
+
+    return load_model(path, dtype, attn_implementation)

@@ -115,6 +115,11 @@ class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # the na
             return token_loss(hidden[0], self.thinker.lm_head, targets)
         return CausalLMOutputWithPast(logits=self.thinker.lm_head(hidden))
 
+    def generate(self, **kwargs: Any) -> Tensor:
+        """The thinker's own `generate`: text only, (B, L + new) ids."""
+        ids: Tensor = self.thinker.generate(**kwargs)
+        return ids
+
     def _see(
         self,
         input_ids: Tensor,

@@ -1,0 +1,200 @@
+"""Answers for chat rows from a trained model or adapter, to see what a run has learned.
+
+Rows are encoded exactly as for training: by the options of the dataset the run was trained on, up to where the last
+answer begins. Batches are padded on the left; positions are our own (4, B, L), so that what a row gets does not depend
+on its neighbors.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.nn.functional import pad
+
+from omniprep import io
+from omniprep.build.options import family_of
+from omniprep.build.single import encode_prompt
+from omniprep.config import BuildConfig
+from omniprep.errors import OmniprepError, Reject
+from omniprep.families.context import FamilyContext
+from omniprep.progress import Reporter
+from omniprep.rows.normalize import normalize
+from omniprep.rows.sources import find_inputs, find_splits, read_split
+from omniprep.train.config import InferConfig, parse_source
+from omniprep.train.model import load_base
+
+__all__ = ["infer", "left_padded"]
+
+
+def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
+    """Answer every row of the inputs, in their order.
+
+    Args:
+        config: The options.
+        reporter: Where progress goes.
+        write: Called with each line of JSON: source, line, response, label (the row's own last answer, if it has one);
+            or source, line, error (a reject code) and message.
+
+    Returns:
+        Rows answered.
+
+    Raises:
+        OmniprepError: No model, no dataset to encode like, or no input.
+    """
+    base, adapter = base_and_adapter(config)
+    build = build_options(config, base)
+    ctx = family_of(build)
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    dtype = wanted.get(config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model: Any = load_base(ctx, base, dtype, "sdpa")
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model.to(device).eval()
+    torch.manual_seed(config.seed)
+    reporter.start("infer", config.limit or None)
+    done = 0
+    for batch in batched(encoded_rows(config, build, ctx), config.batch_size):
+        good = [row for row in batch if "kwargs" in row]
+        texts = answer(model, [row["kwargs"] for row in good], ctx, config, dtype) if good else []
+        answers = iter(texts)
+        for row in batch:
+            line = {"source": row["source"], "line": row["line"]}
+            if "kwargs" in row:
+                line |= {"response": next(answers), "label": row["label"]}
+                done += 1
+            else:
+                line |= {"error": row["error"], "message": row["message"]}
+            write(json.dumps(line, ensure_ascii=False))
+        reporter.advance("infer", len(batch), rejects=len(batch) - len(good))
+    reporter.finish("infer")
+    return done
+
+
+def base_and_adapter(config: InferConfig) -> tuple[str, Path | None]:
+    """The checkpoint, and the adapter on it if `--model` is one."""
+    run = Path(config.model)
+    if not (run / "adapter_config.json").is_file():
+        if run.is_dir() and not (run / "config.json").is_file():
+            raise OmniprepError(
+                f"--model {run}: neither a checkpoint (config.json) nor an adapter (adapter_config.json)"
+            )
+        return config.model, None
+    base = config.base_model or json.loads((run / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not base:
+        raise OmniprepError(f"--model {run} is an adapter that names no base model: give --base-model")
+    return base, run
+
+
+def build_options(config: InferConfig, base: str) -> BuildConfig:
+    """The options that encode rows as the run's dataset was encoded."""
+    like, saved = config.like, Path(config.model) / "train_config.yaml"
+    if like is None and saved.is_file():
+        like = parse_source(yaml.safe_load(saved.read_text())["data"][0])[0]
+        if not io.exists(io.join(like, "manifest.json")):
+            like = None
+    values: dict[str, Any] = {}
+    if like is not None:
+        names = {f.name for f in dataclasses.fields(BuildConfig)}
+        manifest = json.loads(io.read_bytes(io.join(like, "manifest.json")))
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items() if k in names}
+    values |= {"model": base, "inputs": config.inputs, "allow_http": config.allow_http}
+    values["media_root"] = (*values.get("media_root", ()), *config.media_root)
+    values["bin_length"] = values.get("bin_length") or 32768
+    return BuildConfig(**values)
+
+
+def encoded_rows(config: InferConfig, build: BuildConfig, ctx: FamilyContext) -> Iterator[dict[str, Any]]:
+    """Each row's place with its forward arguments and label, or with why it was rejected."""
+    lines: dict[str, int] = {}
+    count = 0
+    for split in find_splits(find_inputs(config.inputs), split_bytes=1 << 62):
+        for raw in read_split(split):
+            if config.limit and count >= config.limit:
+                return
+            count += 1
+            row: dict[str, Any] = {"source": split.source, "line": lines.get(split.source, 0) + raw.line + 1}
+            try:
+                if isinstance(raw.content, Reject):
+                    raise raw.content
+                row["label"] = last_answer(raw.content)
+                row["kwargs"] = encode_prompt(raw.content, ctx, build, split.base)
+            except Reject as reject:
+                row |= {"error": str(reject.code), "message": reject.message}
+            yield row
+        lines[split.source] = lines.get(split.source, 0) + split.end - split.start
+
+
+def last_answer(row: Any) -> str | None:
+    """The text of the last assistant message, or None."""
+    messages = normalize(row).messages
+    if not messages or messages[-1]["role"] != "assistant":
+        return None
+    content = messages[-1]["content"]
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of `size` rows, the last one shorter."""
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def left_padded(rows: Sequence[dict[str, torch.Tensor]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Rows of (1, L) arguments as one batch, padded on the left.
+
+    Returns:
+        input_ids, attention_mask: (B, L). position_ids: (4, B, L). Media of all rows one after the other, in row order.
+    """
+    longest = max(r["input_ids"].shape[1] for r in rows)
+    gaps = [longest - r["input_ids"].shape[1] for r in rows]
+    out = {
+        "input_ids": torch.cat([pad(r["input_ids"], (g, 0), value=pad_id) for r, g in zip(rows, gaps, strict=True)]),
+        "attention_mask": torch.cat(
+            [pad(torch.ones_like(r["input_ids"]), (g, 0)) for r, g in zip(rows, gaps, strict=True)]
+        ),
+        "position_ids": torch.cat([pad(r["position_ids"], (g, 0)) for r, g in zip(rows, gaps, strict=True)], 1),
+    }
+    packing = {"labels", "loss_scale", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+    for name in dict.fromkeys(name for r in rows for name in r if name not in out and name not in packing):
+        parts = [r[name] for r in rows if name in r]
+        if parts[0].ndim > 1 and len({p.shape[1:] for p in parts}) > 1:  # spectrograms and masks of other lengths
+            width = max(p.shape[-1] for p in parts)
+            parts = [pad(p, (0, width - p.shape[-1])) for p in parts]
+        out[name] = torch.cat(parts)
+    return out
+
+
+def answer(
+    model: Any, rows: Sequence[dict[str, torch.Tensor]], ctx: FamilyContext, config: InferConfig, dtype: torch.dtype
+) -> list[str]:
+    """The model's answers to some encoded prompts."""
+    tokenizer = ctx.tokenizer
+    vocabulary = tokenizer.get_vocab()
+    ends = {tokenizer.eos_token_id, *(vocabulary[t] for t in ("<|im_end|>", "<|endoftext|>") if t in vocabulary)}
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    batch = {k: v.to(model.device) for k, v in left_padded(rows, pad_id).items()}
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+    draw = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p} if config.temperature else {}
+    with torch.no_grad():
+        out = model.generate(
+            **batch,
+            **(draw or {"do_sample": False}),
+            max_new_tokens=config.max_new_tokens,
+            eos_token_id=sorted(e for e in ends if e is not None),
+            pad_token_id=pad_id,
+        )
+    new = out[:, batch["input_ids"].shape[1] :]
+    return [str(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -1,0 +1,79 @@
+"""Risk: several ranks that hang, or learn something else than one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_helpers import write_dataset, write_model
+
+HERE = Path(__file__).parent
+# Plain gradient descent: Adam would make whole steps out of rounding where a gradient is nothing.
+COMMON = {"max_steps": 3, "learning_rate": 1e-2, "optimizer": "sgd", "num_workers": 0, "logging_steps": 1, "save_steps": 2}
+
+
+def launch(ranks: int, model: Path, data: Path, out: Path, **options):
+    worker = [str(HERE / "train_worker.py"), str(model), str(data), str(out), json.dumps(COMMON | options)]
+    start = [sys.executable, *worker]
+    if ranks > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *worker]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    result = subprocess.run(start, env=env, capture_output=True, text=True, timeout=150)
+    assert result.returncode == 0, result.stderr[-3000:]
+    logs = json.loads((out / f"checkpoint-{options.get('max_steps', 3)}" / "trainer_state.json").read_text())["log_history"]
+    return [x for x in logs if "loss" in x]
+
+
+def weights(folder: Path):
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Bins of one kind of row each, so that in most steps only one rank has images, or sound."""
+    root = tmp_path_factory.mktemp("distributed")
+    kinds = ("text", "text", "text", "image", "image", "image", "audio", "audio", "audio", "video", "video", "video")
+    folder = write_dataset(root / "d", bins=8, kinds=kinds, weighted=True)
+    return write_model(root / "model"), folder, root
+
+
+@pytest.fixture(scope="module")
+def alone(files):
+    model, data, root = files
+    options = {"grad_accumulation": 2, "freeze_vit": False, "freeze_aligner": False}
+    return launch(1, model, data, root / "alone", **options), weights(root / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_ranks_learn_what_one_does_with_two_passes(files, alone, kind):
+    model, data, root = files
+    logs = launch(2, model, data, root / kind, freeze_vit=False, freeze_aligner=False, fsdp=kind == "fsdp")
+    for ours, theirs in zip(logs, alone[0], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+        assert ours["token_accuracy"] == theirs["token_accuracy"]
+    found = weights(root / kind)
+    assert found.keys() == alone[1].keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, alone[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_ranks_resume(files, kind):
+    model, data, root = files
+    options = {"lora": kind == "ddp", "fsdp": kind == "fsdp", "max_steps": 4, "optimizer": "adamw_torch"}
+    whole = launch(2, model, data, root / f"{kind}_whole", **options)
+    again = launch(2, model, data, root / f"{kind}_again", resume=str(root / f"{kind}_whole" / "checkpoint-2"), **options)
+    keys = ("step", "loss", "grad_norm", "learning_rate", "epoch")
+    assert [[x[k] for k in keys] for x in again] == [[x[k] for k in keys] for x in whole]
+    expected, found = weights(root / f"{kind}_whole"), weights(root / f"{kind}_again")
+    assert expected.keys() == found.keys() and all(torch.equal(found[n], expected[n]) for n in expected)

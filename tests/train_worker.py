@@ -1,0 +1,22 @@
+"""One rank of a run on the small family: `torchrun … train_worker.py MODEL DATA OUT OPTIONS_JSON`."""
+
+import json
+import sys
+from pathlib import Path
+
+from train_helpers import small_family
+
+from omniprep.progress import QuietReporter
+from omniprep.train import run as run_module
+from omniprep.train.config import TrainConfig
+
+
+def main() -> None:
+    model, data, out, options = sys.argv[1:]
+    run_module.resolve_family = lambda *_: small_family(Path(model))
+    config = TrainConfig(model=model, data=(data,), out=out, device="cpu", report_to=("none",), **json.loads(options))
+    run_module.train(config, QuietReporter())
+
+
+if __name__ == "__main__":
+    main()
