@@ -62,6 +62,7 @@ def line_numbers(rows: Rows, splits: list[Split], lines: list[int]) -> NDArray[n
 def finish(
     config: BuildConfig, ctx: FamilyContext, splits: list[Split], lines: list[int], rows: Rows, placement: Placement,
     receipts: list[dict[str, Any]], plan_hash: str, inputs: list[dict[str, Any]],
+    plan_seconds: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the tables and the manifest; returns the manifest."""
     late = {reject["row"]: reject for receipt in receipts for reject in receipt["rejects"]}
@@ -86,7 +87,7 @@ def finish(
                 for name, values in (*where.items(), ("length", rows.facts["length"].astype(np.int64)))
             },
             **{f"{m}s": counts for m, counts in item_counts(rows).items()},
-            "trained": rows.facts["trained"],
+            **{name: rows.facts[name] for name in ("trained", "patches", "audio_frames")},
         }
     )
     write_rows(io.join(config.out, "rows.parquet"), table)
@@ -121,7 +122,10 @@ def finish(
         "bin_length": config.bin_length,
         "counts": counts,
         "fill": round(tokens / (len(entries) * config.bin_length), 6) if entries else 0.0,
-        "seconds": {"encode": round(sum(r["seconds"] for r in receipts), 1)},
+        "seconds": {
+            "plan": round(plan_seconds, 1),
+            "encode": round(sum(r["seconds"] for r in receipts), 1),
+        },
         "shards": [
             {"path": r["path"], "bins": len(r["bins"]), "bytes": r["bytes"], "sha256": r["sha256"]} for r in receipts
         ],
