@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from conftest import SAMPLES
 from PIL import Image
 from synthetic import make_dataset
 
@@ -186,3 +187,60 @@ def test_inspect_shows_a_row_by_its_place(whole, omniprep, tmp_path):
 def test_inspect_says_what_is_wrong(whole, omniprep, args, code, said):
     result = omniprep("inspect", whole, *args)
     assert result.code == code and said in result.err and "Traceback" not in result.err
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, model_dir, omniprep):
+    """A real build of text, pictures and sound, from inputs that a test may change."""
+    folder = tmp_path_factory.mktemp("built")
+    inputs = shutil.copytree(SAMPLES, folder / "in", ignore=shutil.ignore_patterns("*.py", "*.md"))
+    names = [inputs / name for name in ("text.jsonl", "images.jsonl", "audio.jsonl", "omni.json", "broken.jsonl")]
+    result = omniprep(
+        "build", *names, "--model", model_dir, "--bin-length", 2048, "--workers", 0, "--out", folder / "out", "--quiet"
+    )
+    assert result.code == 0, result.err
+    return folder
+
+
+def test_deep_finds_nothing_in_a_fresh_build(built, omniprep):
+    result = omniprep("verify", built / "out", "--deep", "--sample", 100)
+    assert result.code == 0, result.out
+    assert "rows encoded again" in result.out
+
+
+def test_deep_notices_changed_inputs(built, omniprep, tmp_path):
+    copy = shutil.copytree(built, tmp_path / "copy")
+    manifest = (copy / "out" / "manifest.json").read_text()
+    table = pq.read_table(copy / "out" / "rows.parquet")
+    sources = [source.replace(str(built), str(copy)) for source in table["source"].to_pylist()]
+    pq.write_table(table.set_column(0, "source", pa.array(sources)), copy / "out" / "rows.parquet")
+    (copy / "out" / "manifest.json").write_text(manifest.replace(str(built / "in"), str(copy / "in")))
+    text = copy / "in" / "text.jsonl"
+    text.write_text(text.read_text().replace("Paris.", "Lyon.", 1))
+    (copy / "in" / "media" / "receipt.png").unlink()
+    result = omniprep("verify", copy / "out", "--deep", "--sample", 100)
+    assert result.code == 1
+    assert "text.jsonl:1: differs from what it encodes to now: input_ids, labels" in result.out
+    assert "images.jsonl:3: would be rejected now: media_not_found" in result.out
+    assert result.out.count("\n") == 3, result.out
+
+
+def test_inspect_of_a_real_row(built, omniprep):
+    shown = json.loads(omniprep("inspect", built / "out", "--row", "images.jsonl:5", "--json").out)["rows"][0]
+    trained = [piece["text"] for piece in shown["pieces"] if piece["trained"]]
+    assert trained == ["The circle.<|im_end|>", "The square.<|im_end|>"]
+    spans = [(piece["text"], piece["tokens"]) for piece in shown["pieces"] if piece["media"]]
+    assert spans == [("<|IMAGE|>", 64), ("<|IMAGE|>", 64)]
+    assert [(m["modality"], m["facts"]["width"]) for m in shown["media"]] == [("image", 224), ("image", 224)]
+
+
+def test_stored_pixels_are_those_of_the_file(built):
+    ds = PackedDataset(built / "out")
+    row = find_row(ds, "images.jsonl:4")
+    number = ds.rows["bin"][row].as_py()
+    item = ds[number]
+    at = item["row_ids"].tolist().index(row)
+    frames = [frames for modality, frames in pictures_of(item) if modality == "image"]
+    stored = frames[int(item["row_items"][:at, 0].sum())][0]
+    original = np.asarray(Image.open(SAMPLES / "media" / "shapes_a.png").convert("RGB"))
+    assert np.array_equal(stored, original), "224 x 224 needs no resizing, so it must survive as it is"

@@ -22,11 +22,22 @@ def verify(dataset: str, deep: bool, sample: int, quiet: bool) -> None:
     ds = PackedDataset(dataset, verify="never")
     total = sum(shard["bytes"] for shard in ds.manifest["shards"])
     findings: list[str] = []
+    checked = 0
     with reporter(quiet=quiet) as progress:
         progress.start("verify", total, "bytes")
         findings += check_shards(ds, lambda count: progress.advance("verify", count))
         progress.finish("verify")
         findings += check_rows(ds)
+        if deep and not findings:
+            from omniprep.verify_deep import check_bins, check_sample
+
+            progress.start("bins", len(ds), "bins")
+            findings += check_bins(ds, lambda count: progress.advance("bins", count))
+            progress.finish("bins")
+            checked = min(sample, ds.manifest["counts"]["rows"]["packed"])
+            progress.start("encode", checked, "rows")
+            findings += check_sample(ds, checked, lambda count: progress.advance("encode", count))
+            progress.finish("encode")
     for finding in findings:
         print(finding)
     if findings:
@@ -37,3 +48,5 @@ def verify(dataset: str, deep: bool, sample: int, quiet: bool) -> None:
         f"{dataset} is whole: {len(ds.manifest['shards'])} shards, {size(total)}, {len(ds):,} bins, "
         f"{rows['read']:,} rows read = {rows['packed']:,} packed + {rows['rejected']:,} rejected"
     )
+    if deep:
+        print(f"{checked:,} rows encoded again, to the same tensors")
