@@ -83,6 +83,8 @@ class BuildConfig:
     """With --use-audio-in-video, what to do with a video that has no sound."""
     long_audio: Literal["reject", "truncate"] = "reject"
     """What to do with audio beyond the model's 300 s (the reference cuts it silently)."""
+    audio_decoder: Literal["auto", "ffmpeg", "pyav"] = "auto"
+    """What decodes the sound of videos, and m4a: the ffmpeg program (what the reference runs) where it is installed, else PyAV."""
     special_tokens_in_text: Literal["allow", "reject"] = "allow"
     """Control tokens typed in text (media tokens always reject the row)."""
 
@@ -94,6 +96,11 @@ class BuildConfig:
     """More folders that media may lie in (default: the folder of the file that names them)."""
     allow_http: bool = False
     """Fetch media from http(s) URLs (public addresses only)."""
+
+    decode_timeout: float = 600.0
+    """Seconds that the media of one row may take to be read and decoded; 0: any time. Longer rows are rejected."""
+    decode_memory: int = 8 << 30
+    """Bytes that a process may hold for one row when rows are tried apart after a crash; rows beyond it are rejected."""
 
     shard_size: int = 512 << 20
     """Bytes a shard grows to."""
@@ -120,6 +127,8 @@ class BuildConfig:
             (self.max_length is None or self.max_length > 0, "--max-length must be positive"),
             (0 <= self.max_error_rate <= 1, "--max-error-rate is a share between 0 and 1"),
             (self.shard_size > 0, "--shard-size must be positive"),
+            (self.decode_timeout >= 0, "--decode-timeout must be 0 or more"),
+            (self.decode_memory > 0, "--decode-memory must be positive"),
             (self.fps is None or self.fps > 0, "--fps must be positive"),
             (self.pixel_codec == "raw", f"--pixel-codec {self.pixel_codec!r} is not known; known: raw"),
         ]
@@ -148,7 +157,7 @@ PIXEL_OPTIONS = (
     "fps_max_frames",
 )
 # What may change between two runs of one build without changing a byte of its shards.
-_FREE = {"out", "workers", "ray_address", "overwrite", "on_error", "max_error_rate"}
+_FREE = {"out", "workers", "ray_address", "overwrite", "on_error", "max_error_rate", "decode_timeout", "decode_memory"}
 
 
 def shaping(config: BuildConfig) -> dict[str, Any]:

@@ -117,11 +117,12 @@ def _decode(planned: PlannedItem, ctx: FamilyContext, config: BuildConfig) -> De
         image = decode_image(source, exif=config.exif, alpha=config.alpha)
         return Decoded(replace(meta, width=image.width, height=image.height), image=image)
     if meta.kind == "audio":
-        wave = decode_track(source, rate) if meta.in_video else decode_audio(source, rate)
+        decode = decode_track if meta.in_video else decode_audio
+        wave = decode(source, rate, config.audio_decoder)
         return Decoded(replace(meta, samples=len(wave)), waveform=wave)
     if meta.sizes:
-        # Frames given as images are laid on white by the reference (qwen_omni_utils to_rgb), unlike `images`.
-        images = [decode_image(s, exif=config.exif, alpha="white") for s in planned.sources]
+        alpha = "white" if config.alpha == "white" else "frames"
+        images = [decode_image(s, exif=config.exif, alpha=alpha) for s in planned.sources]
         return Decoded(replace(meta, sizes=tuple(i.size for i in images)), images=images)
     reader = open_video(source)
     facts = replace(meta, width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps)

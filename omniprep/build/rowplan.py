@@ -4,7 +4,10 @@ Nothing is decoded here, except where no header tells a length exactly (the soun
 chunks, so that the tokenizer sees the texts of many rows at once.
 """
 
+import json
+import os
 import re
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.build.watch import row_limit
 from omniprep.config import BuildConfig
-from omniprep.errors import Reject, RejectCode
+from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.families.registry import Item, MediaMeta
 from omniprep.media.audio import decode_track, probe_audio
@@ -84,8 +88,12 @@ def plan_rows(
             rendered.append(raw if isinstance(raw, Reject) else _render(raw, ctx, config, places, generate))
         except Reject as reject:
             rendered.append(reject)
-        except (RecursionError, UnicodeError) as error:
+        except RecursionError as error:
             rendered.append(Reject(RejectCode.BAD_ROW, f"{type(error).__name__}: {error}"))
+        except OmniprepError:
+            raise
+        except Exception as error:
+            rendered.append(unexpected(error))
     texts = [text for entry in rendered if isinstance(entry, _Rendered) for text, _ in entry.runs]
     ids = iter(ctx.encoder.encode(texts))
     result: list[PlannedRow | Reject] = []
@@ -99,6 +107,18 @@ def plan_rows(
         except Reject as reject:
             result.append(reject)
     return result
+
+
+def unexpected(error: Exception) -> Reject:
+    """The reject for an exception that nothing foresaw: a fault of omniprep, of a decoder, or of a family's callback.
+
+    One row must not end a build of millions; the code and the message say that it is a defect, and where.
+    """
+    if isinstance(error, MemoryError):
+        return Reject(RejectCode.DECODE_MEMORY, f"there is not enough memory for the row ({error})")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno} {frames[-1].name})" if frames else ""
+    return Reject(RejectCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}{where}")
 
 
 @lru_cache(maxsize=8)
@@ -119,9 +139,13 @@ def _check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
     texts = [message["content"] for message in row.messages if message["content"]]
     texts += [text for text in (row.system, *row.objects.get("ref", ())) if isinstance(text, str)]
     if row.tools:
-        texts.append(str(row.tools))
+        texts.append(json.dumps(row.tools, ensure_ascii=False, default=str))
     found = False
     for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Reject(RejectCode.BAD_MESSAGE, f"the text is not valid Unicode: {error.reason}") from error
         if "<" not in text:
             continue
         if match := media.search(text):
@@ -139,7 +163,11 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
     row = prepare(row, places.is_file)
     meta = _template(ctx, config.use_chat_template)
     loss = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
-    found = _find_media(row, ctx, config, places)
+    if any(row.media(m) for m in MODALITIES):
+        with row_limit("a row's media"):
+            found = _find_media(row, ctx, config, places)
+    else:
+        found = {m: [] for m in MODALITIES}
     order: dict[str, list[PlannedItem]] = {m: [] for m in MODALITIES}
 
     def place(modality: str, number: int) -> str:
@@ -241,13 +269,13 @@ def _probe(what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext
         width, height = probe_image(source, exif=config.exif)
         meta = MediaMeta(kind="image", width=width, height=height, options=options)
     elif modality == "audio":
-        meta = MediaMeta(kind="audio", samples=probe_audio(source, rate), options=options)
+        meta = MediaMeta(kind="audio", samples=probe_audio(source, rate, config.audio_decoder), options=options)
     else:
         sound = check_streams(source) if config.use_audio_in_video else False
         reader = open_video(source)
         meta = MediaMeta(kind="video", width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps, options=options)
         if config.use_audio_in_video and sound:
-            samples = len(decode_track(source, rate))
+            samples = len(decode_track(source, rate, config.audio_decoder))
             track = _planned("audio", MediaMeta(kind="audio", samples=samples, in_video=True, options=options), [source], ctx)
         elif config.use_audio_in_video and config.silent_video == "reject":
             raise Reject(RejectCode.NO_AUDIO_TRACK, f"{source.label}: the video has no sound; --silent-video skip-audio takes it as pictures alone")

@@ -25,6 +25,7 @@ from omniprep.config import BuildConfig, shaping
 from omniprep.errors import OmniprepError, UsageError
 from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.families.registry import REGISTRY
+from omniprep.media.audio import sound_decoder
 from omniprep.progress import Reporter
 from omniprep.rows.sources import Split, count_lines, find_inputs, find_splits
 from omniprep.template.loss import parse_strategy
@@ -55,6 +56,7 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     """
     if config.bin_length < 1 or not config.out:
         raise UsageError("--bin-length and --out are needed")
+    config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     ctx = family_of(config)
     _prepare_out(config, ctx)
     done = io.join(config.out, "manifest.json")
@@ -66,7 +68,8 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
         shards = _encode(config, planned, progress)
     lines = _lines(planned)
     manifest = finish(
-        config, ctx, planned.splits, lines, planned.rows, planned.placement, shards, planned.plan_hash, planned.inputs
+        config, ctx, planned.splits, lines, planned.rows, planned.placement, shards, planned.plan_hash, planned.inputs,
+        plan_seconds=sum(receipt["seconds"] for receipt in planned.receipts),
     )
     rows = manifest["counts"]["rows"]
     _check_error_rate(config, rows["rejected"], rows["read"])
@@ -99,6 +102,7 @@ def plan(config: BuildConfig, progress: Reporter) -> Planned:
 
 def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     """Plan in --out, or in a folder that is thrown away where none is given."""
+    config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     if config.out:
         _prepare_out(config, family_of(config))
         with ray_session(config.workers, config.ray_address):
@@ -153,7 +157,8 @@ def _run_stage(
         _advance(progress, stage, result)
     if results:
         progress.message(f"{stage}: {len(results)} of {len(tasks)} {unit} were done before")
-    for at, result in run_tasks(function, [tasks[number] for number in left], config.workers):
+    marks = [io.join(config.out, "plan", f"{stage}-{number:06d}.begun") for number in left]
+    for at, result in run_tasks(function, [tasks[number] for number in left], config.workers, marks, progress.message):
         results[left[at]] = result
         _advance(progress, stage, result)
         _check_first_error(config, tasks[left[at]], result)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep import io
+from omniprep.build.isolate import find_killers
 from omniprep.build.planfile import PlannedLine, PlanReader, read_facts, to_batch, write_plan
 from omniprep.build.rowencode import EncodedRow, MediaCache, encode_planned, make_bin
-from omniprep.build.rowplan import PlannedRow, plan_rows
+from omniprep.build.rowplan import PlannedRow, plan_rows, unexpected
+from omniprep.build.watch import row_limit, watching
 from omniprep.config import BuildConfig
-from omniprep.errors import Reject
+from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext, FamilySpec, resolve
 from omniprep.media.fetch import Places
 from omniprep.rows.sources import RawRow, Split, read_split
@@ -37,6 +40,8 @@ class PlanTask:
     spec: FamilySpec
     config: BuildConfig
     out: str
+    isolate: bool = False
+    """Find the rows that end the process first, since one did (omniprep/build/isolate.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class ShardTask:
     spec: FamilySpec
     config: BuildConfig
     out: str
+    isolate: bool = False
+    """As in PlanTask."""
 
 
 def plan_path(out: str, number: int, suffix: str) -> str:
@@ -104,24 +111,33 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
     ctx = resolve(task.spec)
     places = Places(task.split.base, task.config.media_root, task.config.allow_http)
     receipt: dict[str, Any] = {"rows": 0, "rejected": 0, "tokens": 0}
+    killers = _killers(task)
     began = time.perf_counter()
 
     def batches() -> Iterator[pa.RecordBatch]:
         for chunk in _chunks(read_split(task.split)):
-            lines = _plan_chunk(chunk, ctx, task.config, places)
+            bad = {at: killers[receipt["rows"] + at] for at in range(len(chunk)) if receipt["rows"] + at in killers}
+            lines = _plan_chunk(chunk, bad, ctx, task.config, places)
             receipt["rows"] += len(lines)
             receipt["rejected"] += sum(isinstance(entry.row, Reject) for entry in lines)
             receipt["tokens"] += sum(entry.row.length for entry in lines if isinstance(entry.row, PlannedRow))
             yield to_batch(lines)
 
-    write_plan(plan_path(task.out, task.number, ".arrow"), batches())
+    with watching(task.config.decode_timeout):
+        write_plan(plan_path(task.out, task.number, ".arrow"), batches())
     receipt["seconds"] = round(time.perf_counter() - began, 3)
     io.write_atomic(plan_path(task.out, task.number, ".json"), json.dumps(receipt).encode())
     return receipt
 
 
-def _plan_chunk(chunk: list[RawRow], ctx: FamilyContext, config: BuildConfig, places: Places) -> list[PlannedLine]:
-    planned = plan_rows([row.content for row in chunk], ctx, config, places)
+def _killers(task: PlanTask | ShardTask) -> dict[int, Reject]:
+    return find_killers(task, task.config.decode_timeout or math.inf, task.config.decode_memory) if task.isolate else {}
+
+
+def _plan_chunk(
+    chunk: list[RawRow], bad: dict[int, Reject], ctx: FamilyContext, config: BuildConfig, places: Places
+) -> list[PlannedLine]:
+    planned = plan_rows([bad.get(at, row.content) for at, row in enumerate(chunk)], ctx, config, places)
     result = []
     for raw, row in zip(chunk, planned, strict=True):
         text = None
@@ -148,12 +164,13 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
     weighted = parse_strategy(task.config.loss_scale).weighted
     schema = arrow_schema(ctx.columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted)
     path = io.join(task.out, "shards", shard_name(task.number))
+    killers = _killers(task)
     began = time.perf_counter()
     bins: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
-    with ShardWriter(path, schema) as writer:
+    with watching(task.config.decode_timeout), ShardWriter(path, schema) as writer:
         for b in range(len(task.offsets) - 1):
-            rows, ids = _encode_bin(task, b, ctx, reader, cache, rejects)
+            rows, ids = _encode_bin(task, b, killers, ctx, reader, cache, rejects)
             if not rows:
                 continue
             item = make_bin(rows, ids, ctx.columns, weighted=weighted)
@@ -174,17 +191,34 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
 
 
 def _encode_bin(
-    task: ShardTask, b: int, ctx: FamilyContext, reader: PlanReader, cache: MediaCache, rejects: list[dict[str, Any]]
-) -> tuple[list[EncodedRow], list[int]]:
+    task: ShardTask, b: int, killers: dict[int, Reject], ctx: FamilyContext, reader: PlanReader, cache: MediaCache,
+    rejects: list[dict[str, Any]],
+) -> tuple[list[EncodedRow], list[int]]:  # fmt: skip
     rows, ids = [], []
     for at in range(int(task.offsets[b]), int(task.offsets[b + 1])):
         planned = reader.read(int(task.splits[at]), int(task.rows[at]))
         try:
-            rows.append(encode_planned(planned, ctx, task.config, cache))
+            if at in killers:
+                raise killers[at]
+            rows.append(_encode_row(planned, ctx, task.config, cache))
             ids.append(int(task.row_ids[at]))
         except Reject as reject:
             rejects.append({"row": int(task.row_ids[at]), "code": str(reject.code), "message": reject.message})
     return rows, ids
+
+
+def _encode_row(planned: PlannedRow, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> EncodedRow:
+    """Encode a row; whatever a decoder or a family's callback raises costs this row, and is told."""
+    sources = [source.label for items in planned.items.values() for item in items for source in item.sources]
+    try:
+        if not sources:
+            return encode_planned(planned, ctx, config, cache)
+        with row_limit(sources[0]):
+            return encode_planned(planned, ctx, config, cache)
+    except (Reject, OmniprepError):
+        raise
+    except Exception as error:
+        raise unexpected(error) from error
 
 
 __all__ = ["PlanTask", "ShardTask", "as_text", "encode_shard", "plan_path", "plan_split", "read_facts", "receipt_path"]

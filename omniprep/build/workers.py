@@ -1,19 +1,27 @@
 """Run a stage's tasks: in this process, or on Ray workers that stay warm; results come as they finish.
 
+A worker that dies under a task costs that task a second try, which finds the rows that kill (omniprep/build/isolate.py). In this
+process a mark beside the plan takes that place: a task whose mark is found was under way when the process before this one died.
+
 A task is a plain picklable record, a stage a plain function of it. At most two tasks a worker are under way, so memory is
 bounded by the workers and not by the corpus. Numbers that a shard's bytes depend on are computed on one thread everywhere.
 """
 
+import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from omniprep import io
 from omniprep.errors import OmniprepError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
+TRIES = 4
+"""Of one task: as it is, then apart."""
 ENVIRONMENT = {**THREADS, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
@@ -63,24 +71,53 @@ def ray_session(workers: int, address: str | None) -> Iterator[None]:
 
 
 def run_tasks(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, marks: Sequence[str], say: Callable[[str], None]
 ) -> Iterator[tuple[int, Result]]:
     """Yield (number of the task, its result), in order of completion.
 
     Args:
         function: A module-level function; with Ray it runs in worker processes.
-        tasks: Its arguments.
+        tasks: Its arguments; dataclasses with a field `isolate`, set for tasks that ended a process.
         workers: Ray workers; 0 runs the tasks here, in order.
+        marks: A file name for each task, used where workers is 0.
+        say: Told what went wrong and is tried again.
+
+    Raises:
+        OmniprepError: From a task, or when a task ended its process `TRIES` times.
+        OSError: From a task: the disk is full, the output cannot be written.
     """
     if workers == 0:
         with single_threaded():
-            for number, task in enumerate(tasks):
-                yield number, function(task)
+            for number, (task, mark) in enumerate(zip(tasks, marks, strict=True)):
+                yield number, _marked(function, task, mark, say)
         return
+    yield from _run_on_ray(function, tasks, workers, say)
+
+
+def _marked(function: Callable[[Task], Result], task: Task, mark: str, say: Callable[[str], None]) -> Result:
+    if io.exists(mark):
+        say("the run before this one ended in the middle of a task; its rows are tried one by one")
+        task = _isolated(task)
+    io.write_atomic(mark, b"")
+    try:
+        return function(task)
+    finally:  # whatever Python can still see is no death of the process
+        io.remove(mark)
+
+
+def _isolated(task: Task) -> Task:
+    return dataclasses.replace(task, isolate=True)  # type: ignore[type-var]
+
+
+def _run_on_ray(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, say: Callable[[str], None]
+) -> Iterator[tuple[int, Result]]:
     import ray
 
-    remote = ray.remote(num_cpus=1, max_retries=3)(_isolated(function))
+    # No retries by Ray: it would run into the same file again, and a retry here knows what to look for.
+    remote = ray.remote(num_cpus=1, max_retries=0)(_single_threaded(function))
     waiting: dict[Any, int] = {}
+    deaths = Counter[int]()
     queue = iter(enumerate(tasks))
     try:
         while True:
@@ -91,16 +128,36 @@ def run_tasks(
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             number = waiting.pop(done)
             try:
-                yield number, ray.get(done)
+                result = ray.get(done)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
-                raise (cause if isinstance(cause, OmniprepError) else error) from None
+                raise (cause if isinstance(cause, OmniprepError | OSError) else error) from None
+            except deaths_of_workers() as error:
+                deaths[number] += 1
+                if deaths[number] == TRIES:
+                    raise OmniprepError(f"a worker died {TRIES} times under the same task, also with its rows tried one by one: {_first_line(error)}") from None
+                say(f"a worker died ({type(error).__name__}); its task is done again, its rows tried one by one")
+                waiting[remote.remote(_isolated(tasks[number]))] = number
+                continue
+            yield number, result
     finally:
         for reference in waiting:
             ray.cancel(reference, force=False)
 
 
-def _isolated(function: Callable[[Task], Result]) -> Callable[[Task], Result]:
+def deaths_of_workers() -> tuple[type[BaseException], ...]:
+    """What Ray raises for a worker or node that is gone."""
+    from ray import exceptions
+
+    names = ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "LocalRayletDiedError", "OwnerDiedError", "ObjectLostError")
+    return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _single_threaded(function: Callable[[Task], Result]) -> Callable[[Task], Result]:
     def run(task: Task) -> Result:
         with single_threaded():
             return function(task)

@@ -1,11 +1,16 @@
 """Audio as librosa.load gives it, without its detours: float32, mono by mean, soxr HQ to the model's rate.
 
-libsndfile reads wav, flac, ogg and mp3; everything else (m4a, the sound of a video) is decoded by PyAV to 16-bit samples, which is
-what librosa's fallback (audioread on the ffmpeg program) does. Equal to librosa 0.11 bit by bit: tests/test_audio.py.
+libsndfile reads wav, flac, ogg and mp3. Everything else (m4a, the sound of a video) becomes 16-bit samples as librosa's fallback
+makes them (audioread on the ffmpeg program): by that program where it is installed, else by PyAV, whose newer decoders may
+differ in the last bit; the manifest names which. Equal to librosa 0.11 bit by bit: tests/test_audio.py.
 """
 
 import io as _io
 import math
+import shutil
+import struct
+import subprocess
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -13,7 +18,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from omniprep.errors import Reject, RejectCode
+from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.media.fetch import Source
 
 Waveform = NDArray[np.float32]
@@ -30,7 +35,19 @@ def _file(source: Source) -> Any:
     return source.path if source.path is not None else _io.BytesIO(source.read())
 
 
-def probe_audio(source: Source, target: int) -> int:
+def sound_decoder(asked: str = "auto") -> str:
+    """ "ffmpeg" (the program) or "pyav": what decodes containers that libsndfile cannot read.
+
+    Raises:
+        OmniprepError: ffmpeg is asked for and absent.
+    """
+    found = shutil.which("ffmpeg") is not None
+    if asked == "ffmpeg" and not found:
+        raise OmniprepError("--audio-decoder ffmpeg: the program is not on PATH of this machine; install it or use --audio-decoder pyav")
+    return ("ffmpeg" if found else "pyav") if asked == "auto" else asked
+
+
+def probe_audio(source: Source, target: int, decoder: str = "auto") -> int:
     """Samples at rate `target`, without decoding where the container says it exactly.
 
     Raises:
@@ -39,17 +56,17 @@ def probe_audio(source: Source, target: int) -> int:
     try:
         info = soundfile.info(_file(source))
     except (soundfile.LibsndfileError, TypeError, ValueError):
-        return len(decode_audio(source, target))
+        return len(decode_audio(source, target, decoder))
     if info.samplerate <= 0 or info.frames > info.samplerate * MAX_SECONDS:
         if info.format == "MP3":  # its header may only guess
-            return len(decode_audio(source, target))
+            return len(decode_audio(source, target, decoder))
         raise Reject(RejectCode.AUDIO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s")
     if info.frames <= 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
     return resampled_length(info.frames, info.samplerate, target)
 
 
-def decode_audio(source: Source, target: int) -> Waveform:
+def decode_audio(source: Source, target: int, decoder: str = "auto") -> Waveform:
     """Mono samples at rate `target`, float32.
 
     Raises:
@@ -59,19 +76,19 @@ def decode_audio(source: Source, target: int) -> Waveform:
         with soundfile.SoundFile(_file(source)) as file:
             rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True).T
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-        samples, rate = _decode_with_av(source, error)
+        samples, rate = _decode_container(source, error, decoder)
     if samples.size == 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
     return _to_mono_at(np.ascontiguousarray(samples), rate, target, source)
 
 
-def decode_track(source: Source, target: int) -> Waveform:
+def decode_track(source: Source, target: int, decoder: str = "auto") -> Waveform:
     """The sound of a video, mono at rate `target`, float32.
 
     Raises:
         Reject: no_audio_track, decode_error.
     """
-    samples, rate = _decode_with_av(source, None)
+    samples, rate = _decode_container(source, None, decoder)
     return _to_mono_at(samples, rate, target, source)
 
 
@@ -84,6 +101,51 @@ def _to_mono_at(samples: Waveform, rate: int, target: int, source: Source) -> Wa
         mono = soxr.resample(mono, rate, target, quality="soxr_hq")
         mono = np.pad(mono, (0, length - len(mono))) if len(mono) < length else mono[:length]
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _decode_container(source: Source, first_error: Exception | None, decoder: str) -> tuple[Waveform, int]:
+    if sound_decoder(decoder) == "pyav":
+        return _decode_with_av(source, first_error)
+    import av
+
+    try:
+        with av.open(source.path or _io.BytesIO(source.read())) as container:
+            sound = bool(container.streams.audio)
+    except (av.FFmpegError, ValueError, OSError):
+        return _decode_with_av(source, first_error)  # says what is wrong with the file
+    if not sound:
+        return _decode_with_av(source, first_error)
+    if source.path is not None:
+        return _run_ffmpeg(source.path, source.label)
+    with tempfile.NamedTemporaryFile(prefix="omniprep-") as file:
+        file.write(source.read())
+        file.flush()
+        return _run_ffmpeg(file.name, source.label)
+
+
+def _run_ffmpeg(path: str, label: str) -> tuple[Waveform, int]:
+    """16-bit samples of the program's best audio stream, as audioread asks for them; a wav header tells rate and channels."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-i", path, "-vn", "-c:a", "pcm_s16le", "-f", "wav", "-"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=3600, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise Reject(RejectCode.DECODE_TIMEOUT, f"{label}: ffmpeg did not end within an hour") from error
+    data = done.stdout
+    at, channels, rate = 12, 0, 0
+    while at + 8 <= len(data):
+        name, size = data[at : at + 4], struct.unpack_from("<I", data, at + 4)[0]
+        at += 8
+        if name == b"data":
+            break
+        if name == b"fmt ":
+            channels, rate = struct.unpack_from("<HI", data, at + 2)
+        at += size + size % 2
+    if not channels or not rate or at >= len(data):
+        detail = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no samples"]
+        raise Reject(RejectCode.DECODE_ERROR, f"{label}: {detail[0]}")
+    packed = np.frombuffer(data, np.int16, (len(data) - at) // (2 * channels) * channels, at)
+    samples = packed.reshape(-1, channels).T.astype(np.float32) * np.float32(1 / 32768)
+    return np.ascontiguousarray(samples), int(rate)
 
 
 def _decode_with_av(source: Source, first_error: Exception | None) -> tuple[Waveform, int]:

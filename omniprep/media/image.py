@@ -63,6 +63,12 @@ def _orientation(image: Image.Image) -> int:
 def decode_image(source: Source, *, exif: str = "ignore", alpha: str = "drop") -> Image.Image:
     """The image, 8-bit RGB.
 
+    Args:
+        source: Where it is.
+        exif: "apply" turns it as its EXIF orientation says.
+        alpha: "drop"; "white" lays every kind of transparency on white; "frames" does so for RGBA alone, as qwen_omni_utils'
+            to_rgb does for videos given as images.
+
     Raises:
         Reject: decode_error for damaged files, and what `probe_image` raises.
     """
@@ -74,6 +80,8 @@ def decode_image(source: Source, *, exif: str = "ignore", alpha: str = "drop") -
             if exif == "apply" and _orientation(image) != 1:
                 picture = cast(Image.Image, ImageOps.exif_transpose(image))
             if alpha == "white" and (picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info):
+                return _on_white(picture)
+            if alpha == "frames" and picture.mode == "RGBA":
                 return _on_white(picture)
             return picture.convert("RGB") if picture.mode != "RGB" or picture is image else picture
         except Image.DecompressionBombError as error:

@@ -2,8 +2,8 @@
 
 What each shape becomes is ms-swift 3.9.3's AutoPreprocessor (swift/llm/dataset/preprocessor/core.py) followed by
 StdTemplateInputs.from_dict (swift/llm/template/template_inputs.py). Column presence is judged row by row, since rows of one
-file may differ. Where the two reference paths differ, the dataset path wins for columns (`system`, box order) and the direct
-path for what Arrow cannot hold there (typed content lists).
+file may differ. Rows with `messages` are what template.encode makes of them directly (typed content lists, boxes as they stand),
+all others first pass AutoPreprocessor; a `system` column counts in both.
 """
 
 import ast
@@ -109,7 +109,7 @@ def normalize(raw: Any) -> Row:
         images=media["image"],
         audios=media["audio"],
         videos=media["video"],
-        objects=_objects(row.get("objects")),
+        objects=_objects(row.get("objects"), in_order="messages" not in raw),
         kwargs={k: v for k, v in kwargs.items() if v is not None},
     )
 
@@ -262,8 +262,8 @@ def _media_column(value: Any, modality: str) -> list[Any]:
     return list(items)
 
 
-def _objects(value: Any) -> dict[str, Any]:
-    """Keep ref, bbox, bbox_type, image_id; put box corners in order (core.py _check_objects)."""
+def _objects(value: Any, *, in_order: bool) -> dict[str, Any]:
+    """Keep ref, bbox, bbox_type, image_id; put box corners in order where the reference's dataset path does (core.py _check_objects)."""
     if not value:
         return {}
     if not isinstance(value, dict):
@@ -274,7 +274,7 @@ def _objects(value: Any) -> dict[str, Any]:
         if not isinstance(box, list | tuple) or len(box) not in (2, 4) or not all(isinstance(v, int | float) for v in box):
             raise Reject(RejectCode.BAD_OBJECTS, f"box {position} must be 2 or 4 numbers")
         box = list(box)
-        if len(box) == 4:
+        if len(box) == 4 and in_order:
             box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
         boxes.append(box)
     if "bbox" in result:
