@@ -66,8 +66,8 @@ class BuildConfig:
     """Most frames taken from a video (FPS_MAX_FRAMES; default 768)."""
     use_audio_in_video: bool = False
     """Take the sound of videos too, interleaved with their frames (USE_AUDIO_IN_VIDEO)."""
-    bbox_format: Literal["legacy", "new"] = "legacy"
-    """How grounding boxes are written (QWENVL_BBOX_FORMAT)."""
+    bbox_format: Literal["legacy", "new"] | None = None
+    """How grounding boxes are written (QWENVL_BBOX_FORMAT; default: the family's, legacy for the Qwen families)."""
     norm_bbox: Literal["none", "norm1000"] | None = None
     """Units of boxes: pixels of the resized image, or thousandths (default: the family's)."""
     limit_mm_per_row: tuple[str, ...] = ()
@@ -163,7 +163,8 @@ _FREE = {"out", "workers", "ray_address", "overwrite", "on_error", "max_error_ra
 def shaping(config: BuildConfig) -> dict[str, Any]:
     """The options that a shard's bytes depend on, as JSON types."""
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
-    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def config_hash(config: BuildConfig) -> str:

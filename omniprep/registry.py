@@ -1,7 +1,9 @@
 """What a plug-in imports to register a model family (see docs/families.md)."""
 
 from omniprep.errors import Reject
+from omniprep.families import errors
 from omniprep.families.context import FamilyContext, resolve_family
+from omniprep.families.errors import FamilyError
 from omniprep.families.registry import (
     REGISTRY,
     Decoded,
@@ -16,11 +18,15 @@ from omniprep.families.registry import (
     TemplateMeta,
 )
 
+register_template = REGISTRY.register_template
+register_model_arch = REGISTRY.register_model_arch
+
 __all__ = [
     "REGISTRY",
     "Decoded",
     "Expansion",
     "FamilyContext",
+    "FamilyError",
     "Field",
     "Item",
     "MediaMeta",
@@ -30,5 +36,8 @@ __all__ = [
     "Sample",
     "SupportsMultiModal",
     "TemplateMeta",
+    "errors",
+    "register_model_arch",
+    "register_template",
     "resolve_family",
 ]

@@ -116,7 +116,7 @@ def finish(
         "config": shaping(config),
         "config_sha256": config_hash(config),
         "plan_sha256": plan_hash,
-        "versions": versions(),
+        "versions": {**versions(), **ctx.versions},
         "video_backend": backend(),
         "inputs": inputs,
         "bin_length": config.bin_length,
@@ -214,7 +214,11 @@ def _write_rejects(
 
 
 def _read_again(split: Split, wanted: dict[int, int]) -> dict[int, str]:
-    return {wanted[raw.line]: as_text(raw.content) for raw in read_split(split) if raw.line in wanted and not isinstance(raw.content, Reject)}
+    return {
+        wanted[raw.line]: as_text(raw.content)
+        for raw in read_split(split)
+        if raw.line in wanted and not isinstance(raw.content, Reject)
+    }
 
 
 def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from omniprep.build.watch import row_limit
 from omniprep.config import BuildConfig
-from omniprep.errors import OmniprepError, Reject, RejectCode
+from omniprep.errors import OmniprepError, Reject, RejectCode, UsageError
 from omniprep.families.context import FamilyContext
 from omniprep.families.registry import Item, MediaMeta
 from omniprep.media.audio import decode_track, probe_audio
@@ -149,7 +149,10 @@ def _check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
         if "<" not in text:
             continue
         if match := media.search(text):
-            raise Reject(RejectCode.SPECIAL_TOKEN_IN_TEXT, f"the text contains {match.group()!r}, which the model takes for media; remove or escape it")
+            raise Reject(
+                RejectCode.SPECIAL_TOKEN_IN_TEXT,
+                f"the text contains {match.group()!r}, which the model takes for media; remove or escape it",
+            )
         if control is not None and (match := control.search(text)):
             if config.special_tokens_in_text == "reject":
                 raise Reject(RejectCode.SPECIAL_TOKEN_IN_TEXT, f"the text contains the control token {match.group()!r}")
@@ -174,10 +177,10 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
         entry = found[modality][number]
         order[modality].append(entry.planned)
         if entry.track is None:
-            return ctx.tag(modality)
+            return ctx.tag(modality, number + 1)
         entry.planned.item.audio = len(order["audio"])
         order["audio"].append(entry.track)
-        return ctx.tag("video_audio")
+        return ctx.tag("video_audio", number + 1)
 
     def boxes() -> list[Any]:
         if not row.objects or not row.images:
@@ -196,8 +199,8 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
         place=place,
         references=references,
         boxes=boxes,
-        write_reference=lambda name: write_reference(name, config.bbox_format),
-        write_box=lambda box: write_box(box, config.bbox_format),
+        write_reference=lambda name: write_reference(name, config.bbox_format or meta.bbox_format),
+        write_box=lambda box: write_box(box, config.bbox_format or meta.bbox_format),
     )
     for modality in MODALITIES:
         placed = sum(not p.item.meta.in_video for p in order[modality])
@@ -212,7 +215,10 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
 def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:
     size = getattr(ctx.cls, "resized_image", None)
     if size is None:
-        raise Reject(RejectCode.BAD_OBJECTS, f"family {ctx.name!r} does not say the size images are resized to; use --norm-bbox norm1000")
+        raise Reject(
+            RejectCode.BAD_OBJECTS,
+            f"family {ctx.name!r} does not say the size images are resized to; use --norm-bbox norm1000",
+        )
     result: tuple[int, int] = size(ctx, meta)
     return result
 
@@ -228,7 +234,7 @@ def _find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Place
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise Reject(RejectCode.BAD_OPTION, f"chat_template_kwargs: {name} must be a number of at least 0")
-    limits = _limits(ctx, config.limit_mm_per_row)
+    limits = item_limits(ctx, config.limit_mm_per_row)
     result: dict[str, list[_Found]] = {}
     for modality in MODALITIES:
         named = row.media(modality)
@@ -247,19 +253,29 @@ def _find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Place
 
 
 @lru_cache(maxsize=32)
-def _limits(ctx: FamilyContext, given: tuple[str, ...]) -> dict[str, int | None]:
-    from omniprep.errors import UsageError
+def item_limits(ctx: FamilyContext, given: tuple[str, ...]) -> dict[str, int | None]:
+    """Most items of a row by modality (None: no limit): the lower of the family's limit and --limit-mm-per-row.
 
-    limits: dict[str, int | None] = dict(ctx.cls.limits)  # type: ignore[attr-defined]
+    Raises:
+        UsageError: A limit that is not MODALITY=NUMBER, or of a modality that the family does not support.
+    """
+    limits: dict[str, int | None] = dict(ctx.attribute("limits"))
     for text in given:
         modality, _, number = text.partition("=")
         if modality not in MODALITIES or not number.isdigit():
-            raise UsageError(f"--limit-mm-per-row {text!r}: write it as image=8")
-        limits[modality] = int(number)
+            raise UsageError(f"--limit-mm-per-row {text!r}: write it as image=8; modalities: {', '.join(MODALITIES)}")
+        if modality not in limits:
+            raise UsageError(
+                f"--limit-mm-per-row {text!r}: family {ctx.name!r} takes no {modality}; it takes {', '.join(limits)}"
+            )
+        most = limits[modality]
+        limits[modality] = int(number) if most is None else min(most, int(number))
     return limits
 
 
-def _probe(what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places) -> _Found:
+def _probe(
+    what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places
+) -> _Found:
     if modality == "video" and isinstance(what, list | tuple):
         return _probe_frames(list(what), options, ctx, config, places)
     source = places.locate(what)
@@ -273,24 +289,43 @@ def _probe(what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext
     else:
         sound = check_streams(source) if config.use_audio_in_video else False
         reader = open_video(source)
-        meta = MediaMeta(kind="video", width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps, options=options)
+        meta = MediaMeta(
+            kind="video",
+            width=reader.width,
+            height=reader.height,
+            frames=reader.frames,
+            fps=reader.fps,
+            options=options,
+        )
         if config.use_audio_in_video and sound:
             samples = len(decode_track(source, rate, config.audio_decoder))
-            track = _planned("audio", MediaMeta(kind="audio", samples=samples, in_video=True, options=options), [source], ctx)
+            track = _planned(
+                "audio", MediaMeta(kind="audio", samples=samples, in_video=True, options=options), [source], ctx
+            )
         elif config.use_audio_in_video and config.silent_video == "reject":
-            raise Reject(RejectCode.NO_AUDIO_TRACK, f"{source.label}: the video has no sound; --silent-video skip-audio takes it as pictures alone")
+            raise Reject(
+                RejectCode.NO_AUDIO_TRACK,
+                f"{source.label}: the video has no sound; --silent-video skip-audio takes it as pictures alone",
+            )
     return _Found(_planned(modality, meta, [source], ctx), track)
 
 
-def _probe_frames(frames: list[Any], options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places) -> _Found:
+def _probe_frames(
+    frames: list[Any], options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places
+) -> _Found:
     if config.use_audio_in_video and config.silent_video == "reject":
-        raise Reject(RejectCode.NO_AUDIO_TRACK, "a list of frames has no sound; --silent-video skip-audio takes it as pictures alone")
+        raise Reject(
+            RejectCode.NO_AUDIO_TRACK,
+            "a list of frames has no sound; --silent-video skip-audio takes it as pictures alone",
+        )
     if not frames:
         raise Reject(RejectCode.VIDEO_TOO_SHORT, "the list of frames is empty")
     sources = [places.locate(frame) for frame in frames]
     sizes = tuple(probe_image(source, exif=config.exif) for source in sources)
     width, height = sizes[0]
-    meta = MediaMeta(kind="video", width=width, height=height, frames=len(sizes), fps=ctx.opt.fps, sizes=sizes, options=options)
+    meta = MediaMeta(
+        kind="video", width=width, height=height, frames=len(sizes), fps=ctx.opt.fps, sizes=sizes, options=options
+    )
     return _Found(_planned("video", meta, sources, ctx))
 
 
@@ -353,7 +388,10 @@ def _with_media(
         places = np.flatnonzero(ids == token).tolist()
         items = [planned.item for planned in entry.items[modality] if not planned.item.meta.in_video]
         if len(places) != len(items):
-            raise Reject(RejectCode.PLACEHOLDER_MISMATCH, f"{len(items)} {modality} items, but {len(places)} placeholders in the tokens")
+            raise Reject(
+                RejectCode.PLACEHOLDER_MISMATCH,
+                f"{len(items)} {modality} items, but {len(places)} placeholders in the tokens",
+            )
         for at, item in zip(places, items, strict=True):
             if item.audio is None:
                 found.append((at, item.tokens, frames[modality]))
@@ -361,11 +399,11 @@ def _with_media(
                 sound = entry.items["audio"][item.audio].item.tokens
                 found.append((at, item.tokens + sound, frames["video_audio"]))
     found.sort()
-    at = np.array([f[0] for f in found], np.int64)
+    where = np.array([f[0] for f in found], np.int64)
     sizes = np.array([f[1] for f in found], np.int64)
     length = len(ids) - len(found) + int(sizes.sum())
     if length > config.row_limit:
-        keep = _fit(ids, at, sizes, length, [f[2] for f in found], config)
+        keep = _fit(ids, where, sizes, length, [f[2] for f in found], config)
         length = int(keep.sum()) - len(found) + int(sizes.sum())
         ids, weights = ids[keep], weights[keep]
     return ids, weights, length

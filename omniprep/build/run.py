@@ -19,6 +19,7 @@ from omniprep import io
 from omniprep.build.manifest import describe_inputs, finish, tokenizer_hash, versions
 from omniprep.build.options import family_of, family_spec
 from omniprep.build.packstage import Placement, Rows, freeze, gather, place
+from omniprep.build.rowplan import item_limits
 from omniprep.build.stages import PlanTask, ShardTask, encode_shard, plan_path, plan_split, receipt_path
 from omniprep.build.workers import ray_session, run_tasks
 from omniprep.config import BuildConfig, shaping
@@ -58,29 +59,52 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
         raise UsageError("--bin-length and --out are needed")
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     ctx = family_of(config)
+    item_limits(ctx, config.limit_mm_per_row)
     _prepare_out(config, ctx)
     done = io.join(config.out, "manifest.json")
     if io.exists(done):
         progress.message(f"{config.out}: already built with these options and inputs; nothing to do")
         return json.loads(io.read_bytes(done))  # type: ignore[no-any-return]
-    with ray_session(config.workers, config.ray_address):
+    with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
         planned = plan(config, progress)
         shards = _encode(config, planned, progress)
     lines = _lines(planned)
     manifest = finish(
-        config, ctx, planned.splits, lines, planned.rows, planned.placement, shards, planned.plan_hash, planned.inputs,
+        config,
+        ctx,
+        planned.splits,
+        lines,
+        planned.rows,
+        planned.placement,
+        shards,
+        planned.plan_hash,
+        planned.inputs,
         plan_seconds=sum(receipt["seconds"] for receipt in planned.receipts),
     )
+    _write_report(config.out, progress)
     rows = manifest["counts"]["rows"]
     _check_error_rate(config, rows["rejected"], rows["read"])
     return manifest
+
+
+def _write_report(out: str, progress: Reporter) -> None:
+    from omniprep.report.page import write_report
+
+    try:
+        write_report(out)
+    except Exception as error:  # the dataset is whole without its picture
+        progress.message(f"{out}: report.html was not written ({type(error).__name__}: {error})")
 
 
 def plan(config: BuildConfig, progress: Reporter) -> Planned:
     """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0."""
     ctx = family_of(config)
     spec = family_spec(config, ship_plugins=True)
-    REGISTRY.freeze()
+    limits = item_limits(ctx, config.limit_mm_per_row)
+    if config.bin_length and (large := ctx.capacity_warnings(config.bin_length, limits)):
+        progress.message(
+            f"a bin holds {config.bin_length} tokens, but {', '.join(large)}: rows that do not fit are rejected"
+        )
     splits = find_splits(find_inputs(config.inputs))
     if not splits:
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
@@ -105,12 +129,12 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     if config.out:
         _prepare_out(config, family_of(config))
-        with ray_session(config.workers, config.ray_address):
+        with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
             return plan(config, progress)
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
         config = replace(config, out=folder)
         io.make_folder(io.join(folder, "plan"))
-        with ray_session(config.workers, config.ray_address):
+        with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
             return plan(config, progress)
 
 
@@ -179,15 +203,21 @@ def _check_first_error(config: BuildConfig, task: PlanTask | ShardTask, receipt:
         from omniprep.build.planfile import read_rejects
 
         at, code, message, _ = read_rejects(plan_path(task.out, task.number, ".arrow"))[0]
-        raise OmniprepError(f"{task.split.source}: row {at + 1} of split {task.number}: {code}: {message} (--on-error fail)")
+        raise OmniprepError(
+            f"{task.split.source}: row {at + 1} of split {task.number}: {code}: {message} (--on-error fail)"
+        )
     if isinstance(task, ShardTask) and receipt["rejects"]:
         first = receipt["rejects"][0]
-        raise OmniprepError(f"row {first['row'] + 1} of the inputs: {first['code']}: {first['message']} (--on-error fail)")
+        raise OmniprepError(
+            f"row {first['row'] + 1} of the inputs: {first['code']}: {first['message']} (--on-error fail)"
+        )
 
 
 def _check_error_rate(config: BuildConfig, rejected: int, read: int) -> None:
     if read and rejected / read > config.max_error_rate:
-        raise OmniprepError(f"{rejected} of {read} rows are rejected, more than --max-error-rate {config.max_error_rate}; see rejected.jsonl, or omniprep plan")
+        raise OmniprepError(
+            f"{rejected} of {read} rows are rejected, more than --max-error-rate {config.max_error_rate}; see rejected.jsonl, or omniprep plan"
+        )
 
 
 def _lines(planned: Planned) -> list[int]:
@@ -207,19 +237,30 @@ def _prepare_out(config: BuildConfig, ctx: FamilyContext) -> None:
     this = {
         "config": shaping(config),
         "inputs": inputs,
-        "versions": versions(),
+        "versions": {**versions(), **ctx.versions},
         "tokenizer_sha256": tokenizer_hash(ctx),
     }
     state = io.join(config.out, "plan", "build.json")
     try:
         if config.overwrite:
-            for name in ("plan", "shards", "receipts", "manifest.json", "index.parquet", "rows.parquet", "rejected.jsonl", "report.html"):
+            for name in (
+                "plan",
+                "shards",
+                "receipts",
+                "manifest.json",
+                "index.parquet",
+                "rows.parquet",
+                "rejected.jsonl",
+                "report.html",
+            ):
                 io.remove(io.join(config.out, name))
         if io.exists(state):
             _check_same(json.loads(io.read_bytes(state)), json.loads(json.dumps(this)), config.out)
             return
         if io.is_local(config.out) and io.list_folder(config.out):
-            raise OmniprepError(f"{config.out}: the folder is not empty and holds no omniprep build; choose another --out")
+            raise OmniprepError(
+                f"{config.out}: the folder is not empty and holds no omniprep build; choose another --out"
+            )
         for name in ("plan", "shards", "receipts"):
             io.make_folder(io.join(config.out, name))
         io.write_atomic(state, json.dumps(this, indent=1).encode())
@@ -234,14 +275,24 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], out: str) -> None:
     for key in ("config", "versions"):
         old, new = before[key], now[key]
         names = sorted({*old, *new})
-        changes += [f"{'--' if key == 'config' else ''}{n.replace('_', '-')}: {old.get(n)} → {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+        changes += [
+            f"{'--' if key == 'config' else ''}{n.replace('_', '-')}: {old.get(n)} → {new.get(n)}"
+            for n in names
+            if old.get(n) != new.get(n)
+        ]
     old_inputs = {entry["source"]: entry for entry in before["inputs"]}
     new_inputs = {entry["source"]: entry for entry in now["inputs"]}
-    changes += [f"input {name} was changed" for name, entry in new_inputs.items() if name in old_inputs and old_inputs[name] != entry]
+    changes += [
+        f"input {name} was changed"
+        for name, entry in new_inputs.items()
+        if name in old_inputs and old_inputs[name] != entry
+    ]
     if before["tokenizer_sha256"] != now["tokenizer_sha256"]:
         changes.append("the tokenizer of --model was changed")
     if changes:
-        raise OmniprepError(f"{out} holds a build with other options or inputs ({'; '.join(changes)}); give another --out, or --overwrite to begin anew")
+        raise OmniprepError(
+            f"{out} holds a build with other options or inputs ({'; '.join(changes)}); give another --out, or --overwrite to begin anew"
+        )
 
 
 __all__ = ["Planned", "build", "plan", "plan_only"]

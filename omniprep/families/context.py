@@ -2,35 +2,29 @@
 
 `resolve_family` is the one way to get there. A context is cheap to make again in a worker process from a `FamilySpec`, so
 nothing of it travels between processes. All checks that need no data happen here: missing registrations, placeholders that
-are not one token, unknown options, bad maxima.
+are not one token, unknown options, bad maxima. What callbacks give is checked where they are called.
 """
 
 import difflib
-import importlib
-import importlib.util
-import json
-import os
-import sys
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 
 from omniprep.errors import OmniprepError
+from omniprep.families.checks import call, check_limits, check_mapped, check_packages, check_registrations, item_spans
 from omniprep.families.errors import (
     BadMaxTokensError,
-    ConflictingKeyError,
+    DummyError,
     MaxTokensExceededError,
-    MissingPackageError,
-    MissingRegistrationError,
-    PluginImportError,
-    UndeclaredFieldError,
     UnknownOptionError,
     UnknownTokenError,
 )
+from omniprep.families.loading import checkpoint_file, load_families, plugin_hash, plugin_texts
 from omniprep.families.registry import (
     REGISTRY,
     Array,
@@ -48,8 +42,6 @@ from omniprep.shards.schema import Column
 from omniprep.template.chat import TemplateMeta
 from omniprep.template.tokens import Encoder
 
-BUILT_IN = ("qwen2_5_omni",)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilySpec:
@@ -64,58 +56,21 @@ class FamilySpec:
     trust_remote_code: bool = False
 
 
-def load_families(plugins: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> None:
-    """Import the built-in families, the entry points of installed packages (omniprep.families), and plug-in files.
-
-    Raises:
-        PluginImportError: A plug-in file is absent or fails; the message has its own error.
-    """
-    for name in BUILT_IN:
-        importlib.import_module(f"omniprep.families.{name}")
-    _load_entry_points()
-    for position, path in enumerate(plugins):
-        _load_plugin(path, sources[position] if position < len(sources) else None)
-
-
-@lru_cache(maxsize=1)
-def _load_entry_points() -> None:
-    from importlib.metadata import entry_points
-
-    for point in entry_points(group="omniprep.families"):
-        try:
-            point.load()
-        except Exception as error:
-            raise PluginImportError(f"entry point {point.name!r} ({point.value}): {type(error).__name__}: {error}") from error
-
-
-def _load_plugin(path: str, source: str | None) -> None:
-    name = "omniprep_plugin_" + "".join(c if c.isalnum() else "_" for c in os.path.abspath(path))
-    if name in sys.modules:
-        return
-    if source is None and not Path(path).is_file():
-        raise PluginImportError(f"--plugin {path}: no such file")
-    text = Path(path).read_text() if source is None else source
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader=None))  # type: ignore[arg-type]
-    module.__file__ = path
-    sys.modules[name] = module
-    try:
-        exec(compile(text, path, "exec"), module.__dict__)
-    except OmniprepError:
-        del sys.modules[name]
-        raise
-    except Exception as error:
-        del sys.modules[name]
-        line = getattr(error.__traceback__, "tb_lineno", None)
-        raise PluginImportError(f"--plugin {path}: {type(error).__name__}: {error} (line {line})") from error
+def resolve(spec: FamilySpec) -> "FamilyContext":
+    """The context of a spec; kept, so that a warm worker makes it once."""
+    if len(spec.plugin_sources) != len(spec.plugins):
+        spec = replace(spec, plugin_sources=plugin_texts(spec.plugins))
+    return _resolve(spec)
 
 
 @lru_cache(maxsize=4)
-def resolve(spec: FamilySpec) -> "FamilyContext":
-    """The context of a spec; kept, so that a warm worker makes it once."""
+def _resolve(spec: FamilySpec) -> "FamilyContext":
     load_families(spec.plugins, spec.plugin_sources)
-    config = _checkpoint_file(spec.model, "config.json")
+    config = checkpoint_file(spec.model, "config.json")
     if config is None:
-        raise OmniprepError(f"model {spec.model!r}: no config.json there; give a checkpoint folder or a Hub name (omniprep init-model makes a small one)")
+        raise OmniprepError(
+            f"model {spec.model!r}: no config.json there; give a checkpoint folder or a Hub name (omniprep init-model makes a small one)"
+        )
     record = REGISTRY.find(spec.family, config)
     return FamilyContext(record, spec, config)
 
@@ -132,35 +87,7 @@ def resolve_family(
         options: Values for the family's options; None values are left out.
     """
     chosen = tuple(sorted((k, v) for k, v in (options or {}).items() if v is not None))
-    return resolve(FamilySpec(model=model, family=family, plugins=plugins, options=chosen))
-
-
-@lru_cache(maxsize=16)
-def _checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
-    folder = Path(model)
-    if folder.is_dir():
-        path = folder / name
-        return json.loads(path.read_text()) if path.is_file() else None
-    if not _is_hub_name(model):
-        raise OmniprepError(f"model {model!r}: no such folder, and not a Hub name (ORG/NAME)")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return cast(dict[str, Any], json.loads(Path(hf_hub_download(model, name)).read_text()))
-    except LocalEntryNotFoundError as error:
-        raise OmniprepError(f"model {model!r}: the Hub cannot be reached and the checkpoint is not in the local cache") from error
-    except RepositoryNotFoundError as error:
-        raise OmniprepError(f"model {model!r}: no such checkpoint on the Hub (or no access: huggingface-cli login)") from error
-    except EntryNotFoundError:
-        return None
-    except HfHubHTTPError as error:
-        raise OmniprepError(f"model {model!r}: {error}") from error
-
-
-def _is_hub_name(model: str) -> bool:
-    parts = model.split("/")
-    return len(parts) <= 2 and all(parts) and not model.startswith((".", "~"))
+    return resolve(FamilySpec(model=model, family=family, plugins=tuple(plugins), options=chosen))
 
 
 class FamilyContext:
@@ -170,8 +97,10 @@ class FamilyContext:
         name: Name of the family.
         config: config.json of the checkpoint.
         preprocessor: preprocessor_config.json of the checkpoint ({} where absent).
+        video_preprocessor: video_preprocessor_config.json ({} where absent).
         opt: The family's options, defaults filled in, as attributes.
         template: Chat template texts.
+        arch: Module prefixes of the model's parts.
         modalities: Supported modalities, in the order of image, audio, video that shards use.
     """
 
@@ -179,17 +108,26 @@ class FamilyContext:
         """Check everything that can be checked without data."""
         self.record, self.spec, self.config = record, spec, config
         self.name, self.cls = record.name, record.cls
-        _check_packages(record)
-        self.preprocessor = _checkpoint_file(spec.model, "preprocessor_config.json") or {}
-        self.modalities = tuple(m for m in ("image", "audio", "video") if m in self.cls.limits)  # type: ignore[attr-defined]
+        check_packages(record)
+        self.preprocessor = checkpoint_file(spec.model, "preprocessor_config.json") or {}
+        self.video_preprocessor = checkpoint_file(spec.model, "video_preprocessor_config.json") or {}
+        check_limits(record)
+        self.modalities = tuple(m for m in MODALITIES if m in self.attribute("limits"))
         self.opt = self._options(dict(spec.options))
-        template = registered(self.cls, "template")
-        self.template: TemplateMeta = template or TemplateMeta()
-        self.arch: ModelArch = registered(self.cls, "arch") or ModelArch()
-        self._check_registrations()
+        self.template: TemplateMeta = _of_class(self.cls, "template", "chat_template")
+        self.arch: ModelArch = _of_class(self.cls, "arch", "model_arch")
+        self._ids: dict[str, int] = {}
+        check_registrations(record, self.modalities)
+        for modality in self.modalities:
+            self.placeholder_id(modality)
+        self.maxima = {modality: self.max_tokens(modality) for modality in self.modalities}
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the family's class."""
+        return getattr(self.cls, name)
 
     def _options(self, given: dict[str, Any]) -> SimpleNamespace:
-        known: dict[str, Any] = self.cls.options  # type: ignore[attr-defined]
+        known: dict[str, Any] = self.attribute("options")
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
@@ -197,29 +135,34 @@ class FamilyContext:
                 raise UnknownOptionError(f"family {self.name!r} has no option {name!r}; {hint}")
         return SimpleNamespace(**{**known, **given})
 
-    def _check_registrations(self) -> None:
-        cls = self.cls
-        for modality in self.modalities:
-            for key, call in (("mapper", "input_mapper"), ("counter", "token_counter"), ("max", "max_multimodal_tokens")):
-                if registered(cls, f"{key}:{modality}") is None:
-                    raise MissingRegistrationError(
-                        f"family {self.name!r} supports {modality} but registers no {key} for it; "
-                        f"add @REGISTRY.register_{call}({modality!r}, ...)"
-                    )
-            if modality not in cls.placeholders:  # type: ignore[attr-defined]
-                raise MissingRegistrationError(f"family {self.name!r} has no placeholder for {modality}; add it to `placeholders`")
-            self.placeholder_id(modality)
-            self.max_tokens(modality)
-
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's fast tokenizer (loaded at first use)."""
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        tokenizer = AutoTokenizer.from_pretrained(self.spec.model, trust_remote_code=self.spec.trust_remote_code)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.spec.model, trust_remote_code=self.spec.trust_remote_code)
+        except (ValueError, KeyError, OSError) as error:
+            # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being read.
+            try:
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(self.spec.model)
+            except (ValueError, OSError, TypeError):
+                reason = " ".join(str(error).split())[:300]
+                raise OmniprepError(f"model {self.spec.model!r}: its tokenizer cannot be loaded: {reason}") from error
         if not tokenizer.is_fast:
             raise OmniprepError(f"model {self.spec.model!r}: only fast tokenizers (tokenizer.json) are supported")
         return tokenizer
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """SHA-256 of what the tokenizer does: its serialized form."""
+        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of what the family's rows depend on: its own, and the texts of plug-ins."""
+        texts = zip(self.spec.plugins, self.spec.plugin_sources, strict=True)
+        return {f"family {self.name}": self.record.version, **{f"plugin {path}": plugin_hash(text)[:16] for path, text in texts}}
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -232,36 +175,46 @@ class FamilyContext:
         Raises:
             UnknownTokenError: The text is not exactly one token.
         """
-        ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise UnknownTokenError(
-                f"family {self.name!r}: {token!r} is {len(ids)} tokens of {self.spec.model!r}, it must be one; "
-                "use a token of this tokenizer or add it there"
-            )
-        return int(ids[0])
+        if token not in self._ids:
+            ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
+            unknown = len(ids) == 1 and ids[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token
+            if len(ids) != 1 or unknown:
+                what = "unknown to the tokenizer" if unknown else f"{len(ids)} tokens"
+                raise UnknownTokenError(
+                    f"family {self.name!r}: {token!r} is {what} of {self.spec.model!r}, it must be one token; "
+                    "use a token of this tokenizer or add it there"
+                )
+            self._ids[token] = int(ids[0])
+        return self._ids[token]
 
     def placeholder_id(self, modality: str) -> int:
         """The id of a modality's placeholder."""
-        return self.token_id(self.cls.placeholders[modality])  # type: ignore[attr-defined]
+        return self.token_id(self.attribute("placeholders")[modality])
 
-    def tag(self, modality: str) -> str:
-        """The text that stands for an item before tokenization ("video_audio": a video with its sound)."""
-        tags: dict[str, str] = self.cls.tags  # type: ignore[attr-defined]
-        if modality in tags:
-            return tags[modality]
-        return cast(str, self.cls.placeholders[modality])  # type: ignore[attr-defined]
+    def tag(self, modality: str, number: int = 1) -> str:
+        """The text that stands for an item before tokenization ("video_audio": a video with its sound).
+
+        Args:
+            modality: Of the item.
+            number: Which one of the row it is, from 1; some families write it.
+        """
+        text: str = self.attribute("tags").get(modality) or self.attribute("placeholders")[modality]
+        return text.replace("{n}", str(number))
 
     @cached_property
     def media_tokens(self) -> tuple[str, ...]:
         """Tokens that may not be typed in text: placeholders, and what the family adds (bos and eos of media)."""
-        return tuple(dict.fromkeys([*self.cls.placeholders.values(), *self.cls.media_tokens]))  # type: ignore[attr-defined]
+        return tuple(dict.fromkeys([*self.attribute("placeholders").values(), *self.attribute("media_tokens")]))
 
     def max_tokens(self, modality: str) -> int:
         """The registered upper bound of one item's tokens."""
         most = registered(self.cls, f"max:{modality}")
-        value = most(self) if callable(most) else most
+        value = call(self, f"max:{modality}") if callable(most) else most
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise BadMaxTokensError(f"family {self.name!r}: maximum tokens of {modality} must be an integer of at least 1, not {value!r}")
+            raise BadMaxTokensError(
+                f"family {self.name!r}: the maximum tokens of a {modality} must be an integer of at least 1, not {value!r}; "
+                f"mend register_max_multimodal_tokens({modality!r}, ...)"
+            )
         return int(value)
 
     def count(self, modality: str, meta: MediaMeta) -> int:
@@ -271,24 +224,22 @@ class FamilyContext:
             Reject: The item cannot be used.
             MaxTokensExceededError: The registered maximum is not an upper bound.
         """
-        tokens = int(registered(self.cls, f"counter:{modality}")(self, meta))
-        if tokens > self._most(modality):
+        tokens = int(call(self, f"counter:{modality}", meta))
+        if tokens > self.maxima[modality]:
             raise MaxTokensExceededError(
-                f"family {self.name!r}: a {modality} has {tokens} tokens, more than the registered maximum {self._most(modality)}; "
-                "the maximum must be a true upper bound"
+                f"family {self.name!r}: a {modality} has {tokens} tokens, more than the registered maximum {self.maxima[modality]}; "
+                f"register_max_multimodal_tokens({modality!r}, ...) must give a true upper bound"
             )
         return tokens
 
-    def _most(self, modality: str) -> int:
-        if not hasattr(self, "_maxima"):
-            self._maxima = {m: self.max_tokens(m) for m in self.modalities}
-        return self._maxima[modality]
-
     def expand(self, sample: Sample) -> list[Expansion]:
-        """What each placeholder becomes."""
-        processor = registered(self.cls, "processor")
-        if processor is not None:
-            return list(processor(self, sample))
+        """What each placeholder becomes.
+
+        Raises:
+            TokenCountMismatchError: An expansion is missing, or not of the length that was counted.
+        """
+        if registered(self.cls, "processor") is not None:
+            return item_spans(self, sample, list(call(self, "processor", sample)))
         return [
             Expansion(m, i, [self.placeholder_id(m)], np.full(item.tokens, self.placeholder_id(m), np.int32))
             for m in self.modalities
@@ -297,30 +248,59 @@ class FamilyContext:
 
     def positions(self, sample: Sample) -> Array | None:
         """M-rope ids int32 (3, L) of a row, or None for the plain range."""
-        positions = registered(self.cls, "positions")
-        return None if positions is None else cast(Array | None, positions(self, sample))
+        return None if registered(self.cls, "positions") is None else cast(Array | None, call(self, "positions", sample))
 
     def map_item(self, modality: str, decoded: Decoded) -> dict[str, Array]:
         """Forward arguments of one decoded item, checked against the declared fields."""
-        mapper = registered(self.cls, f"mapper:{modality}")
-        if mapper == "default":
-            mapper = _default_mapper
-        result: dict[str, Array] = mapper(self, [decoded])
-        fields: dict[str, Field] = self.cls.fields  # type: ignore[attr-defined]
-        for key in result:
-            if key not in fields:
-                raise UndeclaredFieldError(f"family {self.name!r}: the {modality} mapper gives {key!r}, which `fields` does not declare")
-            if fields[key].modality != modality:
-                raise ConflictingKeyError(f"family {self.name!r}: {key!r} belongs to {fields[key].modality}, but the {modality} mapper gives it too")
-        return result
+        if registered(self.cls, f"mapper:{modality}") == "default":
+            return check_mapped(self, modality, _default_mapper(self, [decoded]))
+        return check_mapped(self, modality, call(self, f"mapper:{modality}", [decoded]))
+
+    def dummy(self, bin_length: int, counts: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
+        """The family's dummy chat, and its media by modality.
+
+        Args:
+            bin_length: Tokens that the chat must fit into.
+            counts: Items asked for; fewer where they do not fit.
+
+        Raises:
+            DummyError: None is registered, or what it gives is not of this form.
+        """
+        if registered(self.cls, "dummy") is None:
+            raise DummyError(f"family {self.name!r} registers no dummy data; add @REGISTRY.register_dummy_data(fn)")
+        try:
+            messages, media = call(self, "dummy", bin_length, counts)
+        except (TypeError, ValueError) as error:
+            raise DummyError(f"family {self.name!r}: register_dummy_data must give (messages, media): {error}") from error
+        for modality, items in media.items():
+            if len(items) > counts.get(modality, 0):
+                raise DummyError(f"family {self.name!r}: {counts.get(modality, 0)} {modality} items were asked of the dummy, it gives {len(items)}")
+        return messages, media
+
+    def capacity_warnings(self, bin_length: int, limits: dict[str, int | None]) -> list[str]:
+        """Where the most items of a row may exceed the bin; a warning, since smaller ones fit.
+
+        Args:
+            bin_length: Tokens of a bin.
+            limits: Most items of a row, by modality (None: no limit, one is reckoned with).
+        """
+        found = []
+        for modality, most in self.maxima.items():
+            count = limits.get(modality)
+            count = 1 if count is None else count
+            if count * most > bin_length:
+                found.append(f"{count} {modality}{'s' if count > 1 else ''} may have {count * most} tokens")
+        return found
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The family's shard columns; undeclared dtypes and shapes are learned from a blank item."""
-        fields: dict[str, Field] = self.cls.fields  # type: ignore[attr-defined]
+        fields: dict[str, Field] = self.attribute("fields")
         learned: dict[str, Array] = {}
         result = []
         for name, entry in fields.items():
+            if entry.modality not in self.modalities:
+                continue
             dtype, shape = entry.dtype, entry.shape
             if dtype is None or shape is None:
                 if name not in learned:
@@ -351,30 +331,23 @@ class FamilyContext:
         return Decoded(meta, frames=lambda indices: np.zeros((len(indices), 64, 64, 3), np.uint8))
 
 
-def _default_mapper(ctx: FamilyContext, items: list[Decoded]) -> dict[str, Array]:
+def _of_class(cls: type, key: str, attribute: str) -> Any:
+    """A template or architecture: of the nearest class that registers one or names one."""
+    for base in cls.__mro__:
+        if key in (store := base.__dict__.get("__omniprep__", {})):
+            return store[key]
+        if attribute in base.__dict__:
+            return REGISTRY.named(key, base.__dict__[attribute])
+    return REGISTRY.named(key, "chatml" if key == "template" else "")
+
+
+def _default_mapper(ctx: FamilyContext, items: Sequence[Decoded]) -> dict[str, Array]:
     """The checkpoint's own image processor (images only)."""
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(ctx.spec.model)
     batch = processor.preprocess([item.image for item in items], return_tensors="pt")
     return {key: value.numpy() for key, value in batch.items()}
-
-
-def _check_packages(record: FamilyRecord) -> None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    from packaging.requirements import Requirement
-
-    for text in record.requires:
-        requirement = Requirement(text)
-        try:
-            found = version(requirement.name)
-        except PackageNotFoundError:
-            found = None
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            raise MissingPackageError(
-                f"family {record.name!r} needs {text} (found: {found or 'not installed'}); run: pip install {text!r}"
-            )
 
 
 __all__ = ["MODALITIES", "FamilyContext", "FamilySpec", "load_families", "resolve", "resolve_family"]

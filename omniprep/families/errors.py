@@ -1,49 +1,61 @@
-"""What can be wrong with a family, each named after the mistake; messages give family, modality and the fix."""
+"""What can be wrong with a family, each named after the mistake; messages give family, modality and the fix.
 
-from omniprep.errors import OmniprepError
+Mistakes that show before anything is built are usage errors (exit status 2); those that show while rows are built end
+the build (exit status 1). Neither is ever one row's fault: that is `Reject`.
+"""
+
+from omniprep.errors import OmniprepError, UsageError
 
 
 class FamilyError(OmniprepError):
-    """A family, or a plug-in that registers one, is not right; nothing is built."""
+    """A family, or a plug-in that registers one, is not right."""
 
 
-class DuplicateFamilyError(FamilyError):
-    """Two families of one name (pass override=True to replace one on purpose)."""
+class RegistrationError(FamilyError, UsageError):
+    """A mistake that shows before anything is built."""
 
 
-class UnknownFamilyError(FamilyError):
+class DuplicateFamilyError(RegistrationError):
+    """Two families (or templates, or architectures) of one name; override=True replaces one on purpose."""
+
+
+class UnknownFamilyError(RegistrationError):
     """No family of that name, or none for this checkpoint's architecture."""
 
 
-class MissingRegistrationError(FamilyError):
-    """A modality in `limits` lacks its mapper, counter, maximum or placeholder."""
+class MissingRegistrationError(RegistrationError):
+    """A modality in `limits` lacks its mapper, counter, maximum, placeholder or fields."""
 
 
-class BadMaxTokensError(FamilyError):
+class BadMaxTokensError(RegistrationError):
     """A registered maximum is not an integer of at least 1."""
 
 
-class UnknownOptionError(FamilyError):
+class UnknownOptionError(RegistrationError):
     """An option that the family does not have."""
 
 
-class UnknownModalityError(FamilyError):
-    """A modality other than image, audio and video."""
+class UnknownModalityError(RegistrationError):
+    """A modality other than image, audio and video, or one that the family does not support."""
 
 
-class PluginImportError(FamilyError):
-    """A plug-in file that cannot be imported."""
+class PluginImportError(RegistrationError):
+    """A plug-in file or entry point that cannot be imported."""
 
 
-class RegistryFrozenError(FamilyError):
-    """A registration after a build has started."""
+class RegistryFrozenError(RegistrationError):
+    """A registration while a build runs."""
 
 
-class UnknownTokenError(FamilyError):
+class UnknownTokenError(RegistrationError):
     """A placeholder that is not one token of the tokenizer."""
 
 
-class MissingPackageError(FamilyError):
+class UnknownTemplateError(RegistrationError):
+    """A chat template, agent template or architecture that nobody registered under that name."""
+
+
+class MissingPackageError(RegistrationError):
     """A package that the family needs is absent or too old."""
 
 
@@ -52,7 +64,7 @@ class ConflictingKeyError(FamilyError):
 
 
 class UndeclaredFieldError(FamilyError):
-    """A mapper gives a key that `fields` does not declare."""
+    """A mapper gives a key that `fields` does not declare, or leaves out one that it does."""
 
 
 class TokenCountMismatchError(FamilyError):
@@ -64,4 +76,31 @@ class MaxTokensExceededError(FamilyError):
 
 
 class DummyError(FamilyError):
-    """Dummy data that the family itself cannot encode."""
+    """Dummy data that is not what was asked for, or that the family itself cannot encode."""
+
+
+class CallbackError(FamilyError):
+    """A callback gave what it must not give, or let StopIteration out, which would end a loop without a word."""
+
+
+__all__ = [
+    "BadMaxTokensError",
+    "CallbackError",
+    "ConflictingKeyError",
+    "DummyError",
+    "DuplicateFamilyError",
+    "FamilyError",
+    "MaxTokensExceededError",
+    "MissingPackageError",
+    "MissingRegistrationError",
+    "PluginImportError",
+    "RegistrationError",
+    "RegistryFrozenError",
+    "TokenCountMismatchError",
+    "UndeclaredFieldError",
+    "UnknownFamilyError",
+    "UnknownModalityError",
+    "UnknownOptionError",
+    "UnknownTemplateError",
+    "UnknownTokenError",
+]

@@ -1,16 +1,16 @@
 """The registry: what a model family tells omniprep, and how to find the family of a checkpoint.
 
 A family is a class with decorators. Names follow the serving engines' guide (register_input_mapper, register_dummy_data,
-...) and ms-swift's (register_template, register_model_arch); ../docs/families.md walks through one. Registrations are kept on
-the class (`cls.__omniprep__`) and found through its bases, so a family inherits what it does not change. When a build starts the
-registry is frozen: a late registration is an error, not a surprise.
+...) and ms-swift's (register_template, register_model_arch); docs/families.md walks through one. Registrations are kept on
+the class (`cls.__omniprep__`) and found through its bases, so a family inherits what it does not change. While a build
+runs the registry is frozen: a late registration is an error, not a surprise.
 """
 
-import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,19 @@ from omniprep.families.errors import (
     RegistryFrozenError,
     UnknownFamilyError,
     UnknownModalityError,
+    UnknownTemplateError,
+)
+from omniprep.families.kinds import (
+    Array,
+    Decoded,
+    Expansion,
+    Field,
+    Item,
+    MediaMeta,
+    ModelArch,
+    Sample,
+    as_json,
+    from_json,
 )
 from omniprep.rows.normalize import MODALITIES
 from omniprep.template.chat import TemplateMeta
@@ -29,110 +42,8 @@ from omniprep.template.chat import TemplateMeta
 if TYPE_CHECKING:
     from omniprep.families.context import FamilyContext
 
-Array = NDArray[Any]
 C = TypeVar("C", bound=type)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MediaMeta:
-    """What a header tells of one media item, before anything is decoded.
-
-    Lengths are in pixels, frames and samples (audio: at the model's sampling rate, after resampling).
-    """
-
-    kind: str
-    width: int = 0
-    height: int = 0
-    frames: int = 0
-    fps: float = 0.0
-    samples: int = 0
-    sizes: tuple[tuple[int, int], ...] = ()
-    """(width, height) of each frame of a video that is given as a list of images."""
-    in_video: bool = False
-    """The sound of a video rather than an audio of its own."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The row's own limits (chat_template_kwargs)."""
-
-
-@dataclass(slots=True)
-class Item:
-    """One media item of a row: its facts, its token count, and for a video with sound the number of its audio item."""
-
-    modality: str
-    meta: MediaMeta
-    tokens: int = 0
-    audio: int | None = None
-
-
-@dataclass(slots=True)
-class Sample:
-    """What an input processor and a position function see of one row."""
-
-    ids: NDArray[np.int32]
-    items: dict[str, list[Item]]
-
-    @property
-    def token_counts(self) -> dict[str, list[int]]:
-        """Tokens of each item, by modality."""
-        return {modality: [item.tokens for item in items] for modality, items in self.items.items()}
-
-
-@dataclass(slots=True)
-class Decoded:
-    """A decoded item for a mapper; `meta` holds the facts as decoded, not as the header promised."""
-
-    meta: MediaMeta
-    image: Any = None
-    """PIL image, RGB (kind image)."""
-    waveform: Array | None = None
-    """float32 mono samples (kind audio)."""
-    frames: Callable[[list[int]], Array] | None = None
-    """Indices → uint8 (T, H, W, 3) (kind video)."""
-    images: list[Any] = field(default_factory=list)
-    """PIL images (a video given as a list of frames)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expansion:
-    """Replace the next occurrence of `target` in a row by `ids` (labels -100).
-
-    Expansions with the same target apply to its occurrences in order.
-    """
-
-    modality: str
-    item: int
-    target: list[int]
-    ids: Any
-    is_embed: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """How one forward argument is cut into items and stored.
-
-    `layout` is "item" (one small integer vector an item) or "flat" (a run of units an item; `sizes` gives the units: a function
-    of the mapper's result, or "prod(KEY)" or "KEY" of an item field). dtype and shape of a unit are taken from the mapper's result
-    for a dummy where they are not given.
-    """
-
-    modality: str
-    layout: Literal["flat", "item"]
-    dim: int = 0
-    sizes: Any = None
-    dtype: str | None = None
-    shape: tuple[int, ...] | None = None
-    load: str = "array"
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelArch:
-    """Module prefixes of a model's parts, for freezing and LoRA (ms-swift: register_model_arch)."""
-
-    language_model: tuple[str, ...] = ()
-    vision_tower: tuple[str, ...] = ()
-    aligner: tuple[str, ...] = ()
-    generator: tuple[str, ...] = ()
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -142,11 +53,16 @@ class SupportsMultiModal(Protocol):
     Attributes:
         limits: Modality → most items of a row (None: no limit). A modality that is absent is not supported.
         placeholders: Modality → the one token that stands for an item until it is expanded.
-        tags: Modality → the text that replaces `<image>` and so on (default: the placeholder); "video_audio" is that of a video
-            whose sound is taken too.
+        tags: Modality → the text that replaces `<image>` and so on (default: the placeholder; `{n}` is the item's number from
+            1); "video_audio" is that of a video whose sound is taken too.
         fields: Forward arguments → `Field`.
         options: Options and their defaults; builds may set these and no others.
         row_options: Keys that a row's chat_template_kwargs may set.
+        media_tokens: More tokens that may not be typed in text.
+        chat_template: Name of a registered template, where `register_template` decorates no class of the family.
+        model_arch: The same, of a registered architecture.
+        load_model: "module:function" (or a function) that loads a checkpoint for training.
+        init_model: "module:function" (or a function) of (folder, seed) that writes a small random checkpoint.
     """
 
     limits: ClassVar[dict[str, int | None]] = {}
@@ -156,9 +72,10 @@ class SupportsMultiModal(Protocol):
     options: ClassVar[dict[str, Any]] = {}
     row_options: ClassVar[frozenset[str]] = frozenset()
     media_tokens: ClassVar[tuple[str, ...]] = ()
-    load_model: ClassVar[str] = ""
-    init_model: ClassVar[str] = ""
-    version: ClassVar[str] = "1"
+    chat_template: ClassVar[str] = "chatml"
+    model_arch: ClassVar[str] = ""
+    load_model: ClassVar[Any] = ""
+    init_model: ClassVar[Any] = ""
 
 
 Counter = Callable[["FamilyContext", MediaMeta], int]
@@ -167,7 +84,8 @@ InputProcessor = Callable[["FamilyContext", Sample], list[Expansion]]
 Positions = Callable[["FamilyContext", Sample], NDArray[np.int32] | None]
 
 
-def _check_modality(modality: str) -> None:
+def check_modality(modality: str) -> None:
+    """Raise UnknownModalityError for a name that is no modality."""
     if modality not in MODALITIES:
         raise UnknownModalityError(f"modality {modality!r} is not known; known: {', '.join(MODALITIES)}")
 
@@ -196,20 +114,45 @@ class FamilyRecord:
 
 
 class Registry:
-    """All families of this process. Use the one instance, `REGISTRY`."""
+    """All families of this process, and the templates and architectures that have a name. Use the one instance, `REGISTRY`."""
 
     def __init__(self) -> None:
         """Begin empty and open."""
         self.families: dict[str, FamilyRecord] = {}
+        self.templates: dict[str, TemplateMeta] = {"chatml": TemplateMeta()}
+        self.archs: dict[str, ModelArch] = {"": ModelArch()}
         self.frozen = False
+        self._origin: str | None = None
 
-    def freeze(self) -> None:
-        """Refuse registrations from now on (a build has started)."""
-        self.frozen = True
+    @contextmanager
+    def frozen_while(self) -> Iterator[None]:
+        """Refuse registrations inside the block: a build runs."""
+        before, self.frozen = self.frozen, True
+        try:
+            yield
+        finally:
+            self.frozen = before
+
+    @contextmanager
+    def loading(self, origin: str | None) -> Iterator[None]:
+        """Allow registrations inside the block: a family file is imported; `origin` says where from (None: its module's name)."""
+        before = self.frozen, self._origin
+        self.frozen, self._origin = False, origin
+        try:
+            yield
+        finally:
+            self.frozen, self._origin = before
+
+    def forget(self, origin: str) -> None:
+        """Drop the families of an origin: its file has changed and is loaded anew."""
+        self.families = {name: record for name, record in self.families.items() if record.origin != origin}
+
+    def _check_open(self, what: str) -> None:
+        if self.frozen:
+            raise RegistryFrozenError(f"{what}: families must be registered before a build starts; move it into a --plugin file")
 
     def _store(self, key: str, value: Any) -> Callable[[C], C]:
-        if self.frozen:
-            raise RegistryFrozenError(f"{key}: families must be registered before a build starts; move it into a --plugin file")
+        self._check_open(key)
 
         def decorate(cls: C) -> C:
             if "__omniprep__" not in cls.__dict__:
@@ -243,7 +186,7 @@ class Registry:
 
         Raises:
             DuplicateFamilyError: The name is taken.
-            RegistryFrozenError: A build has started.
+            RegistryFrozenError: A build runs.
         """
         decorate = self._store("family", name)
 
@@ -261,23 +204,56 @@ class Registry:
                 checkpoints=tuple(checkpoints),
                 requires=tuple(requires),
                 version=version,
-                origin=cls.__module__,
+                origin=self._origin or cls.__module__,
             )
             return decorate(cls)
 
         return register
 
-    def register_template(self, meta: TemplateMeta) -> Callable[[C], C]:
-        """Register the chat template."""
-        return self._store("template", meta)
+    def register_template(
+        self, template: str | TemplateMeta, meta: TemplateMeta | None = None, *, override: bool = False
+    ) -> Callable[[C], C]:
+        """Register a chat template: of the class below it, under a name for reuse, or both.
 
-    def register_model_arch(self, arch: ModelArch) -> Callable[[C], C]:
-        """Register the module prefixes of the model's parts."""
-        return self._store("arch", arch)
+        Args:
+            template: A name, or the template itself. A name alone means a template that is registered under it.
+            meta: The template to register under the name; without a class below, call it as a plain function.
+            override: Replace a template of the same name.
+        """
+        return self._named("template", self.templates, template, meta, override)
+
+    def register_model_arch(
+        self, arch: str | ModelArch, meta: ModelArch | None = None, *, override: bool = False
+    ) -> Callable[[C], C]:
+        """Register the module prefixes of the model's parts; names as in `register_template`."""
+        return self._named("arch", self.archs, arch, meta, override)
+
+    def _named(self, key: str, known: dict[str, T], first: str | T, second: T | None, override: bool) -> Callable[[C], C]:
+        self._check_open(f"register_{key}")
+        if not isinstance(first, str):
+            return self._store(key, first)
+        if second is None:
+            return self._store(key, self.named(key, first))
+        if known.get(first, second) != second and not override:
+            raise DuplicateFamilyError(f"{key} {first!r} is registered already; choose another name or pass override=True")
+        known[first] = second
+        return self._store(key, second)
+
+    def named(self, key: str, name: str) -> Any:
+        """The template (key "template") or architecture (key "arch") of a name.
+
+        Raises:
+            UnknownTemplateError: There is none; the message lists those there are.
+        """
+        known: Mapping[str, Any] = self.templates if key == "template" else self.archs
+        if name not in known:
+            names = ", ".join(sorted(filter(None, known))) or "none"
+            raise UnknownTemplateError(f"{key} {name!r} is not registered; registered: {names}. Register it before the family")
+        return known[name]
 
     def register_input_mapper(self, modality: str, mapper: Mapper | None = None) -> Callable[[C], C]:
         """Register decoded items → forward arguments; None takes the checkpoint's own Hugging Face image processor."""
-        _check_modality(modality)
+        check_modality(modality)
         return self._store(f"mapper:{modality}", mapper or "default")
 
     def register_image_input_mapper(self, mapper: Mapper | None = None) -> Callable[[C], C]:
@@ -290,7 +266,7 @@ class Registry:
         Raises:
             BadMaxTokensError: An integer below 1.
         """
-        _check_modality(modality)
+        check_modality(modality)
         if isinstance(most, bool) or (isinstance(most, int) and most < 1) or not (isinstance(most, int) or callable(most)):
             raise BadMaxTokensError(f"maximum tokens of modality {modality!r} must be an integer of at least 1, not {most!r}")
         return self._store(f"max:{modality}", most)
@@ -301,7 +277,7 @@ class Registry:
 
     def register_token_counter(self, modality: str, counter: Counter) -> Callable[[C], C]:
         """Register header facts → exact number of tokens; it may raise Reject(code, message)."""
-        _check_modality(modality)
+        check_modality(modality)
         return self._store(f"counter:{modality}", counter)
 
     def register_dummy_data(self, dummy: Callable[..., Any]) -> Callable[[C], C]:
@@ -322,45 +298,31 @@ class Registry:
         Raises:
             UnknownFamilyError: None fits; the message lists near names and what is registered.
         """
+        every = ", ".join(f"{r.name} ({r.origin})" if r.origin.startswith("--plugin") else r.name for r in self.families.values())
         if name is not None:
             if name in self.families:
                 return self.families[name]
             near = difflib.get_close_matches(name, self.families, 2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"registered: {', '.join(sorted(self.families))}"
+            hint = f"did you mean {' or '.join(near)}?" if near else f"registered: {every}"
             raise UnknownFamilyError(f"family {name!r} is not registered; {hint}")
         architectures, model_type = set(config.get("architectures") or ()), config.get("model_type")
-        for record in self.families.values():
+        for record in reversed(self.families.values()):  # the latest first: a plug-in may take over an architecture
             if architectures & set(record.hf_architectures):
                 return record
-        for record in self.families.values():
+        for record in reversed(self.families.values()):
             if model_type in record.model_types:
                 return record
         raise UnknownFamilyError(
             f"no family for architectures {sorted(architectures)} (model_type {model_type!r}); "
-            f"registered: {', '.join(sorted(self.families))}. Pass --family NAME, or register one with --plugin FILE.py"
+            f"registered: {every}. Pass --family NAME, or register one with --plugin FILE.py"
         )
 
 
 REGISTRY = Registry()
 
-
-def as_json(meta: MediaMeta) -> dict[str, Any]:
-    """A MediaMeta as JSON types, defaults left out."""
-    plain = dataclasses.asdict(meta)
-    return {k: v for k, v in plain.items() if k == "kind" or v != _META_DEFAULTS[k]}
-
-
-def from_json(value: Mapping[str, Any]) -> MediaMeta:
-    """The reverse of `as_json`."""
-    known = dict(value)
-    known["sizes"] = tuple((w, h) for w, h in known.get("sizes", ()))
-    return MediaMeta(**known)
-
-
-_META_DEFAULTS = dataclasses.asdict(MediaMeta(kind=""))
-
 __all__ = [
     "REGISTRY",
+    "Array",
     "Decoded",
     "Expansion",
     "FamilyError",
@@ -373,5 +335,8 @@ __all__ = [
     "Sample",
     "SupportsMultiModal",
     "TemplateMeta",
+    "as_json",
+    "check_modality",
+    "from_json",
     "registered",
 ]

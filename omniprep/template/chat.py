@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from omniprep.errors import Reject, RejectCode
+from omniprep.errors import Reject, RejectCode, UsageError
 from omniprep.rows.normalize import MODALITIES, Row
 from omniprep.template.agent import format_tool_calls, format_tool_responses, format_tools, parse_tools
 from omniprep.template.loss import OTHER, RESPONSE, SUFFIX, Pieces, Strategy, weigh
@@ -20,7 +20,9 @@ TAGS = {modality: f"<{modality}>" for modality in MODALITIES}
 class TemplateMeta:
     """The fixed texts of a chat template (ms-swift: TemplateMeta).
 
-    `{{SYSTEM}}` and `{{QUERY}}` mark where the texts go. `suffix` ends the last answer and is trained.
+    `{{SYSTEM}}` and `{{QUERY}}` mark where the texts go. `suffix` ends the last answer and is trained. `norm_bbox` is the unit
+    of boxes (none: pixels of the resized image; norm1000), `bbox_format` how they are written unless the build says (legacy:
+    with tokens around them; new: plain), `agent_template` how tools and their calls are written.
     """
 
     prefix: tuple[str, ...] = ()
@@ -31,12 +33,30 @@ class TemplateMeta:
     default_system: str | None = None
     stop_words: tuple[str, ...] = ("<|endoftext|>", "<|im_end|>")
     norm_bbox: str = "none"
+    agent_template: str = "hermes"
+    bbox_format: str = "legacy"
+
+    def __post_init__(self) -> None:
+        """Refuse names that mean nothing, where they are written."""
+        known = {
+            "agent_template": (self.agent_template, ("hermes",)),
+            "norm_bbox": (self.norm_bbox, ("none", "norm1000")),
+            "bbox_format": (self.bbox_format, ("legacy", "new")),
+        }
+        for name, (value, values) in known.items():
+            if value not in values:
+                raise UsageError(f"TemplateMeta: {name} {value!r} is not known; known: {', '.join(values)}")
 
 
 def without_roles(meta: TemplateMeta, end_of_text: str) -> TemplateMeta:
     """The template of --use-chat-template off: the text alone and an end token (ms-swift: to_generate_template_meta)."""
     return TemplateMeta(
-        system_prefix=(), prompt=("{{QUERY}}",), chat_sep=None, suffix=(end_of_text,), stop_words=meta.stop_words, norm_bbox=meta.norm_bbox
+        system_prefix=(),
+        prompt=("{{QUERY}}",),
+        chat_sep=None,
+        suffix=(end_of_text,),
+        stop_words=meta.stop_words,
+        norm_bbox=meta.norm_bbox,
     )
 
 
@@ -109,7 +129,9 @@ def _fill(context: str, values: tuple[tuple[str, str | None], ...]) -> str:
     return context
 
 
-def contexts(row: Row, meta: TemplateMeta, strategy: Strategy, *, default_system: str | None, generate: bool = False) -> Pieces:
+def contexts(
+    row: Row, meta: TemplateMeta, strategy: Strategy, *, default_system: str | None, generate: bool = False
+) -> Pieces:
     """The chat as (text, loss weight) pieces, media tags still in place.
 
     Args:
@@ -137,14 +159,21 @@ def contexts(row: Row, meta: TemplateMeta, strategy: Strategy, *, default_system
     pieces: Pieces = []
 
     def add(text: str, kind: str, **known: Any) -> None:
-        pieces.extend(weigh(strategy, text, kind, last_round=False, query=None, loss=None) if not known else weigh(strategy, text, kind, **known))
+        pieces.extend(
+            weigh(strategy, text, kind, last_round=False, query=None, loss=None)
+            if not known
+            else weigh(strategy, text, kind, **known)
+        )
 
     for context in meta.system_prefix if system else meta.prefix:
         if text := _fill(context, (("{{SYSTEM}}", system),)):
             add(text, OTHER)
     for i, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
         if question["role"] not in ("user", "tool") or answer["role"] != "assistant":
-            raise Reject(RejectCode.BAD_ROLE, f"turn {i + 1} goes {question['role']} → {answer['role']}; users and assistants must take turns")
+            raise Reject(
+                RejectCode.BAD_ROLE,
+                f"turn {i + 1} goes {question['role']} → {answer['role']}; users and assistants must take turns",
+            )
         is_tool = question["role"] == "tool"
         query: str = "" if is_tool else question["content"]
         values = (("{{SYSTEM}}", system), ("{{QUERY}}", query), ("{{ROUND0}}", str(i)), ("{{ROUND1}}", str(i + 1)))

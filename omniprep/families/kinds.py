@@ -1,0 +1,132 @@
+"""What callbacks of a family see and give: facts of media items, decoded items, expansions, declared forward arguments."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaMeta:
+    """What a header tells of one media item, before anything is decoded.
+
+    Lengths are in pixels, frames and samples (audio: at the model's sampling rate, after resampling).
+    """
+
+    kind: str
+    width: int = 0
+    height: int = 0
+    frames: int = 0
+    fps: float = 0.0
+    samples: int = 0
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of each frame of a video that is given as a list of images."""
+    in_video: bool = False
+    """The sound of a video rather than an audio of its own."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The row's own limits (chat_template_kwargs)."""
+
+
+@dataclass(slots=True)
+class Item:
+    """One media item of a row: its facts, its token count, and for a video with sound the number of its audio item."""
+
+    modality: str
+    meta: MediaMeta
+    tokens: int = 0
+    audio: int | None = None
+
+
+@dataclass(slots=True)
+class Sample:
+    """What an input processor and a position function see of one row."""
+
+    ids: NDArray[np.int32]
+    items: dict[str, list[Item]]
+
+    @property
+    def token_counts(self) -> dict[str, list[int]]:
+        """Tokens of each item, by modality."""
+        return {modality: [item.tokens for item in items] for modality, items in self.items.items()}
+
+
+@dataclass(slots=True)
+class Decoded:
+    """A decoded item for a mapper; `meta` holds the facts as decoded, not as the header promised."""
+
+    meta: MediaMeta
+    image: Any = None
+    """PIL image, RGB (kind image)."""
+    waveform: Array | None = None
+    """float32 mono samples (kind audio)."""
+    frames: Callable[[list[int]], Array] | None = None
+    """Indices → uint8 (T, H, W, 3) (kind video)."""
+    images: list[Any] = field(default_factory=list)
+    """PIL images (a video given as a list of frames)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Replace the next occurrence of `target` in a row by `ids` (labels -100).
+
+    Expansions with the same target apply to its occurrences in order.
+    """
+
+    modality: str
+    item: int
+    target: list[int]
+    ids: Any
+    is_embed: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """How one forward argument is cut into items and stored.
+
+    `layout` is "item" (one small integer vector an item) or "flat" (a run of units an item; `sizes` gives the units: a function
+    of the mapper's result, or "prod(KEY)" or "KEY" of an item field). dtype and shape of a unit are taken from the mapper's result
+    for a dummy where they are not given.
+    """
+
+    modality: str
+    layout: Literal["flat", "item"]
+    dim: int = 0
+    sizes: Any = None
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    load: str = "array"
+    params: Any = field(default_factory=dict)
+    """What `load` needs to know: a mapping, or a function of the context that gives one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelArch:
+    """Module prefixes of a model's parts, for freezing and LoRA (ms-swift: register_model_arch)."""
+
+    language_model: tuple[str, ...] = ()
+    vision_tower: tuple[str, ...] = ()
+    aligner: tuple[str, ...] = ()
+    generator: tuple[str, ...] = ()
+
+
+def as_json(meta: MediaMeta) -> dict[str, Any]:
+    """A MediaMeta as JSON types, defaults left out."""
+    plain = dataclasses.asdict(meta)
+    return {k: v for k, v in plain.items() if k == "kind" or v != _META_DEFAULTS[k]}
+
+
+def from_json(value: Mapping[str, Any]) -> MediaMeta:
+    """The reverse of `as_json`."""
+    known = dict(value)
+    known["sizes"] = tuple((w, h) for w, h in known.get("sizes", ()))
+    return MediaMeta(**known)
+
+
+_META_DEFAULTS = dataclasses.asdict(MediaMeta(kind=""))
+
+__all__ = ["Array", "Decoded", "Expansion", "Field", "Item", "MediaMeta", "ModelArch", "Sample", "as_json", "from_json"]

@@ -1,0 +1,156 @@
+"""Where families come from: the built-in files, entry points of installed packages, plug-in files; and checkpoint files.
+
+A plug-in's text travels to the workers, so nodes need not have its file. A module is known by its text: the same text is
+imported once in a process, whatever its path, and a changed file replaces what it registered before.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import sys
+import traceback
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from omniprep.errors import OmniprepError
+from omniprep.families.errors import PluginImportError
+from omniprep.families.registry import REGISTRY
+
+BUILT_IN = ("qwen2_5_omni",)
+_loaded: dict[str, str] = {}  # origin of a plug-in → its module's name
+
+
+def load_families(plugins: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> None:
+    """Import the built-in families, the entry points of installed packages (omniprep.families), and plug-in files.
+
+    Args:
+        plugins: Paths of the plug-in files.
+        sources: Their texts, where the caller has them.
+
+    Raises:
+        PluginImportError: A plug-in file is absent or fails; the message has its own error.
+    """
+    with REGISTRY.loading(None):
+        for name in BUILT_IN:
+            importlib.import_module(f"omniprep.families.{name}")
+    _load_entry_points()
+    for path, text in zip(plugins, sources or plugin_texts(plugins), strict=True):
+        _load_plugin(path, text)
+
+
+@lru_cache(maxsize=1)
+def _load_entry_points() -> None:
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="omniprep.families"):
+        try:
+            package = point.dist.name if point.dist is not None else "an unnamed package"
+            with REGISTRY.loading(f"entry point {point.name} of {package}"):
+                point.load()
+        except OmniprepError:
+            raise
+        except Exception as error:
+            raise PluginImportError(f"entry point {point.name!r} ({point.value}): {_where(error, None)}") from error
+
+
+def plugin_texts(plugins: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts of plug-in files.
+
+    Raises:
+        PluginImportError: A file that cannot be read.
+    """
+    texts = []
+    for path in plugins:
+        try:
+            texts.append(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise PluginImportError(f"--plugin {path}: no such file") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise PluginImportError(f"--plugin {path}: {error}") from error
+    return tuple(texts)
+
+
+def plugin_hash(text: str) -> str:
+    """SHA-256 (hex) of a plug-in's text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _load_plugin(path: str, text: str) -> None:
+    name, origin = f"omniprep_plugin_{plugin_hash(text)[:16]}", f"--plugin {path}"
+    if name in sys.modules:
+        return
+    if origin in _loaded:
+        REGISTRY.forget(origin)
+        sys.modules.pop(_loaded.pop(origin), None)
+    spec = importlib.util.spec_from_loader(name, loader=None)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = path
+    sys.modules[name] = module
+    try:
+        with REGISTRY.loading(origin):
+            exec(compile(text, path, "exec"), module.__dict__)
+    except OmniprepError:
+        _undo(name, origin)
+        raise
+    except Exception as error:
+        _undo(name, origin)
+        raise PluginImportError(f"--plugin {path}: {_where(error, path)}") from error
+    _loaded[origin] = name
+
+
+def _undo(name: str, origin: str) -> None:
+    del sys.modules[name]
+    REGISTRY.forget(origin)
+
+
+def _where(error: Exception, path: str | None) -> str:
+    """The error, and the last line of the file that it passed."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+    return f"{type(error).__name__}: {error}" + ("" if line is None else f" (line {line})")
+
+
+@lru_cache(maxsize=16)
+def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
+    """A JSON file of a checkpoint, None where it has no such file.
+
+    Raises:
+        OmniprepError: No such checkpoint, or the Hub cannot be reached, or the file is not JSON.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        path = folder / name
+        return _json(path) if path.is_file() else None
+    if not _is_hub_name(model):
+        raise OmniprepError(f"model {model!r}: no such folder, and not a Hub name (ORG/NAME)")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return _json(Path(hf_hub_download(model, name)))
+    except LocalEntryNotFoundError as error:
+        raise OmniprepError(f"model {model!r}: the Hub cannot be reached and the checkpoint is not in the local cache") from error
+    except RepositoryNotFoundError as error:
+        raise OmniprepError(f"model {model!r}: no such checkpoint on the Hub (or no access: huggingface-cli login)") from error
+    except EntryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise OmniprepError(f"model {model!r}: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise OmniprepError(f"{path}: not a JSON file ({error})") from error
+
+
+def _is_hub_name(model: str) -> bool:
+    parts = model.split("/")
+    return len(parts) <= 2 and all(parts) and not model.startswith((".", "~"))
+
+
+__all__ = ["BUILT_IN", "checkpoint_file", "load_families", "plugin_hash", "plugin_texts"]
