@@ -13,7 +13,14 @@ from train_helpers import write_dataset, write_model
 
 HERE = Path(__file__).parent
 # Plain gradient descent: Adam would make whole steps out of rounding where a gradient is nothing.
-COMMON = {"max_steps": 3, "learning_rate": 1e-2, "optimizer": "sgd", "num_workers": 0, "logging_steps": 1, "save_steps": 2}
+COMMON = {
+    "max_steps": 3,
+    "learning_rate": 1e-2,
+    "optimizer": "sgd",
+    "num_workers": 0,
+    "logging_steps": 1,
+    "save_steps": 2,
+}
 
 
 def launch(ranks: int, model: Path, data: Path, out: Path, **options):
@@ -24,7 +31,9 @@ def launch(ranks: int, model: Path, data: Path, out: Path, **options):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
     result = subprocess.run(start, env=env, capture_output=True, text=True, timeout=150)
     assert result.returncode == 0, result.stderr[-3000:]
-    logs = json.loads((out / f"checkpoint-{options.get('max_steps', 3)}" / "trainer_state.json").read_text())["log_history"]
+    logs = json.loads((out / f"checkpoint-{options.get('max_steps', 3)}" / "trainer_state.json").read_text())[
+        "log_history"
+    ]
     return [x for x in logs if "loss" in x]
 
 
@@ -72,7 +81,9 @@ def test_ranks_resume(files, kind):
     model, data, root = files
     options = {"lora": kind == "ddp", "fsdp": kind == "fsdp", "max_steps": 4, "optimizer": "adamw_torch"}
     whole = launch(2, model, data, root / f"{kind}_whole", **options)
-    again = launch(2, model, data, root / f"{kind}_again", resume=str(root / f"{kind}_whole" / "checkpoint-2"), **options)
+    again = launch(
+        2, model, data, root / f"{kind}_again", resume=str(root / f"{kind}_whole" / "checkpoint-2"), **options
+    )
     keys = ("step", "loss", "grad_norm", "learning_rate", "epoch")
     assert [[x[k] for k in keys] for x in again] == [[x[k] for k in keys] for x in whole]
     expected, found = weights(root / f"{kind}_whole"), weights(root / f"{kind}_again")

@@ -1,7 +1,9 @@
 """Risk: a run that learns something else than it says, or that a resume changes."""
 
+import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from train_helpers import small_family, write_dataset, write_model
 
+from omniprep.data import PackedDataset
+from omniprep.errors import OmniprepError
 from omniprep.progress import QuietReporter
 from omniprep.train import run as run_module
+from omniprep.train.batches import Batcher, Bins
 from omniprep.train.config import TrainConfig
 
 
@@ -34,7 +39,7 @@ def train(model, data, out, **options):
     config = TrainConfig(model=str(model), data=(str(data),), out=str(out), **(defaults | options))
     run_module.train(config, QuietReporter())
     state = json.loads(
-        (sorted(Path(out).glob("checkpoint-*"), key=lambda p: int(p.name[11:]))[-1] / "trainer_state.json").read_text()
+        (sorted((p.parent for p in Path(out).glob("checkpoint-*/data_state.json")), key=lambda p: int(p.name[11:]))[-1] / "trainer_state.json").read_text()
     )
     return [x for x in state["log_history"] if "loss" in x]
 
@@ -87,3 +92,132 @@ def test_checkpoint_is_loaded_by_transformers(model, data, tmp_path):
     assert not info["missing_keys"]
     with safe_open(tmp_path / "run" / "model-thinker.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("thinker.model.norm.weight"), loaded.model.language_model.norm.weight)
+
+
+def test_adapter_is_loaded_by_peft_and_merged(model, data, tmp_path):
+    from peft import PeftModel
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+    from omniprep.train.model import load_base
+
+    out = tmp_path / "run"
+    train(model, data, out, lora=True, merge_lora=True, freeze_vit=False, learning_rate=1e-2)
+    assert {p.name for p in out.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json", "train_config.yaml"}
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
+    loaded = PeftModel.from_pretrained(load_base(small_family(model), str(model), torch.float32, "sdpa"), out)
+    assert sum(float(p.abs().sum()) for n, p in loaded.named_parameters() if "lora_B" in n) > 0, (
+        "trained weights are there"
+    )
+    merged = loaded.merge_and_unload().state_dict()
+    before, after = tensors(model), tensors(out / "merged")
+    assert before.keys() == after.keys()
+    assert torch.equal(
+        after["thinker.model.layers.0.mlp.up_proj.weight"],
+        merged["thinker.model.language_model.layers.0.mlp.up_proj.weight"],
+    )
+    assert not torch.equal(
+        before["thinker.visual.blocks.0.attn.q.weight"], after["thinker.visual.blocks.0.attn.q.weight"]
+    )
+    assert torch.equal(before["thinker.visual.merger.mlp.0.weight"], after["thinker.visual.merger.mlp.0.weight"])
+    assert torch.equal(before["talker.thinker_to_talker_proj.weight"], after["talker.thinker_to_talker_proj.weight"])
+    _, info = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(out / "merged", output_loading_info=True)
+    assert not info["missing_keys"]
+
+
+def test_resume_auto_takes_the_last_whole_checkpoint(model, data, tmp_path):
+    out = tmp_path / "run"
+    train(model, data, out, max_steps=4, save_steps=2, resume="auto")
+    (out / "checkpoint-9").mkdir()  # a kill while it was written: no data_state.json
+    logs = train(model, data, out, max_steps=6, save_steps=2, resume="auto")
+    assert [x["step"] for x in logs] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(OmniprepError, match="nothing is left"):
+        train(model, data, out, max_steps=6, resume="auto")
+    with pytest.raises(OmniprepError, match="weights of --data|--seed"):
+        train(model, data, out, max_steps=8, resume="auto", seed=1)
+
+
+def test_only_the_last_checkpoints_are_kept(model, data, tmp_path):
+    train(model, data, tmp_path / "run", max_steps=4, save_steps=1, save_total_limit=2)
+    assert {p.name for p in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_evaluation_bins_are_held_out(model, data, tmp_path, monkeypatch):
+    seen = []
+    original = Bins.__getitem__
+
+    def record(self, number):
+        seen.append((id(self), int(self.bins[0][number if number >= 0 else ~number])))
+        return original(self, number)
+
+    monkeypatch.setattr(Bins, "__getitem__", record)
+    train(model, data, tmp_path / "run", max_steps=5, eval_fraction=0.34, eval_steps=2)
+    trained = {b for who, b in seen if who == seen[0][0]}
+    held = {b for who, b in seen if who != seen[0][0]}
+    assert len(held) == 2 and len(trained) == 4 and not trained & held
+    history = json.loads((tmp_path / "run" / "checkpoint-5" / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss" in x and x["step"] == 2 for x in history)
+
+
+def test_each_bin_is_trained_once_in_an_epoch(model, data, tmp_path, monkeypatch):
+    counted = []
+    original = Batcher.__call__
+
+    def record(self, bins):
+        batch = original(self, bins)
+        counted.append(len(batch["targets"]))
+        return batch
+
+    monkeypatch.setattr(Batcher, "__call__", record)
+    logs = train(model, data, tmp_path / "run", max_steps=0, epochs=1, grad_accumulation=4)
+    assert len(logs) == 2 and logs[-1]["epoch"] == 1.0
+    assert len(counted) == 8 and counted[6:] == [0, 0] and all(counted[:6]), (
+        "the last step's empty places count nothing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "other"}, "family 'small', the model is of family 'other'"),
+        ({"tokenizer": SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "x"))}, "another tokenizer"),
+        ({"positions": 512}, "bins of 1024 tokens, the model has 512 positions"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_refused(model, tmp_path, change, message):
+    from omniprep.train.refuse import check_datasets, text_config
+
+    folder = write_dataset(tmp_path / "d", bins=1, tokenizer_sha256=hashlib.sha256(b"small").hexdigest())
+    ctx = small_family(model)
+    check_datasets([PackedDataset(str(folder))], ctx)
+    ctx.name = change.get("family", ctx.name)
+    ctx.tokenizer = change.get("tokenizer", ctx.tokenizer)
+    if "positions" in change:
+        text_config(ctx.config)["max_position_embeddings"] = change["positions"]
+    with pytest.raises(OmniprepError, match=message):
+        check_datasets([PackedDataset(str(folder))], ctx)
+
+
+def test_a_loss_that_is_no_number_ends_with_advice(model, data, tmp_path):
+    with pytest.raises(OmniprepError, match="--learning-rate"):
+        train(model, data, tmp_path / "run", learning_rate=1e30, max_grad_norm=0, warmup=0, max_steps=6)
+
+
+def test_dry_run_takes_the_costliest_bin(model, data, tmp_path, capsys):
+    config = TrainConfig(
+        model=str(model), data=(str(data),), out=str(tmp_path / "run"), dry_run=True, device="cpu", num_workers=0
+    )
+    run_module.train(config, QuietReporter())
+    most = max(PackedDataset(str(data)).index["tokens"])
+    assert f"{most:,} tokens" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_mixture_of_two_datasets(model, data, tmp_path):
+    other = write_dataset(tmp_path / "other", bins=3, seed=5)
+    out = tmp_path / "run"
+    config = TrainConfig(
+        model=str(model), data=(f"{data}:0.25", f"{other}:0.75"), out=str(out), max_steps=3, num_workers=0, device="cpu", report_to=("none",),
+        weight_by="bins",
+    )  # fmt: skip
+    run_module.train(config, QuietReporter())
+    state = json.loads((out / "checkpoint-3" / "data_state.json").read_text())
+    assert state == {"position": 3, "sizes": [6, 3], "shares": [0.25, 0.75], "seed": 42}

@@ -228,10 +228,6 @@ ARCH = SimpleNamespace(
 
 def small_family(model: Path) -> SimpleNamespace:
     """What the trainer asks of a family context."""
-    return SimpleNamespace(
-        name="small",
-        config=json.loads((model / "config.json").read_text()),
-        arch=ARCH,
-        load_model=load_model,
-        tokenizer_sha256="0" * 64,
-    )
+    tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "small"))
+    config = json.loads((model / "config.json").read_text())
+    return SimpleNamespace(name="small", config=config, arch=ARCH, load_model=load_model, tokenizer=tokenizer)

@@ -35,7 +35,7 @@ class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # the na
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^talker\.", r"^token2wav\."]
     accepts_loss_kwargs = True
     touch_towers = False
-    """Run a zero-weighted image and clip in every forward pass that has none (several ranks)."""
+    """Run a zero-weighted image and clip in every forward pass that has none."""
     never_used = ("thinker.model.audio_tower.audio_bos_eos_token",)
     """Weights that no forward pass reads; gradients of them would be waited for in vain."""
 

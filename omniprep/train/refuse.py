@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from omniprep.build.manifest import tokenizer_hash
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 
@@ -27,11 +28,11 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
             raise OmniprepError(
                 f"{where} was built for family {dataset.layout.family!r}, the model is of family {ctx.name!r}"
             )
-        built = manifest.get("tokenizer_sha256")
-        if built is not None and built != ctx.tokenizer_sha256:
+        built, ours = manifest.get("tokenizer_sha256"), tokenizer_hash(ctx)
+        if built is not None and built != ours:
             raise OmniprepError(
-                f"{where} was built with another tokenizer ({built[:12]}) than the model's "
-                f"({ctx.tokenizer_sha256[:12]}): build it with this --model"
+                f"{where} was built with another tokenizer ({built[:12]}, of {manifest.get('model')}) than the model's "
+                f"({ours[:12]}): build it with this --model"
             )
         positions = text_config(ctx.config).get("max_position_embeddings")
         if positions is not None and manifest["bin_length"] > positions:

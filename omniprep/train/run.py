@@ -134,11 +134,12 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         "save_strategy": "steps",
         "save_steps": config.save_steps or NEVER,
         "save_total_limit": config.save_total_limit,
-        "eval_strategy": "no",
+        "eval_strategy": "steps" if config.eval_steps and (config.eval_data or config.eval_fraction) else "no",
+        "eval_steps": config.eval_steps or None,
         "seed": config.seed,
         "bf16": config.amp,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "activation_checkpointing": config.gradient_checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
         "report_to": [] if "none" in config.report_to else list(config.report_to),
         "disable_tqdm": True,
         "remove_unused_columns": False,
@@ -299,5 +300,7 @@ def set_console(trainer: BinTrainer, reporter: Reporter) -> None:
 def quiet_libraries() -> None:
     """Keep the libraries' remarks about things that are meant off the terminal."""
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")
     warnings.filterwarnings("ignore", module=r"torch\.(distributed|utils\.checkpoint|optim).*")

@@ -70,15 +70,16 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         self.evaluation, self.source, self.weights_dtype, self.generator = evaluation, source, dtype, generator
         self.started_at = 0  # optimizer steps before this process
         self.best_loss, self.bad_logs = math.inf, 0
-        super().__init__(model=model, args=args)
+        super().__init__(model=model, args=args, eval_dataset=evaluation)
         self.loss_is_scaled_for_ga = True
         base: Any = model.get_base_model() if config.lora else model  # type: ignore[operator]
         weights = sum(p.numel() for n, p in base.named_parameters() if parts.of(n) == "llm" and "lora_" not in n)
         self.meter = Meter(kinds, args.device, weights, not (config.lora or config.freeze_llm))
-        takes = "touch_towers" in dir(type(base))
-        self.fused_loss = takes
-        if takes and args.world_size > 1:
-            base.touch_towers = True
+        self.fused_loss = "touch_towers" in dir(type(base))
+        if self.fused_loss:
+            # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
+            trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
+            base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
 
     # Data -------------------------------------------------------------------------------------------------------------
     # ----------
