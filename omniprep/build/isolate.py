@@ -117,15 +117,24 @@ def _follow(child: _Child, timeout: float, memory: int) -> _Fate:
                 if "done" in event:
                     return _Fate()
                 if event.get("memory"):
-                    return _Fate(row, Reject(RejectCode.DECODE_MEMORY, "decoding the row's media asked for more memory than there is"))
+                    return _Fate(
+                        row,
+                        Reject(
+                            RejectCode.DECODE_MEMORY, "decoding the row's media asked for more memory than there is"
+                        ),
+                    )
                 row, since = event.get("row"), time.monotonic()
         limit = START_SECONDS if row is None else timeout
         if time.monotonic() - since > limit:
             if row is None:
                 raise OmniprepError(f"a process to try rows in did not start within {limit:g} s")
-            return _Fate(row, Reject(RejectCode.DECODE_TIMEOUT, f"decoding the row's media did not end within {timeout:g} s"))
+            return _Fate(
+                row, Reject(RejectCode.DECODE_TIMEOUT, f"decoding the row's media did not end within {timeout:g} s")
+            )
         if row is not None and resident(child.process.pid) > memory:
-            return _Fate(row, Reject(RejectCode.DECODE_MEMORY, f"decoding the row's media took more than {memory >> 20} MiB"))
+            return _Fate(
+                row, Reject(RejectCode.DECODE_MEMORY, f"decoding the row's media took more than {memory >> 20} MiB")
+            )
 
 
 def _ended(child: _Child, row: int | None) -> _Fate:
@@ -133,9 +142,16 @@ def _ended(child: _Child, row: int | None) -> _Fate:
     if row is None:
         child.errors.seek(0)
         last = child.errors.read()[-2000:].decode(errors="replace").strip().splitlines()
-        raise OmniprepError(f"a process to try rows in cannot start (exit status {status}): {last[-1] if last else 'it said nothing'}")
+        raise OmniprepError(
+            f"a process to try rows in cannot start (exit status {status}): {last[-1] if last else 'it said nothing'}"
+        )
     if status == -signal.SIGKILL:  # nobody here did it: the machine was out of memory
-        return _Fate(row, Reject(RejectCode.DECODE_MEMORY, "decoding the row's media made the system kill the process (out of memory)"))
+        return _Fate(
+            row,
+            Reject(
+                RejectCode.DECODE_MEMORY, "decoding the row's media made the system kill the process (out of memory)"
+            ),
+        )
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
     return _Fate(row, Reject(RejectCode.DECODER_CRASH, f"decoding the row's media ended the process ({how})"))
 

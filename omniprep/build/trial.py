@@ -47,7 +47,9 @@ def main(report: int) -> None:
                     return
                 except Exception as error:
                     print(f"row {number}: {type(error).__name__}: {error}", file=sys.stderr)
-        except Exception as error:  # the input or the plan cannot be read: met again, and told, when the task itself is done
+        except (
+            Exception
+        ) as error:  # the input or the plan cannot be read: met again, and told, when the task itself is done
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
     say(done=True)
 

@@ -19,7 +19,7 @@ from omniprep.errors import OmniprepError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 TRIES = 4
 """Of one task: as it is, then apart."""
 ENVIRONMENT = {**THREADS, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -71,7 +71,11 @@ def ray_session(workers: int, address: str | None) -> Iterator[None]:
 
 
 def run_tasks(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, marks: Sequence[str], say: Callable[[str], None]
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    workers: int,
+    marks: Sequence[str],
+    say: Callable[[str], None],
 ) -> Iterator[tuple[int, Result]]:
     """Yield (number of the task, its result), in order of completion.
 
@@ -135,7 +139,9 @@ def _run_on_ray(
             except deaths_of_workers() as error:
                 deaths[number] += 1
                 if deaths[number] == TRIES:
-                    raise OmniprepError(f"a worker died {TRIES} times under the same task, also with its rows tried one by one: {_first_line(error)}") from None
+                    raise OmniprepError(
+                        f"a worker died {TRIES} times under the same task, also with its rows tried one by one: {_first_line(error)}"
+                    ) from None
                 say(f"a worker died ({type(error).__name__}); its task is done again, its rows tried one by one")
                 waiting[remote.remote(_isolated(tasks[number]))] = number
                 continue
@@ -149,7 +155,14 @@ def deaths_of_workers() -> tuple[type[BaseException], ...]:
     """What Ray raises for a worker or node that is gone."""
     from ray import exceptions
 
-    names = ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "LocalRayletDiedError", "OwnerDiedError", "ObjectLostError")
+    names = (
+        "WorkerCrashedError",
+        "OutOfMemoryError",
+        "NodeDiedError",
+        "LocalRayletDiedError",
+        "OwnerDiedError",
+        "ObjectLostError",
+    )
     return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
 
 
