@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("omniprep.cli.build_cmd", "Compile chats into a packed dataset."),
     "plan": ("omniprep.cli.build_cmd", "Lengths, fill, bytes and rejects of a build, before anything is decoded."),
     "inspect": ("omniprep.cli.inspect_cmd", "Show what the model will see of a bin or a row."),
+    "report": ("omniprep.cli.report_cmd", "Write report.html: what is in a dataset, on one page."),
     "verify": ("omniprep.cli.verify_cmd", "Check a dataset's checksums and that no row was lost."),
     "train": ("omniprep.cli.train_cmd", "Train a model on datasets; under torchrun on many GPUs."),
     "infer": ("omniprep.cli.train_cmd", "Answer chat rows with a trained model."),

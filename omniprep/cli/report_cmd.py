@@ -1,0 +1,24 @@
+"""`omniprep report`."""
+
+import sys
+
+import click
+
+
+@click.command(name="report")
+@click.argument("dataset")
+@click.option("--out", type=click.Path(dir_okay=False), help="Where the page goes.  [default: report.html in DATASET]")
+@click.option("--bins", "shown", default=8, show_default=True, type=click.IntRange(min=0), help="Bins shown in full.")
+@click.option("--model", help="Checkpoint whose tokenizer reads the tokens.  [default: the build's]")
+def report(dataset: str, out: str | None, shown: int, model: str | None) -> None:
+    """Write report.html: what is in a dataset, as one page that needs no network.
+
+    Totals, lengths, sources, media, packing and balance, rejects with examples, and some bins in full. Every build
+    writes it at its end; this writes it again.
+    """
+    from omniprep.report.page import write_report
+
+    path, remark = write_report(dataset, out, model=model, shown=shown)
+    if remark:
+        print(remark, file=sys.stderr)
+    click.echo(path)

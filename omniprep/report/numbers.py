@@ -1,0 +1,179 @@
+"""The numbers of a report that need no shard: from manifest.json, index.parquet, rows.parquet and rejected.jsonl.
+
+Everything is JSON types. Tables are read as columns, so ten million rows take seconds and some hundred megabytes.
+"""
+
+import json
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from omniprep import io
+from omniprep.data.dataset import PackedDataset
+from omniprep.data.sampler import BinSampler
+from omniprep.errors import RejectCode
+
+__all__ = ["KINDS", "balance", "histogram", "length_histogram", "reject_facts", "row_kinds", "source_facts", "totals"]
+
+KINDS = ("text", "image", "audio", "video", "mixed")
+"""What a row holds: text alone, one modality besides, or several."""
+EXAMPLES = 12
+"""Rejects of each code that are shown in full."""
+EXAMPLE_CHARS = 1500
+MOST_SOURCES = 40
+
+
+def row_kinds(rows: pa.Table, modalities: tuple[str, ...]) -> np.ndarray:
+    """Index into `KINDS` of each input row, int8 (rows,). Families may have other modalities: they count as mixed."""
+    kinds = np.zeros(rows.num_rows, np.int8)
+    for modality in modalities:
+        name = f"{modality}s"
+        if name not in rows.column_names:
+            continue
+        number = KINDS.index(modality) if modality in KINDS else len(KINDS) - 1
+        has = rows[name].to_numpy() > 0
+        kinds = np.where(has, np.where(kinds == 0, number, len(KINDS) - 1), kinds).astype(np.int8)
+    return kinds
+
+
+def totals(dataset: PackedDataset) -> dict[str, Any]:
+    """The counts at the head of the page."""
+    manifest = dataset.manifest
+    counts = manifest["counts"]
+    stored = sum(shard["bytes"] for shard in manifest["shards"])
+    return {
+        "rows": counts["rows"],
+        "tokens": counts["tokens"],
+        "trained": counts.get("labeled_tokens", 0),
+        "bins": counts["bins"],
+        "bin_length": manifest["bin_length"],
+        "fill": manifest["fill"],
+        "shards": len(manifest["shards"]),
+        "bytes": stored,
+        "items": counts.get("items", {}),
+        "rows_without_labels": counts.get("rows_without_labels", 0),
+        "rows_with_control_tokens": counts.get("rows_with_control_tokens", 0),
+    }
+
+
+def histogram(values: np.ndarray, *, most: int = 24) -> dict[str, Any]:
+    """Counts over at most `most` equal steps between the least and the greatest value: edges and counts.
+
+    Few whole numbers are counted each alone ("each").
+    """
+    if len(values) == 0:
+        return {"edges": [], "counts": []}
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return {"edges": [low, high], "counts": [len(values)]}
+    if np.issubdtype(values.dtype, np.integer) and high - low < most:
+        edges = np.arange(int(low), int(high) + 2)
+        return {"edges": edges.tolist(), "counts": np.histogram(values, edges)[0].tolist(), "each": True}
+    counts, edges = np.histogram(values, bins=most, range=(low, high))
+    return {"edges": [round(float(edge), 3) for edge in edges], "counts": counts.tolist()}
+
+
+def length_histogram(lengths: np.ndarray, kinds: np.ndarray) -> dict[str, Any]:
+    """Rows by length in steps of the square root of two, stacked by kind of row."""
+    if len(lengths) == 0:
+        return {"edges": [], "series": {}, "quantiles": {}}
+    low, high = np.floor(2 * np.log2(max(lengths.min(), 1))), np.ceil(2 * np.log2(max(lengths.max(), 2) + 1))
+    edges = np.unique(np.round(2 ** (np.arange(low, high + 1) / 2)).astype(np.int64))
+    edges[-1] = max(edges[-1], int(lengths.max()) + 1)
+    series = {}
+    for number, kind in enumerate(KINDS):
+        chosen = lengths[kinds == number]
+        if len(chosen):
+            series[kind] = np.histogram(chosen, edges)[0].tolist()
+    points = np.percentile(lengths, [0, 50, 90, 99, 100]).round().astype(int).tolist()
+    return {
+        "edges": edges.tolist(),
+        "series": series,
+        "quantiles": dict(zip(("min", "median", "90 %", "99 %", "max"), points, strict=True)),
+        "mean": round(float(lengths.mean()), 1),
+    }
+
+
+def source_facts(rows: pa.Table, kinds: np.ndarray) -> list[dict[str, Any]]:
+    """Rows, rejects and tokens of each input, tokens also by kind of row; the largest inputs first."""
+    column = rows["source"].unify_dictionaries().combine_chunks()
+    names, codes = column.dictionary.to_pylist(), column.indices.to_numpy(zero_copy_only=False)
+    lengths = rows["length"].fill_null(0).to_numpy()
+    packed = rows["length"].is_valid().to_numpy()
+    trained = rows["trained"].to_numpy() if "trained" in rows.column_names else np.zeros(len(codes), np.int64)
+    size = len(names)
+    sums = np.bincount(codes * len(KINDS) + kinds, lengths, size * len(KINDS)).reshape(size, -1).astype(np.int64)
+    read, kept = np.bincount(codes, minlength=size), np.bincount(codes, packed, size).astype(np.int64)
+    learned = np.bincount(codes, trained * packed, size).astype(np.int64)
+    facts = [
+        {
+            "source": name,
+            "rows": int(read[n]),
+            "rejected": int(read[n] - kept[n]),
+            "tokens": int(sums[n].sum()),
+            "trained": int(learned[n]),
+            "by_kind": {kind: int(value) for kind, value in zip(KINDS, sums[n], strict=True) if value},
+        }
+        for n, name in enumerate(names)
+    ]
+    facts.sort(key=lambda fact: (-fact["tokens"], fact["source"]))
+    return facts[:MOST_SOURCES] + _others(facts[MOST_SOURCES:])
+
+
+def _others(facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not facts:
+        return []
+    by_kind: Counter[str] = Counter()
+    for fact in facts:
+        by_kind.update(fact["by_kind"])
+    sums = {name: sum(fact[name] for fact in facts) for name in ("rows", "rejected", "tokens", "trained")}
+    return [{"source": f"{len(facts)} more inputs", **sums, "by_kind": dict(by_kind)}]
+
+
+def balance(costs: np.ndarray, ranks: tuple[int, ...] = (2, 8, 32, 64)) -> list[dict[str, Any]]:
+    """The most loaded rank against the mean of a step, balanced as BinSampler does and in plain random order."""
+    found = []
+    for world in ranks:
+        steps = len(costs) // world
+        if steps == 0:
+            continue
+        ratios = []
+        for weights in (costs, None):
+            order = BinSampler(len(costs), costs=weights).order()[: steps * world]
+            step = costs[order].reshape(steps, world)
+            ratios.append(float((step.max(axis=1) / step.mean(axis=1)).mean()))
+        found.append({"ranks": world, "steps": steps, "balanced": round(ratios[0], 3), "random": round(ratios[1], 3)})
+    return found
+
+
+def reject_facts(dataset: PackedDataset) -> dict[str, Any]:
+    """Rejects by code with what the code means, and examples of each, the first in rejected.jsonl."""
+    counts = dataset.manifest["counts"].get("rejected_by_code", {})
+    known = {str(code): code.doc for code in RejectCode}
+    codes = [
+        {"code": code, "count": count, "doc": known.get(code, "")}
+        for code, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    ]
+    return {"codes": codes, "examples": _examples(io.join(dataset.uri, "rejected.jsonl"), counts)}
+
+
+def _examples(uri: str, counts: dict[str, int]) -> list[dict[str, Any]]:
+    if not counts or not io.exists(uri):
+        return []
+    wanted = {code: min(count, EXAMPLES) for code, count in counts.items()}
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    with io.open_input(uri) as file:
+        for line in file:
+            reject = json.loads(line)
+            code = reject["code"]
+            if seen[code] < wanted.get(code, 0):
+                seen[code] += 1
+                text = json.dumps(reject["row"], ensure_ascii=False)
+                cut = text if len(text) <= EXAMPLE_CHARS else f"{text[:EXAMPLE_CHARS]}… ({len(text):,} characters)"
+                found.append({name: reject[name] for name in ("source", "line", "code", "message")} | {"row": cut})
+            if all(seen[code] >= count for code, count in wanted.items()):
+                break
+    return found

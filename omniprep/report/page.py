@@ -1,0 +1,146 @@
+"""Put the report together: collect, draw, and embed data, plots, style and script into the template.
+
+The page loads nothing: its Content-Security-Policy forbids the network and admits only the script whose hash it names.
+Texts from the dataset travel as JSON (with `<` escaped) and are set as text, never as markup, so a row that
+holds HTML is shown, not run.
+"""
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from omniprep import io
+from omniprep.data.dataset import PackedDataset
+from omniprep.errors import OmniprepError
+from omniprep.look.describe import Vocabulary, load_vocabulary
+from omniprep.report.bins import browse, choose_bins, scan
+from omniprep.report.numbers import (
+    balance,
+    histogram,
+    length_histogram,
+    reject_facts,
+    row_kinds,
+    source_facts,
+    totals,
+)
+
+__all__ = ["collect", "page", "write_report"]
+
+SHOWN_BINS = 8
+
+
+def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = SHOWN_BINS) -> dict[str, Any]:
+    """All that the page shows, as JSON types.
+
+    Args:
+        dataset: A finished dataset.
+        vocabulary: Reads the tokens; without one the page shows their numbers.
+        shown: How many bins to show in full.
+    """
+    manifest, index, rows = dataset.manifest, dataset.index, dataset.rows
+    has_bins = len(dataset) > 0
+    kinds = row_kinds(rows, dataset.layout.modalities if has_bins else ())
+    packed = rows["length"].is_valid().to_numpy()
+    sizes = scan(dataset, vocabulary) if has_bins else None
+    if sizes is not None:
+        for name in ("audio_seconds", "video_frames"):
+            sizes[name] = histogram(sizes[name])
+    config = manifest.get("config", {})
+    return {
+        "name": dataset.uri.rstrip("/").rsplit("/", 1)[-1] or dataset.uri,
+        "family": manifest.get("family", ""),
+        "model": manifest.get("model", ""),
+        "totals": totals(dataset),
+        "lengths": length_histogram(rows["length"].drop_null().to_numpy(), kinds[packed]),
+        "sources": source_facts(rows, kinds),
+        "bins": {
+            "cost": histogram(index["cost"].round(1)),
+            "fill": histogram((index["tokens"] / manifest["bin_length"] * 100).round(3)),
+            "rows": histogram(index["rows"]),
+            "balance": balance(index["cost"]) if has_bins else [],
+        },
+        "rejects": reject_facts(dataset),
+        "media": sizes,
+        "seconds": manifest.get("seconds", {}),
+        "config": {name: value for name, value in config.items() if name != "inputs"},
+        "config_sha256": manifest.get("config_sha256", ""),
+        "inputs": manifest.get("inputs", []),
+        "versions": manifest.get("versions", {}),
+        "decoded": vocabulary is not None,
+        "browser": browse(dataset, choose_bins(index, shown), vocabulary) if has_bins else [],
+    }
+
+
+def _default(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON type")
+
+
+def _resource(name: str) -> str:
+    return files("omniprep.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def page(data: dict[str, Any]) -> str:
+    """The whole page as HTML."""
+    script = _resource("app.js")
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), default=_default)
+    parts = {
+        "APP": script,
+        "STYLE": _resource("style.css"),
+        # Inside a script element only "<" could end the data or open a comment.
+        "DATA": text.replace("<", "\\u003c"),
+        "SCRIPT_HASH": _hash(script),
+        **{f"plot-{name}": svg for name, svg in _plots(data).items()},
+    }
+    pieces = _resource("template.html").split("%%")
+    return "".join(piece if number % 2 == 0 else parts[piece] for number, piece in enumerate(pieces))
+
+
+def _plots(data: dict[str, Any]) -> dict[str, str]:
+    try:
+        from omniprep.report.plots import draw_all
+    except ImportError:
+        names = ("lengths", "sources", "shares", "images", "audio", "video", "fill", "cost", "seconds")
+        note = "<p class=\"dim\">The plot needs matplotlib: pip install 'omniprep[report]', then omniprep report.</p>"
+        return dict.fromkeys(names, note)
+    return {name: svg or '<p class="dim">none</p>' for name, svg in draw_all(data).items()}
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def write_report(
+    uri: str, out: str | None = None, *, model: str | None = None, shown: int = SHOWN_BINS
+) -> tuple[str, str]:
+    """Write the report of a finished dataset.
+
+    Args:
+        uri: The dataset.
+        out: Where the page goes (default: report.html in the dataset).
+        model: Checkpoint whose tokenizer reads the tokens (default: that of the build).
+        shown: How many bins to show in full.
+
+    Returns:
+        Where the page is, and a remark ("" where all is well): tokens are shown as numbers when no tokenizer can be
+        had.
+
+    Raises:
+        OmniprepError: There is no finished dataset, or the tokenizer of a given `model` cannot be had.
+    """
+    dataset = PackedDataset(uri)
+    vocabulary, remark = None, ""
+    try:
+        vocabulary = load_vocabulary(model or dataset.manifest.get("model", ""))
+    except OmniprepError as error:
+        if model:
+            raise
+        remark = f"tokens are shown as numbers: {error}"
+    target = out or io.join(uri, "report.html")
+    io.write_atomic(target, page(collect(dataset, vocabulary, shown)).encode(errors="replace"))
+    return target, remark
