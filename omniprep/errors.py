@@ -20,6 +20,10 @@ class DamagedDataError(OmniprepError):
     """A built dataset whose bytes are not what its index says; the text names shard and bin."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM). No ValueError: nothing that decodes a row may take it for a bad file."""
+
+
 class RejectCode(StrEnum):
     """Why a row is not in the dataset; `doc` says when it happens, and what to do."""
 
@@ -36,12 +40,21 @@ class RejectCode(StrEnum):
     BAD_JSON = "bad_json", "The line is not valid JSON. Mend the line; its first bytes are kept in rejected.jsonl."
     BAD_ROW = "bad_row", "The row is not an object, or has no column that a chat can be read from."
     BAD_MESSAGE = "bad_message", "A message has no content, or is not an object with a role and a content."
-    BAD_ROLE = "bad_role", "A message has a role that is none of system, user, assistant, tool_call, tool_response, tool."
+    BAD_ROLE = (
+        "bad_role",
+        "A message has a role that is none of system, user, assistant, tool_call, tool_response, tool.",
+    )
     EMPTY_ROW = "empty_row", "The row has no messages, or nothing is left of it."
     NO_RESPONSE = "no_response", "No assistant message ends the row, so nothing could be learned from it."
     BAD_TOOLS = "bad_tools", "`tools` is neither a JSON string nor a list of tools, or a tool call cannot be parsed."
-    BAD_OBJECTS = "bad_objects", "`objects` (grounding) lacks boxes, has boxes of other than 2 or 4 numbers, or names an image that is absent."
-    BAD_COLUMN = "bad_column", "A column has a type that cannot be used (for example a number where media are expected)."
+    BAD_OBJECTS = (
+        "bad_objects",
+        "`objects` (grounding) lacks boxes, has boxes of other than 2 or 4 numbers, or names an image that is absent.",
+    )
+    BAD_COLUMN = (
+        "bad_column",
+        "A column has a type that cannot be used (for example a number where media are expected).",
+    )
     BAD_OPTION = "bad_option", "`chat_template_kwargs` of the row holds a value that cannot be used."
     # Text
     SPECIAL_TOKEN_IN_TEXT = (
@@ -49,24 +62,45 @@ class RejectCode(StrEnum):
         "The text contains a media token of the model literally, which would be taken for media; or any control token, "
         "with --special-tokens-in-text reject.",
     )
-    ROW_TOO_LONG = "row_too_long", "The row has more tokens than --max-length (default: the bin length). Use a longer bin, smaller media, or --truncation."
+    ROW_TOO_LONG = (
+        "row_too_long",
+        "The row has more tokens than --max-length (default: the bin length). Use a longer bin, smaller media, or --truncation.",
+    )
     ROW_EXCEEDS_BIN = "row_exceeds_bin", "After truncation the row still does not fit the bin."
-    MEDIA_TRUNCATED = "media_truncated", "Truncation would cut into, or drop, an image, audio or video. Media stay whole or the row is rejected."
+    MEDIA_TRUNCATED = (
+        "media_truncated",
+        "Truncation would cut into, or drop, an image, audio or video. Media stay whole or the row is rejected.",
+    )
     # Media against text
-    PLACEHOLDER_MISMATCH = "placeholder_mismatch", "The number of media placeholders left in the tokens differs from the number of media items."
+    PLACEHOLDER_MISMATCH = (
+        "placeholder_mismatch",
+        "The number of media placeholders left in the tokens differs from the number of media items.",
+    )
     TOO_MANY_ITEMS = "too_many_items", "More items of one kind than --limit-mm-per-row allows."
     UNSUPPORTED_MODALITY = "unsupported_modality", "The model family does not know this kind of media."
     # Finding media
-    MEDIA_NOT_FOUND = "media_not_found", "The media file does not exist. Paths are taken relative to the file that names them, then to each --media-root."
-    MEDIA_OUTSIDE_ROOT = "media_outside_root", "The media path leads outside the input's folder and every --media-root (after links and '..' are resolved)."
-    MEDIA_URL_FORBIDDEN = "media_url_forbidden", "An http(s) URL without --allow-http, or one that leads to a private address."
+    MEDIA_NOT_FOUND = (
+        "media_not_found",
+        "The media file does not exist. Paths are taken relative to the file that names them, then to each --media-root.",
+    )
+    MEDIA_OUTSIDE_ROOT = (
+        "media_outside_root",
+        "The media path leads outside the input's folder and every --media-root (after links and '..' are resolved).",
+    )
+    MEDIA_URL_FORBIDDEN = (
+        "media_url_forbidden",
+        "An http(s) URL without --allow-http, or one that leads to a private address.",
+    )
     MEDIA_FETCH_FAILED = "media_fetch_failed", "The store or server did not give the media (after retries)."
     MEDIA_TOO_LARGE = "media_too_large", "The media file is larger than the limit."
     BAD_BASE64 = "bad_base64", "Inline media that is not valid base64."
     # Decoding media
     BAD_MEDIA = "bad_media", "The file is empty, or is not of a kind that can be read."
     DECODE_ERROR = "decode_error", "The file is damaged: its header is readable but its content is not."
-    DECODE_MISMATCH = "decode_mismatch", "What was decoded differs in size, length or frame count from what the header promised."
+    DECODE_MISMATCH = (
+        "decode_mismatch",
+        "What was decoded differs in size, length or frame count from what the header promised.",
+    )
     DECODER_CRASH = "decoder_crash", "The decoder ended its process (segmentation fault or similar) on this file."
     DECODE_TIMEOUT = "decode_timeout", "Decoding did not end within the time limit."
     DECODE_MEMORY = "decode_memory", "Decoding needed more memory than a worker may use."
@@ -74,14 +108,23 @@ class RejectCode(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large", "The image header promises more pixels than the limit (a decompression bomb)."
     UNSUPPORTED_MODE = "unsupported_mode", "A pixel format that cannot become 8-bit RGB."
     AUDIO_TOO_SHORT = "audio_too_short", "The audio gives no token (at most 320 samples at 16 kHz, 20 ms)."
-    AUDIO_TOO_LONG = "audio_too_long", "The audio is longer than the model takes (300 s); the reference would cut it silently. See --long-audio."
+    AUDIO_TOO_LONG = (
+        "audio_too_long",
+        "The audio is longer than the model takes (300 s); the reference would cut it silently. See --long-audio.",
+    )
     BAD_AUDIO = "bad_audio", "The waveform holds values that are not finite."
     VIDEO_TOO_SHORT = "video_too_short", "The video has fewer than 2 frames."
     VIDEO_TOO_LONG = "video_too_long", "The video is longer than the limit."
     NO_VIDEO_STREAM = "no_video_stream", "The file given as video holds no video stream."
-    NO_AUDIO_TRACK = "no_audio_track", "--use-audio-in-video, but the video has no audio track (or is a list of frames). See --silent-video."
+    NO_AUDIO_TRACK = (
+        "no_audio_track",
+        "--use-audio-in-video, but the video has no audio track (or is a list of frames). See --silent-video.",
+    )
     BAD_VIDEO_OPTION = "bad_video_option", "fps, nframes or frame limits that this video cannot satisfy."
-    INTERNAL_ERROR = "internal_error", "The row made omniprep itself fail. This is a defect: please report it with the row."
+    INTERNAL_ERROR = (
+        "internal_error",
+        "The row made omniprep itself fail. This is a defect: please report it with the row.",
+    )
 
 
 class Reject(Exception):
@@ -94,7 +137,7 @@ class Reject(Exception):
 
     def __init__(self, code: RejectCode | str, message: str) -> None:
         """Check the code, so that a misspelled one fails where it is written."""
-        self.code = RejectCode(code)
+        self.code = RejectCode(code)  # type: ignore[call-arg]  # by value, as enums are looked up
         self.message = message
         super().__init__(f"{self.code}: {message}")
 

@@ -11,7 +11,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -35,7 +35,7 @@ def _file(source: Source) -> Any:
     return source.path if source.path is not None else _io.BytesIO(source.read())
 
 
-def sound_decoder(asked: str = "auto") -> str:
+def sound_decoder(asked: str = "auto") -> Literal["ffmpeg", "pyav"]:
     """ "ffmpeg" (the program) or "pyav": what decodes containers that libsndfile cannot read.
 
     Raises:
@@ -43,8 +43,12 @@ def sound_decoder(asked: str = "auto") -> str:
     """
     found = shutil.which("ffmpeg") is not None
     if asked == "ffmpeg" and not found:
-        raise OmniprepError("--audio-decoder ffmpeg: the program is not on PATH of this machine; install it or use --audio-decoder pyav")
-    return ("ffmpeg" if found else "pyav") if asked == "auto" else asked
+        raise OmniprepError(
+            "--audio-decoder ffmpeg: the program is not on PATH of this machine; install it or use --audio-decoder pyav"
+        )
+    if asked == "auto":
+        return "ffmpeg" if found else "pyav"
+    return "ffmpeg" if asked == "ffmpeg" else "pyav"
 
 
 def probe_audio(source: Source, target: int, decoder: str = "auto") -> int:
@@ -125,7 +129,22 @@ def _decode_container(source: Source, first_error: Exception | None, decoder: st
 
 def _run_ffmpeg(path: str, label: str) -> tuple[Waveform, int]:
     """16-bit samples of the program's best audio stream, as audioread asks for them; a wav header tells rate and channels."""
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-i", path, "-vn", "-c:a", "pcm_s16le", "-f", "wav", "-"]
+    command = [
+        "ffmpeg",
+        "-nostdin",
+        "-v",
+        "error",
+        "-protocol_whitelist",
+        "file,pipe",
+        "-i",
+        path,
+        "-vn",
+        "-c:a",
+        "pcm_s16le",
+        "-f",
+        "wav",
+        "-",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, timeout=3600, check=False)
     except subprocess.TimeoutExpired as error:
@@ -170,7 +189,9 @@ def _decode_with_av(source: Source, first_error: Exception | None) -> tuple[Wave
         raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{source.label}: no such file") from error
     except (av.FFmpegError, ValueError, MemoryError, OSError) as error:
         detail = f"{first_error}; " if first_error else ""
-        raise Reject(RejectCode.BAD_MEDIA if first_error else RejectCode.DECODE_ERROR, f"{source.label}: {detail}{error}") from error
+        raise Reject(
+            RejectCode.BAD_MEDIA if first_error else RejectCode.DECODE_ERROR, f"{source.label}: {detail}{error}"
+        ) from error
     if not blocks:
         raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: the audio track holds no samples")
     packed = np.concatenate([block.reshape(-1) for block in blocks])

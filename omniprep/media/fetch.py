@@ -97,7 +97,9 @@ class Places:
         if found is not None:
             return found
         if len(text) <= 200 or text.startswith("file://"):
-            raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file (looked in {', '.join(self._folders())})")
+            raise Reject(
+                RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file (looked in {', '.join(self._folders())})"
+            )
         return Source(data=_decode(text))
 
     def is_file(self, text: str) -> bool:
@@ -141,7 +143,10 @@ class Places:
     def _remote(self, uri: str) -> Source:
         roots = [root for root in self._folders() if not io.is_local(root)]
         if ".." in uri.split("/") or not any(uri.startswith(root.rstrip("/") + "/") for root in roots):
-            raise Reject(RejectCode.MEDIA_OUTSIDE_ROOT, f"{uri}: lies outside {', '.join(self._folders())}; allow its folder with --media-root")
+            raise Reject(
+                RejectCode.MEDIA_OUTSIDE_ROOT,
+                f"{uri}: lies outside {', '.join(self._folders())}; allow its folder with --media-root",
+            )
         return Source(uri=uri)
 
     def _fetch_url(self, url: str) -> Source:

@@ -6,7 +6,7 @@ dropped, EXIF orientation ignored, animated files give their first frame. `exif=
 
 import io as _io
 import warnings
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -16,7 +16,18 @@ from omniprep.media.fetch import Source
 # Pillow refuses twice its MAX_IMAGE_PIXELS; the same bound here, told from the header.
 MAX_PIXELS = 178_956_970
 _ORIENTATION = 0x0112
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError, AttributeError)
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    AttributeError,
+)
 
 
 def _open(source: Source) -> Image.Image:
@@ -78,7 +89,7 @@ def decode_image(source: Source, *, exif: str = "ignore", alpha: str = "drop") -
             image.load()
             picture: Image.Image = image
             if exif == "apply" and _orientation(image) != 1:
-                picture = cast(Image.Image, ImageOps.exif_transpose(image))
+                picture = ImageOps.exif_transpose(image)
             if alpha == "white" and (picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info):
                 return _on_white(picture)
             if alpha == "frames" and picture.mode == "RGBA":

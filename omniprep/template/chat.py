@@ -175,6 +175,8 @@ def contexts(
                 f"turn {i + 1} goes {question['role']} → {answer['role']}; users and assistants must take turns",
             )
         is_tool = question["role"] == "tool"
+        if is_tool and isinstance(question["content"], str):
+            raise Reject(RejectCode.BAD_ROLE, f"turn {i + 1} begins with a tool's answer, but nothing was called before it")
         query: str = "" if is_tool else question["content"]
         values = (("{{SYSTEM}}", system), ("{{QUERY}}", query), ("{{ROUND0}}", str(i)), ("{{ROUND1}}", str(i + 1)))
         for context in question["content"] if is_tool else meta.prompt:

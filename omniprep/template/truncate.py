@@ -14,7 +14,11 @@ from omniprep.errors import Reject, RejectCode
 
 
 def kept_tokens(
-    length: int, placeholders: NDArray[np.int64], sizes: NDArray[np.int64], limit: int, side: Literal["left", "right"],
+    length: int,
+    placeholders: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    limit: int,
+    side: Literal["left", "right"],
     frames: list[tuple[int, int]],
 ) -> NDArray[np.bool_]:
     """Which tokens of a row stay.
@@ -41,5 +45,8 @@ def kept_tokens(
         keep[free[-room:] if side == "left" else free[:room]] = True
     for at, (before, after) in zip(placeholders.tolist(), frames, strict=True):
         if not keep[max(at - before, 0) : at + after + 1].all():
-            raise Reject(RejectCode.MEDIA_TRUNCATED, f"cutting the row to {limit} tokens from the {side} would cut into its media")
+            raise Reject(
+                RejectCode.MEDIA_TRUNCATED,
+                f"cutting the row to {limit} tokens from the {side} would cut into its media",
+            )
     return keep
