@@ -22,7 +22,18 @@ say "4. What the model will see of one chat: trained text in green (or {+ +}), m
 omniprep inspect "$work/packed" --row data_samples/images.jsonl:5
 
 say "5. Train on the bins; the loss must fall"
-omniprep train "$work/packed" --model "$work/model" --out "$work/run" \
-  --max-steps 60 --learning-rate 3e-3 --no-freeze-vit --no-freeze-aligner --logging-steps 10
+rm -rf "$work/run"
+omniprep train "$work/packed" --model "$work/model" --out "$work/run" --max-steps 40 --learning-rate 3e-3 \
+  --no-gradient-checkpointing --logging-steps 5
+python - "$work/run" <<'PYTHON'
+import json
+import pathlib
+import sys
+
+states = sorted(pathlib.Path(sys.argv[1]).glob("checkpoint-*/trainer_state.json"))
+losses = [entry["loss"] for entry in json.loads(states[-1].read_text())["log_history"] if "loss" in entry]
+print(f"loss {losses[0]:.2f} at first, {losses[-1]:.2f} at last")
+sys.exit(losses[-1] > losses[0] - 1)
+PYTHON
 
 say "Done. Next: omniprep build YOUR.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --out packed/"
