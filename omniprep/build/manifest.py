@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep import io
+from omniprep.build.budget import check_error_rate
 from omniprep.build.packstage import Placement, Rows, item_counts
 from omniprep.build.planfile import read_rejects
 from omniprep.build.stages import as_text, plan_path
@@ -71,9 +72,9 @@ def finish(
         codes[number] = reject["code"]
     packed = rows.packed.copy()
     packed[list(late)] = False
-    where = _places(rows, placement, packed, receipts)
+    where = places(rows, placement, packed)
     numbers = line_numbers(rows, splits, lines)
-    entries = _index(rows, placement, packed, receipts)
+    entries = index_entries(rows, placement, packed, receipts)
     write_index(io.join(config.out, "index.parquet"), entries)
     sources = pa.DictionaryArray.from_arrays(pa.array(rows.split), pa.array([s.source for s in splits], pa.string()))
     table = pa.table(
@@ -87,24 +88,13 @@ def finish(
                 for name, values in (*where.items(), ("length", rows.facts["length"].astype(np.int64)))
             },
             **{f"{m}s": counts for m, counts in item_counts(rows).items()},
-            **{name: rows.facts[name] for name in ("trained", "patches", "audio_frames")},
+            **{name: rows.facts[name] for name in ("trained", "patches", "audio_frames", "control")},
         }
     )
     write_rows(io.join(config.out, "rows.parquet"), table)
     _write_rejects(config, splits, rows, numbers, late)
-    tokens = sum(entry.tokens for entry in entries)
-    counts = {
-        "rows": {"read": len(rows), "packed": int(packed.sum()), "rejected": int((~packed).sum())},
-        "tokens": tokens,
-        "labeled_tokens": int(rows.facts["trained"][packed].sum()),
-        "bins": len(entries),
-        "rejected_by_code": dict(sorted(Counter(c for c in codes if c).items())),
-        "rows_with_control_tokens": int(rows.facts["control"][packed].sum()),
-        "rows_without_labels": int((rows.facts["trained"][packed] == 0).sum()),
-        "items": {m: int(counts[packed].sum()) for m, counts in item_counts(rows).items()},
-    }
-    if counts["rows"]["read"] != counts["rows"]["packed"] + counts["rows"]["rejected"]:  # type: ignore[index]
-        raise DamagedDataError(f"{config.out}: rows were lost ({counts['rows']}); this is a defect of omniprep")
+    check_error_rate(config, int((~packed).sum()), len(rows), f"see {io.join(config.out, 'rejected.jsonl')}")
+    counts = count(config.out, rows, packed, codes, entries)
     manifest = {
         "format": FORMAT,
         "omniprep": version("omniprep"),
@@ -121,7 +111,7 @@ def finish(
         "inputs": inputs,
         "bin_length": config.bin_length,
         "counts": counts,
-        "fill": round(tokens / (len(entries) * config.bin_length), 6) if entries else 0.0,
+        "fill": fill(counts, config.bin_length),
         "seconds": {
             "plan": round(plan_seconds, 1),
             "encode": round(sum(r["seconds"] for r in receipts), 1),
@@ -134,9 +124,36 @@ def finish(
     return manifest
 
 
-def _places(
-    rows: Rows, placement: Placement, packed: NDArray[np.bool_], receipts: list[dict[str, Any]]
-) -> dict[str, NDArray[np.int64]]:
+def count(
+    out: str, rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any], entries: list[IndexEntry]
+) -> dict[str, Any]:
+    """The counts of a manifest.
+
+    Raises:
+        DamagedDataError: Rows packed and rejected are not the rows read.
+    """
+    counts: dict[str, Any] = {
+        "rows": {"read": len(rows), "packed": int(packed.sum()), "rejected": int((~packed).sum())},
+        "tokens": sum(entry.tokens for entry in entries),
+        "labeled_tokens": int(rows.facts["trained"][packed].sum()),
+        "bins": len(entries),
+        "rejected_by_code": dict(sorted(Counter(c for c in codes if c).items())),
+        "rows_with_control_tokens": int(rows.facts["control"][packed].sum()),
+        "rows_without_labels": int((rows.facts["trained"][packed] == 0).sum()),
+        "items": {m: int(counts[packed].sum()) for m, counts in item_counts(rows).items()},
+    }
+    stored = sum(entry.rows for entry in entries)
+    if counts["rows"]["read"] != stored + counts["rows"]["rejected"]:
+        raise DamagedDataError(f"{out}: rows were lost ({counts['rows']}, {stored} in the shards); this is a defect of omniprep")
+    return counts
+
+
+def fill(counts: dict[str, Any], bin_length: int) -> float:
+    """Share of the bins' room that tokens take, to six digits."""
+    return round(counts["tokens"] / (counts["bins"] * bin_length), 6) if counts["bins"] else 0.0
+
+
+def places(rows: Rows, placement: Placement, packed: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
     """Bin and first token of each packed row, with rows that failed while encoding taken out."""
     bin_of, start = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     kept = packed[placement.order]
@@ -154,9 +171,10 @@ def _nonempty(placement: Placement, kept: NDArray[np.bool_]) -> NDArray[np.bool_
     return total[placement.offsets[1:]] > total[placement.offsets[:-1]]
 
 
-def _index(
+def index_entries(
     rows: Rows, placement: Placement, packed: NDArray[np.bool_], receipts: list[dict[str, Any]]
 ) -> list[IndexEntry]:
+    """The lines of index.parquet, from where the receipts say that the bins are."""
     kept = packed[placement.order]
     which = np.repeat(np.arange(placement.bins), np.diff(placement.offsets))[kept]
     order = placement.order[kept]
@@ -231,4 +249,4 @@ def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:
     return described
 
 
-__all__ = ["describe_inputs", "finish", "line_numbers", "tokenizer_hash", "versions"]
+__all__ = ["count", "describe_inputs", "fill", "finish", "index_entries", "line_numbers", "places", "tokenizer_hash", "versions"]

@@ -17,6 +17,7 @@ from omniprep import io
 from omniprep.build.planfile import read_facts
 from omniprep.build.stages import plan_path
 from omniprep.config import BuildConfig, config_hash
+from omniprep.errors import DamagedDataError
 from omniprep.packing import layout, pack
 from omniprep.rows.normalize import MODALITIES
 
@@ -83,7 +84,9 @@ def place(rows: Rows, config: BuildConfig) -> Placement:
         if limit is not None
     ]
     costs = np.stack([c for c, _ in limits], axis=1) if limits else None
-    bins = pack(lengths, config.bin_length, config.seed, costs, [limit for _, limit in limits] if limits else None)
+    bins = pack(
+        lengths, config.bin_length, config.seed, costs, np.array([limit for _, limit in limits]) if limits else None
+    )
     plan = layout(lengths, bins, config.seed)
     size = lengths * TOKEN_BYTES + patches * PATCH_BYTES + frames * FRAME_BYTES
     before = np.concatenate([[0], np.cumsum(size[plan.order])])[plan.offsets]
@@ -104,13 +107,32 @@ def freeze(out: str, rows: Rows, placement: Placement, config: BuildConfig) -> s
     digest = hashlib.sha256(config_hash(config).encode())
     for array in (rows.facts["length"], placement.order, placement.offsets, placement.shard_bins):
         digest.update(np.ascontiguousarray(array).tobytes())
+    _check_frozen(out, digest.hexdigest())
     for name, part in (("placement", table), ("bins", bins)):
         with io.atomic_writer(io.join(out, "plan", f"{name}.arrow")) as file:
             with pa.ipc.new_file(pa.PythonFile(file, mode="w"), part.schema) as writer:
                 writer.write_table(part)
-    plan = {"hash": digest.hexdigest(), "rows": len(rows), "bins": placement.bins, "shards": len(placement.shard_bins) - 1}
+    plan = {
+        "hash": digest.hexdigest(),
+        "rows": len(rows),
+        "bins": placement.bins,
+        "shards": len(placement.shard_bins) - 1,
+    }
     io.write_atomic(io.join(out, "plan", "plan.json"), json.dumps(plan, indent=1).encode())
     return digest.hexdigest()
+
+
+def _check_frozen(out: str, now: str) -> None:
+    """The plan of an earlier run, where shards may have been made of it, must be this one."""
+    uri = io.join(out, "plan", "plan.json")
+    if not io.exists(uri) or not io.list_folder(io.join(out, "receipts")):
+        return
+    before = json.loads(io.read_bytes(uri))["hash"]
+    if before != now:
+        raise DamagedDataError(
+            f"{out}: the plan differs from the one that its shards were made of (a split was planned again and gave "
+            "other rows); --overwrite begins anew"
+        )
 
 
 def item_counts(rows: Rows) -> dict[str, NDArray[np.int32]]:

@@ -10,26 +10,31 @@ Killed at any moment, the same command goes on; the bytes are those of a run tha
 """
 
 import json
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from omniprep import io
-from omniprep.build.manifest import describe_inputs, finish, tokenizer_hash, versions
+from omniprep.build.budget import FirstErrors, check_error_rate
+from omniprep.build.folder import describe, finished, prepare, told
+from omniprep.build.lease import Lease, hold
+from omniprep.build.manifest import describe_inputs, finish
 from omniprep.build.options import family_of, family_spec
 from omniprep.build.packstage import Placement, Rows, freeze, gather, place
 from omniprep.build.rowplan import item_limits
 from omniprep.build.stages import PlanTask, ShardTask, encode_shard, plan_path, plan_split, receipt_path
 from omniprep.build.workers import ray_session, run_tasks
-from omniprep.config import BuildConfig, shaping
-from omniprep.errors import OmniprepError, UsageError
+from omniprep.config import BuildConfig
+from omniprep.errors import OmniprepError, Terminated, UsageError
 from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.families.registry import REGISTRY
 from omniprep.media.audio import sound_decoder
 from omniprep.progress import Reporter
 from omniprep.rows.sources import Split, count_lines, find_inputs, find_splits
-from omniprep.template.loss import parse_strategy
 
 Task = TypeVar("Task", PlanTask, ShardTask)
 
@@ -60,14 +65,20 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     ctx = family_of(config)
     item_limits(ctx, config.limit_mm_per_row)
-    _prepare_out(config, ctx)
-    done = io.join(config.out, "manifest.json")
-    if io.exists(done):
-        progress.message(f"{config.out}: already built with these options and inputs; nothing to do")
-        return json.loads(io.read_bytes(done))  # type: ignore[no-any-return]
-    with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
-        planned = plan(config, progress)
-        shards = _encode(config, planned, progress)
+    this = describe(config, ctx)
+    with told(config.out):
+        if (manifest := finished(config, this)) is not None:
+            progress.message(f"{config.out}: already built with these options and inputs; nothing to do")
+            return manifest
+        with hold(config.out, progress.message) as lease:
+            prepare(config, this)
+            return _build(config, ctx, lease, progress)
+
+
+def _build(config: BuildConfig, ctx: FamilyContext, lease: Lease, progress: Reporter) -> dict[str, Any]:
+    with ray_session(config.workers, config.ray_address), stopped_by_signal(), REGISTRY.frozen_while():
+        planned = plan(config, progress, lease)
+        shards = _encode(config, planned, progress, lease)
     lines = _lines(planned)
     manifest = finish(
         config,
@@ -82,9 +93,24 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
         plan_seconds=sum(receipt["seconds"] for receipt in planned.receipts),
     )
     _write_report(config.out, progress)
-    rows = manifest["counts"]["rows"]
-    _check_error_rate(config, rows["rejected"], rows["read"])
     return manifest
+
+
+@contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, with its clean-up (only in the main thread; elsewhere nothing changes)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _write_report(out: str, progress: Reporter) -> None:
@@ -96,7 +122,7 @@ def _write_report(out: str, progress: Reporter) -> None:
         progress.message(f"{out}: report.html was not written ({type(error).__name__}: {error})")
 
 
-def plan(config: BuildConfig, progress: Reporter) -> Planned:
+def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None) -> Planned:
     """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0."""
     ctx = family_of(config)
     spec = family_spec(config, ship_plugins=True)
@@ -110,11 +136,13 @@ def plan(config: BuildConfig, progress: Reporter) -> Planned:
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
     worker_config = replace(config, inputs=())
     tasks = [PlanTask(split, number, spec, worker_config, config.out) for number, split in enumerate(splits)]
-    receipts = _run_stage("plan", plan_split, tasks, lambda t: plan_path(t.out, t.number, ".json"), config, progress)
+    receipts = _run_stage(
+        "plan", plan_split, tasks, lambda t: plan_path(t.out, t.number, ".json"), config, progress, lease
+    )
     if not sum(r["rows"] for r in receipts):
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
     rejected, read = sum(r["rejected"] for r in receipts), sum(r["rows"] for r in receipts)
-    _check_error_rate(config, rejected, read)
+    check_error_rate(config, rejected, read, "omniprep plan with the same options shows examples of each code")
     rows = gather(config.out, len(splits))
     progress.start("pack", int(rows.packed.sum()), "rows")
     placement = place(rows, config)
@@ -128,9 +156,11 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     """Plan in --out, or in a folder that is thrown away where none is given."""
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     if config.out:
-        _prepare_out(config, family_of(config))
-        with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
-            return plan(config, progress)
+        this = describe(config, family_of(config))
+        with told(config.out), hold(config.out, progress.message) as lease:
+            prepare(config, this)
+            with ray_session(config.workers, config.ray_address), stopped_by_signal(), REGISTRY.frozen_while():
+                return plan(config, progress, lease)
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
         config = replace(config, out=folder)
         io.make_folder(io.join(folder, "plan"))
@@ -138,7 +168,9 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
             return plan(config, progress)
 
 
-def _encode(config: BuildConfig, planned: Planned, progress: Reporter) -> list[dict[str, Any]]:
+def _encode(
+    config: BuildConfig, planned: Planned, progress: Reporter, lease: Lease | None = None
+) -> list[dict[str, Any]]:
     placement, rows = planned.placement, planned.rows
     plans = tuple(plan_path(config.out, number, ".arrow") for number in range(len(planned.splits)))
     worker_config = replace(config, inputs=())
@@ -159,33 +191,40 @@ def _encode(config: BuildConfig, planned: Planned, progress: Reporter) -> list[d
                 out=config.out,
             )
         )
-    return _run_stage("encode", encode_shard, tasks, lambda t: receipt_path(t.out, t.number), config, progress)
+    return _run_stage("encode", encode_shard, tasks, lambda t: receipt_path(t.out, t.number), config, progress, lease)
 
 
 def _run_stage(
     stage: str, function: Callable[[Task], dict[str, Any]], tasks: list[Task], receipt: Callable[[Task], str],
-    config: BuildConfig, progress: Reporter,
+    config: BuildConfig, progress: Reporter, lease: Lease | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run the tasks that have no receipt; returns the receipts of all, in order."""
     results: dict[int, dict[str, Any]] = {}
     left = []
     for number, task in enumerate(tasks):
-        path = receipt(task)
-        if io.exists(path):
-            results[number] = json.loads(io.read_bytes(path))
-        else:
+        done = _read_receipt(receipt(task), task)
+        if done is None:
             left.append(number)
+        else:
+            results[number] = done
     unit = "splits" if stage == "plan" else "shards"
     progress.start(stage, len(tasks), unit)
     for result in results.values():
         _advance(progress, stage, result)
     if results:
         progress.message(f"{stage}: {len(results)} of {len(tasks)} {unit} were done before")
-    marks = [io.join(config.out, "plan", f"{stage}-{number:06d}.begun") for number in left]
+    first = FirstErrors(progress.message)
+    folder = io.join(config.out, "plan")
+    found = [name for name in io.list_folder(folder) if name.startswith(f"{stage}-") and name.endswith(".begun")]
+    marks = [io.join(folder, f"{stage}-{number:06d}.begun") for number in left]
     for at, result in run_tasks(function, [tasks[number] for number in left], config.workers, marks, progress.message):
+        if lease is not None:
+            lease.check()
         results[left[at]] = result
         _advance(progress, stage, result)
-        _check_first_error(config, tasks[left[at]], result)
+        first.show(tasks[left[at]], result, config)
+    for name in found:  # of tasks that ended before their mark was removed, or that Ray did
+        io.remove(io.join(folder, name))
     progress.finish(stage)
     return [results[number] for number in range(len(tasks))]
 
@@ -196,28 +235,17 @@ def _advance(progress: Reporter, stage: str, receipt: dict[str, Any]) -> None:
     progress.advance(stage, 1, tokens=tokens, rejects=rejects)
 
 
-def _check_first_error(config: BuildConfig, task: PlanTask | ShardTask, receipt: dict[str, Any]) -> None:
-    if config.on_error != "fail":
-        return
-    if isinstance(task, PlanTask) and receipt["rejected"]:
-        from omniprep.build.planfile import read_rejects
-
-        at, code, message, _ = read_rejects(plan_path(task.out, task.number, ".arrow"))[0]
-        raise OmniprepError(
-            f"{task.split.source}: row {at + 1} of split {task.number}: {code}: {message} (--on-error fail)"
-        )
-    if isinstance(task, ShardTask) and receipt["rejects"]:
-        first = receipt["rejects"][0]
-        raise OmniprepError(
-            f"row {first['row'] + 1} of the inputs: {first['code']}: {first['message']} (--on-error fail)"
-        )
-
-
-def _check_error_rate(config: BuildConfig, rejected: int, read: int) -> None:
-    if read and rejected / read > config.max_error_rate:
-        raise OmniprepError(
-            f"{rejected} of {read} rows are rejected, more than --max-error-rate {config.max_error_rate}; see rejected.jsonl, or omniprep plan"
-        )
+def _read_receipt(uri: str, task: PlanTask | ShardTask) -> dict[str, Any] | None:
+    """The receipt of a finished task; None where there is none, or where its file is not there with its size."""
+    if not io.exists(uri):
+        return None
+    try:
+        receipt: dict[str, Any] = json.loads(io.read_bytes(uri))
+        if isinstance(task, ShardTask):
+            return receipt if io.size(io.join(task.out, *receipt["path"].split("/"))) == receipt["bytes"] else None
+        return receipt if io.exists(plan_path(task.out, task.number, ".arrow")) else None
+    except (ValueError, FileNotFoundError):
+        return None
 
 
 def _lines(planned: Planned) -> list[int]:
@@ -228,71 +256,6 @@ def _lines(planned: Planned) -> list[int]:
         0 if not follow else count_lines(s) if s.kind == "jsonl" else r["rows"]
         for s, follow, r in zip(splits, follows, planned.receipts, strict=True)
     ]
-
-
-def _prepare_out(config: BuildConfig, ctx: FamilyContext) -> None:
-    """Make the folder, or check that what lies there is this very build."""
-    parse_strategy(config.loss_scale)
-    inputs = describe_inputs(find_splits(find_inputs(config.inputs)))
-    this = {
-        "config": shaping(config),
-        "inputs": inputs,
-        "versions": {**versions(), **ctx.versions},
-        "tokenizer_sha256": tokenizer_hash(ctx),
-    }
-    state = io.join(config.out, "plan", "build.json")
-    try:
-        if config.overwrite:
-            for name in (
-                "plan",
-                "shards",
-                "receipts",
-                "manifest.json",
-                "index.parquet",
-                "rows.parquet",
-                "rejected.jsonl",
-                "report.html",
-            ):
-                io.remove(io.join(config.out, name))
-        if io.exists(state):
-            _check_same(json.loads(io.read_bytes(state)), json.loads(json.dumps(this)), config.out)
-            return
-        if io.is_local(config.out) and io.list_folder(config.out):
-            raise OmniprepError(
-                f"{config.out}: the folder is not empty and holds no omniprep build; choose another --out"
-            )
-        for name in ("plan", "shards", "receipts"):
-            io.make_folder(io.join(config.out, name))
-        io.write_atomic(state, json.dumps(this, indent=1).encode())
-    except PermissionError as error:
-        raise OmniprepError(f"{config.out}: no permission to write ({error.strerror})") from error
-    except (NotADirectoryError, FileExistsError) as error:
-        raise OmniprepError(f"{config.out}: is a file, a folder is needed") from error
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], out: str) -> None:
-    changes = []
-    for key in ("config", "versions"):
-        old, new = before[key], now[key]
-        names = sorted({*old, *new})
-        changes += [
-            f"{'--' if key == 'config' else ''}{n.replace('_', '-')}: {old.get(n)} → {new.get(n)}"
-            for n in names
-            if old.get(n) != new.get(n)
-        ]
-    old_inputs = {entry["source"]: entry for entry in before["inputs"]}
-    new_inputs = {entry["source"]: entry for entry in now["inputs"]}
-    changes += [
-        f"input {name} was changed"
-        for name, entry in new_inputs.items()
-        if name in old_inputs and old_inputs[name] != entry
-    ]
-    if before["tokenizer_sha256"] != now["tokenizer_sha256"]:
-        changes.append("the tokenizer of --model was changed")
-    if changes:
-        raise OmniprepError(
-            f"{out} holds a build with other options or inputs ({'; '.join(changes)}); give another --out, or --overwrite to begin anew"
-        )
 
 
 __all__ = ["Planned", "build", "plan", "plan_only"]

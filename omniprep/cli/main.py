@@ -15,7 +15,7 @@ from typing import cast
 import click
 
 from omniprep import __version__
-from omniprep.errors import OmniprepError, UsageError
+from omniprep.errors import OmniprepError, Terminated, UsageError
 
 # name: (module, its one line in --help). The module holds the command as its attribute `name`, dashes as underscores.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -23,7 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("omniprep.cli.build_cmd", "Lengths, fill, bytes and rejects of a build, before anything is decoded."),
     "inspect": ("omniprep.cli.inspect_cmd", "Show what the model will see of a bin or a row."),
     "report": ("omniprep.cli.report_cmd", "Write report.html: what is in a dataset, on one page."),
+    "stats": ("omniprep.cli.repack_cmd", "The numbers of a dataset, as a table or JSON."),
+    "sample": ("omniprep.cli.repack_cmd", "Write rows back as readable JSONL with their media."),
     "verify": ("omniprep.cli.verify_cmd", "Check a dataset's checksums and that no row was lost."),
+    "repack": ("omniprep.cli.repack_cmd", "Another bin length, seed or choice of rows, with no decode."),
     "train": ("omniprep.cli.train_cmd", "Train a model on datasets; under torchrun on many GPUs."),
     "infer": ("omniprep.cli.train_cmd", "Answer chat rows with a trained model."),
     "doctor": ("omniprep.cli.doctor_cmd", "Versions, families, and dummy rows through every family."),
@@ -91,9 +94,11 @@ def run(args: list[str] | None = None) -> int:
     except OmniprepError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, click.Abort):
-        print("Interrupted. The same command again goes on where this one stopped.", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, click.Abort) as error:
+        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+        what = "Terminated" if terminated else "Interrupted"
+        print(f"{what}. The same command again goes on where this one stopped.", file=sys.stderr)
+        return 1 if terminated else 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); point stdout away so that the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
