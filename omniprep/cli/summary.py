@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,6 +60,26 @@ def print_summary(out: str, seconds: float) -> None:
         print(f"{rows['rejected']:,} rows were rejected; each with its reason: {io.join(out, 'rejected.jsonl')}")
     if counts["rows_without_labels"]:
         print(f"{counts['rows_without_labels']:,} rows have no trained token; they teach nothing")
+
+
+def print_stats(dataset: str, facts: dict[str, Any]) -> None:
+    """Print what `omniprep.report.numbers.facts` found."""
+    totals, lengths = facts["totals"], facts["lengths"]
+    rows, tokens = totals["rows"], totals["tokens"]
+    items = ", ".join(f"{count:,} {name}" for name, count in totals["items"].items() if count)
+    lines = [
+        *row_lines(rows["read"], rows["packed"], Counter(facts["rejected_by_code"])),
+        ("media items", items or "none"),
+        ("tokens", f"{tokens:,}, {100 * totals['trained'] / max(tokens, 1):.0f} % trained"),
+        ("row length", "  ".join(f"{name} {count:,}" for name, count in lengths["quantiles"].items())),
+        ("bins", f"{totals['bins']:,} of {totals['bin_length']:,} tokens"),
+        ("fill", f"{100 * totals['fill']:.2f} %"),
+        ("shards", f"{totals['shards']:,}, {size(totals['bytes'])}"),
+    ]
+    lines += [(f"balance, {b['ranks']} ranks", f"{b['balanced']:.3f}") for b in facts["bins"]["balance"]]
+    print_table(dataset, lines)
+    shown = [(s["source"], f"{s['rows']:,} rows, {s['tokens']:,} tokens") for s in facts["sources"]]
+    print_table("sources", shown)
 
 
 def print_plan(planned: "Planned", config: "BuildConfig", seconds: float) -> None:

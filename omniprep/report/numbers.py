@@ -15,7 +15,17 @@ from omniprep.data.dataset import PackedDataset
 from omniprep.data.sampler import BinSampler
 from omniprep.errors import RejectCode
 
-__all__ = ["KINDS", "balance", "histogram", "length_histogram", "reject_facts", "row_kinds", "source_facts", "totals"]
+__all__ = [
+    "KINDS",
+    "balance",
+    "facts",
+    "histogram",
+    "length_histogram",
+    "reject_facts",
+    "row_kinds",
+    "source_facts",
+    "totals",
+]
 
 KINDS = ("text", "image", "audio", "video", "mixed")
 """What a row holds: text alone, one modality besides, or several."""
@@ -55,6 +65,25 @@ def totals(dataset: PackedDataset) -> dict[str, Any]:
         "items": counts.get("items", {}),
         "rows_without_labels": counts.get("rows_without_labels", 0),
         "rows_with_control_tokens": counts.get("rows_with_control_tokens", 0),
+    }
+
+
+def facts(dataset: PackedDataset) -> dict[str, Any]:
+    """All numbers of a dataset that its tables hold, as JSON types; what `omniprep stats` prints."""
+    rows, index = dataset.rows, dataset.index
+    kinds = row_kinds(rows, dataset.layout.modalities if len(dataset) else ())
+    packed = rows["length"].is_valid().to_numpy()
+    return {
+        "totals": totals(dataset),
+        "lengths": length_histogram(rows["length"].drop_null().to_numpy(), kinds[packed]),
+        "sources": source_facts(rows, kinds),
+        "rejected_by_code": dataset.manifest["counts"].get("rejected_by_code", {}),
+        "bins": {
+            "cost": histogram(index["cost"].round(1)),
+            "fill": histogram((index["tokens"] / dataset.manifest["bin_length"] * 100).round(3)),
+            "rows": histogram(index["rows"]),
+            "balance": balance(index["cost"]),
+        },
     }
 
 

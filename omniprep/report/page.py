@@ -18,15 +18,7 @@ from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.look.describe import Vocabulary, load_vocabulary
 from omniprep.report.bins import browse, choose_bins, scan
-from omniprep.report.numbers import (
-    balance,
-    histogram,
-    length_histogram,
-    reject_facts,
-    row_kinds,
-    source_facts,
-    totals,
-)
+from omniprep.report.numbers import facts, histogram, reject_facts
 
 __all__ = ["collect", "page", "write_report"]
 
@@ -41,10 +33,7 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
         vocabulary: Reads the tokens; without one the page shows their numbers.
         shown: How many bins to show in full.
     """
-    manifest, index, rows = dataset.manifest, dataset.index, dataset.rows
-    has_bins = len(dataset) > 0
-    kinds = row_kinds(rows, dataset.layout.modalities if has_bins else ())
-    packed = rows["length"].is_valid().to_numpy()
+    manifest, has_bins = dataset.manifest, len(dataset) > 0
     sizes = scan(dataset, vocabulary) if has_bins else None
     if sizes is not None:
         for name in ("audio_seconds", "video_frames"):
@@ -54,15 +43,7 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
         "name": dataset.uri.rstrip("/").rsplit("/", 1)[-1] or dataset.uri,
         "family": manifest.get("family", ""),
         "model": manifest.get("model", ""),
-        "totals": totals(dataset),
-        "lengths": length_histogram(rows["length"].drop_null().to_numpy(), kinds[packed]),
-        "sources": source_facts(rows, kinds),
-        "bins": {
-            "cost": histogram(index["cost"].round(1)),
-            "fill": histogram((index["tokens"] / manifest["bin_length"] * 100).round(3)),
-            "rows": histogram(index["rows"]),
-            "balance": balance(index["cost"]) if has_bins else [],
-        },
+        **facts(dataset),
         "rejects": reject_facts(dataset),
         "media": sizes,
         "seconds": manifest.get("seconds", {}),
@@ -71,7 +52,7 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
         "inputs": manifest.get("inputs", []),
         "versions": manifest.get("versions", {}),
         "decoded": vocabulary is not None,
-        "browser": browse(dataset, choose_bins(index, shown), vocabulary) if has_bins else [],
+        "browser": browse(dataset, choose_bins(dataset.index, shown), vocabulary) if has_bins else [],
     }
 
 
