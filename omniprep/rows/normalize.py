@@ -29,7 +29,19 @@ _RESPONSE_ALIASES = {
     **dict.fromkeys(("system", "system_prompt"), "system"),
     **dict.fromkeys(("query", "prompt", "input", "instruction", "question", "problem"), "query"),
     **dict.fromkeys(
-        ("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution", "text", "completion", "content"),
+        (
+            "response",
+            "answer",
+            "output",
+            "targets",
+            "target",
+            "answer_key",
+            "answers",
+            "solution",
+            "text",
+            "completion",
+            "content",
+        ),
         "response",
     ),
 }
@@ -81,7 +93,7 @@ def normalize(raw: Any) -> Row:
         messages = _chat(row.get("messages"), row.get("system"))
     else:
         row = _rename(raw, _RESPONSE_ALIASES)
-        messages = _single_turn(row)
+        messages = _single_turn(row, alpaca="instruction" in raw and "input" in raw)
     if not messages:
         raise Reject(RejectCode.EMPTY_ROW, "the row has no messages")
     inline = _lift_inline_media(messages)
@@ -109,16 +121,17 @@ def normalize(raw: Any) -> Row:
         images=media["image"],
         audios=media["audio"],
         videos=media["video"],
-        objects=_objects(row.get("objects"), in_order="messages" not in raw),
+        objects=_objects(row.get("objects"), dataset_path="messages" not in raw),
         kwargs={k: v for k, v in kwargs.items() if v is not None},
     )
 
 
 def _rename(raw: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
     """Case-insensitive renames; two columns with one target are both left alone (core.py safe_rename_columns)."""
+    lower = {key.lower(): key for key in raw if isinstance(key, str)}
     found: dict[str, list[str]] = {}
-    for key in raw:
-        if isinstance(key, str) and (target := aliases.get(key.lower())):
+    for name, key in lower.items():
+        if target := aliases.get(name):
             found.setdefault(target, []).append(key)
     renames = {keys[0]: target for target, keys in found.items() if len(keys) == 1}
     return {renames.get(key, key): value for key, value in raw.items() if value is not None}
@@ -190,15 +203,23 @@ def _pairs(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
     return result
 
 
-def _single_turn(row: dict[str, Any]) -> list[dict[str, Any]]:
+def _alpaca_query(instruction: Any, given: Any) -> str:
+    query = f"{instruction}\n{given}" if instruction and given else instruction or given
+    if not isinstance(query, str):
+        raise Reject(RejectCode.BAD_MESSAGE, "instruction and input are both empty or not text")
+    return query
+
+
+def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
     """Alpaca, and query/response with history (core.py AlpacaPreprocessor, ResponsePreprocessor)."""
-    if "instruction" in row or "input" in row:
-        parts = [row.get("instruction"), row.get("input")]
-        row["query"] = "\n".join(str(p) for p in parts if p)
-        if "output" in row:
-            row["response"] = row["output"]
-    if "query" not in row and "response" not in row:
-        raise Reject(RejectCode.BAD_ROW, f"no column that a chat can be read from (columns: {', '.join(map(str, row)) or 'none'})")
+    if alpaca:
+        row["query"] = _alpaca_query(row.get("instruction"), row.get("input"))
+        row["response"] = row.get("output", row.get("response"))
+    if not any(row.get(name) is not None for name in ("query", "response", "history")):
+        raise Reject(
+            RejectCode.BAD_ROW,
+            f"no column that a chat can be read from (columns: {', '.join(map(str, row)) or 'none'})",
+        )
     response = row.get("response")
     if isinstance(response, list | tuple):
         # The reference draws one at random with seed 42 (RANDOM_DATASET_RESPONSE); drawn anew for each row.
@@ -240,7 +261,9 @@ def _lift_inline_media(messages: list[dict[str, Any]]) -> dict[str, list[Any]]:
                 continue
             kind = kind.removesuffix("_url")
             if kind not in media:
-                raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"message {position}: items of type {kind!r} are not known")
+                raise Reject(
+                    RejectCode.UNSUPPORTED_MODALITY, f"message {position}: items of type {kind!r} are not known"
+                )
             text += f"<{kind}>"
             if isinstance(value, dict) and "url" in value:
                 value = value["url"]
@@ -262,8 +285,11 @@ def _media_column(value: Any, modality: str) -> list[Any]:
     return list(items)
 
 
-def _objects(value: Any, *, in_order: bool) -> dict[str, Any]:
-    """Keep ref, bbox, bbox_type, image_id; put box corners in order where the reference's dataset path does (core.py _check_objects)."""
+def _objects(value: Any, *, dataset_path: bool) -> dict[str, Any]:
+    """Keep ref, bbox, bbox_type, image_id; the reference's dataset path makes numbers floats and puts corners in order.
+
+    Source: core.py _check_objects.
+    """
     if not value:
         return {}
     if not isinstance(value, dict):
@@ -271,10 +297,14 @@ def _objects(value: Any, *, in_order: bool) -> dict[str, Any]:
     result = {key: value[key] for key in ("ref", "bbox", "bbox_type", "image_id") if value.get(key) is not None}
     boxes = []
     for position, box in enumerate(result.get("bbox", []), 1):
-        if not isinstance(box, list | tuple) or len(box) not in (2, 4) or not all(isinstance(v, int | float) for v in box):
+        if (
+            not isinstance(box, list | tuple)
+            or len(box) not in (2, 4)
+            or not all(isinstance(v, int | float) for v in box)
+        ):
             raise Reject(RejectCode.BAD_OBJECTS, f"box {position} must be 2 or 4 numbers")
-        box = list(box)
-        if len(box) == 4 and in_order:
+        box = [float(v) for v in box] if dataset_path else list(box)
+        if len(box) == 4 and dataset_path:
             box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
         boxes.append(box)
     if "bbox" in result:

@@ -107,11 +107,15 @@ def _folder_or_file(name: str) -> list[Input]:
             return [Input(name, "hf")]
         files = [n for n in inside if _kind(n) is not None]
         if not files:
-            raise OmniprepError(f"{name}: a folder without .jsonl, .json or .parquet files, and not a saved Hugging Face dataset")
+            raise OmniprepError(
+                f"{name}: a folder without .jsonl, .json or .parquet files, and not a saved Hugging Face dataset"
+            )
         return [entry for n in files for entry in _folder_or_file(os.path.join(name, n))]
     kind = _kind(name)
     if kind is None:
-        raise OmniprepError(f"{name}: not a kind of file that is known ({', '.join(_KINDS)}, with .gz or .zst after JSON)")
+        raise OmniprepError(
+            f"{name}: not a kind of file that is known ({', '.join(_KINDS)}, with .gz or .zst after JSON)"
+        )
     return [Input(name, *kind)]
 
 
@@ -295,7 +299,10 @@ def _hf_dataset(source: str) -> Any:
 
 
 def _media_features(dataset: Any) -> bool:
-    return any(type(f).__name__ in ("Image", "Audio", "Video") or "Image(" in repr(f) or "Audio(" in repr(f) for f in dataset.features.values())
+    return any(
+        type(f).__name__ in ("Image", "Audio", "Video") or "Image(" in repr(f) or "Audio(" in repr(f)
+        for f in dataset.features.values()
+    )
 
 
 def _undecoded(dataset: Any) -> Any:
