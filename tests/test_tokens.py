@@ -1,5 +1,6 @@
 """Tokenizing piece by piece equals tokenizing each run whole, whatever people write."""
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniprep.template.tokens import Encoder
+from omniprep.template.words import cut_words, stable_characters, suits
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|AUDIO|>", "<|vision_bos|>", "<tool_call>", "</tool_call>", "<|fim_pad|>"]
 PIECE = st.one_of(
@@ -31,3 +33,32 @@ def test_pieces_equal_whole(tokenizer: Any, texts: list[str]) -> None:
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert encoder.encode(texts) == expected
     assert encoder.encode(texts) == expected  # remembered pieces too
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.text(st.one_of(st.sampled_from("abSt'lvre 1\n\r\t.,-_é한字\u00a0😀"), st.characters(codec="utf-8")), max_size=60),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_any_text_equals_whole(tokenizer: Any, texts: list[str]) -> None:
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert Encoder(tokenizer).encode(texts) == expected
+
+
+def test_words_are_cut_as_the_tokenizer_cuts_them(tokenizer: Any) -> None:
+    assert suits(tokenizer.backend_tokenizer)
+    cutter = tokenizer.backend_tokenizer.pre_tokenizer
+    codes = [code for kind in stable_characters().values() for code in kind]
+    assert len(codes) > 50_000
+    # Each character beside a letter, a number, a sign, spaces, line ends, an apostrophe, and twice.
+    samples = [f"a{c}b 1{c}2 .{c}, {c} {c}\n{c}\r\n '{c}e's{c}  {c}{c}\t{c}" for c in map(chr, codes)]
+    samples = [text for text in samples if unicodedata.is_normalized("NFC", text)]
+    assert len(samples) > 0.95 * len(codes)
+    for first in range(0, len(samples), 64):
+        text = "".join(samples[first : first + 64])
+        if not unicodedata.is_normalized("NFC", text):
+            continue
+        assert cut_words(text) == [text[start:end] for _, (start, end) in cutter.pre_tokenize_str(text)]

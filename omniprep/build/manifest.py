@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 def tokenizer_hash(ctx: FamilyContext) -> str:
     """SHA-256 of what the tokenizer does: its serialized form."""
-    return hashlib.sha256(ctx.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    return ctx.tokenizer_sha256  # kept by the context: serializing a tokenizer takes a second
 
 
 def line_numbers(rows: Rows, splits: list[Split], lines: list[int]) -> NDArray[np.int64]:

@@ -23,7 +23,13 @@ from omniprep.rows.normalize import MODALITIES
 
 _SOURCE = pa.struct([("path", pa.string()), ("uri", pa.string()), ("data", pa.large_binary())])
 _ITEM = pa.struct(
-    [("modality", pa.int8()), ("tokens", pa.int32()), ("audio", pa.int32()), ("meta", pa.string()), ("sources", pa.list_(_SOURCE))]
+    [
+        ("modality", pa.int8()),
+        ("tokens", pa.int32()),
+        ("audio", pa.int32()),
+        ("meta", pa.string()),
+        ("sources", pa.list_(_SOURCE)),
+    ]
 )
 SCHEMA = pa.schema(
     [
@@ -188,9 +194,8 @@ class PlanReader:
 
 def _values(batch: pa.RecordBatch, name: str, at: int) -> NDArray[Any]:
     column = batch.column(SCHEMA.get_field_index(name))
-    offsets = column.offsets
-    start, end = offsets[at].as_py(), offsets[at + 1].as_py()
-    values: NDArray[Any] = column.values.slice(start, end - start).to_numpy()
+    start, end = column.offsets.to_numpy()[at : at + 2].tolist()
+    values: NDArray[Any] = column.values.to_numpy()[start:end]
     return values
 
 
@@ -202,6 +207,8 @@ def _from_batch(batch: pa.RecordBatch, at: int) -> PlannedRow:
         length=batch.column(SCHEMA.get_field_index("length"))[at].as_py(),
     )
     for entry in batch.column(SCHEMA.get_field_index("media"))[at].as_py():
-        item = Item(MODALITIES[entry["modality"]], from_json(json.loads(entry["meta"])), entry["tokens"], entry["audio"])
+        item = Item(
+            MODALITIES[entry["modality"]], from_json(json.loads(entry["meta"])), entry["tokens"], entry["audio"]
+        )
         row.items[item.modality].append(PlannedItem(item, [Source(**source) for source in entry["sources"]]))
     return row

@@ -95,7 +95,7 @@ def plan_rows(
         except Exception as error:
             rendered.append(unexpected(error))
     texts = [text for entry in rendered if isinstance(entry, _Rendered) for text, _ in entry.runs]
-    ids = iter(ctx.encoder.encode(texts))
+    ids = iter(ctx.encoder.arrays(texts))
     result: list[PlannedRow | Reject] = []
     for entry in rendered:
         if isinstance(entry, Reject):
@@ -349,11 +349,11 @@ def _layout(ctx: FamilyContext) -> tuple[dict[str, int], dict[str, tuple[int, in
     return ids, frames, suffix
 
 
-def _assemble(entry: _Rendered, tokens: list[list[int]], ctx: FamilyContext, config: BuildConfig) -> PlannedRow:
+def _assemble(entry: _Rendered, tokens: list[NDArray[np.int32]], ctx: FamilyContext, config: BuildConfig) -> PlannedRow:
     placeholders, frames, suffix = _layout(ctx)
     if not config.use_chat_template:
         suffix = ctx.encoder.encode(["".join(_template(ctx, False).suffix)])[0]
-    ids = np.array([token for run in tokens for token in run], np.int32)
+    ids = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
     if not len(ids):
         raise Reject(RejectCode.EMPTY_ROW, "nothing is left of the row")
     weights = np.repeat(np.array([weight for _, weight in entry.runs], np.float32), [len(run) for run in tokens])

@@ -2,7 +2,8 @@
 
 Control tokens cut the text before byte-pair merging starts, so the text between two of them can be tokenized alone: the
 template's own pieces ("user\\n", "\\n", a system prompt) are then tokenized once and remembered, and only what people wrote
-goes to the tokenizer. tests/test_tokens.py holds this equal to tokenizing each run whole.
+goes on, word by word where omniprep/template/words.py knows how the tokenizer cuts words, else whole to the tokenizer.
+tests/test_tokens.py holds this equal to tokenizing each run whole.
 """
 
 import re
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.template.words import Words, suits
+
 Ids = NDArray[np.int32]
 _REMEMBER = 65_536  # pieces; at most 256 characters each, so some 20 MB
 
 
 class Encoder:
-    """Tokenizes texts; keeps the ids of short pieces it has seen."""
+    """Tokenizes texts; keeps the ids of short pieces and of words it has seen."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Take a transformers fast tokenizer."""
@@ -24,32 +27,40 @@ class Encoder:
         self._backend = tokenizer.backend_tokenizer
         added = tokenizer.added_tokens_decoder
         # Only tokens that are matched on the raw text, exactly, may cut it; and normalization must not see the cut.
-        plain = [t for t in added.values() if t.special and not (t.normalized or t.lstrip or t.rstrip or t.single_word)]
+        plain = [t for t in added.values() if not (t.normalized or t.lstrip or t.rstrip or t.single_word)]
         cutters = sorted((t.content for t in plain), key=len, reverse=True)
-        self._known: dict[str, list[int]] = {t.content: [i] for i, t in added.items() if t in plain}
+        self._known: dict[str, bytes] = {t.content: np.int32(i).tobytes() for i, t in added.items() if t in plain}
         self.special_tokens = frozenset(t.content for t in added.values() if t.special)
         self._cut = re.compile("(" + "|".join(map(re.escape, cutters)) + ")") if cutters else None
+        by_word = len(plain) == len(added) and suits(self._backend)
+        self._words = Words(self._whole) if by_word else None
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, equal to `tokenizer(text, add_special_tokens=False)["input_ids"]`."""
+        return [ids.tolist() for ids in self.arrays(texts)]
+
+    def arrays(self, texts: list[str]) -> list[Ids]:
+        """As `encode`, as arrays that may not be written to."""
         cut, known = self._cut, self._known
         split = [[part for part in cut.split(text) if part] if cut else [text] for text in texts]
         fresh = list(dict.fromkeys(part for parts in split for part in parts if part not in known))
-        new: dict[str, list[int]] = {}
-        if fresh:
-            batch = self._backend.encode_batch_fast(fresh, add_special_tokens=False)
-            for part, encoding in zip(fresh, batch, strict=True):
-                new[part] = encoding.ids
-            if len(known) < _REMEMBER:
-                known.update((part, ids) for part, ids in new.items() if len(part) <= 256)
-        result = []
-        for parts in split:
-            if len(parts) == 1:
-                part = parts[0]
-                result.append(known[part] if part in known else new[part])
-                continue
-            ids: list[int] = []
-            for part in parts:
-                ids += known[part] if part in known else new[part]
-            result.append(ids)
-        return result
+        new = dict(zip(fresh, self._fresh(fresh), strict=True))
+        if len(known) < _REMEMBER:
+            known.update((part, ids) for part, ids in new.items() if len(part) <= 256)
+        found = (b"".join([known[part] if part in known else new[part] for part in parts]) for parts in split)
+        return [np.frombuffer(ids, np.int32) for ids in found]
+
+    def _fresh(self, parts: list[str]) -> list[bytes]:
+        if self._words is None:
+            return self._whole(parts)
+        ids = self._words.ids(parts)
+        left = [at for at, found in enumerate(ids) if found is None]
+        for at, found in zip(left, self._whole([parts[at] for at in left]), strict=True):
+            ids[at] = found
+        return [found for found in ids if found is not None]
+
+    def _whole(self, texts: list[str]) -> list[bytes]:
+        if not texts:
+            return []
+        batch = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32).tobytes() for encoding in batch]
