@@ -1,19 +1,32 @@
 """Every file omniprep touches goes through here: local paths and fsspec URIs (s3://, gs://, hf://, memory://) alike.
 
 Local files take the short way (plain `open`, rename after fsync); remote stores make an object visible only when its upload
-ends, which is the same promise: a name that exists is whole.
+ends, which is the same promise: a name that exists is whole. Remote calls are tried `len(WAITS) + 1` times where the fault may pass
+(HTTP 5xx and 429, timeouts, broken connections); what stays is an OSError that names the URI: FileNotFoundError for 404,
+PermissionError for 403. Listings are never cached: other machines write here too.
 """
 
+import errno
 import glob as _glob
+import io as _io
 import os
+import random
+import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 REMOTE_MARK = "://"
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds before each further try of a remote call; a quarter is added or taken at random, so that workers spread."""
+_PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EREMOTEIO, errno.EPIPE}
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_CLIENTS = ("aiohttp", "botocore", "urllib3", "requests", "httpx", "gcsfs", "huggingface_hub")
+T = TypeVar("T")
 
 
 def is_local(uri: str) -> bool:
@@ -29,7 +42,48 @@ def local_path(uri: str) -> str:
 def _remote(protocol: str) -> Any:
     import fsspec
 
-    return fsspec.filesystem(protocol)  # fsspec keeps instances itself, and knows about forks
+    # fsspec keeps instances itself, and knows about forks.
+    return fsspec.filesystem(protocol, use_listings_cache=False)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a remote call that failed like this may work in a moment."""
+    if isinstance(error, _LASTING):
+        return False
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if isinstance(status, int):
+        return status >= 500 or status in (408, 429)
+    if isinstance(error, OSError):
+        return error.errno in _PASSING
+    return type(error).__module__.split(".")[0] in _CLIENTS
+
+
+def _patiently(uri: str, call: Callable[[], T]) -> T:
+    """Do a remote call, again where its fault may pass.
+
+    Raises:
+        OSError: It does not; names the URI.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return call()
+        except Exception as error:
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(errno.ENOENT, "no such object", uri) from error
+            if isinstance(error, PermissionError):
+                raise PermissionError(errno.EACCES, f"access denied ({error})", uri) from error
+            if not _may_pass(error):
+                foreign = type(error).__module__.split(".")[0] in _CLIENTS
+                raise (OSError(errno.EIO, str(error), uri) if foreign else error) from error
+            if wait is None:
+                raise OSError(errno.EIO, f"{error} (after {len(WAITS) + 1} tries)", uri) from error
+            time.sleep(wait * random.uniform(0.75, 1.25))
+    raise AssertionError("not reached")
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -53,7 +107,7 @@ def exists(uri: str) -> bool:
     if is_local(uri):
         return os.path.exists(local_path(uri))
     fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    return _patiently(uri, lambda: bool(fs.exists(path)))
 
 
 def size(uri: str) -> int:
@@ -65,7 +119,7 @@ def size(uri: str) -> int:
     if is_local(uri):
         return os.stat(local_path(uri)).st_size
     fs, path = filesystem(uri)
-    return int(fs.size(path))
+    return _patiently(uri, lambda: int(fs.size(path)))
 
 
 def fingerprint(uri: str) -> dict[str, Any]:
@@ -74,7 +128,7 @@ def fingerprint(uri: str) -> dict[str, Any]:
         stat = os.stat(local_path(uri))
         return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     fs, path = filesystem(uri)
-    info = fs.info(path)
+    info = _patiently(uri, lambda: fs.info(path))
     mark = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or info.get("blob_id")
     return {"bytes": int(info["size"]), "mark": str(mark)}
 
@@ -84,7 +138,9 @@ def open_input(uri: str) -> BinaryIO:
     if is_local(uri):
         return open(local_path(uri), "rb")
     fs, path = filesystem(uri)
-    return cast(BinaryIO, fs.open(path, "rb"))
+    file = _patiently(uri, lambda: fs.open(path, "rb"))
+    # fsspec's files lack readline(size) and more of what files can do.
+    return cast(BinaryIO, _io.BufferedReader(file, 1 << 20))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -93,7 +149,7 @@ def read_bytes(uri: str) -> bytes:
         with open(local_path(uri), "rb") as file:
             return file.read()
     fs, path = filesystem(uri)
-    return cast(bytes, fs.cat_file(path))
+    return _patiently(uri, lambda: cast(bytes, fs.cat_file(path)))
 
 
 def read_range(uri: str, start: int, end: int) -> bytes:
@@ -102,7 +158,7 @@ def read_range(uri: str, start: int, end: int) -> bytes:
         with open(local_path(uri), "rb") as file:
             return os.pread(file.fileno(), end - start, start)
     fs, path = filesystem(uri)
-    return cast(bytes, fs.cat_file(path, start=start, end=end))
+    return _patiently(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=end)))
 
 
 def make_folder(uri: str) -> None:
@@ -137,11 +193,23 @@ def atomic_writer(uri: str) -> Iterator[BinaryIO]:
         length = spool.tell()
         spool.seek(0)
         if length < 64 << 20:
-            fs.pipe_file(path, spool.read())
-            return
-        with fs.open(path, "wb") as target:
-            while block := spool.read(16 << 20):
-                target.write(block)
+            data = spool.read()
+            _patiently(uri, lambda: fs.pipe_file(path, data))
+        else:
+            _patiently(uri, lambda: _upload(fs, path, spool))
+
+
+def _upload(fs: Any, path: str, spool: Any) -> None:
+    """Multipart upload from the spool's start; the object appears at its end, and not at all where a part fails."""
+    spool.seek(0)
+    target = fs.open(path, "wb")
+    try:
+        while block := spool.read(16 << 20):
+            target.write(block)
+    except BaseException:
+        target.discard()
+        raise
+    target.close()
 
 
 def write_atomic(uri: str, data: bytes) -> None:
@@ -156,17 +224,25 @@ def list_folder(uri: str) -> list[str]:
         path = local_path(uri)
         return sorted(os.listdir(path)) if os.path.isdir(path) else []
     fs, path = filesystem(uri)
-    fs.invalidate_cache(path)
-    if not fs.exists(path):
+    try:
+        found = _patiently(uri, lambda: fs.ls(path, detail=False))
+    except FileNotFoundError:
         return []
-    return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    return sorted({str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found if str(entry).rstrip("/") != path})
 
 
 def remove(uri: str) -> None:
     """Remove a file or a whole folder; nothing to do where it is absent."""
+    if is_local(uri):
+        target = Path(local_path(uri))
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+        return
     fs, path = filesystem(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    if _patiently(uri, lambda: fs.exists(path)):
+        _patiently(uri, lambda: fs.rm(path, recursive=True))
 
 
 def expand(pattern: str) -> list[str]:
@@ -175,4 +251,4 @@ def expand(pattern: str) -> list[str]:
         return sorted(_glob.glob(local_path(pattern), recursive=True))
     fs, path = filesystem(pattern)
     protocol = pattern.split(REMOTE_MARK, 1)[0]
-    return sorted(f"{protocol}{REMOTE_MARK}{found}" for found in fs.glob(path))
+    return sorted(f"{protocol}{REMOTE_MARK}{found}" for found in _patiently(pattern, lambda: fs.glob(path)))

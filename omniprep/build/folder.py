@@ -30,6 +30,7 @@ _DISK = {
     errno.EIO: "the disk or store reports an input/output error",
     errno.ENOTDIR: "is a file, a folder is needed",
     errno.EEXIST: "is a file, a folder is needed",
+    errno.ENOENT: "a file or folder vanished",
 }
 
 
@@ -45,8 +46,12 @@ def told(out: str) -> Iterator[None]:
     except OSError as error:
         what = _DISK.get(error.errno or 0, str(error.strerror or error))
         where = error.filename if isinstance(error.filename, str) else out
+        if io.REMOTE_MARK in out:
+            what = str(error.strerror or error)
         text = f"{out}: {what}" if where == out else f"{out}: {what} ({where})"
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT) or (
+            io.REMOTE_MARK in out and error.errno == errno.EACCES
+        ):
             raise OmniprepError(text) from error
         raise OmniprepError(f"{text}. What is finished stays: the same command again goes on from here") from error
 

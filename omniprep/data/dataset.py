@@ -4,6 +4,7 @@ Opening reads manifest.json and index.parquet and nothing else, so 10,000 shards
 be pickled or forked into DataLoader workers: each process opens the shards it needs by itself.
 """
 
+import hashlib
 import json
 import os
 from functools import cached_property
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from omniprep import io
 from omniprep.data.collate import collate, cut_row
 from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.shards.cache import BinCache
 from omniprep.shards.index import read_index, read_rows
 from omniprep.shards.reader import ShardReader, decode, read_schema
 from omniprep.shards.schema import FORMAT, Layout, read_layout
@@ -30,12 +32,22 @@ class PackedDataset(Dataset[dict[str, Any]]):
         uri: Its folder: a path, s3://..., hf://datasets/ORG/NAME, or any other fsspec URI.
         verify: When the checksum of a bin is compared: the first time that a process reads it (forked processes know
             what their parent has read), always, or never.
+        cache_dir: Local folder in which bins of a remote dataset are kept, so that only the first epoch reads the store;
+            processes may share it.
+        cache_bytes: Bound of that folder; the bins used longest ago go first.
 
     Raises:
         OmniprepError: There is no finished dataset, or one of a newer format.
     """
 
-    def __init__(self, uri: str | os.PathLike[str], verify: Literal["first", "always", "never"] = "first") -> None:
+    def __init__(
+        self,
+        uri: str | os.PathLike[str],
+        verify: Literal["first", "always", "never"] = "first",
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 32 << 30,
+    ) -> None:
         if verify not in ("first", "always", "never"):
             raise OmniprepError(f"verify is 'first', 'always' or 'never', not {verify!r}")
         self.uri = os.fspath(uri)
@@ -51,7 +63,11 @@ class PackedDataset(Dataset[dict[str, Any]]):
                 f"{self.uri}: manifest.json has {bins} bins in {len(shards)} shards, index.parquet {len(self)}"
             )
         self._shards = [io.join(self.uri, *shard["path"].split("/")) for shard in shards]
-        self._reader = ShardReader(self._shards)
+        self._cache = None
+        if cache_dir is not None and not io.is_local(self.uri):
+            facts = hashlib.sha256(json.dumps([shard["sha256"] for shard in shards]).encode()).hexdigest()
+            self._cache = BinCache(os.fspath(cache_dir), cache_bytes, facts)
+        self._reader = ShardReader(self._shards, self._cache)
         self._seen = np.zeros(len(self), bool)
 
     def __len__(self) -> int:
@@ -145,13 +161,13 @@ class PackedDataset(Dataset[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to a worker: manifest and index, but no open files, and no row table."""
-        kept = ("uri", "verify", "manifest", "index", "_shards")
+        kept = ("uri", "verify", "manifest", "index", "_shards", "_cache")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up in another process."""
         self.__dict__.update(state)
-        self._reader = ShardReader(self._shards)
+        self._reader = ShardReader(self._shards, self._cache)
         self._seen = np.zeros(len(self), bool)
 
 

@@ -18,6 +18,9 @@ from omniprep.errors import Reject, RejectCode
 
 _DATA_URI = re.compile(r"data:(.*?);base64,(.+)", re.DOTALL)
 MAX_MEDIA_BYTES = 8 << 30
+"""Of a local file, which decoders read piece by piece."""
+MAX_REMOTE_BYTES = 1 << 30
+"""Of a remote object, which is held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Source:
             data = self.data
         else:
             try:
+                self.check_size()
                 data = io.read_bytes(self.path or self.uri or "")
             except FileNotFoundError as error:
                 raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{self.label}: no such file") from error
@@ -56,6 +60,19 @@ class Source:
         if not data:
             raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
         return data
+
+    def check_size(self) -> None:
+        """Look at the size before a decoder or the memory does.
+
+        Raises:
+            Reject: media_too_large, bad_media (empty).
+        """
+        name, most = (self.path, MAX_MEDIA_BYTES) if self.path is not None else (self.uri, MAX_REMOTE_BYTES)
+        size = len(self.data or b"") if name is None else io.size(name)
+        if size > most:
+            raise Reject(RejectCode.MEDIA_TOO_LARGE, f"{self.label}: {size:,} bytes, the limit is {most:,}")
+        if not size:
+            raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +148,9 @@ class Places:
             real = os.path.realpath(path)
             for root in self._folders():
                 if io.is_local(root) and _inside(real, os.path.realpath(io.local_path(root))):
-                    return Source(path=path)
+                    source = Source(path=path)
+                    source.check_size()
+                    return source
             outside = path
         if outside is not None:
             raise Reject(

@@ -93,7 +93,7 @@ def _exists(name: str) -> bool:
     try:
         return io.exists(name)
     except PermissionError as error:
-        raise OmniprepError(f"{name}: no permission to read it") from error
+        raise OmniprepError(f"{name}: no permission to read it ({error.strerror})") from error
     except (OSError, ImportError, ValueError) as error:
         raise OmniprepError(f"{name}: {error}") from error
 

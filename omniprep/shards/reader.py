@@ -20,6 +20,7 @@ import xxhash
 
 from omniprep import io
 from omniprep.errors import DamagedDataError
+from omniprep.shards.cache import BinCache
 from omniprep.shards.schema import Column, Layout, storage_dtype
 
 __all__ = ["BufferPool", "ShardReader", "decode", "item_sizes", "read_schema"]
@@ -89,10 +90,11 @@ class ShardReader:
 
     Args:
         uris: The shards, by number.
+        cache: Where bins of remote shards are kept.
     """
 
-    def __init__(self, uris: Sequence[str]) -> None:
-        self._uris = uris
+    def __init__(self, uris: Sequence[str], cache: BinCache | None = None) -> None:
+        self._uris, self._cache = uris, cache
         self._start()
 
     def _start(self) -> None:
@@ -122,12 +124,14 @@ class ShardReader:
             if io.is_local(uri):
                 got = _read_local(self._open(shard), offset, data, digest)
             else:
-                got = _read_remote(uri, offset, data, digest)
+                got = _read_remote(uri, offset, data, digest, self._cache)
         except OSError as error:
             raise DamagedDataError(f"{uri}: cannot read bytes {offset} to {offset + length}: {error}") from error
         if got != length:
             raise DamagedDataError(f"{uri}: ends at byte {offset + got}, but a bin reaches to {offset + length}")
         if digest is not None and digest.intdigest() != checksum:
+            if self._cache is not None:
+                self._cache.drop(uri, offset, length)
             raise DamagedDataError(f"{uri} is damaged: bytes {offset} to {offset + length} have another checksum")
         return data
 
@@ -163,8 +167,13 @@ def _read_local(file: _File, offset: int, data: np.ndarray, digest: xxhash.xxh3_
     return got
 
 
-def _read_remote(uri: str, offset: int, data: np.ndarray, digest: xxhash.xxh3_64 | None) -> int:
-    got = io.read_range(uri, offset, offset + len(data))
+def _read_remote(
+    uri: str, offset: int, data: np.ndarray, digest: xxhash.xxh3_64 | None, cache: BinCache | None
+) -> int:
+    if cache is None:
+        got = io.read_range(uri, offset, offset + len(data))
+    else:
+        got = cache.read(uri, offset, len(data))
     data[: len(got)] = np.frombuffer(got, np.uint8)
     if digest is not None:
         digest.update(got)

@@ -1,0 +1,167 @@
+"""Inputs, media and output on S3 (moto's server on loopback): the bytes of a local build, through faults, and one range request a bin."""
+
+import itertools
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omniprep import PackedDataset, io
+from omniprep.errors import DamagedDataError, Reject
+from omniprep.media.fetch import Places
+from tests.reliability import command, make_chats, outcome
+from tests.s3_server import BUCKET, Store, store
+
+__all__ = ["store"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    """No faults left over from another test, and short waits."""
+    store.fault = lambda method, path: None
+    store.faults = 0
+    monkeypatch.setattr(io, "WAITS", (0.05, 0.05, 0.1, 0.1, 0.2))
+    monkeypatch.setattr("omniprep.build.lease.SETTLE", 0.05)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, omniprep, store: Store) -> tuple[Path, Path]:
+    """Chats (also put on S3 under in/) and a local build of them."""
+    folder = tmp_path_factory.mktemp("local")
+    inputs = make_chats(folder / "in")
+    done = omniprep(*command(inputs, model_dir, folder / "out"))
+    assert done.code == 0, done.err
+    for path in (folder / "in").iterdir():
+        io.write_atomic(f"s3://{BUCKET}/in/{path.name}", path.read_bytes())
+    return folder / "in", folder / "out"
+
+
+def same_but_for_sources(remote: str, local: Path, tmp_path: Path) -> None:
+    """Shards and index are equal bytes; row tables differ in the names of their sources alone."""
+    copy = tmp_path / "copy"
+    for name in ("index.parquet", "rows.parquet", "rejected.jsonl", "manifest.json"):
+        io.write_atomic(str(copy / name), io.read_bytes(f"{remote}/{name}")) if copy.is_dir() else copy.mkdir()
+        (copy / name).write_bytes(io.read_bytes(f"{remote}/{name}"))
+    (copy / "shards").mkdir()
+    for name in io.list_folder(f"{remote}/shards"):
+        (copy / "shards" / name).write_bytes(io.read_bytes(f"{remote}/shards/{name}"))
+    found, expected = outcome(copy), outcome(local)
+    differ = {name for name in {*found, *expected} if found.get(name) != expected.get(name)}
+    assert differ <= {"rows.parquet"}, differ
+
+
+def build(omniprep, model_dir: Path, out: str, *more: object):
+    args = command([], model_dir, Path("x"), *more)
+    args[args.index("x")] = out
+    return omniprep(*args, f"s3://{BUCKET}/in/*.jsonl")
+
+
+def test_from_s3_to_s3(omniprep, model_dir: Path, local, store: Store, tmp_path: Path) -> None:
+    spools = set(Path(tempfile.gettempdir()).glob("omniprep-*"))
+    out = f"s3://{BUCKET}/built"
+    done = build(omniprep, model_dir, out)
+    assert done.code == 0, done.err
+    same_but_for_sources(out, local[1], tmp_path)
+    assert not [name for name in store.names("built") if name.endswith((".tmp", ".begun", "lease.json"))]
+    assert set(Path(tempfile.gettempdir()).glob("omniprep-*")) <= spools
+    written = len([r for r in store.requests if r[0] == "PUT"])
+    again = build(omniprep, model_dir, out)
+    assert again.code == 0 and "already built" in again.err
+    assert len([r for r in store.requests if r[0] == "PUT"]) == written
+    assert "4711" not in io.read_bytes(f"{out}/manifest.json").decode() + done.err + done.out
+    checked = omniprep("verify", out)
+    assert checked.code == 0, checked.out + checked.err
+
+
+def test_resume(omniprep, model_dir: Path, local, store: Store, tmp_path: Path) -> None:
+    out = f"s3://{BUCKET}/resumed"
+    writes = itertools.count()
+    store.fault = lambda method, path: 403 if method == "PUT" and "/shards/" in path and next(writes) > 1 else None
+    stopped = build(omniprep, model_dir, out)
+    assert stopped.code == 1 and "denied" in stopped.err.splitlines()[-1] and "shards" in stopped.err.splitlines()[-1]
+    finished = {n: io.fingerprint(f"s3://{BUCKET}/{n}") for n in store.names("resumed/receipts")}
+    assert len(finished) == 2
+    assert not io.exists(f"{out}/manifest.json") and not io.exists(f"{out}/lease.json")
+    store.fault = lambda method, path: None
+    assert build(omniprep, model_dir, out).code == 0
+    assert {n: io.fingerprint(f"s3://{BUCKET}/{n}") for n in finished} == finished
+    same_but_for_sources(out, local[1], tmp_path)
+
+
+def test_faults_that_pass(omniprep, model_dir: Path, local, store: Store, tmp_path: Path) -> None:
+    """Every fifth request fails once with 500 or 503; nobody notices."""
+    count = itertools.count(1)
+
+    def fault(method: str, path: str) -> int | None:
+        number = next(count)
+        return (500, 503)[number % 2] if number % 5 == 0 else None
+
+    store.fault = fault
+    out = f"s3://{BUCKET}/faults"
+    done = build(omniprep, model_dir, out)
+    assert done.code == 0, done.err
+    assert store.faults > 10
+    store.fault = lambda method, path: None
+    same_but_for_sources(out, local[1], tmp_path)
+
+
+def test_errors_that_stay(omniprep, model_dir: Path, local, store: Store) -> None:
+    store.fault = lambda method, path: 403 if "/in/" in path else None
+    done = omniprep(*command([], model_dir, Path("/nowhere")), f"s3://{BUCKET}/in/chats0.jsonl")
+    assert done.code == 1 and f"s3://{BUCKET}/in/chats0.jsonl" in done.err and "denied" in done.err, done.err
+    store.fault = lambda method, path: None
+    done = omniprep(*command([], model_dir, Path("/nowhere")), f"s3://{BUCKET}/in/absent.jsonl")
+    assert done.code == 1 and "absent.jsonl: no such file" in done.err
+    done = build(omniprep, model_dir, "s3://no-such-bucket-here/out")
+    assert done.code == 1 and "no-such-bucket-here" in done.err and "Traceback" not in done.err
+    monkey = io.WAITS
+    assert len(monkey) == 5
+    store.fault = lambda method, path: 503
+    with pytest.raises(OSError, match="after 6 tries"):
+        io.read_bytes(f"s3://{BUCKET}/in/chats0.jsonl")
+
+
+def test_media_stay_in_their_folder(local) -> None:
+    io.write_atomic(f"s3://{BUCKET}/secret/0.png", b"secret")
+    places = Places(f"s3://{BUCKET}/in", (f"s3://{BUCKET}/more",))
+    assert places.locate("0.png").uri == f"s3://{BUCKET}/in/0.png"
+    assert places.locate(f"s3://{BUCKET}/in/0.png").read()[:4] == b"\x89PNG"
+    io.write_atomic(f"s3://{BUCKET}/more/m.png", b"more")
+    assert places.locate("m.png").read() == b"more"
+    outside = ("../secret/0.png", f"s3://{BUCKET}/secret/0.png", f"s3://{BUCKET}/in/../secret/0.png", "s3://other/x.png")
+    outside += (f"s3://{BUCKET}/in2/0.png", "/etc/passwd", "file:///etc/passwd", "ftp://host/x", f"simplecache::s3://{BUCKET}/secret/0.png")
+    for named in outside:
+        with pytest.raises(Reject) as caught:
+            places.locate(named)
+        assert caught.value.code in ("media_outside_root", "media_not_found"), named
+    with pytest.raises(Reject, match="media_not_found"):
+        places.locate("absent.png")
+
+
+def test_one_range_request_a_bin(omniprep, model_dir: Path, local, store: Store, tmp_path: Path) -> None:
+    out = f"s3://{BUCKET}/read"
+    assert build(omniprep, model_dir, out).code == 0
+    here, there = PackedDataset(local[1]), PackedDataset(out)
+    assert there.schema == here.schema
+    store.requests.clear()
+    for number in range(len(here)):
+        a, b = here[number], there[number]
+        assert all(np.array_equal(a[k], b[k]) for k in ("input_ids", "labels", "row_ids", "cu_seqlens"))
+    gets = [r for r in store.requests if r[0] == "GET"]
+    assert len(store.requests) == len(gets) == len(here) and all(r[2].startswith("bytes=") for r in gets)
+    size = max(there.index["length"])
+    kept = PackedDataset(out, cache_dir=tmp_path / "cache", cache_bytes=int(size) * len(here) * 2)
+    for _ in range(3):
+        store.requests.clear()
+        assert all(np.array_equal(kept[n]["input_ids"], here[n]["input_ids"]) for n in range(len(here)))
+    assert not [r for r in store.requests if r[2].startswith("bytes=") and "/shards/" in r[1]]
+    bounded = PackedDataset(out, cache_dir=tmp_path / "small", cache_bytes=int(size) + 10)
+    for _ in range(2):
+        assert all(np.array_equal(bounded[n]["input_ids"], here[n]["input_ids"]) for n in range(len(here)))
+        assert sum(p.stat().st_size for p in (tmp_path / "small").iterdir()) <= size + 10
+    io.remove(f"{out}/shards/00000.arrow")
+    with pytest.raises(DamagedDataError, match=r"bin 0: s3://lake/read/shards/00000.arrow"):
+        PackedDataset(out, verify="always")._reader and there[0]
+    assert json.loads(io.read_bytes(f"{out}/manifest.json"))["counts"]["bins"] == len(here)
