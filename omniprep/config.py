@@ -7,6 +7,7 @@ The command line is generated from this class (a field is an option, the text un
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -140,11 +141,27 @@ class BuildConfig:
         for good, text in checks:
             if not good:
                 raise UsageError(text)
+        for name in (*self.inputs, *self.media_root, self.out, self.model):
+            _refuse_credentials(name)
 
     @property
     def row_limit(self) -> int:
         """Longest row in tokens."""
         return self.max_length or self.bin_length
+
+
+_CREDENTIALS = re.compile(r"://[^/]*@|[?&](X-Amz-|X-Goog-|AWSAccessKeyId|sig=|signature=|token=|access_token=)", re.IGNORECASE)
+
+
+def _refuse_credentials(uri: str) -> None:
+    """Names go into the manifest, the row table and messages: secrets may not be part of them.
+
+    Raises:
+        UsageError: The URI holds a user name, password, key or signature; it is not repeated.
+    """
+    if "://" in uri and _CREDENTIALS.search(uri):
+        shown = uri.split("://")[0] + "://…@" + uri.split("://", 1)[1].split("?")[0].rsplit("@", 1)[-1]
+        raise UsageError(f"{shown}: credentials do not belong in a URI; give them in the environment or the store's config")
 
 
 PIXEL_OPTIONS = (

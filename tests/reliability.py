@@ -23,7 +23,6 @@ DEADLY = {
     "hang": 308,
     "memory": 336,
     "exit": 364,
-    "stop_iteration": 392,
 }
 PLUGIN = f"""
 import os, signal, time
@@ -36,7 +35,6 @@ def die(how):
     if how == "crash": os.kill(os.getpid(), signal.SIGSEGV)
     if how == "hang": time.sleep(3600)
     if how == "exit": os._exit(3)
-    if how == "stop_iteration": raise StopIteration
     if how == "memory":
         hoard = []
         while True: hoard.append(bytearray(b"x" * (16 << 20)))

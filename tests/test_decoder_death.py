@@ -16,7 +16,6 @@ EXPECTED = {
     "hang": "decode_timeout",
     "memory": "decode_memory",
     "exit": "decoder_crash",
-    "stop_iteration": "internal_error",
 }
 
 

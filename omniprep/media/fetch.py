@@ -169,10 +169,10 @@ class Places:
         return Source(uri=uri)
 
     def _fetch_url(self, url: str) -> Source:
-        if not self.allow_http:
-            raise Reject(RejectCode.MEDIA_URL_FORBIDDEN, f"{_short(url)}: URLs are fetched only with --allow-http")
-        from omniprep.media.http import fetch_url
+        from omniprep.media.http import fetch_url, shown
 
+        if not self.allow_http:
+            raise Reject(RejectCode.MEDIA_URL_FORBIDDEN, f"{shown(url)}: URLs are fetched only with --allow-http")
         return Source(data=fetch_url(url))
 
 
