@@ -81,8 +81,8 @@ def finish(
         {
             "source": sources.cast(pa.string()),
             "line": numbers,
-            "status": pa.array(np.where(packed, "packed", "rejected").tolist(), pa.string()),
-            "code": pa.array(codes.tolist(), pa.string()),
+            "status": pa.DictionaryArray.from_arrays((~packed).astype(np.int8), ["packed", "rejected"]).cast(pa.string()),
+            "code": pa.array(codes, pa.string()),
             **{
                 name: pa.array(values, mask=~packed)
                 for name, values in (*where.items(), ("length", rows.facts["length"].astype(np.int64)))
