@@ -1,6 +1,7 @@
 """`omniprep build` and `omniprep plan`: their options are the fields of `BuildConfig`."""
 
 import dataclasses
+import io
 import tempfile
 import time
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import click
 
-from omniprep.cli.options import make_config, options_of, require
+from omniprep.cli.options import check_values, make_config, options_of, require
 from omniprep.config import BuildConfig
+from omniprep.errors import UsageError
 
 INPUT = click.argument("inputs", nargs=-1, metavar="INPUT...")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
@@ -40,21 +42,49 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
 @click.command(name="plan")
 @INPUT
 @options_of(BuildConfig, skip=("inputs",))
+@click.option(
+    "--compare", multiple=True, metavar="OPTION=VALUE", help="Also plan with this option, side by side; repeatable."
+)
 @QUIET
-def plan(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any) -> None:
-    """Show what a build would give: lengths, fill, bytes, rejects. Decodes nothing.
+def plan(inputs: tuple[str, ...], config: str | None, compare: tuple[str, ...], quiet: bool, **given: Any) -> None:
+    r"""Show what a build would give: lengths, fill, bytes, hours, rejects. Decodes nothing.
 
     Takes the options of `build`. With --out the plan is kept there, and the build starts from it.
+
+    \b
+    omniprep plan chats.jsonl --model M --bin-length 16384 --compare max-pixels=200704 --compare bin-length=8192
     """
     options = make_config(BuildConfig, {"inputs": inputs, **given}, config)
     require("plan", options, ("inputs", "model", "bin_length"))
+    others = {text: changed(options, text) for text in compare}
     began = time.monotonic()
+    from omniprep.build.estimate import estimate
     from omniprep.build.run import plan_only
-    from omniprep.cli.summary import print_plan
-    from omniprep.progress import reporter
+    from omniprep.cli.summary import print_examples, print_plan
+    from omniprep.progress import QuietReporter, reporter
 
-    with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
+    silent = QuietReporter(io.StringIO())  # what the other plans have to say was said of the first
+    with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder, reporter(quiet=quiet) as progress:
         kept = dataclasses.replace(options, out=options.out or str(Path(folder) / "out"))
-        with reporter(quiet=quiet) as progress:
-            planned = plan_only(kept, progress)
-        print_plan(planned, kept, time.monotonic() - began)
+        planned = plan_only(kept, progress)
+        estimates = {"as asked": estimate(planned, kept)}
+        for number, (text, other) in enumerate(others.items()):
+            there = dataclasses.replace(other, out=str(Path(folder) / f"other-{number}"))
+            estimates[text] = estimate(plan_only(there, silent), there)
+        print_plan(estimates, options.workers, time.monotonic() - began)
+        print_examples(planned, kept.out)
+
+
+def changed(config: BuildConfig, text: str) -> BuildConfig:
+    """The options with one of them changed, as "max-pixels=200704" says.
+
+    Raises:
+        UsageError: Not OPTION=VALUE, no such option, or a value that it cannot have.
+    """
+    name, mark, value = text.partition("=")
+    if not mark:
+        raise UsageError(f"--compare {text!r}: write it as OPTION=VALUE, such as max-pixels=200704")
+    import yaml
+
+    values = check_values(BuildConfig, "--compare", {name: yaml.safe_load(value)})
+    return dataclasses.replace(config, **values)

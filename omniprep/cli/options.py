@@ -143,13 +143,22 @@ def read_config(cls: type, path: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected options as 'name: value', found a {type(content).__name__}")
+    return check_values(cls, path, content)
+
+
+def check_values(cls: type, where: str, content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Options by name (with dashes or underscores), checked against the fields of `cls`.
+
+    Raises:
+        UsageError: Unknown name, or a value of the wrong type; says `where`.
+    """
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in hints:
-            raise UsageError(f"{path}: no option {key!r}{did_you_mean(name, hints)}")
-        values[name] = convert(f"{path}: {key}", name, hints[name], value)
+            raise UsageError(f"{where}: no option {key!r}{did_you_mean(name, hints)}")
+        values[name] = convert(f"{where}: {key}", name, hints[name], value)
     return values
 
 

@@ -5,14 +5,12 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from omniprep import io
 from omniprep.progress import duration, short, size
 
 if TYPE_CHECKING:
+    from omniprep.build.estimate import Estimate
     from omniprep.build.run import Planned
-    from omniprep.config import BuildConfig
 
 EXAMPLES = 3
 
@@ -82,30 +80,51 @@ def print_stats(dataset: str, facts: dict[str, Any]) -> None:
     print_table("sources", shown)
 
 
-def print_plan(planned: "Planned", config: "BuildConfig", seconds: float) -> None:
-    """Print what a build with this plan would give."""
-    from omniprep.build.packstage import FRAME_BYTES, PATCH_BYTES, TOKEN_BYTES
+def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -> None:
+    """Print what builds with these plans would give, side by side where there are several.
 
-    facts, kept = planned.rows.facts, planned.rows.packed
-    lengths = facts["length"][kept].astype(np.int64)
-    tokens, bins = int(lengths.sum()), planned.placement.bins
-    sums = {name: int(facts[name][kept].sum()) for name in ("patches", "audio_frames", "trained")}
-    stored = tokens * TOKEN_BYTES + sums["patches"] * PATCH_BYTES + sums["audio_frames"] * FRAME_BYTES
-    items = {name: int(facts[name][kept].sum()) for name in ("images", "audios", "videos")}
-    shares = np.percentile(lengths, [0, 50, 90, 99, 100]).round().astype(int) if len(lengths) else np.zeros(5, int)
-    lines = [
-        *row_lines(len(planned.rows), int(kept.sum()), Counter(code for code in facts["code"] if code)),
-        ("media items", ", ".join(f"{count:,} {name}" for name, count in items.items() if count) or "none"),
-        ("tokens", f"{tokens:,}, {100 * sums['trained'] / max(tokens, 1):.0f} % trained"),
-        ("row length", "min {:,}  median {:,}  90 % {:,}  99 % {:,}  max {:,}".format(*shares)),
-        ("bins", f"{bins:,} of {config.bin_length:,} tokens"),
-        ("fill", f"{100 * tokens / max(bins * config.bin_length, 1):.2f} %"),
-        ("shards", f"{len(planned.placement.shard_bins) - 1:,}, about {size(stored)}"),
-        ("vision patches, audio frames", f"{sums['patches']:,}, {sums['audio_frames']:,}"),
-        ("time", duration(seconds)),
-    ]
-    print_table("plan (nothing was decoded; what only decoding finds is not among the rejects)", lines)
-    print_examples(planned, config.out)
+    Args:
+        estimates: By what is special about each; the first is the plan as asked.
+        workers: Of the build.
+        seconds: That planning took.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    title = "plan (nothing was decoded; what only decoding finds is not among the rejects)"
+    table = Table(title=title, title_justify="left", show_header=len(estimates) > 1)
+    table.add_column(style="dim")
+    for name in estimates:
+        table.add_column(name, justify="right")
+    columns = [plan_lines(estimate, max(workers, 1)) for estimate in estimates.values()]
+    codes = [code for code, _ in sum((e.codes for e in estimates.values()), Counter[str]()).most_common()]
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
+        if name == "rows rejected":
+            for code in codes:
+                table.add_row(f"  {code}", *(f"{estimate.codes[code]:,}" for estimate in estimates.values()))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    print(f"planned in {duration(seconds)}")
+
+
+def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
+    """One column of the table of plans."""
+    items = ", ".join(f"{count:,} {name}" for name, count in estimate.items.items() if count)
+    time = duration(estimate.core_seconds / workers)
+    return {
+        "rows read": f"{estimate.read:,}",
+        "rows packed": f"{estimate.packed:,}",
+        "rows rejected": f"{estimate.read - estimate.packed:,}",
+        "media items": items or "none",
+        "tokens": f"{estimate.tokens:,}",
+        "of them trained": f"{100 * estimate.trained / max(estimate.tokens, 1):.0f} %",
+        "row length: median, 99 %, max": " / ".join(f"{estimate.lengths[n]:,}" for n in (1, 3, 4)),
+        "bins": f"{estimate.bins:,} of {estimate.bin_length:,} tokens",
+        "fill": f"{100 * estimate.fill:.2f} %",
+        "shards": f"{estimate.shards:,}, about {size(estimate.bytes)}",
+        "vision patches, audio frames": f"{estimate.patches:,}, {estimate.audio_frames:,}",
+        "encoding takes about": f"{time} on {workers} {'worker' if workers == 1 else 'workers'}",
+    }
 
 
 def print_examples(planned: "Planned", out: str) -> None:
