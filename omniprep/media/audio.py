@@ -77,10 +77,15 @@ def decode_audio(source: Source, target: int, decoder: str = "auto") -> Waveform
         Reject: bad_media, media_not_found, decode_error, bad_audio, no_audio_track.
     """
     try:
-        with soundfile.SoundFile(_file(source)) as file:
-            rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True).T
+        file = soundfile.SoundFile(_file(source))
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         samples, rate = _decode_container(source, error, decoder)
+    else:
+        with file:
+            try:
+                rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True).T
+            except (soundfile.LibsndfileError, ValueError, MemoryError) as error:
+                raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: {error}") from error
     if samples.size == 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
     return _to_mono_at(np.ascontiguousarray(samples), rate, target, source)
