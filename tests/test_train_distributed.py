@@ -76,10 +76,10 @@ def test_two_ranks_learn_what_one_does_with_two_passes(files, alone, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp_lora", "fsdp", "fsdp_lora"])
 def test_ranks_resume(files, kind):
     model, data, root = files
-    options = {"lora": kind == "ddp", "fsdp": kind == "fsdp", "max_steps": 4, "optimizer": "adamw_torch"}
+    options = {"lora": "lora" in kind, "fsdp": "fsdp" in kind, "max_steps": 4, "optimizer": "adamw_torch"}
     whole = launch(2, model, data, root / f"{kind}_whole", **options)
     again = launch(
         2, model, data, root / f"{kind}_again", resume=str(root / f"{kind}_whole" / "checkpoint-2"), **options

@@ -8,8 +8,9 @@ from train_helpers import forward_kwargs, make_row, small_model, write_dataset
 
 from omniprep.data import PackedDataset, collate
 from omniprep.train import loss as loss_module
-from omniprep.train.batches import Batcher, forward_kwargs as batch_kwargs
 from omniprep.train.attention import use_row_attention
+from omniprep.train.batches import Batcher
+from omniprep.train.batches import forward_kwargs as batch_kwargs
 from omniprep.train.loss import logits_loss, predicted, token_loss
 
 
@@ -38,8 +39,10 @@ def test_the_step_loss_is_the_references(tmp_path, weighted):
         with torch.no_grad():
             logits = model(**plain).logits
             out = model(
-                **batch_kwargs(batch, torch.device("cpu"), torch.float32), logits_to_keep=batch["positions"], targets=batch["targets"]
-            )  # fmt: skip
+                **batch_kwargs(batch, torch.device("cpu"), torch.float32),
+                logits_to_keep=batch["positions"],
+                targets=batch["targets"],
+            )
         ours = out.losses if batch["weights"] is None else out.losses * batch["weights"]
         expected = reference_loss(logits, labels, scale, count)
         torch.testing.assert_close(ours.sum() / count, expected, rtol=1e-5, atol=1e-6)
@@ -55,8 +58,10 @@ def test_two_bins_in_one_pass_are_two_passes(tmp_path):
         batch = batcher([dataset[i] for i in bins])
         with torch.no_grad():
             return model(
-                **batch_kwargs(batch, torch.device("cpu"), torch.float32), logits_to_keep=batch["positions"], targets=batch["targets"]
-            ).losses  # fmt: skip
+                **batch_kwargs(batch, torch.device("cpu"), torch.float32),
+                logits_to_keep=batch["positions"],
+                targets=batch["targets"],
+            ).losses
 
     torch.testing.assert_close(losses([0, 2]), torch.cat([losses([0]), losses([2])]), rtol=1e-4, atol=1e-4)
 

@@ -1,9 +1,7 @@
 """Risk: a run that learns something else than it says, or that a resume changes."""
 
-import hashlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,11 +33,23 @@ def _family(model, monkeypatch):
 
 
 def train(model, data, out, **options):
-    defaults = dict(max_steps=4, learning_rate=1e-3, num_workers=0, logging_steps=1, report_to=("none",), device="cpu")
+    defaults = {
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "num_workers": 0,
+        "logging_steps": 1,
+        "report_to": ("none",),
+        "device": "cpu",
+    }
     config = TrainConfig(model=str(model), data=(str(data),), out=str(out), **(defaults | options))
     run_module.train(config, QuietReporter())
     state = json.loads(
-        (sorted((p.parent for p in Path(out).glob("checkpoint-*/data_state.json")), key=lambda p: int(p.name[11:]))[-1] / "trainer_state.json").read_text()
+        (
+            sorted((p.parent for p in Path(out).glob("checkpoint-*/data_state.json")), key=lambda p: int(p.name[11:]))[
+                -1
+            ]
+            / "trainer_state.json"
+        ).read_text()
     )
     return [x for x in state["log_history"] if "loss" in x]
 
@@ -67,9 +77,14 @@ def test_training_lowers_the_loss_and_saves_a_whole_checkpoint(model, data, tmp_
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_resume_is_exact(model, data, tmp_path, lora):
-    options = dict(
-        max_steps=7, grad_accumulation=2, lora=lora, lora_dropout=0.1, freeze_vit=False, freeze_aligner=False
-    )
+    options = {
+        "max_steps": 7,
+        "grad_accumulation": 2,
+        "lora": lora,
+        "lora_dropout": 0.1,
+        "freeze_vit": False,
+        "freeze_aligner": False,
+    }
     whole = train(model, data, tmp_path / "whole", save_steps=3, **options)
     first = tmp_path / "whole" / "checkpoint-3"
     rest = train(model, data, tmp_path / "rest", save_steps=0, resume=str(first), **options)
@@ -132,7 +147,7 @@ def test_resume_auto_takes_the_last_whole_checkpoint(model, data, tmp_path):
     assert [x["step"] for x in logs] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(OmniprepError, match="nothing is left"):
         train(model, data, out, max_steps=6, resume="auto")
-    with pytest.raises(OmniprepError, match="weights of --data|--seed"):
+    with pytest.raises(OmniprepError, match="--seed changed"):
         train(model, data, out, max_steps=8, resume="auto", seed=1)
 
 
@@ -179,18 +194,18 @@ def test_each_bin_is_trained_once_in_an_epoch(model, data, tmp_path, monkeypatch
     ("change", "message"),
     [
         ({"family": "other"}, "family 'small', the model is of family 'other'"),
-        ({"tokenizer": SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "x"))}, "another tokenizer"),
+        ({"tokenizer_sha256": "2" * 64}, "another tokenizer"),
         ({"positions": 512}, "bins of 1024 tokens, the model has 512 positions"),
     ],
 )
 def test_a_dataset_that_does_not_fit_is_refused(model, tmp_path, change, message):
     from omniprep.train.refuse import check_datasets, text_config
 
-    folder = write_dataset(tmp_path / "d", bins=1, tokenizer_sha256=hashlib.sha256(b"small").hexdigest())
+    folder = write_dataset(tmp_path / "d", bins=1, tokenizer_sha256="1" * 64)
     ctx = small_family(model)
     check_datasets([PackedDataset(str(folder))], ctx)
     ctx.name = change.get("family", ctx.name)
-    ctx.tokenizer = change.get("tokenizer", ctx.tokenizer)
+    ctx.tokenizer_sha256 = change.get("tokenizer_sha256", ctx.tokenizer_sha256)
     if "positions" in change:
         text_config(ctx.config)["max_position_embeddings"] = change["positions"]
     with pytest.raises(OmniprepError, match=message):
@@ -215,9 +230,15 @@ def test_mixture_of_two_datasets(model, data, tmp_path):
     other = write_dataset(tmp_path / "other", bins=3, seed=5)
     out = tmp_path / "run"
     config = TrainConfig(
-        model=str(model), data=(f"{data}:0.25", f"{other}:0.75"), out=str(out), max_steps=3, num_workers=0, device="cpu", report_to=("none",),
+        model=str(model),
+        data=(f"{data}:0.25", f"{other}:0.75"),
+        out=str(out),
+        max_steps=3,
+        num_workers=0,
+        device="cpu",
+        report_to=("none",),
         weight_by="bins",
-    )  # fmt: skip
+    )
     run_module.train(config, QuietReporter())
     state = json.loads((out / "checkpoint-3" / "data_state.json").read_text())
     assert state == {"position": 3, "sizes": [6, 3], "shares": [0.25, 0.75], "seed": 42}

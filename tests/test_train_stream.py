@@ -11,9 +11,20 @@ from omniprep.train.stream import BinStream, Mixture
 def taken(mixture, total, start, steps, world, batch=1, accumulation=1):
     """Bins of each optimizer step, over all ranks."""
     streams = [
-        list(BinStream(mixture, total=total, start=start, steps=steps, rank=r, world_size=world, batch_size=batch, accumulation=accumulation))
+        list(
+            BinStream(
+                mixture,
+                total=total,
+                start=start,
+                steps=steps,
+                rank=r,
+                world_size=world,
+                batch_size=batch,
+                accumulation=accumulation,
+            )
+        )
         for r in range(world)
-    ]  # fmt: skip
+    ]
     assert len({len(s) for s in streams}) == 1
     return [
         [b for k in range(accumulation) for s in streams for b in s[step * accumulation + k]] for step in range(steps)
@@ -68,8 +79,15 @@ def test_sources_with_weights():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"batch_size": 0}, {"merge_lora": True}, {"eval_fraction": 1.0}, {"fsdp": True, "deepspeed": "x"}, {"data": ("a:0",)}]
-)  # fmt: skip
+    "bad",
+    [
+        {"batch_size": 0},
+        {"merge_lora": True},
+        {"eval_fraction": 1.0},
+        {"fsdp": True, "deepspeed": "x"},
+        {"data": ("a:0",)},
+    ],
+)
 def test_options_that_no_run_could_use(bad):
     with pytest.raises(UsageError):
         TrainConfig(**bad)

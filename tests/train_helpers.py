@@ -22,18 +22,46 @@ AUDIO, IMAGE, VIDEO = 901, 902, 903
 
 def small_config(**text) -> Qwen2_5OmniConfig:
     hidden = 32
-    thinker = dict(
-        vision_start_token_id=904, vision_end_token_id=905, vision_token_id=906, audio_start_token_id=907, audio_end_token_id=908,
-        audio_token_index=AUDIO, image_token_index=IMAGE, video_token_index=VIDEO, pad_token_id=900, bos_token_id=909,
-        text_config=dict(
-            hidden_size=hidden, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=1000,
-            max_position_embeddings=4096, rope_scaling=dict(mrope_section=[1, 1, 2], rope_type="default", type="default"), **text,
+    thinker = {
+        "vision_start_token_id": 904,
+        "vision_end_token_id": 905,
+        "vision_token_id": 906,
+        "audio_start_token_id": 907,
+        "audio_end_token_id": 908,
+        "audio_token_index": AUDIO,
+        "image_token_index": IMAGE,
+        "video_token_index": VIDEO,
+        "pad_token_id": 900,
+        "bos_token_id": 909,
+        "text_config": dict(
+            hidden_size=hidden,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=1000,
+            max_position_embeddings=4096,
+            rope_scaling={"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+            **text,
         ),
-        vision_config=dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=hidden, fullatt_block_indexes=[1]),
-        audio_config=dict(
-            d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, output_dim=hidden, num_mel_bins=128, n_window=50,
-        ),
-    )  # fmt: skip
+        "vision_config": {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": hidden,
+            "fullatt_block_indexes": [1],
+        },
+        "audio_config": {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "output_dim": hidden,
+            "num_mel_bins": 128,
+            "n_window": 50,
+        },
+    }
     return Qwen2_5OmniConfig(thinker_config=thinker, enable_audio_output=False)
 
 
@@ -85,8 +113,11 @@ def forward_kwargs(rows: list[dict]) -> dict:
     out = {
         "input_ids": torch.cat([r["ids"] for r in rows])[None],
         "position_ids": torch.cat([text[None], torch.cat([r["positions"] for r in rows], 1)])[:, None],
-        "cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": max(lengths), "max_length_k": max(lengths),
-    }  # fmt: skip
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
     for name, grid_name, items in (
         ("pixel_values", "image_grid_thw", [x for r in rows for x in r["images"]]),
         ("pixel_values_videos", "video_grid_thw", [x for r in rows for x in r["videos"]]),
@@ -108,19 +139,37 @@ COLUMNS = (
     Column(name="image_grid_thw", modality="image", kind="items", shape=(3,)),
     Column(name="video_grid_thw", modality="video", kind="items", shape=(3,)),
     Column(
-        name="pixel_values", modality="image", kind="flat", dtype="uint8", shape=(588,), sizes="prod(image_grid_thw)", load="patches",
+        name="pixel_values",
+        modality="image",
+        kind="flat",
+        dtype="uint8",
+        shape=(588,),
+        sizes="prod(image_grid_thw)",
+        load="patches",
         params={"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "temporal_patch_size": 2, "patch_size": 14},
     ),
     Column(
-        name="pixel_values_videos", modality="video", kind="flat", dtype="uint8", shape=(1176,), sizes="prod(video_grid_thw)", load="patches",
+        name="pixel_values_videos",
+        modality="video",
+        kind="flat",
+        dtype="uint8",
+        shape=(1176,),
+        sizes="prod(video_grid_thw)",
+        load="patches",
         params={"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "temporal_patch_size": 2, "patch_size": 14},
     ),
     Column(name="audio_frames", modality="audio", kind="items", load="none"),
     Column(
-        name="input_features", modality="audio", kind="flat", dtype="bfloat16", shape=(128,), sizes="audio_frames", load="mel",
+        name="input_features",
+        modality="audio",
+        kind="flat",
+        dtype="bfloat16",
+        shape=(128,),
+        sizes="audio_frames",
+        load="mel",
         params={"mask": "feature_attention_mask"},
     ),
-)  # fmt: skip
+)
 MODALITIES = ("image", "audio", "video")
 
 
@@ -149,11 +198,15 @@ def to_bin(rows: list[dict], first_row: int, rng: np.random.Generator, weighted:
             media["audio_frames"].append(np.array(clip.shape[1], np.int32))
             media["input_features"].append(bfloat16_bits(clip))
     return Bin(
-        input_ids=ids, labels=labels, position_ids=torch.cat([r["positions"] for r in rows], 1).numpy().astype(np.int32),
-        cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), row_ids=np.arange(first_row, first_row + len(rows), dtype=np.int32),
+        input_ids=ids,
+        labels=labels,
+        position_ids=torch.cat([r["positions"] for r in rows], 1).numpy().astype(np.int32),
+        cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        row_ids=np.arange(first_row, first_row + len(rows), dtype=np.int32),
         row_items=np.array([[len(r["images"]), len(r["audios"]), len(r["videos"])] for r in rows], np.int32),
-        loss_scale=np.where(np.arange(len(ids)) % 3 == 0, 2.0, 1.0).astype(np.float32) if weighted else None, media=media,
-    )  # fmt: skip
+        loss_scale=np.where(np.arange(len(ids)) % 3 == 0, 2.0, 1.0).astype(np.float32) if weighted else None,
+        media=media,
+    )
 
 
 def write_dataset(folder: Path, bins: int = 6, seed: int = 0, weighted: bool = False, kinds=KINDS, **manifest) -> Path:
@@ -168,10 +221,19 @@ def write_dataset(folder: Path, bins: int = 6, seed: int = 0, weighted: bool = F
             item = to_bin(made, 3 * number, rng, weighted)
             entry = writer.write(item)
             tokens = len(item.input_ids)
-            index.append(IndexEntry(
-                shard=0, offset=entry.offset, length=entry.length, tokens=tokens, rows=3, patches=0, audio_frames=0, cost=float(tokens),
-                checksum=entry.checksum,
-            ))  # fmt: skip
+            index.append(
+                IndexEntry(
+                    shard=0,
+                    offset=entry.offset,
+                    length=entry.length,
+                    tokens=tokens,
+                    rows=3,
+                    patches=0,
+                    audio_frames=0,
+                    cost=float(tokens),
+                    checksum=entry.checksum,
+                )
+            )
             borders = item.cu_seqlens
             rows += [
                 (
@@ -221,13 +283,14 @@ def write_model(folder: Path) -> Path:
 
 
 ARCH = SimpleNamespace(
-    language_model=("thinker.model", "thinker.lm_head"), vision_tower=("thinker.audio_tower", "thinker.visual"),
-    aligner=("thinker.audio_tower.proj", "thinker.visual.merger"), generator=("talker", "token2wav"),
-)  # fmt: skip
+    language_model=("thinker.model", "thinker.lm_head"),
+    vision_tower=("thinker.audio_tower", "thinker.visual"),
+    aligner=("thinker.audio_tower.proj", "thinker.visual.merger"),
+    generator=("talker", "token2wav"),
+)
 
 
 def small_family(model: Path) -> SimpleNamespace:
     """What the trainer asks of a family context."""
-    tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "small"))
     config = json.loads((model / "config.json").read_text())
-    return SimpleNamespace(name="small", config=config, arch=ARCH, load_model=load_model, tokenizer=tokenizer)
+    return SimpleNamespace(name="small", config=config, arch=ARCH, load_model=load_model, tokenizer_sha256="1" * 64)

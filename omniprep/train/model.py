@@ -5,6 +5,7 @@ checkpoint's own class cannot train on bins; any other is loaded as the class th
 """
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,9 +85,19 @@ def load_trainable(ctx: Any, path: str, config: TrainConfig, device: torch.devic
     return model, parts
 
 
-def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig) -> Any:
-    """Freeze the model and give it LoRA adapters on the modules that `lora_regex` names."""
-    from peft import LoraConfig, get_peft_model
+def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoint: Path | None = None) -> Any:
+    """Freeze the model and give it LoRA adapters on the modules that `lora_regex` names.
+
+    Args:
+        model: The model.
+        parts: Its module prefixes.
+        config: Rank, scale, dropout and targets.
+        checkpoint: Take the adapters' weights from there.
+
+    Raises:
+        OmniprepError: The targets match nothing, or the checkpoint has other adapters.
+    """
+    from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     lora = LoraConfig(
         task_type="CAUSAL_LM",
@@ -96,9 +107,18 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig) -> Any:
         target_modules=lora_regex(model, parts, config),
     )
     try:
-        return get_peft_model(model, lora)
+        adapted = get_peft_model(model, lora)
     except ValueError as error:
         raise OmniprepError(f"--target-regex {config.target_regex!r}: {error}") from error
+    if checkpoint is not None:
+        if not (checkpoint / "adapter_model.safetensors").is_file():
+            raise OmniprepError(f"--resume {checkpoint}: no adapter there, but --lora is on")
+        result = set_peft_model_state_dict(adapted, load_peft_weights(str(checkpoint), device="cpu"))
+        if result.unexpected_keys or any("lora_" in name for name in result.missing_keys):
+            raise OmniprepError(
+                f"--resume {checkpoint}: its adapters are not those of these options (--lora-rank, --freeze-…)"
+            )
+    return adapted
 
 
 def load_qwen2_5_omni(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:

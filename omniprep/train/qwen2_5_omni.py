@@ -136,7 +136,8 @@ class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # the na
             if not self.touch_towers:
                 return embeds
             grid = torch.tensor([[1, 2, 2]], device=embeds.device)
-            width = tower.patch_embed.proj.weight[0].numel()
+            patch = tower.config
+            width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
             blank = torch.zeros(4, width, dtype=tower.dtype, device=embeds.device)
             return embeds + tower(blank, grid_thw=grid).pooler_output.mean().to(embeds.dtype) * 0
         pixels = torch.cat([p for p, _ in given]).to(tower.dtype)

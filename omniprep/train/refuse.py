@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from omniprep.build.manifest import tokenizer_hash
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 
@@ -28,7 +27,7 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
             raise OmniprepError(
                 f"{where} was built for family {dataset.layout.family!r}, the model is of family {ctx.name!r}"
             )
-        built, ours = manifest.get("tokenizer_sha256"), tokenizer_hash(ctx)
+        built, ours = manifest.get("tokenizer_sha256"), ctx.tokenizer_sha256
         if built is not None and built != ours:
             raise OmniprepError(
                 f"{where} was built with another tokenizer ({built[:12]}, of {manifest.get('model')}) than the model's "

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -58,10 +57,11 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     check_datasets([*datasets, *evaluation], ctx)
     checkpoint = find_checkpoint(config)
     device = args.device
-    path = str(checkpoint) if checkpoint is not None and not config.lora and not sharded(args) else config.model
+    whole = checkpoint is not None and not config.lora and (checkpoint / "config.json").is_file()
+    path = str(checkpoint) if whole else config.model
     model, parts = load_trainable(ctx, path, config, device)
     transformers.set_seed(config.seed)
-    trained = add_lora(model, parts, config) if config.lora else model
+    trained = add_lora(model, parts, config, checkpoint) if config.lora else model
     bins, held_out = split_bins(datasets, config)
     batcher = Batcher(datasets[0].layout.modalities)
     mixture = Mixture(
@@ -102,6 +102,8 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     except torch.OutOfMemoryError as error:
         raise OmniprepError(explain_memory(config, error)) from error
     trainer.evaluate()
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(out))
     if config.merge_lora and args.should_save:
         from omniprep.train.merge import merge_lora
@@ -162,11 +164,6 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
             "-m omniprep train …, or set CUDA_VISIBLE_DEVICES=0"
         )
     return arguments
-
-
-def sharded(args: TrainingArguments) -> bool:
-    """Whether weights are sharded, so that the Trainer itself restores them."""
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" or bool(args.deepspeed)
 
 
 def find_checkpoint(config: TrainConfig) -> Path | None:

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
 from omniprep.errors import OmniprepError
@@ -80,6 +83,16 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
             trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
             base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let --fsdp hold on the CPU too, where accelerate 1.15 would leave it out without a word."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
+            self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            self.accelerator.state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+        if self.config.fsdp and not self.is_fsdp_enabled:
+            raise OmniprepError("--fsdp needs several ranks: torchrun --nproc-per-node N -m omniprep train …")
 
     # Data -------------------------------------------------------------------------------------------------------------
     # ----------
@@ -214,6 +227,9 @@ class BinTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save a whole checkpoint, or an adapter."""
+        if state_dict is not None:  # from FSDP: gathered on GPUs, still in shards on the CPU
+            state_dict = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in state_dict.items()}
+            state_dict = {n: t.wait() if isinstance(t, AsyncCollectiveTensor) else t for n, t in state_dict.items()}
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
@@ -236,7 +252,22 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             }
             write_position(folder, state)
 
+    @property
+    def gathers(self) -> bool:
+        """Whether FSDP gathers weights to save them (else each rank saves its shards)."""
+        return self.is_fsdp_enabled and "FULL" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Leave out the second copy of the weights that the Trainer writes for FSDP."""
+        if not self.gathers:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Full training has loaded the checkpoint as its model; adapters and sharded weights are loaded here."""
-        if self.config.lora or self.is_fsdp_enabled:
+        """Nothing: the run has loaded the checkpoint as its model; but for weights saved in shards."""
+        if self.is_fsdp_enabled and not self.gathers:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
