@@ -9,7 +9,6 @@ import importlib
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +17,7 @@ import numpy as np
 
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
-from omniprep.families.registry import FamilyRecord, registered
+from omniprep.families.registry import FamilyRecord
 
 __all__ = ["Trial", "small_checkpoint", "try_family", "versions"]
 
@@ -57,12 +56,9 @@ def versions() -> dict[str, str]:
 
 def small_checkpoint(record: FamilyRecord, folder: Path) -> Path | None:
     """A small random checkpoint of a family, or None where the family cannot make one."""
-    place: str = cast(Any, record.cls).init_model
-    if not place:
-        return None
-    module, _, name = place.partition(":")
-    make: Callable[[Path, str], Path] = getattr(importlib.import_module(module), name)
-    return make(folder, record.name)
+    from omniprep.families.init_model import init_model
+
+    return init_model(folder, record.name) if cast(Any, record.cls).init_model else None
 
 
 def try_family(ctx: FamilyContext, folder: Path) -> list[Trial]:
@@ -72,15 +68,12 @@ def try_family(ctx: FamilyContext, folder: Path) -> list[Trial]:
         ctx: The family on a checkpoint.
         folder: Where the media files may be written.
     """
-    dummy = registered(ctx.cls, "dummy")
-    if dummy is None:
-        return [Trial("dummy rows", fault="the family registers no dummy data (register_dummy_data)")]
     chosen = [{m: 1} for m in ctx.modalities] + [dict.fromkeys(ctx.modalities, 1)]
     trials = []
     for counts in chosen:
         what = " + ".join(counts)
         try:
-            messages, media = dummy(ctx, BIN_LENGTH, counts)
+            messages, media = ctx.dummy(BIN_LENGTH, counts)
             trials.append(_try_row(ctx, what, {"messages": messages, **_save_media(media, folder)}, folder))
         except (Reject, OmniprepError, OSError) as error:
             trials.append(Trial(what, fault=" ".join(str(error).split())))
@@ -98,11 +91,13 @@ def _try_row(ctx: FamilyContext, what: str, row: dict[str, Any], folder: Path) -
     planned = plan_rows([row], ctx, config, Places(str(folder), (), False))[0]
     if isinstance(planned, Reject):
         return Trial(what, fault=str(planned))
+    pads = [ctx.placeholder_id(modality) for modality in ctx.modalities]
     promised = sum(item.item.tokens for items in planned.items.values() for item in items)
     encoded = encode_planned(planned, ctx, config, MediaCache(0))
-    pads = [ctx.placeholder_id(modality) for modality in ctx.modalities]
-    expanded = int(np.isin(encoded.input_ids, pads).sum())
+    expanded = len(encoded.input_ids) - len(planned.ids) + int(np.isin(planned.ids, pads).sum())
+    over = [f"{m} {i.item.tokens}" for m in ctx.modalities for i in planned.items[m] if i.item.tokens > ctx.maxima[m]]
     fault = "" if promised == expanded else f"the counters promise {promised} tokens, the expansion gives {expanded}"
+    fault = fault or (f"more tokens than the registered maximum: {', '.join(over)}" if over else "")
     tensors = [(name, array) for name, arrays in encoded.media.items() for array in arrays]
     shapes = [f"{name} {'x'.join(map(str, array.shape)) or int(array)}" for name, array in tensors]
     for column in ctx.columns:

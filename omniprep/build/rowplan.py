@@ -177,7 +177,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
         entry = found[modality][number]
         order[modality].append(entry.planned)
         if entry.track is None:
-            return ctx.tag(modality, number + 1)
+            return ctx.tag(modality, number + 1, plain=not config.use_chat_template)
         entry.planned.item.audio = len(order["audio"])
         order["audio"].append(entry.track)
         return ctx.tag("video_audio", number + 1)

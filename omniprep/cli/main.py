@@ -27,8 +27,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("omniprep.cli.repack_cmd", "Write rows back as readable JSONL with their media."),
     "verify": ("omniprep.cli.verify_cmd", "Check a dataset's checksums and that no row was lost."),
     "repack": ("omniprep.cli.repack_cmd", "Another bin length, seed or choice of rows, with no decode."),
+    "push": ("omniprep.cli.hub_cmd", "Upload a dataset to the Hugging Face Hub; resumable."),
+    "pull": ("omniprep.cli.hub_cmd", "Download a pushed dataset."),
     "train": ("omniprep.cli.train_cmd", "Train a model on datasets; under torchrun on many GPUs."),
     "infer": ("omniprep.cli.train_cmd", "Answer chat rows with a trained model."),
+    "families": ("omniprep.cli.families_cmd", "Model families: from where, for which checkpoints, limits and options."),
     "doctor": ("omniprep.cli.doctor_cmd", "Versions, families, and dummy rows through every family."),
     "init-model": ("omniprep.cli.model_cmd", "Make a small random Qwen2.5-Omni checkpoint with the real vocabulary."),
 }

@@ -7,11 +7,12 @@ import click
 @click.argument("folder", type=click.Path(file_okay=False))
 @click.option("--family", default="qwen2_5_omni", show_default=True, help="Which family's small model.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
-def init_model(folder: str, family: str, seed: int) -> None:
+@click.option("--plugin", multiple=True, help="Python file that registers model families.")
+def init_model(folder: str, family: str, seed: int, plugin: tuple[str, ...]) -> None:
     """Make a small random-weight checkpoint in FOLDER, with the real vocabulary and processor settings.
 
     Everything of omniprep runs with it offline. 50 MB, about 15 seconds; needs `pip install 'omniprep[demo]'`.
     """
     from omniprep.families.init_model import init_model as make
 
-    click.echo(make(folder, family, seed=seed))
+    click.echo(make(folder, family, seed=seed, plugins=plugin))

@@ -141,7 +141,11 @@ def _joined(column: Column, parts: list[np.ndarray]) -> torch.Tensor:
 
 
 def _padded(column: Column, bins: Sequence[Arrays]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spectrograms (clips, height, frames) padded with zeros to the longest or to `pad_to` frames, and their mask."""
+    """Spectrograms (clips, height, frames) padded to the longest or to `pad_to` frames, and their mask.
+
+    Padded with zeros, or by their last frame where `pad` is "edge"; `valid` names the column of the frames that count, where
+    more than those are stored.
+    """
     sizes = [item_sizes(column, b) for b in bins]
     frames = np.concatenate(sizes)
     longest = max(int(frames.max()), column.params.get("pad_to") or 0)
@@ -152,8 +156,11 @@ def _padded(column: Column, bins: Sequence[Arrays]) -> tuple[torch.Tensor, torch
         for count in counts.tolist():
             end = start + count * column.unit
             features[clip, :, :count] = item[column.name][start:end].reshape(column.unit, count)
+            if column.params.get("pad") == "edge":
+                features[clip, :, count:] = features[clip, :, count - 1 : count]
             start, clip = end, clip + 1
-    mask = (np.arange(longest) < frames[:, None]).astype(np.int64)
+    valid = np.concatenate([b[column.params["valid"]] for b in bins]) if column.params.get("valid") else frames
+    mask = (np.arange(longest) < valid[:, None]).astype(np.int64)
     return _tensor(column, features), torch.from_numpy(mask)
 
 

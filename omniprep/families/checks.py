@@ -52,7 +52,9 @@ def check_packages(record: FamilyRecord) -> None:
         except PackageNotFoundError:
             found = None
         if found is None or not requirement.specifier.contains(found, prereleases=True):
-            raise MissingPackageError(f"family {record.name!r} needs {text} (found: {found or 'not installed'}); run: pip install {text!r}")
+            raise MissingPackageError(
+                f"family {record.name!r} needs {text} (found: {found or 'not installed'}); run: pip install {text!r}"
+            )
 
 
 def check_limits(record: FamilyRecord) -> None:
@@ -62,10 +64,14 @@ def check_limits(record: FamilyRecord) -> None:
     for modality, most in limits.items():
         check_modality(modality)
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
-            raise UnknownModalityError(f"family {record.name!r}: the limit of {modality} must be None or a count, not {most!r}")
+            raise UnknownModalityError(
+                f"family {record.name!r}: the limit of {modality} must be None or a count, not {most!r}"
+            )
     for name, entry in fields.items():
         if entry.modality not in ("image", "audio", "video"):
-            raise UnknownModalityError(f"family {record.name!r}: field {name!r} is of modality {entry.modality!r}; known: image, audio, video")
+            raise UnknownModalityError(
+                f"family {record.name!r}: field {name!r} is of modality {entry.modality!r}; known: image, audio, video"
+            )
 
 
 def check_registrations(record: FamilyRecord, modalities: tuple[str, ...]) -> None:
@@ -82,9 +88,13 @@ def check_registrations(record: FamilyRecord, modalities: tuple[str, ...]) -> No
                 f"family {name!r}: only images have a default mapper; give register_input_mapper({modality!r}, fn) a function"
             )
         if modality not in cls.placeholders:  # type: ignore[attr-defined]
-            raise MissingRegistrationError(f"family {name!r} has no placeholder for {modality}; add it to `placeholders`")
+            raise MissingRegistrationError(
+                f"family {name!r} has no placeholder for {modality}; add it to `placeholders`"
+            )
         if not any(entry.modality == modality for entry in cls.fields.values()):  # type: ignore[attr-defined]
-            raise MissingRegistrationError(f"family {name!r} has no field for {modality}; add what its mapper gives to `fields`")
+            raise MissingRegistrationError(
+                f"family {name!r} has no field for {modality}; add what its mapper gives to `fields`"
+            )
 
 
 def check_mapped(ctx: "FamilyContext", modality: str, result: Any) -> dict[str, Array]:
@@ -101,12 +111,15 @@ def check_mapped(ctx: "FamilyContext", modality: str, result: Any) -> dict[str, 
         if key not in fields:
             raise UndeclaredFieldError(f"{who} gives {key!r}, which `fields` does not declare; declare it there")
         if fields[key].modality != modality:
-            raise ConflictingKeyError(f"{who} gives {key!r}, which belongs to {fields[key].modality}; name it differently")
-    for key, entry in fields.items():
-        if entry.modality != modality:
-            continue
-        if key not in result:
-            raise UndeclaredFieldError(f"{who} does not give {key!r}, which `fields` declares")
+            raise ConflictingKeyError(
+                f"{who} gives {key!r}, which belongs to {fields[key].modality}; name it differently"
+            )
+    mine = {key: entry for key, entry in fields.items() if entry.modality == modality}
+    if missing := mine.keys() - result.keys():
+        raise UndeclaredFieldError(
+            f"{who} does not give {', '.join(map(repr, sorted(missing)))}, which `fields` declares"
+        )
+    for key, entry in mine.items():
         if callable(entry.sizes):
             said, held = int(np.sum(entry.sizes(result))), len(result[key])
             if said != held:
@@ -125,7 +138,9 @@ def item_spans(ctx: "FamilyContext", sample: Sample, expansions: list[Expansion]
     for expansion in expansions:
         item = left.pop((expansion.modality, expansion.item), None)
         if item is None:
-            raise TokenCountMismatchError(f"{who} expands {expansion.modality} {expansion.item + 1}, which is not there or was expanded before")
+            raise TokenCountMismatchError(
+                f"{who} expands {expansion.modality} {expansion.item + 1}, which is not there or was expanded before"
+            )
         sound = sample.items["audio"][item.audio].tokens if item.audio is not None else 0
         if len(expansion.ids) != item.tokens + sound:
             raise TokenCountMismatchError(

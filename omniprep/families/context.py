@@ -162,7 +162,10 @@ class FamilyContext:
     def versions(self) -> dict[str, str]:
         """Versions of what the family's rows depend on: its own, and the texts of plug-ins."""
         texts = zip(self.spec.plugins, self.spec.plugin_sources, strict=True)
-        return {f"family {self.name}": self.record.version, **{f"plugin {path}": plugin_hash(text)[:16] for path, text in texts}}
+        return {
+            f"family {self.name}": self.record.version,
+            **{f"plugin {path}": plugin_hash(text)[:16] for path, text in texts},
+        }
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -191,14 +194,16 @@ class FamilyContext:
         """The id of a modality's placeholder."""
         return self.token_id(self.attribute("placeholders")[modality])
 
-    def tag(self, modality: str, number: int = 1) -> str:
+    def tag(self, modality: str, number: int = 1, *, plain: bool = False) -> str:
         """The text that stands for an item before tokenization ("video_audio": a video with its sound).
 
         Args:
             modality: Of the item.
             number: Which one of the row it is, from 1; some families write it.
+            plain: In text without roles.
         """
-        text: str = self.attribute("tags").get(modality) or self.attribute("placeholders")[modality]
+        tags = {**self.attribute("tags"), **(self.attribute("plain_tags") if plain else {})}
+        text: str = tags.get(modality) or self.attribute("placeholders")[modality]
         return text.replace("{n}", str(number))
 
     @cached_property
@@ -248,7 +253,9 @@ class FamilyContext:
 
     def positions(self, sample: Sample) -> Array | None:
         """M-rope ids int32 (3, L) of a row, or None for the plain range."""
-        return None if registered(self.cls, "positions") is None else cast(Array | None, call(self, "positions", sample))
+        return (
+            None if registered(self.cls, "positions") is None else cast(Array | None, call(self, "positions", sample))
+        )
 
     def map_item(self, modality: str, decoded: Decoded) -> dict[str, Array]:
         """Forward arguments of one decoded item, checked against the declared fields."""
@@ -271,10 +278,14 @@ class FamilyContext:
         try:
             messages, media = call(self, "dummy", bin_length, counts)
         except (TypeError, ValueError) as error:
-            raise DummyError(f"family {self.name!r}: register_dummy_data must give (messages, media): {error}") from error
+            raise DummyError(
+                f"family {self.name!r}: register_dummy_data must give (messages, media): {error}"
+            ) from error
         for modality, items in media.items():
             if len(items) > counts.get(modality, 0):
-                raise DummyError(f"family {self.name!r}: {counts.get(modality, 0)} {modality} items were asked of the dummy, it gives {len(items)}")
+                raise DummyError(
+                    f"family {self.name!r}: {counts.get(modality, 0)} {modality} items were asked of the dummy, it gives {len(items)}"
+                )
         return messages, media
 
     def capacity_warnings(self, bin_length: int, limits: dict[str, int | None]) -> list[str]:
@@ -307,12 +318,27 @@ class FamilyContext:
                     learned.update(self.map_item(entry.modality, self.blank(entry.modality)))
                 array = learned[name]
                 shape = tuple(array.shape[1:]) if shape is None else shape
-                dtype = ("int32" if entry.layout == "item" and array.dtype.kind in "iu" else str(array.dtype)) if dtype is None else dtype
+                dtype = (
+                    ("int32" if entry.layout == "item" and array.dtype.kind in "iu" else str(array.dtype))
+                    if dtype is None
+                    else dtype
+                )
             sizes = entry.sizes if isinstance(entry.sizes, str) else ""
             params = entry.params(self) if callable(entry.params) else dict(entry.params)
             kind: Any = {"item": "items", "flat": "flat"}[entry.layout]
             load: Any = entry.load
-            result.append(Column(name=name, modality=entry.modality, kind=kind, dtype=dtype, shape=shape, sizes=sizes, load=load, params=params))
+            result.append(
+                Column(
+                    name=name,
+                    modality=entry.modality,
+                    kind=kind,
+                    dtype=dtype,
+                    shape=shape,
+                    sizes=sizes,
+                    load=load,
+                    params=params,
+                )
+            )
         return tuple(result)
 
     def blank_image(self, width: int, height: int) -> Any:

@@ -8,8 +8,8 @@ which transformers 5 reads as well. The same seed and the same torch give the sa
 """
 
 import copy
+import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ CONFIG: dict[str, Any] = {
 GENERATION = {"pad_token_id": 151643, "bos_token_id": 151644, "eos_token_id": [151645, 151643], "do_sample": False}
 
 
-def _write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -192,22 +192,20 @@ def init_qwen2_5_omni(path: Path, seed: int) -> None:
 
     write_tokenizer(path, CHAT_TEMPLATE)
     _write_weights(path, seed)
-    _write_json(path / "preprocessor_config.json", PREPROCESSOR)
-    _write_json(path / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
-    _write_json(path / "generation_config.json", GENERATION)
-    _write_json(path / "config.json", CONFIG)
+    write_json(path / "preprocessor_config.json", PREPROCESSOR)
+    write_json(path / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    write_json(path / "generation_config.json", GENERATION)
+    write_json(path / "config.json", CONFIG)
 
 
-INITIALIZERS: dict[str, Callable[[Path, int], None]] = {"qwen2_5_omni": init_qwen2_5_omni}
-
-
-def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0) -> Path:
-    """Make a small random-weight checkpoint of a family.
+def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0, plugins: tuple[str, ...] = ()) -> Path:
+    """Make a small random-weight checkpoint of a family, by its `init_model` hook.
 
     Args:
         path: Folder to write; made where absent, and must not hold a checkpoint yet.
         family: Which family's model.
         seed: Seed of the random weights.
+        plugins: Python files that register families.
 
     Returns:
         The folder.
@@ -216,11 +214,23 @@ def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0)
         UsageError: A family that has no small model.
         OmniprepError: The folder holds a checkpoint, or the vocabulary is not installed.
     """
-    if family not in INITIALIZERS:
-        raise UsageError(f"no small model for family {family!r}; there is one for: {', '.join(sorted(INITIALIZERS))}")
+    from omniprep.families.loading import load_families
+    from omniprep.families.registry import REGISTRY
+
+    load_families(plugins)
+    hooks = {
+        name: hook for name, record in REGISTRY.families.items() if (hook := getattr(record.cls, "init_model", ""))
+    }
+    if family not in hooks:
+        REGISTRY.find(family, {})
+        raise UsageError(f"no small model for family {family!r}; there is one for: {', '.join(sorted(hooks))}")
     path = Path(path)
     if (path / "config.json").exists():
         raise OmniprepError(f"{path} holds a checkpoint already; choose another folder")
     path.mkdir(parents=True, exist_ok=True)
-    INITIALIZERS[family](path, seed)
+    make = hooks[family]
+    if isinstance(make, str):
+        module, _, name = make.partition(":")
+        make = getattr(importlib.import_module(module), name)
+    make(path, seed)
     return path

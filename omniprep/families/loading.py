@@ -18,7 +18,7 @@ from omniprep.errors import OmniprepError
 from omniprep.families.errors import PluginImportError
 from omniprep.families.registry import REGISTRY
 
-BUILT_IN = ("qwen2_5_omni",)
+BUILT_IN = ("qwen2_5_omni", "qwen2_vl", "qwen3_vl", "qwen2_audio")
 _loaded: dict[str, str] = {}  # origin of a plug-in → its module's name
 
 
@@ -127,14 +127,23 @@ def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
     if not _is_hub_name(model):
         raise OmniprepError(f"model {model!r}: no such folder, and not a Hub name (ORG/NAME)")
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return _json(Path(hf_hub_download(model, name)))
     except LocalEntryNotFoundError as error:
-        raise OmniprepError(f"model {model!r}: the Hub cannot be reached and the checkpoint is not in the local cache") from error
+        raise OmniprepError(
+            f"model {model!r}: the Hub cannot be reached and the checkpoint is not in the local cache"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise OmniprepError(f"model {model!r}: no such checkpoint on the Hub (or no access: huggingface-cli login)") from error
+        raise OmniprepError(
+            f"model {model!r}: no such checkpoint on the Hub (or no access: huggingface-cli login)"
+        ) from error
     except EntryNotFoundError:
         return None
     except HfHubHTTPError as error:

@@ -13,18 +13,27 @@ from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.mel import audio_frames, log_mel
-from omniprep.families.qwen_omni_layout import Block, interleave, positions
-from omniprep.families.qwen_vision import (
-    Limits,
-    VideoPlan,
-    image_patches,
-    image_size,
-    most_image_tokens,
-    most_video_tokens,
-    plan_video,
-    resize_frames,
-    video_patches,
+from omniprep.families.qwen_media import (
+    CLIP_MEAN as MEAN,
 )
+from omniprep.families.qwen_media import (
+    CLIP_STD as STD,
+)
+from omniprep.families.qwen_media import (
+    MERGE,
+    ROW_OPTIONS,
+    QwenVision,
+    grid_of,
+    map_image,
+    reading_order,
+    video_plan,
+    vision_fields,
+    vision_options,
+)
+from omniprep.families.qwen_media import (
+    count_vision as count_image,
+)
+from omniprep.families.qwen_omni_layout import Block, interleave, positions
 from omniprep.families.registry import (
     REGISTRY,
     Decoded,
@@ -34,53 +43,11 @@ from omniprep.families.registry import (
     MediaMeta,
     ModelArch,
     Sample,
-    SupportsMultiModal,
     TemplateMeta,
 )
 
 if TYPE_CHECKING:
     from omniprep.families.context import FamilyContext
-
-PATCH, MERGE = 14, 2
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def limits_of(ctx: "FamilyContext") -> Limits:
-    """The build's pixel and frame limits."""
-    o = ctx.opt
-    return Limits(
-        o.min_pixels, o.max_pixels, o.video_min_pixels, o.video_max_pixels, o.video_total_pixels, o.fps, o.fps_min_frames, o.fps_max_frames
-    )
-
-
-def image_grid(ctx: "FamilyContext", meta: MediaMeta) -> tuple[int, int, int]:
-    """(1, H/14, W/14) of an image."""
-    height, width = image_size(meta.height, meta.width, limits_of(ctx), PATCH * MERGE, meta.options)
-    return 1, height // PATCH, width // PATCH
-
-
-def video_plan(ctx: "FamilyContext", meta: MediaMeta) -> VideoPlan:
-    """Frames and size of a video."""
-    return plan_video(meta, limits_of(ctx), PATCH * MERGE)
-
-
-def video_grid(ctx: "FamilyContext", meta: MediaMeta) -> tuple[int, int, int]:
-    """(T/2, H/14, W/14) of a video."""
-    plan = video_plan(ctx, meta)
-    return len(plan.indices) // 2, plan.height // PATCH, plan.width // PATCH
-
-
-def count_image(ctx: "FamilyContext", meta: MediaMeta) -> int:
-    """Tokens of an image: H·W/784 after resizing."""
-    t, h, w = image_grid(ctx, meta)
-    return t * h * w // MERGE**2
-
-
-def count_video(ctx: "FamilyContext", meta: MediaMeta) -> int:
-    """Tokens of a video (its pictures)."""
-    t, h, w = video_grid(ctx, meta)
-    return t * h * w // MERGE**2
 
 
 def audio_tokens(frames: int) -> int:
@@ -108,32 +75,6 @@ def count_audio(ctx: "FamilyContext", meta: MediaMeta) -> int:
     return tokens
 
 
-def map_image(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[Any]]:
-    """Images → image_grid_thw (n, 3), pixel_values uint8 (patches, 588)."""
-    grids = [image_grid(ctx, item.meta) for item in items]
-    patches = [
-        image_patches(np.asarray(item.image.resize((w * PATCH, h * PATCH)), np.uint8))
-        for item, (_, h, w) in zip(items, grids, strict=True)
-    ]
-    return {"image_grid_thw": np.array(grids, np.int32), "pixel_values": np.concatenate(patches)}
-
-
-def map_video(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[Any]]:
-    """Videos → video_grid_thw (n, 3), pixel_values_videos uint8 (patches, 1176)."""
-    grids, patches = [], []
-    for item in items:
-        plan = video_plan(ctx, item.meta)
-        if item.frames is None:
-            size = (plan.width, plan.height)
-            pictures = [np.asarray(item.images[i].resize(size), np.uint8) for i in dict.fromkeys(plan.indices)]
-            frames = np.stack([*pictures, *pictures[-1:] * (len(plan.indices) - len(pictures))])
-        else:
-            frames = resize_frames(item.frames(list(plan.indices)), plan.height, plan.width)
-        grids.append((len(frames) // 2, plan.height // PATCH, plan.width // PATCH))
-        patches.append(video_patches(frames))
-    return {"video_grid_thw": np.array(grids, np.int32), "pixel_values_videos": np.concatenate(patches)}
-
-
 def map_audio(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[Any]]:
     """Audio → audio_frames (n,), input_features bfloat16 bits (128, T) of one clip."""
     waves = [cast(NDArray[np.float32], item.waveform) for item in items]
@@ -151,7 +92,7 @@ def _blocks(ctx: "FamilyContext", sample: Sample, placeholder_order: list[tuple[
         if modality == "audio":
             blocks.append(Block("audio", audio_tokens=item.tokens))
             continue
-        t, h, w = image_grid(ctx, item.meta) if modality == "image" else video_grid(ctx, item.meta)
+        t, h, w = grid_of(ctx, item.meta)
         grid = (t, h // MERGE, w // MERGE)
         if modality == "image":
             blocks.append(Block("image", grid))
@@ -201,33 +142,19 @@ def rope(ctx: "FamilyContext", sample: Sample) -> NDArray[np.int32] | None:
     """M-rope ids (3, L); None (the plain range) for rows without pictures, audio or not."""
     if not sample.items["image"] and not sample.items["video"]:
         return None
-    ids = _ids(ctx)
-    media = np.isin(sample.ids, list(ids.values()))
-    starts = np.flatnonzero(media & ~np.concatenate([[False], media[:-1]]))
-    numbers = {m: iter([i for i, item in enumerate(sample.items[m]) if not item.meta.in_video]) for m in ids}
-    names = {token: modality for modality, token in ids.items()}
-    order = [(m, next(numbers[m])) for m in (names[int(sample.ids[s])] for s in starts)]
+    found = reading_order(ctx, sample, ctx.modalities)
+    blocks = _blocks(ctx, sample, [(modality, number) for _, modality, number in found])
     per_second, chunk = _chunk(ctx)
-    return positions(len(sample.ids), starts.tolist(), _blocks(ctx, sample, order), per_second, chunk)
-
-
-def dummy(ctx: "FamilyContext", bin_length: int, counts: dict[str, int]) -> tuple[list[dict[str, str]], dict[str, list[Any]]]:
-    """A chat with black images, one second of silence and short videos."""
-    media: dict[str, list[Any]] = {
-        "image": [ctx.blank_image(280, 280)] * counts.get("image", 0),
-        "audio": [np.zeros(16000, np.float32)] * counts.get("audio", 0),
-        "video": [[ctx.blank_image(112, 112)] * 4] * counts.get("video", 0),
-    }
-    tags = "".join(f"<{m}>" * len(items) for m, items in media.items())
-    return [{"role": "user", "content": tags + "hi"}, {"role": "assistant", "content": "ok"}], media
-
-
-_PATCHES = {"mean": MEAN, "std": STD, "patch_size": PATCH, "temporal_patch_size": 2}
+    return positions(len(sample.ids), [start for start, _, _ in found], blocks, per_second, chunk)
 
 
 @REGISTRY.register_family(
     "qwen2_5_omni",
-    hf_architectures=["Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniThinkerForConditionalGeneration"],
+    hf_architectures=[
+        "Qwen2_5OmniModel",
+        "Qwen2_5OmniForConditionalGeneration",
+        "Qwen2_5OmniThinkerForConditionalGeneration",
+    ],
     model_types=["qwen2_5_omni", "qwen2_5_omni_thinker"],
     checkpoints=["Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B"],
     requires=["transformers>=4.57"],
@@ -241,19 +168,12 @@ _PATCHES = {"mean": MEAN, "std": STD, "patch_size": PATCH, "temporal_patch_size"
         generator=("talker", "token2wav"),
     )
 )
-@REGISTRY.register_image_input_mapper(map_image)
 @REGISTRY.register_input_mapper("audio", map_audio)
-@REGISTRY.register_input_mapper("video", map_video)
-@REGISTRY.register_max_image_tokens(lambda ctx: most_image_tokens(limits_of(ctx)))
 @REGISTRY.register_max_multimodal_tokens("audio", 7500)
-@REGISTRY.register_max_multimodal_tokens("video", lambda ctx: most_video_tokens(limits_of(ctx)))
-@REGISTRY.register_token_counter("image", count_image)
 @REGISTRY.register_token_counter("audio", count_audio)
-@REGISTRY.register_token_counter("video", count_video)
 @REGISTRY.register_input_processor(expand)
 @REGISTRY.register_positions(rope)
-@REGISTRY.register_dummy_data(dummy)
-class Qwen25Omni(SupportsMultiModal):
+class Qwen25Omni(QwenVision):
     """Qwen2.5-Omni."""
 
     limits = {"image": None, "audio": None, "video": None}
@@ -266,14 +186,7 @@ class Qwen25Omni(SupportsMultiModal):
     }
     media_tokens = ("<|vision_bos|>", "<|vision_eos|>", "<|audio_bos|>", "<|audio_eos|>")
     fields = {
-        "image_grid_thw": Field("image", "item", dtype="int32", shape=(3,)),
-        "video_grid_thw": Field("video", "item", dtype="int32", shape=(3,)),
-        "pixel_values": Field(
-            "image", "flat", sizes="prod(image_grid_thw)", dtype="uint8", shape=(588,), load="patches", params=_PATCHES
-        ),
-        "pixel_values_videos": Field(
-            "video", "flat", sizes="prod(video_grid_thw)", dtype="uint8", shape=(1176,), load="patches", params=_PATCHES
-        ),
+        **vision_fields(14),
         "audio_frames": Field("audio", "item", dtype="int32", shape=(), load="none"),
         "input_features": Field(
             "audio",
@@ -285,26 +198,10 @@ class Qwen25Omni(SupportsMultiModal):
             params={"mask": "feature_attention_mask", "pad_to": None},
         ),
     }
-    options = {
-        "max_pixels": 16384 * 28 * 28,
-        "min_pixels": 4 * 28 * 28,
-        "video_max_pixels": 768 * 28 * 28,
-        "video_min_pixels": 128 * 28 * 28,
-        "video_total_pixels": 90_316_800,
-        "fps": 2.0,
-        "fps_min_frames": 4,
-        "fps_max_frames": 768,
-        "video_timing": "reference",
-        "long_audio": "reject",
-    }
-    row_options = frozenset(
-        "min_pixels max_pixels total_pixels resized_height resized_width fps nframes min_frames max_frames video_start video_end".split()
-    )
+    options = {**vision_options(28), "long_audio": "reject"}
+    row_options = frozenset(ROW_OPTIONS)
     load_model = "omniprep.train.model:load_qwen2_5_omni"
-    init_model = "omniprep.families.init_model:init_model"
+    init_model = "omniprep.families.init_model:init_qwen2_5_omni"
 
-    @staticmethod
-    def resized_image(ctx: "FamilyContext", meta: MediaMeta) -> tuple[int, int]:
-        """(width, height) of an image as the model sees it, for boxes in pixels."""
-        _, h, w = image_grid(ctx, meta)
-        return w * PATCH, h * PATCH
+
+__all__ = ["MEAN", "MERGE", "STD", "Qwen25Omni", "audio_tokens", "count_image", "map_image"]

@@ -116,7 +116,9 @@ def _body(block: Block, base: int, per_second: int, chunk: int) -> tuple[list[In
     return pieces, int(pieces[-1].max())
 
 
-def positions(length: int, starts: list[int], blocks: list[Block], per_second: int = 25, chunk: int = 50) -> NDArray[np.int32]:
+def positions(
+    length: int, starts: list[int], blocks: list[Block], per_second: int = 25, chunk: int = 50
+) -> NDArray[np.int32]:
     """M-rope ids int32 (3, L): temporal, height, width.
 
     Args:

@@ -40,7 +40,9 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
         Reject: aspect_ratio.
     """
     if max(height, width) / min(height, width) > MAX_RATIO:
-        raise Reject(RejectCode.ASPECT_RATIO, f"{width}x{height} pixels: one side is more than {MAX_RATIO} times the other")
+        raise Reject(
+            RejectCode.ASPECT_RATIO, f"{width}x{height} pixels: one side is more than {MAX_RATIO} times the other"
+        )
     h = max(factor, round(height / factor) * factor)
     w = max(factor, round(width / factor) * factor)
     if h * w > max_pixels:
@@ -56,12 +58,14 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
 
 def _asked_size(options: Mapping[str, Any], factor: int) -> tuple[int, int] | None:
     if "resized_height" in options and "resized_width" in options:
-        limits = Limits()
-        return smart_resize(options["resized_height"], options["resized_width"], factor, limits.min_pixels, limits.max_pixels)
+        area = factor * factor
+        return smart_resize(options["resized_height"], options["resized_width"], factor, 4 * area, 16384 * area)
     return None
 
 
-def image_size(height: int, width: int, limits: Limits, factor: int = 28, options: Mapping[str, Any] | None = None) -> tuple[int, int]:
+def image_size(
+    height: int, width: int, limits: Limits, factor: int = 28, options: Mapping[str, Any] | None = None
+) -> tuple[int, int]:
     """(height, width) of an image as the model sees it.
 
     Raises:
@@ -88,7 +92,9 @@ def frame_range(frames: int, fps: float, options: Mapping[str, Any]) -> tuple[in
     first = 0 if start is None else math.ceil(max(0.0, min(start, duration)) * fps)
     last = frames - 1 if end is None else min(math.floor(max(0.0, min(end, duration)) * fps), frames - 1)
     if first >= last:
-        raise Reject(RejectCode.BAD_VIDEO_OPTION, f"video_start {start} and video_end {end} leave no frames of {duration:.2f} s")
+        raise Reject(
+            RejectCode.BAD_VIDEO_OPTION, f"video_start {start} and video_end {end} leave no frames of {duration:.2f} s"
+        )
     return first, last, last - first + 1
 
 
@@ -114,7 +120,9 @@ def frame_count(frames: int, fps: float, limits: Limits, options: Mapping[str, A
     return int(wanted)
 
 
-def frame_size(height: int, width: int, taken: int, limits: Limits, factor: int, options: Mapping[str, Any]) -> tuple[int, int]:
+def frame_size(
+    height: int, width: int, taken: int, limits: Limits, factor: int, options: Mapping[str, Any]
+) -> tuple[int, int]:
     """(height, width) of each of `taken` frames.
 
     Raises:
@@ -147,7 +155,9 @@ def plan_video(meta: MediaMeta, limits: Limits, factor: int = 28) -> VideoPlan:
     if meta.sizes:
         sizes = {image_size(h, w, limits, factor, meta.options) for w, h in meta.sizes}
         if len(sizes) > 1:
-            raise Reject(RejectCode.BAD_MEDIA, f"the frames of a video must become one size, these become {sorted(sizes)}")
+            raise Reject(
+                RejectCode.BAD_MEDIA, f"the frames of a video must become one size, these become {sorted(sizes)}"
+            )
         height, width = sizes.pop()
         indices = list(range(len(meta.sizes)))
         indices += indices[-1:] * (-len(indices) % FRAME_FACTOR)
@@ -212,6 +222,11 @@ def most_video_tokens(limits: Limits, factor: int = 28) -> int:
     low = limits.video_min_pixels / area
     grown = low + math.sqrt(low) * (math.sqrt(MAX_RATIO) + 0.1) + 1
     for taken in range(2, max(limits.fps_max_frames, limits.fps_min_frames, 2) + 2, 2):
-        high = max(min(limits.video_max_pixels, limits.video_total_pixels / taken * 2), int(limits.video_min_pixels * 1.05)) / area
+        high = (
+            max(
+                min(limits.video_max_pixels, limits.video_total_pixels / taken * 2), int(limits.video_min_pixels * 1.05)
+            )
+            / area
+        )
         best = max(best, math.ceil(taken / 2 * max(high, math.sqrt(MAX_RATIO * high), grown)))
     return best

@@ -8,6 +8,9 @@ the real merges.txt came to be (151,387 lines). Takes about 3 s; needs neither t
 import base64
 import importlib.util
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,7 @@ def split_token(ranks: dict[bytes, int], token: bytes, rank: int) -> tuple[bytes
     return parts[0], parts[1]
 
 
+@lru_cache(maxsize=1)
 def read_vocabulary(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges, in GPT-2's alphabet, of a tiktoken file (a line a token: base64 bytes, rank)."""
     lines = path.read_bytes().splitlines()
@@ -115,7 +119,27 @@ def read_vocabulary(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {text[token]: rank for token, rank in ranks.items()}, merges
 
 
-def make_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddedTokens:
+    """Tokens after the vocabulary, in the order of their ids from `FIRST_ADDED`."""
+
+    special: tuple[str, ...] = SPECIAL_TOKENS
+    plain: tuple[str, ...] = PLAIN_TOKENS
+    last: tuple[str, ...] = ()
+    """Special ones after the plain ones."""
+    names: Mapping[str, str] = field(default_factory=lambda: MEDIA_TOKENS)
+    """Names under which transformers' processor asks for its media tokens."""
+    processor: str = "Qwen2_5OmniProcessor"
+
+    def __iter__(self) -> Iterator[tuple[str, bool]]:
+        """Each token, and whether it is special."""
+        for tokens, special in ((self.special, True), (self.plain, False), (self.last, True)):
+            yield from ((token, special) for token in tokens)
+
+
+def make_tokenizer(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], tokens: AddedTokens | None = None
+) -> Tokenizer:
     """The tokenizer that tokenizer.json of the real checkpoint describes."""
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=False, fuse_unk=False))
     tokenizer.normalizer = normalizers.NFC()
@@ -127,47 +151,50 @@ def make_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) ->
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN_TOKENS])
+    tokens = tokens or AddedTokens()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens.special])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens.plain])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens.last])
     return tokenizer
 
 
-def tokenizer_config(chat_template: str) -> dict[str, Any]:
+def tokenizer_config(chat_template: str, tokens: AddedTokens | None = None) -> dict[str, Any]:
     """tokenizer_config.json in the real checkpoint's form (read alike by transformers 4.57 and 5)."""
+    tokens = tokens or AddedTokens()
     added = {}
-    for n, token in enumerate(SPECIAL_TOKENS + PLAIN_TOKENS):
+    for n, (token, special) in enumerate(tokens):
         flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-        added[str(FIRST_ADDED + n)] = {"content": token, **flags, "special": token in SPECIAL_TOKENS}
+        added[str(FIRST_ADDED + n)] = {"content": token, **flags, "special": special}
     return {
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": added,
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "additional_special_tokens": [token for token, special in tokens if special][1:],
         "bos_token": None,
         "chat_template": chat_template,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",
-        "extra_special_tokens": MEDIA_TOKENS,
+        "extra_special_tokens": dict(tokens.names),
         "model_max_length": 32768,
         "pad_token": "<|endoftext|>",
-        "processor_class": "Qwen2_5OmniProcessor",
+        "processor_class": tokens.processor,
         "split_special_tokens": False,
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
-        **MEDIA_TOKENS,
+        **tokens.names,
     }
 
 
-def write_tokenizer(path: Path, chat_template: str) -> None:
+def write_tokenizer(path: Path, chat_template: str, tokens: AddedTokens | None = None) -> None:
     """Write tokenizer.json, vocab.json, merges.txt and their settings into the checkpoint folder `path`."""
     vocabulary, merges = read_vocabulary(find_vocabulary())
-    make_tokenizer(vocabulary, merges).save(str(path / "tokenizer.json"), pretty=False)
+    make_tokenizer(vocabulary, merges, tokens).save(str(path / "tokenizer.json"), pretty=False)
     (path / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (path / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    added = {token: FIRST_ADDED + n for n, token in enumerate(SPECIAL_TOKENS + PLAIN_TOKENS)}
+    added = {token: FIRST_ADDED + n for n, (token, _) in enumerate(tokens or AddedTokens())}
     (path / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", encoding="utf-8")
     (path / "tokenizer_config.json").write_text(
-        json.dumps(tokenizer_config(chat_template), indent=2) + "\n", encoding="utf-8"
+        json.dumps(tokenizer_config(chat_template, tokens), indent=2) + "\n", encoding="utf-8"
     )

@@ -53,6 +53,7 @@ class SupportsMultiModal(Protocol):
     Attributes:
         limits: Modality → most items of a row (None: no limit). A modality that is absent is not supported.
         placeholders: Modality → the one token that stands for an item until it is expanded.
+        plain_tags: The same for text without roles (--no-use-chat-template), where it differs.
         tags: Modality → the text that replaces `<image>` and so on (default: the placeholder; `{n}` is the item's number from
             1); "video_audio" is that of a video whose sound is taken too.
         fields: Forward arguments → `Field`.
@@ -68,6 +69,7 @@ class SupportsMultiModal(Protocol):
     limits: ClassVar[dict[str, int | None]] = {}
     placeholders: ClassVar[dict[str, str]] = {}
     tags: ClassVar[dict[str, str]] = {}
+    plain_tags: ClassVar[dict[str, str]] = {}
     fields: ClassVar[dict[str, Field]] = {}
     options: ClassVar[dict[str, Any]] = {}
     row_options: ClassVar[frozenset[str]] = frozenset()
@@ -149,7 +151,9 @@ class Registry:
 
     def _check_open(self, what: str) -> None:
         if self.frozen:
-            raise RegistryFrozenError(f"{what}: families must be registered before a build starts; move it into a --plugin file")
+            raise RegistryFrozenError(
+                f"{what}: families must be registered before a build starts; move it into a --plugin file"
+            )
 
     def _store(self, key: str, value: Any) -> Callable[[C], C]:
         self._check_open(key)
@@ -228,14 +232,18 @@ class Registry:
         """Register the module prefixes of the model's parts; names as in `register_template`."""
         return self._named("arch", self.archs, arch, meta, override)
 
-    def _named(self, key: str, known: dict[str, T], first: str | T, second: T | None, override: bool) -> Callable[[C], C]:
+    def _named(
+        self, key: str, known: dict[str, T], first: str | T, second: T | None, override: bool
+    ) -> Callable[[C], C]:
         self._check_open(f"register_{key}")
         if not isinstance(first, str):
             return self._store(key, first)
         if second is None:
             return self._store(key, self.named(key, first))
         if known.get(first, second) != second and not override:
-            raise DuplicateFamilyError(f"{key} {first!r} is registered already; choose another name or pass override=True")
+            raise DuplicateFamilyError(
+                f"{key} {first!r} is registered already; choose another name or pass override=True"
+            )
         known[first] = second
         return self._store(key, second)
 
@@ -248,7 +256,9 @@ class Registry:
         known: Mapping[str, Any] = self.templates if key == "template" else self.archs
         if name not in known:
             names = ", ".join(sorted(filter(None, known))) or "none"
-            raise UnknownTemplateError(f"{key} {name!r} is not registered; registered: {names}. Register it before the family")
+            raise UnknownTemplateError(
+                f"{key} {name!r} is not registered; registered: {names}. Register it before the family"
+            )
         return known[name]
 
     def register_input_mapper(self, modality: str, mapper: Mapper | None = None) -> Callable[[C], C]:
@@ -260,15 +270,23 @@ class Registry:
         """`register_input_mapper("image", mapper)`."""
         return self.register_input_mapper("image", mapper)
 
-    def register_max_multimodal_tokens(self, modality: str, most: "int | Callable[[FamilyContext], int]") -> Callable[[C], C]:
+    def register_max_multimodal_tokens(
+        self, modality: str, most: "int | Callable[[FamilyContext], int]"
+    ) -> Callable[[C], C]:
         """Register a true upper bound of the tokens of one item: an integer, or a function of the context.
 
         Raises:
             BadMaxTokensError: An integer below 1.
         """
         check_modality(modality)
-        if isinstance(most, bool) or (isinstance(most, int) and most < 1) or not (isinstance(most, int) or callable(most)):
-            raise BadMaxTokensError(f"maximum tokens of modality {modality!r} must be an integer of at least 1, not {most!r}")
+        if (
+            isinstance(most, bool)
+            or (isinstance(most, int) and most < 1)
+            or not (isinstance(most, int) or callable(most))
+        ):
+            raise BadMaxTokensError(
+                f"maximum tokens of modality {modality!r} must be an integer of at least 1, not {most!r}"
+            )
         return self._store(f"max:{modality}", most)
 
     def register_max_image_tokens(self, most: "int | Callable[[FamilyContext], int]") -> Callable[[C], C]:
@@ -298,7 +316,9 @@ class Registry:
         Raises:
             UnknownFamilyError: None fits; the message lists near names and what is registered.
         """
-        every = ", ".join(f"{r.name} ({r.origin})" if r.origin.startswith("--plugin") else r.name for r in self.families.values())
+        every = ", ".join(
+            f"{r.name} ({r.origin})" if r.origin.startswith("--plugin") else r.name for r in self.families.values()
+        )
         if name is not None:
             if name in self.families:
                 return self.families[name]

@@ -1,0 +1,19 @@
+"""`omniprep families`."""
+
+import click
+
+
+@click.command(name="families")
+@click.option("--plugin", multiple=True, help="Python file that registers model families.")
+def families(plugin: tuple[str, ...]) -> None:
+    """List the model families: from where, for which checkpoints, with which limits and options.
+
+    `omniprep build` finds a checkpoint's family by its architecture, or takes the one named by --family. Options go
+    in by --family-option NAME=VALUE (those of images and videos also by flags of their own, such as --max-pixels).
+    """
+    from omniprep.families.listing import describe
+    from omniprep.families.loading import load_families
+    from omniprep.families.registry import REGISTRY
+
+    load_families(plugin)
+    click.echo("\n\n".join("\n".join(describe(record)) for record in REGISTRY.families.values()))

@@ -1,0 +1,33 @@
+"""What is registered, as text: for `omniprep families`."""
+
+from typing import Any
+
+from omniprep.families.registry import FamilyRecord, registered
+from omniprep.rows.normalize import MODALITIES
+
+__all__ = ["describe"]
+
+
+def describe(record: FamilyRecord) -> list[str]:
+    """A family in a few lines: origin, what it answers to, its modalities with their limits and maxima, its options."""
+    cls: Any = record.cls
+    lines = [f"{record.name}  (version {record.version}, from {record.origin})"]
+    if record.checkpoints:
+        lines.append(f"  checkpoints    {', '.join(record.checkpoints)}")
+    known = ", ".join(record.hf_architectures + record.model_types)
+    lines.append(f"  architectures  {known or 'none: choose it with --family'}")
+    if record.requires:
+        lines.append(f"  requires       {', '.join(record.requires)}")
+    for modality in MODALITIES:
+        if modality not in cls.limits:
+            continue
+        most, tokens = cls.limits[modality], registered(cls, f"max:{modality}")
+        limit = "any number a row" if most is None else f"at most {most} a row"
+        size = f"at most {tokens} tokens each" if isinstance(tokens, int) else "size as the options say"
+        lines.append(f"  {modality:13}  {limit}, {size}, {cls.placeholders.get(modality)}")
+    options = ", ".join(f"{name}={value}" for name, value in sorted(cls.options.items()))
+    lines.append(f"  options        {options or 'none'}")
+    small = "small model by init-model" if cls.init_model else "no small model"
+    train = "trains through its own hook" if cls.load_model else "trains as transformers loads it"
+    lines.append(f"  models         {train}; {small}")
+    return lines

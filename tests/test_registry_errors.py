@@ -1,0 +1,338 @@
+"""Every mistake in a family is an error of its own that names family, modality and fix (docs/families.md, the table)."""
+
+import numpy as np
+import pytest
+import toy
+
+from omniprep.build.rowencode import MediaCache, encode_planned
+from omniprep.build.rowplan import item_limits, plan_rows
+from omniprep.config import BuildConfig
+from omniprep.errors import Reject, UsageError
+from omniprep.families import errors
+from omniprep.families.checks import check_packages
+from omniprep.families.context import FamilyContext, FamilySpec
+from omniprep.families.loading import load_families
+from omniprep.families.registry import Expansion, Field, ModelArch, Registry, TemplateMeta
+from omniprep.media.fetch import Places
+from omniprep.registry import REGISTRY, SupportsMultiModal
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return toy.write_checkpoint(tmp_path_factory.mktemp("toy") / "model")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return toy.write_rows(tmp_path_factory.mktemp("rows"), 4).parent
+
+
+@pytest.fixture(scope="module")
+def base():
+    load_families((str(toy.FAMILY),))
+    return REGISTRY.families["toy_vl"].cls
+
+
+@pytest.fixture
+def family(model, base):
+    """A function (class body, decorators) -> context of a family that inherits the toy's registrations."""
+
+    def make(body=None, *decorators, options=(), bases=None):
+        registry = Registry()
+        cls = type("Odd", bases or (base,), dict(body or {}))
+        for decorate in decorators:
+            cls = decorate(registry)(cls)
+        registry.register_family("odd", hf_architectures=["ToyVL"])(cls)
+        spec = FamilySpec(model=str(model), options=tuple(options))
+        return FamilyContext(registry.families["odd"], spec, {"architectures": ["ToyVL"]})
+
+    return make
+
+
+def encode(ctx, rows, images=("1.png",)):
+    row = {
+        "messages": [{"role": "user", "content": "<image>" * len(images)}, {"role": "assistant", "content": "x"}],
+        "images": list(images),
+    }
+    config = BuildConfig(model="m", bin_length=4096)
+    planned = plan_rows([row], ctx, config, Places(str(rows), (), False))[0]
+    if isinstance(planned, Reject):
+        raise planned
+    return encode_planned(planned, ctx, config, MediaCache(0))
+
+
+# Before a build ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_taken():
+    registry = Registry()
+    registry.register_family("one")(type("A", (SupportsMultiModal,), {}))
+    with pytest.raises(errors.DuplicateFamilyError, match="'one' is registered already, by .*override=True"):
+        registry.register_family("one")(type("B", (SupportsMultiModal,), {}))
+    registry.register_family("one", override=True)(type("B", (SupportsMultiModal,), {}))
+    assert registry.families["one"].cls.__name__ == "B"
+
+
+def test_names_of_templates_and_architectures():
+    registry = Registry()
+    plain = TemplateMeta(default_system="plain")
+    registry.register_template("mine", plain)
+    registry.register_model_arch("mine", ModelArch(language_model=("llm",)))
+    assert registry.named("template", "mine") is plain
+    with pytest.raises(errors.DuplicateFamilyError, match="template 'mine'"):
+        registry.register_template("mine", TemplateMeta())
+    with pytest.raises(errors.UnknownTemplateError, match="'yours' is not registered; registered: chatml, mine"):
+        registry.register_template("yours")
+    with pytest.raises(errors.UnknownTemplateError, match="arch 'yours'.*registered: mine"):
+        registry.named("arch", "yours")
+    with pytest.raises(UsageError, match="agent_template 'reactor' is not known; known: hermes"):
+        TemplateMeta(agent_template="reactor")
+
+
+def test_an_unknown_family_lists_near_names_and_plug_ins():
+    load_families((str(toy.FAMILY),))
+    with pytest.raises(errors.UnknownFamilyError, match="did you mean qwen2_5_omni"):
+        REGISTRY.find("qwen25_omni", {})
+    with pytest.raises(
+        errors.UnknownFamilyError, match=r"'zzz' is not registered.*toy_vl \(--plugin .*toy_family.py\)"
+    ):
+        REGISTRY.find("zzz", {})
+    with pytest.raises(errors.UnknownFamilyError, match=r"no family for architectures \['Nobody'\].*--plugin FILE.py"):
+        REGISTRY.find(None, {"architectures": ["Nobody"], "model_type": "nobody"})
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            {"limits": {"image": None, "audio": None}},
+            "supports audio but registers no input mapper.*register_input_mapper",
+        ),
+        ({"placeholders": {}}, "no placeholder for image; add it to `placeholders`"),
+        ({"fields": {}}, "no field for image; add what its mapper gives to `fields`"),
+    ],
+)
+def test_a_missing_registration(family, body, said):
+    with pytest.raises(errors.MissingRegistrationError, match=f"family 'odd'.*{said}"):
+        family(body)
+
+
+@pytest.mark.parametrize(
+    ("missing", "call"), [("mapper", "input_mapper"), ("counter", "token_counter"), ("max", "max_multimodal_tokens")]
+)
+def test_each_registration_of_a_modality_is_needed(family, base, missing, call):
+    store = {k: v for k, v in base.__omniprep__.items() if not k.startswith(missing)}
+    body = {k: getattr(base, k) for k in ("limits", "placeholders", "fields", "options")}
+    with pytest.raises(
+        errors.MissingRegistrationError, match=rf"supports image but registers no .*register_{call}\('image'"
+    ):
+        family({**body, "__omniprep__": store}, bases=(SupportsMultiModal,))
+
+
+def test_only_images_have_a_default_mapper(family):
+    body = {
+        "limits": {"audio": None},
+        "placeholders": {"audio": "<|img|>"},
+        "fields": {"x": Field("audio", "item", dtype="int32", shape=())},
+    }
+    with pytest.raises(errors.MissingRegistrationError, match="only images have a default mapper"):
+        family(
+            body,
+            lambda r: r.register_input_mapper("audio"),
+            lambda r: r.register_token_counter("audio", lambda ctx, meta: 1),
+            lambda r: r.register_max_multimodal_tokens("audio", 1),
+        )
+
+
+@pytest.mark.parametrize("most", [0, -1, True, 2.5, "many", None])
+def test_a_maximum_that_is_no_count(most):
+    with pytest.raises(errors.BadMaxTokensError, match="'image' must be an integer of at least 1"):
+        Registry().register_max_image_tokens(most)
+
+
+def test_a_maximum_function_that_gives_no_count(family):
+    with pytest.raises(errors.BadMaxTokensError, match="family 'odd': the maximum tokens of a image.*not 0"):
+        family({}, lambda r: r.register_max_image_tokens(lambda ctx: 0))
+
+
+def test_an_option_that_the_family_does_not_have(family):
+    with pytest.raises(errors.UnknownOptionError, match="no option 'max_size'; did you mean 'max_side'"):
+        family(options=[("max_size", 1)])
+
+
+def test_a_modality_that_is_none(family):
+    for call in ("register_input_mapper", "register_max_multimodal_tokens", "register_token_counter"):
+        with pytest.raises(errors.UnknownModalityError, match="'smell' is not known; known: image, audio, video"):
+            getattr(Registry(), call)("smell", 1)
+    with pytest.raises(errors.UnknownModalityError, match="'smell'"):
+        family({"limits": {"smell": None}})
+    with pytest.raises(errors.UnknownModalityError, match="family 'odd': field 'x' is of modality 'smell'"):
+        family({"fields": {"x": Field("smell", "item")}})
+    with pytest.raises(errors.UnknownModalityError, match="limit of image must be None or a count"):
+        family({"limits": {"image": "many"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nothing_like_it\n", "ModuleNotFoundError.*line 1"),
+        ("x = 1\ny = (\n", "SyntaxError.*line 2"),
+        ("x = 1\nx.no_such()\n", "AttributeError.*line 2"),
+    ],
+)
+def test_a_plug_in_that_cannot_be_imported(tmp_path, text, said):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(errors.PluginImportError, match=f"--plugin .*broken.py: {said}"):
+        load_families((str(path),))
+    with pytest.raises(errors.PluginImportError, match="no such file"):
+        load_families((str(tmp_path / "absent.py"),))
+
+
+def test_a_registration_while_a_build_runs():
+    with REGISTRY.frozen_while(), pytest.raises(errors.RegistryFrozenError, match="before a build starts.*--plugin"):
+        REGISTRY.register_family("late")
+    assert not REGISTRY.frozen
+
+
+@pytest.mark.parametrize("token", ["two words", "<|absent|>"])
+def test_a_placeholder_that_is_not_one_token(family, token):
+    with pytest.raises(errors.UnknownTokenError, match="family 'odd'.*must be one token"):
+        family({"placeholders": {"image": token}})
+
+
+@pytest.mark.parametrize("need", ["transformers>=99", "no-such-package>=1"])
+def test_a_package_that_is_needed(need):
+    registry = Registry()
+    registry.register_family("odd", requires=[need])(type("Odd", (SupportsMultiModal,), {}))
+    with pytest.raises(errors.MissingPackageError, match=f"'odd' needs {need}.*pip install '{need}'"):
+        check_packages(registry.families["odd"])
+
+
+def test_mistakes_before_a_build_are_usage_errors():
+    for name in errors.__all__:
+        before = name not in {
+            *("ConflictingKeyError", "UndeclaredFieldError", "TokenCountMismatchError", "MaxTokensExceededError"),
+            *("DummyError", "CallbackError", "FamilyError"),
+        }
+        assert issubclass(getattr(errors, name), UsageError) == before, name
+
+
+# While it runs ----------------------------------------------------------------------------------------------------------
+
+
+def mapped(**change):
+    def mapper(ctx, items):
+        result = {"pixels": np.zeros((4, 3), np.uint8), "image_hw": np.array([[2, 2]]), **change}
+        return {k: v for k, v in result.items() if v is not None}
+
+    return lambda r: r.register_image_input_mapper(mapper)
+
+
+def test_a_mapper_that_gives_what_is_not_declared(family, rows):
+    with pytest.raises(errors.UndeclaredFieldError, match="family 'odd': the image mapper gives 'extra'.*declare it"):
+        encode(family({}, mapped(extra=np.zeros(1))), rows)
+    with pytest.raises(errors.UndeclaredFieldError, match="does not give 'image_hw', which `fields` declares"):
+        encode(family({}, mapped(image_hw=None)), rows)
+
+
+def test_a_mapper_that_gives_another_modalitys_argument(family, base, rows):
+    fields = {**base.fields, "sound": Field("audio", "item")}
+    with pytest.raises(errors.ConflictingKeyError, match="the image mapper gives 'sound', which belongs to audio"):
+        encode(family({"fields": fields}, mapped(sound=np.zeros(1))), rows)
+
+
+def test_units_that_differ_from_sizes(family, rows):
+    with pytest.raises(errors.TokenCountMismatchError, match="gives 3 units of 'pixels', its `sizes` says 4"):
+        encode(family({}, mapped(pixels=np.zeros((3, 3), np.uint8))), rows)
+
+
+@pytest.mark.parametrize(
+    ("expansions", "said"),
+    [
+        (lambda t, n: [Expansion("image", 0, [t], [t] * (n + 1))], "tokens of image 1, the token counter promised"),
+        (lambda t, n: [], "no expansion for image 1"),
+        (lambda t, n: [Expansion("image", 1, [t], [t])], "expands image 2, which is not there"),
+        (lambda t, n: [Expansion("image", 0, [t], [t] * n)] * 2, "expands image 1, which is not there or was expanded"),
+    ],
+)
+def test_expansions_that_disagree_with_the_counter(family, rows, expansions, said):
+    def processor(ctx, sample):
+        return expansions(ctx.token_id("<|img|>"), sample.token_counts["image"][0])
+
+    with pytest.raises(errors.TokenCountMismatchError, match=f"family 'odd': the input processor.*{said}"):
+        encode(family({}, lambda r: r.register_input_processor(processor)), rows)
+
+
+def test_a_counter_above_the_maximum(family, rows):
+    with pytest.raises(
+        errors.MaxTokensExceededError, match="a image has 12 tokens, more than the registered maximum 3.*true upper"
+    ):
+        encode(family({}, lambda r: r.register_max_image_tokens(3)), rows)
+
+
+@pytest.mark.parametrize(
+    ("dummy", "said"),
+    [
+        (lambda ctx, n, counts: ([], {"image": [1, 2]}), "1 image items were asked of the dummy, it gives 2"),
+        (lambda ctx, n, counts: [1], r"must give \(messages, media\)"),
+    ],
+)
+def test_a_dummy_that_is_not_what_was_asked_for(family, dummy, said):
+    with pytest.raises(errors.DummyError, match=said):
+        family({}, lambda r: r.register_dummy_data(dummy)).dummy(4096, {"image": 1})
+
+
+def test_no_dummy(family, base):
+    store = {k: v for k, v in base.__omniprep__.items() if k != "dummy"}
+    body = {k: getattr(base, k) for k in ("limits", "placeholders", "fields", "options")}
+    with pytest.raises(errors.DummyError, match="registers no dummy data; add @REGISTRY.register_dummy_data"):
+        family({**body, "__omniprep__": store}, bases=(SupportsMultiModal,)).dummy(64, {})
+
+
+def test_stop_iteration_never_leaves_a_callback(family, rows):
+    def processor(ctx, sample):
+        return [next(iter([])) for _ in sample.items["image"]]
+
+    with pytest.raises(errors.CallbackError, match="family 'odd': the input processor raised StopIteration"):
+        encode(family({}, lambda r: r.register_input_processor(processor)), rows)
+    with pytest.raises(errors.CallbackError, match="token counter of image raised StopIteration"):
+        encode(family({}, lambda r: r.register_token_counter("image", lambda ctx, meta: next(iter([])))), rows)
+
+
+# What is no error -------------------------------------------------------------------------------------------------------
+
+
+def test_registrations_are_inherited_one_by_one(family, base, rows):
+    ctx = family({}, lambda r: r.register_token_counter("image", lambda ctx, meta: 12))
+    assert ctx.count("image", None) == 12 and ctx.maxima["image"] == 1024
+    assert len(encode(ctx, rows).media["pixels"]) == 1
+    assert "register" not in base.__dict__ and "counter:image" in base.__omniprep__
+
+
+def test_templates_by_name_by_decorator_and_inherited(family):
+    assert family().template == TemplateMeta()
+    special = TemplateMeta(default_system="be brief")
+    assert family({}, lambda r: r.register_template(special)).template is special
+    with pytest.raises(errors.UnknownTemplateError, match="'nobodys'"):
+        family({"chat_template": "nobodys"})
+
+
+def test_limits_take_the_lower_and_reject_beyond(family, rows):
+    ctx = family({"limits": {"image": 2}})
+    assert item_limits(ctx, ("image=8",)) == {"image": 2} and item_limits(ctx, ("image=1",)) == {"image": 1}
+    with pytest.raises(Reject, match="3 image items, the limit is 2") as caught:
+        encode(ctx, rows, ("0.png",) * 3)
+    assert caught.value.code == "too_many_items"
+    for text in ("image", "image=x", "smell=1"):
+        with pytest.raises(UsageError, match="write it as image=8"):
+            item_limits(ctx, (text,))
+    with pytest.raises(UsageError, match="family 'odd' takes no audio"):
+        item_limits(ctx, ("audio=1",))
+
+
+def test_worst_cases_beyond_the_bin_only_warn(family, rows):
+    ctx = family()
+    assert ctx.capacity_warnings(4096, {"image": None}) == []
+    assert ctx.capacity_warnings(4096, {"image": 8}) == ["8 images may have 8192 tokens"]
+    assert len(encode(ctx, rows, ("1.png",) * 5).input_ids) < 4096
