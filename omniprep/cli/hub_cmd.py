@@ -1,0 +1,48 @@
+"""`omniprep push` and `omniprep pull`."""
+
+import click
+
+
+@click.command(name="push")
+@click.argument("dataset")
+@click.argument("repo_id", metavar="ORG/NAME")
+@click.option("--revision", help="Branch to push to; made where absent.  [default: main]")
+@click.option("--public", is_flag=True, help="Make a new repository public.  [default: private]")
+@click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
+@click.option("--model", help="Checkpoint whose tokenizer reads the preview.  [default: the build's]")
+@click.option("--quiet", is_flag=True, help="No progress, only the result.")
+def push(
+    dataset: str, repo_id: str, revision: str | None, public: bool, dry_run: bool, model: str | None, quiet: bool
+) -> None:
+    r"""Upload a dataset to the Hugging Face Hub, with a card and a preview for the Hub's viewer.
+
+    What is there already is not sent, so the same command goes on after a stop, and later sends what changed.
+
+    \b
+    omniprep push packed/ my-org/my-chats --dry-run
+    omniprep push packed/ my-org/my-chats
+    """
+    from omniprep.hub.upload import push as run_push
+    from omniprep.progress import reporter, size
+
+    with reporter(quiet=quiet) as progress:
+        done = run_push(dataset, repo_id, progress, revision=revision, private=not public, dry_run=dry_run, model=model)
+    if dry_run:
+        for part in done.sent:
+            print(f"{size(part.size):>12}  {part.name}")
+        for name in done.removed:
+            print(f"{'remove':>12}  {name}")
+    total = size(sum(part.size for part in done.sent))
+    verb = "would send" if dry_run else "sent"
+    print(f"{done.url}: {verb} {len(done.sent)} files ({total}), {done.same} were there, {len(done.removed)} removed")
+
+
+@click.command(name="pull")
+@click.argument("repo_id", metavar="ORG/NAME")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to download into.")
+@click.option("--revision", help="Branch, tag or commit.  [default: main]")
+def pull(repo_id: str, out: str, revision: str | None) -> None:
+    """Download a pushed dataset; what is in --out already is not fetched again."""
+    from omniprep.hub.upload import pull as run_pull
+
+    print(run_pull(repo_id, out, revision=revision))

@@ -1,0 +1,1 @@
+"""Sharing datasets on the Hugging Face Hub: the card, a preview that its viewer shows, uploads that resume."""

@@ -1,0 +1,145 @@
+"""Push and pull against a Hub on localhost: resume, what changed, the Hub's moods, and reading back in every way."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fake_hub
+import pytest
+from conftest import ROOT, SAMPLES
+
+from omniprep.data.dataset import PackedDataset
+
+REPO = "org/chats"
+
+
+@pytest.fixture(scope="module")
+def built(omniprep, model_dir, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("hub") / "packed"
+    inputs = [SAMPLES / name for name in ("text.jsonl", "images.jsonl", "audio.jsonl", "broken.jsonl")]
+    options = ("--bin-length", 1024, "--shard-size", 2_000_000, "--workers", 0)
+    done = omniprep("build", *inputs, "--model", model_dir, "--out", out, *options, "--quiet")
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture
+def hub() -> Iterator[fake_hub.Hub]:
+    hub, server = fake_hub.start()
+    yield hub
+    server.shutdown()
+
+
+@pytest.fixture
+def python(hub, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run Python or omniprep with the fake Hub as the Hub: huggingface_hub reads its address when imported."""
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+    }  # fmt: skip
+
+    def call(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+        assert done.returncode == code, done.stderr[-3000:]
+        return done
+
+    return call
+
+
+def test_push_then_read_back_in_every_way(built, hub, python, tmp_path):
+    hub.faults += [
+        ("POST", "/commit/", 412, "A commit has happened since. Please refresh and try again."),
+        ("POST", "/commit/", 429, "slow down"),
+        ("POST", "/preupload/", 503, "busy"),
+    ]
+    first = python("-m", "omniprep", "push", built, REPO)
+    assert hub.faults == [] and "again in" in first.stderr
+    repo = hub.repos[REPO]
+    files = repo.branches["main"]
+    assert repo.private
+    assert {"manifest.json", "README.md", "preview/train.parquet", "plots/lengths.png", "shards/00000.arrow"} <= set(
+        files
+    )
+    for shard in (built / "shards").iterdir():
+        assert files[f"shards/{shard.name}"] == shard.read_bytes()
+    assert files["plots/lengths.png"].startswith(b"\x89PNG")
+    card = files["README.md"].decode()
+    assert f'PackedDataset("hf://datasets/{REPO}")' in card and "| `bad_media` |" in card
+
+    commits = [line for line in hub.log if "/commit/" in line]
+    again = python("-m", "omniprep", "push", built, REPO, "--quiet")
+    assert "sent 0 files" in again.stdout
+    assert [line for line in hub.log if "/commit/" in line] == commits
+
+    read_back(built, python, tmp_path)
+
+
+def read_back(built: Path, python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    code = f"""
+import numpy as np
+from omniprep import PackedDataset
+there, here = PackedDataset("hf://datasets/{REPO}", verify="always"), PackedDataset({str(built)!r})
+assert len(there) == len(here) and there.rows.equals(here.rows)
+for i in range(len(here)):
+    for name, value in here[i].items():
+        assert np.array_equal(value, there[i][name]) if isinstance(value, np.ndarray) else value == there[i][name]
+print("equal")
+"""
+    assert "equal" in python("-c", code).stdout
+    out = tmp_path / "pulled"
+    assert python("-m", "omniprep", "pull", REPO, "--out", out).stdout.strip() == str(out)
+    assert (out / "index.parquet").read_bytes() == (built / "index.parquet").read_bytes()
+    assert len(PackedDataset(out)) == len(PackedDataset(built)) and not (out / "plots").exists()
+    code = f"""
+import datasets
+preview = datasets.load_dataset("{REPO}", "preview", split="train")
+picture = next(row["thumbnail"] for row in preview if row["kind"] == "image")
+assert picture.size[0] > 20, picture
+assert [m["role"] for m in preview[0]["messages"]][-1] == "assistant"
+packed = datasets.load_dataset("{REPO}", "packed", split="train")
+assert len(packed) == {len(PackedDataset(built))} and len(packed[0]["input_ids"]) > 0
+print("loaded")
+"""
+    assert "loaded" in python("-c", code).stdout
+
+
+def test_a_stopped_push_goes_on_and_a_changed_one_sends_the_change(built, hub, python, tmp_path, omniprep):
+    hub.faults += [("POST", "/commit/", 403, "no more")]
+    stopped = python("-m", "omniprep", "push", built, REPO, "--quiet", code=1)
+    assert stopped.stderr.strip().count("\n") == 0 and "403" in stopped.stderr
+    sent = {line for line in hub.log if line.startswith("PUT /lfs/")}
+    assert sent, "the large files of the first batch were uploaded before the commit was refused"
+    python("-m", "omniprep", "push", built, REPO, "--quiet")
+    puts = [line for line in hub.log if line.startswith("PUT /lfs/")]
+    assert len(puts) == len(set(puts)), "a large file was sent twice"
+
+    smaller = tmp_path / "smaller"
+    assert omniprep("repack", built, "--bin-length", 1024, "--source", "images.jsonl", "--out", smaller).code == 0
+    dry = python("-m", "omniprep", "push", smaller, REPO, "--dry-run")
+    assert "would send" in dry.stdout and "remove  shards/" in dry.stdout
+    python("-m", "omniprep", "push", smaller, REPO, "--quiet")
+    files = hub.repos[REPO].branches["main"]
+    manifest = json.loads(files["manifest.json"])
+    assert {name for name in files if name.startswith("shards/")} == {shard["path"] for shard in manifest["shards"]}
+
+
+def test_revision_and_dry_run(built, hub, python):
+    dry = python("-m", "omniprep", "push", built, REPO, "--dry-run")
+    assert "would send" in dry.stdout and hub.repos == {}
+    python("-m", "omniprep", "push", built, REPO, "--revision", "v2", "--public", "--quiet")
+    repo = hub.repos[REPO]
+    assert not repo.private and repo.branches["main"] == {} and "manifest.json" in repo.branches["v2"]
+
+
+def test_refusals_are_one_line(built, hub, python, tmp_path):
+    hub.faults += [("POST", "/api/repos/create", 401, "who are you")]
+    done = python("-m", "omniprep", "push", built, REPO, "--quiet", code=1)
+    assert "hf auth login" in done.stderr and "Traceback" not in done.stderr
+    done = python("-m", "omniprep", "pull", "org/none", "--out", tmp_path / "x", code=1)
+    assert "no such dataset" in done.stderr and "Traceback" not in done.stderr
