@@ -163,6 +163,27 @@ def test_a_sample_through_probe_and_decode(hostile: tuple[Path, int]) -> None:
     assert found["fine"] > 5 and found["bad_media"] > 20, found
 
 
+def test_playlists_open_nothing(tmp_path: Path) -> None:
+    """A text file that names a video outside the folder must not bring its pictures in, whatever it is called."""
+    from omniprep.media.audio import decode_audio
+    from omniprep.media.video import open_video
+
+    secret = tmp_path / "secret" / "sound25.mp4"
+    secret.parent.mkdir()
+    secret.write_bytes((MEDIA / "sound25.mp4").read_bytes())
+    hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:1.0,\n{secret}\n#EXT-X-ENDLIST\n"
+    concat = f"ffconcat version 1.0\nfile '{secret}'\n"
+    for text in (hls, "\ufeff" + hls, concat, "  \n" + hls, "plain words", "v=0\nc=IN IP4 127.0.0.1\nm=video 5000 RTP/AVP 96\n"):
+        path = tmp_path / "clip.mp4"
+        path.write_text(text)
+        for source in (Source(path=str(path)), Source(data=text.encode())):
+            with pytest.raises(Reject) as video:
+                open_video(source)
+            with pytest.raises(Reject) as audio:
+                decode_audio(source, 16000)
+            assert video.value.code == audio.value.code == "bad_media"
+
+
 def test_inline_nonsense() -> None:
     for named in ("data:image/png;base64,@@@", "data:image/png,xx", "data:", "A" * 300 + "=", "é" * 400, b"", bytearray(), {"bytes": b""}):
         with pytest.raises(Reject):

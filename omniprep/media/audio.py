@@ -19,6 +19,7 @@ import soxr
 from numpy.typing import NDArray
 
 from omniprep.errors import OmniprepError, Reject, RejectCode
+from omniprep.media.container import refuse_lists
 from omniprep.media.fetch import Source
 
 Waveform = NDArray[np.float32]
@@ -117,6 +118,7 @@ def _decode_container(source: Source, first_error: Exception | None, decoder: st
         return _decode_with_av(source, first_error)
     import av
 
+    refuse_lists(source)
     try:
         with av.open(source.path or _io.BytesIO(source.read())) as container:
             sound = bool(container.streams.audio)
@@ -175,6 +177,7 @@ def _run_ffmpeg(path: str, label: str) -> tuple[Waveform, int]:
 def _decode_with_av(source: Source, first_error: Exception | None) -> tuple[Waveform, int]:
     import av
 
+    refuse_lists(source)
     try:
         with av.open(source.path or _io.BytesIO(source.read())) as container:
             if not container.streams.audio:

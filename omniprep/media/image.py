@@ -16,6 +16,8 @@ from omniprep.media.fetch import Source
 # Pillow refuses twice its MAX_IMAGE_PIXELS; the same bound here, told from the header.
 MAX_PIXELS = 178_956_970
 _ORIENTATION = 0x0112
+# Pillow would start Ghostscript, or a drawing engine of the system, on what the file says.
+_PROGRAMS = ("EPS", "WMF", "EMF")
 _BROKEN = (
     OSError,
     ValueError,
@@ -43,6 +45,8 @@ def _open(source: Source) -> Image.Image:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: not an image that can be read") from error
     except _BROKEN as error:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {type(error).__name__}: {error}") from error
+    if image.format in _PROGRAMS:
+        raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {image.format} is a program to run, no picture")
     width, height = image.size
     if width < 1 or height < 1:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the image has no pixels")

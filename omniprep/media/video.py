@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
+from omniprep.media.container import refuse_lists
 from omniprep.media.fetch import Source
 
 Frames = NDArray[np.uint8]
@@ -56,6 +57,7 @@ def check_streams(source: Source) -> bool:
     """Whether the file has sound; a file without pictures is rejected here, before a decoder sees it."""
     import av
 
+    refuse_lists(source)
     try:
         with av.open(source.path or _io.BytesIO(source.read())) as container:
             if not container.streams.video:
