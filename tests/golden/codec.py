@@ -66,7 +66,7 @@ def sha(data: bytes) -> str:
 
 
 def cpu() -> str:
-    """Name, family, model and a hash of the feature flags of this CPU, which choose the FFT kernels of a spectrogram."""
+    """Name, family, model and a hash of the features of this CPU, which choose the FFT kernels of a spectrogram."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
