@@ -1,10 +1,13 @@
-"""How long work tells what it does: a small protocol, and three ways of showing it on standard error.
+"""How long work tells what it does: a small protocol, and four ways of showing it on standard error.
 
 A stage has a name, a unit and perhaps a total; the worker functions know nothing of it, the driver that collects their
 results calls `advance`. A terminal gets one bar a stage with its rates and the time left, anything else gets a plain
-line every few seconds, `--quiet` gets nothing but messages. Results never go here: they belong to standard output.
+line every few seconds (of JSON with `--log-json`), `--quiet` gets nothing but messages. Results never go here: they
+belong to standard output.
 """
 
+import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 PLAIN_SECONDS = 5.0
+LOG_JSON = "OMNIPREP_LOG_JSON"
+"""Environment variable that asks for `JsonReporter`; `omniprep --log-json` sets it."""
 
 
 class Reporter(Protocol):
@@ -152,6 +157,41 @@ class PlainReporter(QuietReporter):
             self.message(f"{stage}: {state.done:,} {state.unit} in {duration(state.seconds)}, {state.facts()}")
 
 
+class JsonReporter(PlainReporter):
+    """A line of JSON a stage every few seconds, for log collectors.
+
+    Keys: time (seconds since 1970), event (progress, finish or message), and for stages stage, done, total, unit,
+    tokens, rejects, seconds; for messages text.
+    """
+
+    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None:
+        """Count, and print when the last line is old enough."""
+        state = self.stages[stage]
+        state.add(n, tokens, rejects)
+        if time.monotonic() - self.shown[stage] >= self.interval:
+            self.shown[stage] = time.monotonic()
+            self._tell("progress", state)
+
+    def finish(self, stage: str) -> None:
+        """Print the stage's last line."""
+        state = self.stages.pop(stage, None)
+        if state is not None:
+            self._tell("finish", state)
+
+    def message(self, text: str) -> None:
+        """Print the line as a message."""
+        self._print({"event": "message", "text": text})
+
+    def _tell(self, event: str, state: Stage) -> None:
+        names = ("done", "total", "unit", "tokens", "rejects")
+        facts = {name: getattr(state, name) for name in names}
+        self._print({"event": event, "stage": state.name, **facts, "seconds": round(state.seconds, 3)})
+
+    def _print(self, facts: dict[str, Any]) -> None:
+        line = {"time": round(time.time(), 3), **facts}
+        print(json.dumps(line, ensure_ascii=False), file=self.stream, flush=True)
+
+
 class RichReporter:
     """One bar a stage on a terminal."""
 
@@ -203,6 +243,9 @@ class RichReporter:
 @contextmanager
 def reporter(*, quiet: bool = False) -> Iterator[Reporter]:
     """The reporter that suits standard error, for the time of a `with` block."""
+    if os.environ.get(LOG_JSON) and not quiet:
+        yield JsonReporter()
+        return
     if quiet or not sys.stderr.isatty():
         yield QuietReporter() if quiet else PlainReporter()
         return

@@ -1,7 +1,7 @@
 """The command line as other programs know it: names, exit codes, one-line errors, config files.
 
 cli_surface.txt holds every command with its options; after a wanted change: python tests/test_cli.py >
-tests/cli_surface.txt """
+tests/cli_surface.txt"""
 
 import importlib
 from pathlib import Path
@@ -156,6 +156,24 @@ def test_sizes(text, value):
 def test_bad_sizes(text):
     with pytest.raises(click.BadParameter):
         read_bytes_option(text)
+
+
+def test_completion_knows_commands_and_options(omniprep, monkeypatch):
+    script = omniprep("completion", "bash")
+    assert script.code == 0 and "_OMNIPREP_COMPLETE=bash_complete" in script.out
+    from click.shell_completion import ShellComplete
+
+    complete = ShellComplete(cli, {}, "omniprep", "_OMNIPREP_COMPLETE")
+    assert "repack" in [item.value for item in complete.get_completions([], "rep")]
+    assert "--bin-length" in [item.value for item in complete.get_completions(["build"], "--bin")]
+
+
+def test_log_json_is_asked_for_before_the_command(omniprep, monkeypatch, tmp_path):
+    monkeypatch.setenv("OMNIPREP_LOG_JSON", "")
+    assert omniprep("--log-json", "verify", tmp_path / "none").code == 1
+    import os
+
+    assert os.environ["OMNIPREP_LOG_JSON"] == "1"
 
 
 if __name__ == "__main__":

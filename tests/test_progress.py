@@ -1,10 +1,11 @@
 """Progress must never disturb results: all of it on standard error, plain where there is no terminal."""
 
 import io
+import json
 
 import pytest
 
-from omniprep.progress import PlainReporter, QuietReporter, Stage, duration, reporter, short, size
+from omniprep.progress import JsonReporter, PlainReporter, QuietReporter, Stage, duration, reporter, short, size
 
 
 def test_plain_lines_tell_rate_tokens_and_rejects():
@@ -90,3 +91,16 @@ def test_duration(value, text):
 @pytest.mark.parametrize(("value", "text"), [(512, "512 B"), (3 << 20, "3.0 MiB"), (5 << 40, "5.0 TiB")])
 def test_size(value, text):
     assert size(value) == text
+
+
+def test_json_lines_tell_what_the_plain_ones_tell():
+    stream = io.StringIO()
+    reporter = JsonReporter(stream, interval=0)
+    reporter.start("encode", 2, "shards")
+    reporter.advance("encode", tokens=10, rejects=1)
+    reporter.message("a word")
+    reporter.finish("encode")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["progress", "message", "finish"]
+    assert lines[0]["stage"] == "encode" and lines[0]["tokens"] == 10 and lines[0]["total"] == 2
+    assert lines[1]["text"] == "a word" and all(line["time"] > 0 for line in lines)

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "infer": ("omniprep.cli.train_cmd", "Answer chat rows with a trained model."),
     "families": ("omniprep.cli.families_cmd", "Model families: from where, for which checkpoints, limits and options."),
     "doctor": ("omniprep.cli.doctor_cmd", "Versions, families, and dummy rows through every family."),
+    "completion": ("omniprep.cli.completion_cmd", "Print the completion script of a shell."),
     "init-model": ("omniprep.cli.model_cmd", "Make a small random Qwen2.5-Omni checkpoint with the real vocabulary."),
 }
 
@@ -73,7 +74,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="omniprep", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.option("--log-json", is_flag=True, help="Progress as lines of JSON, for log collectors.")
+def cli(log_json: bool) -> None:
     r"""Compile multimodal chats once, offline, into packed shards that a trainer only has to copy.
 
     \b
@@ -81,6 +83,8 @@ def cli() -> None:
     omniprep inspect packed/
     omniprep train packed/ --model Qwen/Qwen2.5-Omni-7B --out run/
     """
+    if log_json:
+        os.environ["OMNIPREP_LOG_JSON"] = "1"
 
 
 def run(args: list[str] | None = None) -> int:
