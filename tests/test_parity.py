@@ -30,7 +30,8 @@ def _load(name: str) -> ModuleType:
 
 
 codec, golden = _load("codec"), _load("cases")
-FILES = [json.loads(path.read_text()) for path in sorted((HERE / "golden").glob("*.json"))]
+KINDS = sorted({case.kind for case in golden.CASES} | {"demo"})
+FILES = [json.loads((HERE / "golden" / f"{kind}.json").read_text()) for kind in KINDS]
 TRUTH: dict[str, dict[str, Any]] = {
     name: dict(made, cpu=f["made_with"]["cpu"]) for f in FILES for name, made in f["cases"].items()
 }

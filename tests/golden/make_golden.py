@@ -29,6 +29,7 @@ sys.path.insert(0, str(HERE))
 from cases import CASES, demo_cases  # noqa: E402
 from codec import cpu, pack_halves, pack_numbers, sha  # noqa: E402
 
+FILES = [HERE / f"{kind}.json" for kind in sorted({case.kind for case in CASES} | {"demo"})]
 ENVIRONMENT = {
     "max_pixels": "MAX_PIXELS",
     "min_pixels": "MIN_PIXELS",
@@ -222,8 +223,9 @@ def main():
         return child(model, job["names"], job["base"], job["out"])
 
     old = {}
-    for path in HERE.glob("*.json"):
-        old.update(json.loads(path.read_text())["cases"])
+    for path in FILES:
+        if path.exists():
+            old.update(json.loads(path.read_text())["cases"])
     jobs = {}
     sources = [(CASES, HERE / "media")]
     if args.demo:
@@ -253,7 +255,7 @@ def main():
             f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items()
         )
         (HERE / f"{kind}.json").write_text(f'{{"made_with": {json.dumps(about)},\n"cases": {{\n{lines}\n}}}}\n')
-    size = sum(p.stat().st_size for p in HERE.glob("*.json"))
+    size = sum(path.stat().st_size for path in FILES if path.exists())
     print(f"{len(every)} cases, {sum('error' in v for v in old.values())} errors, {size / 1e6:.2f} MB of fixtures")
 
 
