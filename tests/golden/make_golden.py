@@ -226,7 +226,7 @@ def main():
     for path in FILES:
         if path.exists():
             old.update(json.loads(path.read_text())["cases"])
-    jobs = {}
+    jobs, fresh = {}, set()
     sources = [(CASES, HERE / "media")]
     if args.demo:
         sources.append((demo_cases(args.demo), Path(args.demo).resolve()))
@@ -247,10 +247,14 @@ def main():
             if log.returncode:
                 sys.exit(log.stdout[-4000:])
             old.update(json.loads(out.read_text()))
+            fresh.update(names)
     about = {"versions": {name: version(name) for name in PACKAGES}, "cpu": cpu(), "ffmpeg": ffmpeg_version()}
     every = {c.name: c for cases, _ in sources for c in cases}
     for kind in sorted({c.kind for c in every.values()}):
-        made = {name: old[name] for name, c in every.items() if c.kind == kind and name in old}
+        names = [name for name, c in every.items() if c.kind == kind and name in old]
+        if not fresh.intersection(names):
+            continue
+        made = {name: old[name] for name in names}
         lines = ",\n".join(
             f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in made.items()
         )
