@@ -13,7 +13,7 @@ from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.progress import QuietReporter
 from omniprep.train import run as run_module
-from omniprep.train.batches import Batcher, Bins
+from omniprep.train.batches import Batcher, Bins, number_sources
 from omniprep.train.config import TrainConfig
 
 
@@ -224,6 +224,15 @@ def test_dry_run_takes_the_costliest_bin(model, data, tmp_path, capsys):
     run_module.train(config, QuietReporter())
     most = max(PackedDataset(str(data)).index["tokens"])
     assert f"{most:,} tokens" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_losses_by_kind_and_source(model, data, tmp_path):
+    logs = train(model, data, tmp_path / "run", max_steps=2, batch_size=3, log_sources=True)
+    parts = [logs[0][f"loss_{kind}"] for kind in ("text", "image", "audio", "video", "mixed")]
+    assert min(parts) < logs[0]["loss"] < max(parts)
+    names, numbers = number_sources([PackedDataset(str(data))] * 2)
+    assert names == ("chats",) and [n.tolist() for n in numbers] == [[0] * 18] * 2
+    assert "loss_source_chats" not in logs[0], "one source is the whole"
 
 
 def test_mixture_of_two_datasets(model, data, tmp_path):

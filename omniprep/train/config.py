@@ -118,6 +118,8 @@ class TrainConfig:
     """Go on from a checkpoint: its folder, or "auto" for the last one in --out (none there: start anew)."""
     logging_steps: int = 5
     """Log after so many steps."""
+    log_sources: bool = False
+    """Log the loss of the rows of each input file too (reads the table of rows at the start)."""
     report_to: tuple[str, ...] = ("tensorboard",)
     """Where logs go: tensorboard, wandb, trackio, or none."""
     dry_run: bool = False

@@ -30,13 +30,17 @@ class Meter:
 
     Args:
         kinds: Names of the kinds of rows.
+        sources: Names of the sources, where losses are wanted by source.
         device: Where losses are.
         weights: Number of weights a token passes through, for MFU.
         trains_all: Whether most weights have gradients (6 FLOP a weight and token instead of 4).
     """
 
-    def __init__(self, kinds: Sequence[str], device: torch.device, weights: int, trains_all: bool) -> None:
-        self.kinds, self.device = tuple(kinds), device
+    def __init__(
+        self, kinds: Sequence[str], sources: Sequence[str], device: torch.device, weights: int, trains_all: bool
+    ) -> None:
+        self.kinds, self.device = len(kinds), device
+        self.names = (*kinds, *(f"source_{s}" for s in sources))
         self.flops_a_token = (6 if trains_all else 4) * weights
         name = torch.cuda.get_device_name() if device.type == "cuda" else ""
         self.peak = next((flops for mark, flops in PEAK.items() if mark in name), None)
@@ -45,17 +49,21 @@ class Meter:
 
     def reset(self) -> None:
         """Begin a new span."""
-        n = len(self.kinds)
-        self.sums = torch.zeros(2 * n + 1, dtype=torch.float64, device=self.device)
-        self.tokens = self.steps = 0
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
+        self.counts = torch.zeros_like(self.sums)
+        self.hits = torch.zeros(1, dtype=torch.float64, device=self.device)
+        self.tokens = 0
 
-    def add(self, losses: torch.Tensor, correct: torch.Tensor, kinds: torch.Tensor, tokens: int) -> None:
-        """One forward pass: (K) losses, hits and kinds of rows of its targets, and its number of tokens."""
-        n = len(self.kinds)
-        self.sums[:n].index_add_(0, kinds, losses.detach().double())
-        self.sums[n : 2 * n].index_add_(0, kinds, torch.ones_like(losses, dtype=torch.float64))
-        self.sums[2 * n] += correct.sum()
-        self.tokens += tokens
+    def add(self, losses: torch.Tensor, correct: torch.Tensor, batch: dict[str, Any]) -> None:
+        """One forward pass: (K) losses and hits, and the batch that they are of."""
+        losses = losses.detach().double()
+        groups = [batch["kinds"]] + ([batch["sources"] + self.kinds] if batch["sources"] is not None else [])
+        for group in groups:
+            where = group.to(self.device)
+            self.sums.index_add_(0, where, losses)
+            self.counts.index_add_(0, where, torch.ones_like(losses))
+        self.hits += correct.sum()
+        self.tokens += batch["tokens"]
 
     def take(self, waited: float, steps: int, reduce: Any) -> dict[str, float]:
         """The log values of the span, and a new span.
@@ -65,20 +73,21 @@ class Meter:
             steps: Optimizer steps of the span.
             reduce: Sums a tensor over the ranks.
         """
-        n = len(self.kinds)
-        counts = torch.tensor([self.tokens], dtype=torch.float64, device=self.device)
-        sums = reduce(torch.cat([self.sums, counts])).tolist()
+        tokens = torch.tensor([self.tokens], dtype=torch.float64, device=self.device)
+        found: list[float] = reduce(torch.cat([self.sums, self.counts, self.hits, tokens])).tolist()
+        n = len(self.names)
+        sums, counts, hits, all_tokens = found[:n], found[n : 2 * n], found[-2], found[-1]
         now = time.perf_counter()
         seconds = max(now - self.began, 1e-9)
-        labelled = max(sum(sums[n : 2 * n]), 1.0)
         out = {
-            "token_accuracy": sums[2 * n] / labelled,
-            "tokens_per_s": sums[-1] / seconds,
+            "token_accuracy": hits / max(sum(counts[: self.kinds]), 1.0),
+            "tokens_per_s": all_tokens / seconds,
             "data_wait_ms": (waited - self.waited) / max(steps, 1) * 1e3,
         }
-        present = [k for k in range(n) if sums[n + k]]
-        if len(present) > 1:
-            out |= {f"loss_{self.kinds[k]}": sums[k] / sums[n + k] for k in present}
+        for part in (range(self.kinds), range(self.kinds, n)):
+            present = [k for k in part if counts[k]]
+            if len(present) > 1:
+                out |= {f"loss_{self.names[k]}": sums[k] / counts[k] for k in present}
         if self.peak is not None:
             out["mfu"] = self.flops_a_token * self.tokens / seconds / self.peak
         self.began, self.waited = now, waited

@@ -19,7 +19,7 @@ from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.families.context import resolve_family
 from omniprep.progress import Reporter
-from omniprep.train.batches import Batcher, BatchLoader, Bins, make_loader
+from omniprep.train.batches import Batcher, BatchLoader, Bins, make_loader, number_sources
 from omniprep.train.checkpoint import last_checkpoint, read_position, source_folder
 from omniprep.train.config import TrainConfig, parse_source
 from omniprep.train.console import ConsoleCallback
@@ -62,8 +62,9 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     model, parts = load_trainable(ctx, path, config, device)
     transformers.set_seed(config.seed)
     trained = add_lora(model, parts, config, checkpoint) if config.lora else model
-    bins, held_out = split_bins(datasets, config)
-    batcher = Batcher(datasets[0].layout.modalities)
+    names, numbers = number_sources(datasets) if config.log_sources else ((), [])
+    bins, held_out = split_bins(datasets, config, numbers)
+    batcher = Batcher(datasets[0].layout.modalities, names)
     mixture = Mixture(
         sizes=[len(b) for b in bins.bins],
         shares=shares(datasets, bins, config),
@@ -85,8 +86,8 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
         parts=parts,
         stream=stream,
         loader=loader,
-        evaluation=evaluation_loader(evaluation, held_out, batcher, config, args),
-        kinds=batcher.kinds,
+        evaluation=evaluation_loader(evaluation, held_out, Batcher(batcher.modalities), config, args),
+        batcher=batcher,
         source=source_folder(config.model),
         dtype=weights_dtype(config, device),
         generator=tuple(ctx.arch.generator),
@@ -183,7 +184,9 @@ def step_of(checkpoint: Path | None) -> int:
     return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
 
 
-def split_bins(datasets: list[PackedDataset], config: TrainConfig) -> tuple[Bins, list[np.ndarray]]:
+def split_bins(
+    datasets: list[PackedDataset], config: TrainConfig, sources: list[np.ndarray]
+) -> tuple[Bins, list[np.ndarray]]:
     """The bins to train on, and those held out of each dataset (--eval-fraction)."""
     kept, held = [], []
     for number, dataset in enumerate(datasets):
@@ -193,7 +196,7 @@ def split_bins(datasets: list[PackedDataset], config: TrainConfig) -> tuple[Bins
             count = min(max(count, 1), len(dataset) - 1)
         held.append(np.sort(order[:count]))
         kept.append(np.sort(order[count:]))
-    return Bins(datasets, kept), held
+    return Bins(datasets, kept, sources), held
 
 
 def costs(datasets: list[PackedDataset], bins: Bins) -> np.ndarray:

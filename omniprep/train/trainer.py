@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
 from omniprep.errors import OmniprepError
-from omniprep.train.batches import BatchLoader, forward_kwargs
+from omniprep.train.batches import Batcher, BatchLoader, forward_kwargs
 from omniprep.train.checkpoint import complete, write_position
 from omniprep.train.config import TrainConfig
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
@@ -44,7 +44,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         stream: Where in the data this rank is.
         loader: Its batches.
         evaluation: Batches to evaluate on, or None.
-        kinds: Names of the kinds of rows.
+        batcher: Knows the names of kinds and sources of rows.
         source: Folder of the checkpoint that training began with.
         dtype: Type of the weights.
         generator: Checkpoint prefixes that are not loaded.
@@ -64,7 +64,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         stream: BinStream,
         loader: BatchLoader,
         evaluation: BatchLoader | None,
-        kinds: tuple[str, ...],
+        batcher: Batcher,
         source: Path,
         dtype: torch.dtype,
         generator: tuple[str, ...],
@@ -77,7 +77,8 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = True
         base: Any = model.get_base_model() if config.lora else model  # type: ignore[operator]
         weights = sum(p.numel() for n, p in base.named_parameters() if parts.of(n) == "llm" and "lora_" not in n)
-        self.meter = Meter(kinds, args.device, weights, not (config.lora or config.freeze_llm))
+        whole = not (config.lora or config.freeze_llm)
+        self.meter = Meter(batcher.kinds, batcher.sources, args.device, weights, whole)
         self.fused_loss = "touch_towers" in dir(type(base))
         if self.fused_loss:
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
@@ -140,7 +141,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         losses, correct = self.token_losses(model, inputs)
         weights = inputs["weights"]
         weighted = losses if weights is None else losses * weights.to(losses.device)
-        self.meter.add(weighted, correct, inputs["kinds"].to(losses.device), inputs["tokens"])
+        self.meter.add(weighted, correct, inputs)
         count = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
         return weighted.sum() / count * self.args.world_size
 
