@@ -12,6 +12,7 @@ help:
 	@echo "make test    the tests"
 	@echo "make check   ruff, mypy, generated files up to date"
 	@echo "make bench   the benchmarks, each against its rival"
+	@echo "make docs    generated pages, and the API reference in build/api"
 
 install: $(STAMP)
 
@@ -37,8 +38,14 @@ check: $(STAMP)
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+# What programs import, with its docstrings; build/api/index.html.
+API := omniprep omniprep.data.dataset omniprep.data.sampler omniprep.data.collate omniprep.data.device omniprep.packing \
+  omniprep.registry omniprep.config omniprep.train.config omniprep.errors omniprep.shards.schema omniprep.shards.writer \
+  omniprep.shards.index omniprep.build.run omniprep.build.single omniprep.build.repack omniprep.hub.upload omniprep.report.page
+
 docs: $(STAMP)
 	$(BIN)/python docs/make_rejects.py
+	$(BIN)/python -m pdoc --docformat google --output-directory build/api $(API)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
