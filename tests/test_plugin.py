@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -98,8 +99,8 @@ def test_a_config_of_no_known_model_type_is_enough(build, packed, tmp_path):
 
 def test_one_training_step(omniprep, checkpoint, packed, tmp_path):
     result = omniprep(
-        "train", packed, "--model", checkpoint, "--plugin", toy.FAMILY, "--plugin", toy.MODEL, "--out", tmp_path / "run",
-        "--max-steps", 2, "--num-workers", 0, "--device", "cpu", "--no-freeze-vit", "--report-to", "none",
+        "train", packed, "--model", checkpoint, "--plugin", toy.FAMILY, "--plugin", toy.MODEL,
+        "--out", tmp_path / "run", "--max-steps", 2, "--num-workers", 0, "--device", "cpu", "--no-freeze-vit", "--report-to", "none",
         "--learning-rate", "0.01",
     )  # fmt: skip
     assert result.code == 0, result.err
@@ -151,3 +152,41 @@ def test_ray_workers_get_the_plug_in(packed, checkpoint, rows, tmp_path, omnipre
     )
     assert result.code == 0, result.err
     assert digests(out) == digests(packed)
+
+
+def test_the_guide_makes_this_family(omniprep, build, packed, checkpoint, rows, tmp_path):
+    """docs/families.md, executed: its Python blocks are the plug-in, its commands are run with it."""
+    guide = (toy.ROOT / "docs" / "families.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    mine = tmp_path / "my_family.py"
+    mine.write_text("\n\n".join(blocks))
+    code = toy.FAMILY.read_text()
+    assert ast.dump(ast.parse(mine.read_text())) == ast.dump(ast.parse(code))
+    lines = [line for line in guide.splitlines() if line.startswith("omniprep ") and "my_family" in line]
+    commands = [line.split("#")[0].split() for line in lines]
+    assert [command[1] for command in commands] == ["families", "doctor", "build", "train"]
+    places = {"my_family.py": mine, "toy_model.py": toy.MODEL, "CHECKPOINT": checkpoint, "chats.jsonl": rows}
+    places |= {"packed/": tmp_path / "packed", "run/": tmp_path / "run"}
+    quick = {"build": ["--workers", 0], "train": ["--max-steps", 1, "--num-workers", 0, "--report-to", "none"]}
+    for command in commands:
+        result = omniprep(*(places.get(word, word) for word in command[1:]), *quick.get(command[1], ()))
+        assert result.code == 0, (command, result.err)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_families_are_listed(omniprep):
+    result = omniprep("families", "--plugin", toy.FAMILY)
+    assert result.code == 0
+    for name in ("qwen2_5_omni", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_audio"):
+        assert f"{name}  (version 1, from omniprep.families." in result.out
+    ours = result.out[result.out.index("toy_vl") :]
+    assert "toy_family.py" in ours and "any number a row" in ours and "max_side=1024" in ours
+
+
+def test_worst_cases_beyond_the_bin_are_a_warning(build, tmp_path):
+    options = ("--limit-mm-per-row", "image=2", "--family-option", "max_side=512")
+    result = build(tmp_path / "packed", "--workers", 0, *options)
+    assert result.code == 0 and "2 images may have 512 tokens" in result.err
+    codes = PackedDataset(str(tmp_path / "packed")).rows.column("code").to_pylist()
+    assert codes.count("too_many_items") == 6
+    assert build(tmp_path / "no", "--limit-mm-per-row", "audio=2").code == 2

@@ -4,8 +4,8 @@ Run where ms-swift 3.9.3 (transformers 4.57) is installed, with qwen_vl_utils 0.
 
     python tests/golden/make_families.py FAMILY CHECKPOINT      # from omniprep init-model --family FAMILY
 
-ms-swift 3.9.3 cannot encode videos for Qwen2-VL (template/qwen.py replace_tag: `tokens` is unbound), nor does it expand the
-audio tokens of Qwen2-Audio (the model did); the rows concerned are compared with the Hugging Face processors alone.
+ms-swift 3.9.3 cannot encode videos for Qwen2-VL (template/qwen.py replace_tag: `tokens` is unbound), nor does it
+expand the audio tokens of Qwen2-Audio (the model did); those rows are compared with the Hugging Face processors alone.
 """
 
 import copy

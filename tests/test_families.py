@@ -1,0 +1,244 @@
+"""Each family against its own Hugging Face processor and model, and against what ms-swift 3.9.3 made of the same rows.
+
+tests/golden/families.json holds the latter, as hashes (tests/golden/make_families.py writes it where ms-swift is
+installed).
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from omniprep.build.options import family_of
+from omniprep.build.single import encode_row
+from omniprep.config import BuildConfig
+from omniprep.doctor import try_family
+from omniprep.families.init_model import init_model
+from omniprep.families.qwen2_vl import token_types
+
+HERE = Path(__file__).resolve().parent
+MEDIA = HERE / "golden" / "media"
+TRUTH = json.loads((HERE / "golden" / "families.json").read_text())
+FAMILIES = tuple(TRUTH)
+VISION = tuple(name for name in FAMILIES if name != "qwen2_audio")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request, tmp_path_factory):
+    given = os.environ.get("OMNIPREP_TEST_FAMILIES")  # a folder that has them, to save the 15 seconds of each
+    if given:
+        return request.param, Path(given) / request.param
+    pytest.importorskip("dashscope", reason="the Qwen vocabulary comes with dashscope (omniprep[demo])")
+    return request.param, init_model(tmp_path_factory.mktemp(request.param) / "model", request.param)
+
+
+@pytest.fixture(scope="session")
+def ctx(family):
+    return family_of(BuildConfig(model=str(family[1]), bin_length=32768))
+
+
+@pytest.fixture(scope="session")
+def model(family):
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(family[1])
+    return getattr(transformers, config.architectures[0]).from_pretrained(family[1], dtype=torch.float32)
+
+
+def digest(values, dtype):
+    return hashlib.sha256(np.ascontiguousarray(np.asarray(values, dtype)).tobytes()).hexdigest()[:24]
+
+
+def summary(row):
+    """The same facts that make_families.py keeps of the reference."""
+    facts = {"length": row["input_ids"].shape[1]}
+    for name, dtype in (("input_ids", np.int64), ("labels", np.int64)):
+        facts[name] = digest(row[name][0], dtype)
+    facts["position_ids"] = digest(row["position_ids"][:, 0], np.int64)
+    for name in ("image_grid_thw", "video_grid_thw"):
+        if name in row:
+            facts[name] = row[name].tolist()
+    for name in ("pixel_values", "pixel_values_videos"):
+        if name in row:
+            facts[name] = digest(row[name].float(), np.float32)
+    return facts
+
+
+def encode(row, ctx, **options):
+    config = BuildConfig(model=ctx.spec.model, bin_length=32768, **options)
+    return encode_row(row, family_of(config) if options else ctx, config, str(MEDIA))
+
+
+def test_rows_equal_those_of_ms_swift(family, ctx):
+    for number, case in enumerate(TRUTH[family[0]]):
+        found = summary(encode(case["row"], ctx))
+        wanted = case["facts"]
+        assert {k: found[k] for k in wanted} == wanted, f"row {number}: {case['row']}"
+
+
+def test_doctor_is_green(ctx, tmp_path):
+    trials = try_family(ctx, tmp_path)
+    assert len(trials) == len(ctx.modalities) + 1
+    assert not any(trial.fault for trial in trials), trials
+    assert all(trial.counter == trial.expansion > 0 for trial in trials)
+
+
+def text_of(ctx, row):
+    """The ids of a row as text for the processor: its media as placeholders."""
+    from omniprep.build.rowplan import plan_rows
+    from omniprep.media.fetch import Places
+
+    config = BuildConfig(model=ctx.spec.model, bin_length=32768)
+    planned = plan_rows([row], ctx, config, Places(str(MEDIA), (), False))[0]
+    return ctx.tokenizer.decode(planned.ids)
+
+
+def test_images_and_ids_equal_the_processors(family, ctx, model):
+    name, path = family
+    if name not in VISION:
+        pytest.skip("no pictures")
+    from PIL import Image
+    from qwen_omni_utils.v2_5.vision_process import fetch_image
+    from transformers import AutoProcessor
+
+    names = ["medium.jpg", "rgb.png", "s56x84.png"]
+    row = {
+        "messages": [{"role": "user", "content": "<image>a<image>b<image>"}, {"role": "assistant", "content": "c"}],
+        "images": names,
+    }
+    ours = encode(row, ctx)
+    side = ctx.attribute("patch_size")
+    images = [fetch_image({"image": Image.open(MEDIA / n).convert("RGB")}, image_patch_size=side) for n in names]
+    processor = AutoProcessor.from_pretrained(path)
+    theirs = processor(text=[text_of(ctx, row)], images=images, do_resize=False, return_tensors="pt")
+    assert torch.equal(ours["input_ids"], theirs["input_ids"])
+    assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
+    assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+    types = token_types(ctx, ours["input_ids"][0])
+    assert types.tolist() == theirs["mm_token_type_ids"][0].tolist()
+    positions, _ = model.model.get_rope_index(
+        theirs["input_ids"], theirs["mm_token_type_ids"], image_grid_thw=theirs["image_grid_thw"]
+    )
+    assert torch.equal(ours["position_ids"][1:], positions)
+
+
+@pytest.mark.parametrize("name_of_video", ["frames7.mp4", "h264_23976.mp4"])
+def test_videos_and_ids_equal_the_processors(family, ctx, model, name_of_video):
+    name, path = family
+    if name not in VISION:
+        pytest.skip("no pictures")
+    from qwen_omni_utils.v2_5.vision_process import fetch_video
+    from transformers import AutoProcessor
+
+    row = {
+        "messages": [{"role": "user", "content": "<video>what?"}, {"role": "assistant", "content": "c"}],
+        "videos": [name_of_video],
+    }
+    rope = {} if name == "qwen3_vl" else {"family_option": ("rope=transformers5",)}
+    ours = encode(row, ctx, **rope)
+    side = ctx.attribute("patch_size")
+    (video, metadata), fps = fetch_video(
+        {"video": str(MEDIA / name_of_video)},
+        image_patch_size=side,
+        return_video_sample_fps=True,
+        return_video_metadata=True,
+    )
+    processor = AutoProcessor.from_pretrained(path)
+    extra = {"video_metadata": [metadata]} if name == "qwen3_vl" else {}
+    theirs = processor(
+        text=[text_of(ctx, row)],
+        videos=[video.to(torch.uint8)],
+        do_resize=False,
+        do_sample_frames=False,
+        return_tensors="pt",
+        **extra,
+    )
+    assert torch.equal(ours["input_ids"], theirs["input_ids"])
+    assert torch.equal(ours["video_grid_thw"], theirs["video_grid_thw"])
+    assert torch.equal(ours["pixel_values_videos"], theirs["pixel_values_videos"])
+    seconds = {"second_per_grid_ts": torch.tensor([2.0 / fps])} if name == "qwen2_5_vl" else {}
+    positions, _ = model.model.get_rope_index(
+        theirs["input_ids"], theirs["mm_token_type_ids"], video_grid_thw=theirs["video_grid_thw"], **seconds
+    )
+    assert torch.equal(ours["position_ids"][1:], positions)
+
+
+def test_sounds_and_ids_equal_the_processors(family, ctx):
+    name, path = family
+    if name != "qwen2_audio":
+        pytest.skip("no sound")
+    import librosa
+    from transformers import AutoProcessor
+
+    names = ["mono16k.wav", "stereo44k.wav", "ms100.wav", "s30.flac"]
+    row = {
+        "messages": [{"role": "user", "content": "<audio>" * 4}, {"role": "assistant", "content": "c"}],
+        "audios": names,
+    }
+    ours = encode(row, ctx)
+    waves = [librosa.load(MEDIA / n, sr=16000)[0] for n in names]
+    theirs = AutoProcessor.from_pretrained(path)(
+        text=[text_of(ctx, row)], audio=waves, sampling_rate=16000, return_tensors="pt"
+    )
+    assert torch.equal(ours["input_ids"], theirs["input_ids"])
+    assert torch.equal(ours["feature_attention_mask"], theirs["feature_attention_mask"].long())
+    wanted = theirs["input_features"].to(torch.bfloat16)
+    assert ours["input_features"].shape == wanted.shape
+    assert torch.equal(ours["input_features"].to(torch.bfloat16), wanted)
+
+
+def write_rows(path, name):
+    def row(number, media):
+        chat = [{"role": "user", "content": f"row {number}?"}, {"role": "assistant", "content": f"answer {number}"}]
+        return {"messages": chat, **media}
+
+    kinds = {
+        "image": {"images": [str(MEDIA / "s56x84.png")]},
+        "audio": {"audios": [str(MEDIA / "ms100.wav")]},
+        "video": {"videos": [[str(MEDIA / "s56x84.png")] * 4]},
+    }
+    chosen = [{}, *(kinds[m] for m in name)]
+    path.write_text("".join(json.dumps(row(n, chosen[n % len(chosen)])) + "\n" for n in range(8)))
+
+
+def test_builds_loads_and_trains(family, ctx, omniprep, tmp_path):
+    from safetensors.torch import load_file
+
+    write_rows(tmp_path / "rows.jsonl", ctx.modalities)
+    built = omniprep(
+        *("build", tmp_path / "rows.jsonl", "--model", family[1], "--bin-length", 1024, "--workers", 0),
+        *("--media-root", MEDIA, "--out", tmp_path / "packed"),
+    )
+    assert built.code == 0 and not (tmp_path / "packed" / "rejected.jsonl").read_text(), built.err
+    run = omniprep(
+        *("train", tmp_path / "packed", "--model", family[1], "--out", tmp_path / "run", "--max-steps", 2),
+        *("--num-workers", 0, "--device", "cpu", "--no-freeze-vit", "--no-freeze-aligner", "--report-to", "none"),
+        *("--learning-rate", "0.01", "--warmup", 0),
+    )
+    assert run.code == 0, run.err
+    after = {}
+    for part in (tmp_path / "run").glob("*.safetensors"):
+        after |= load_file(part)
+    before = {}
+    for part in Path(family[1]).glob("*.safetensors"):
+        before |= load_file(part)
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert before.keys() == after.keys() and any("visual" in n or "audio_tower" in n for n in changed)
+    assert any("self_attn" in n for n in changed)
+
+
+def test_zero_weighted_media_reach_every_tower(family):
+    from omniprep.train.vision_text import load_model
+
+    packed = load_model(str(family[1]), torch.float32, "sdpa")
+    packed.touch_towers = True
+    ids = torch.arange(8)[None]
+    packed(input_ids=ids, position_ids=torch.arange(8).expand(4, 1, -1)).logits.float().mean().backward()
+    without = [n for n, p in packed.named_parameters() if p.grad is None]
+    towers = [n for n in without if "visual" in n or "audio_tower" in n or "projector" in n]
+    assert not towers, towers
