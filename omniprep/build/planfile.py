@@ -54,6 +54,7 @@ SCHEMA = pa.schema(
 """A line a row. line: within the split, from 0; length: tokens after expansion, 0 where rejected; raw: the row as JSON, where
 rejected; trained: labeled tokens; control: control tokens were typed in the text."""
 
+_KEPT_BYTES = 128 << 20
 FACTS = ("line", "length", "code", "patches", "audio_frames", "images", "audios", "videos", "trained", "control")
 
 
@@ -172,6 +173,7 @@ class PlanReader:
         self._uris, self._keep = uris, keep
         self._files: OrderedDict[int, tuple[Any, NDArray[np.int64]]] = OrderedDict()
         self._batches: OrderedDict[tuple[int, int], pa.RecordBatch] = OrderedDict()
+        self._bytes = 0
 
     def read(self, split: int, number: int) -> PlannedRow:
         """Planned row `number` of a split."""
@@ -187,8 +189,10 @@ class PlanReader:
         key = (split, chunk)
         if key not in self._batches:
             self._batches[key] = reader.get_batch(chunk)
-            if len(self._batches) > self._keep:
-                self._batches.popitem(last=False)
+            self._bytes += self._batches[key].nbytes
+            # Rows with inline media make batches of hundreds of MB: bounded by bytes, not by number alone.
+            while len(self._batches) > 1 and (len(self._batches) > self._keep or self._bytes > _KEPT_BYTES):
+                self._bytes -= self._batches.popitem(last=False)[1].nbytes
         return _from_batch(self._batches[key], number - int(edges[chunk]))
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from omniprep import io
 from omniprep.build.budget import FirstErrors, check_error_rate
 from omniprep.build.folder import describe, finished, prepare, told
+from omniprep.build.lease import NAME as LEASE
 from omniprep.build.lease import Lease, hold
 from omniprep.build.manifest import describe_inputs, finish
 from omniprep.build.options import family_of, family_spec
@@ -68,6 +69,9 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     this = describe(config, ctx)
     with told(config.out):
         if (manifest := finished(config, this)) is not None:
+            if io.exists(io.join(config.out, LEASE)):  # of a run that was killed at its very end, or that begins anew
+                with hold(config.out, progress.message):
+                    pass
             progress.message(f"{config.out}: already built with these options and inputs; nothing to do")
             return manifest
         with hold(config.out, progress.message) as lease:
