@@ -91,7 +91,9 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
     sample = Sample(row.ids, {m: [p.item for p in row.items[m]] for m in row.items})
     ids, weights, is_media = expand(row.ids, row.weights(), ctx.expand(sample) if any(row.items.values()) else [])
     if len(ids) != row.length:
-        raise TokenCountMismatchError(f"family {ctx.name!r}: the counters promised {row.length} tokens for a row, its expansion gives {len(ids)}")
+        raise TokenCountMismatchError(
+            f"family {ctx.name!r}: the counters promised {row.length} tokens for a row, its expansion gives {len(ids)}"
+        )
     labels = np.where((weights > 0) & ~is_media, ids, np.int32(IGNORE)).astype(np.int32)
     positions = ctx.positions(Sample(ids, sample.items)) if any(row.items.values()) else None
     return EncodedRow(ids, labels, weights, positions, [len(row.items[m]) for m in ctx.modalities], media)
@@ -124,7 +126,7 @@ def _decode(planned: PlannedItem, ctx: FamilyContext, config: BuildConfig) -> De
         alpha = "white" if config.alpha == "white" else "frames"
         images = [decode_image(s, exif=config.exif, alpha=alpha) for s in planned.sources]
         return Decoded(replace(meta, sizes=tuple(i.size for i in images)), images=images)
-    reader = open_video(source)
+    reader = open_video(source, (meta.width, meta.height))
     facts = replace(meta, width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps)
     return Decoded(facts, frames=reader.read)
 
@@ -142,7 +144,9 @@ def _check_units(mapped: dict[str, Array], planned: PlannedItem, ctx: FamilyCont
     """Every declared column of the modality is there."""
     expected = {c.name for c in ctx.columns if c.modality == planned.item.modality}
     if missing := expected - mapped.keys():
-        raise TokenCountMismatchError(f"family {ctx.name!r}: the {planned.item.modality} mapper gives no {sorted(missing)}")
+        raise TokenCountMismatchError(
+            f"family {ctx.name!r}: the {planned.item.modality} mapper gives no {sorted(missing)}"
+        )
 
 
 def make_bin(rows: list[EncodedRow], row_ids: list[int], columns: tuple[Column, ...], *, weighted: bool) -> Bin:
@@ -158,7 +162,9 @@ def make_bin(rows: list[EncodedRow], row_ids: list[int], columns: tuple[Column, 
     positions = None
     if any(row.position_ids is not None for row in rows):
         plain = (np.broadcast_to(np.arange(n, dtype=np.int32), (3, n)) for n in lengths)
-        positions = np.concatenate([p if row.position_ids is None else row.position_ids for row, p in zip(rows, plain, strict=True)], axis=1)
+        positions = np.concatenate(
+            [p if row.position_ids is None else row.position_ids for row, p in zip(rows, plain, strict=True)], axis=1
+        )
     return Bin(
         input_ids=np.concatenate([row.input_ids for row in rows]),
         labels=np.concatenate([row.labels for row in rows]),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.registry import MediaMeta
+from omniprep.media.resample import resize_frames as resize_frames
 
 MAX_RATIO = 200
 FRAME_FACTOR = 2
@@ -192,20 +193,6 @@ def video_patches(frames: NDArray[np.uint8], patch: int = 14, merge: int = 2) ->
     h, w = height // (patch * merge), width // (patch * merge)
     view = frames.reshape(count // 2, 2, h, merge, patch, w, merge, patch, 3).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return np.ascontiguousarray(view).reshape(-1, 6 * patch * patch)
-
-
-def resize_frames(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Frames (T, H, W, 3) resized by torchvision's antialiased bicubic kernel on uint8, as the reference does."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    import torch
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize
-
-    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    small = resize(tensor, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    result: NDArray[np.uint8] = small.permute(0, 2, 3, 1).contiguous().numpy()
-    return result
 
 
 def most_image_tokens(limits: Limits, factor: int = 28) -> int:

@@ -38,14 +38,20 @@ def backend() -> str:
     return "decord" if importlib.util.find_spec("decord") is not None else "pyav"
 
 
-def open_video(source: Source) -> VideoReader:
+def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoReader:
     """Open a video.
+
+    Args:
+        source: Where it is.
+        size: (width, height) where the plan knows them and found the streams good: no frame is decoded to learn them, but frames
+            of another size are rejected when they are read.
 
     Raises:
         Reject: bad_media, no_video_stream, media_not_found, decode_error.
     """
-    check_streams(source)
-    reader: VideoReader = _Decord(source) if backend() == "decord" else _PyAV(source)
+    if size is None:
+        check_streams(source)
+    reader: VideoReader = _Decord(source, size) if backend() == "decord" else _PyAV(source)
     if reader.frames <= 0:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frames")
     if not math.isfinite(reader.fps) or reader.fps <= 0:
@@ -70,7 +76,7 @@ def check_streams(source: Source) -> bool:
 
 
 class _Decord:
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, size: tuple[int, int] | None = None) -> None:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
@@ -92,6 +98,10 @@ class _Decord:
             frames: Frames = self._reader.get_batch(indices).asnumpy()
         except (decord.DECORDError, RuntimeError, StopIteration, IndexError) as error:
             raise Reject(RejectCode.DECODE_ERROR, f"{self._label}: {_first_line(error)}") from error
+        height, width = frames.shape[1:3]
+        if (width, height) != (self.width, self.height):
+            change = f"width, height {self.width}, {self.height} → {width}, {height}"
+            raise Reject(RejectCode.DECODE_MISMATCH, f"{self._label}: decoding differs from the header ({change})")
         return frames
 
 

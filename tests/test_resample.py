@@ -1,0 +1,39 @@
+"""Video frames are resized to the very bytes of torchvision, by our kernel where it takes torchvision's place."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
+
+from omniprep.media import resample
+
+SIZES = [
+    ((360, 640), (364, 644)), ((240, 320), (280, 392)), ((720, 1280), (560, 1008)), ((1080, 1920), (560, 1008)), ((144, 176), (28, 28)),
+    ((7, 9), (56, 84)), ((100, 3), (28, 28)), ((33, 47), (28, 476)), ((224, 224), (224, 336)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_frames_equal_torchvision(old: tuple[int, int], new: tuple[int, int]) -> None:
+    frames = np.random.default_rng(1).integers(0, 256, (2, *old, 3), np.uint8)
+    frames[1, ::2] = 255 * (frames[1, ::2] > 127)
+    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    expected = resize(tensor, list(new), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    assert np.array_equal(resample.resize_frames(frames, *new), expected.permute(0, 2, 3, 1).numpy())
+
+
+def test_a_torch_that_computes_otherwise_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = np.random.default_rng(2).integers(0, 256, (1, 30, 40, 3), np.uint8)
+    expected = resample.resize_frames(frames, 28, 56)
+    true = resample._weights
+
+    def other(old: int, new: int) -> resample.Weights:
+        first, groups, weights = true(old, new)
+        return first, groups, weights * np.float32(1.001)
+
+    monkeypatch.setattr(resample, "_weights", other)
+    resample._checked.cache_clear()
+    assert resample._checked(30, 40, 28, 56) is None
+    assert np.array_equal(resample.resize_frames(frames, 28, 56), expected)
+    resample._checked.cache_clear()
