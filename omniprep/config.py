@@ -86,6 +86,8 @@ class BuildConfig:
     """What to do with audio beyond the model's 300 s (the reference cuts it silently)."""
     audio_decoder: Literal["auto", "ffmpeg", "pyav"] = "auto"
     """What decodes the sound of videos, and m4a: the ffmpeg program (what the reference runs) where it is installed, else PyAV."""
+    surplus_tags: Literal["literal", "reject"] = "literal"
+    """More media tags than media: the surplus stays text as in the reference, or the row is rejected."""
     special_tokens_in_text: Literal["allow", "reject"] = "allow"
     """Control tokens typed in text (media tokens always reject the row)."""
 

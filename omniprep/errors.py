@@ -74,7 +74,8 @@ class RejectCode(StrEnum):
     # Media against text
     PLACEHOLDER_MISMATCH = (
         "placeholder_mismatch",
-        "The number of media placeholders left in the tokens differs from the number of media items.",
+        "The number of media placeholders left in the tokens differs from the number of media items; or, with "
+        "--surplus-tags reject, the text has more media tags than the row has media.",
     )
     TOO_MANY_ITEMS = "too_many_items", "More items of one kind than --limit-mm-per-row allows."
     UNSUPPORTED_MODALITY = "unsupported_modality", "The model family does not know this kind of media."

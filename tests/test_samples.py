@@ -1,6 +1,7 @@
 """Every row of data_samples, in every set of options: packed or rejected with a code, and what a header promised is kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,14 @@ def test_samples_in_an_option_set(name: str, model_dir: Path) -> None:
             labels = row["labels"][0]
             assert torch.equal(labels[labels != -100], ids[labels != -100])
     assert packed > 20
+
+
+def test_surplus_tags_stay_text_or_reject_the_row(model_dir: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "<image>a<image>"}, {"role": "assistant", "content": "b"}]}
+    image = next((SAMPLES / "media").glob("*.jpg"))
+    row["images"] = [str(image)]  # type: ignore[list-item]
+    config = BuildConfig(model=str(model_dir), bin_length=8192)
+    kept = encode_row(row, family_of(config), config, str(SAMPLES))
+    assert len(kept["image_grid_thw"]) == 1
+    with pytest.raises(Reject, match="placeholder_mismatch: 2 <image> tags, but 1 image"):
+        encode_row(row, family_of(config), replace(config, surplus_tags="reject"), str(SAMPLES))

@@ -26,7 +26,7 @@ from omniprep.media.fetch import Places, Source
 from omniprep.media.image import probe_image
 from omniprep.media.video import check_streams, open_video
 from omniprep.rows.normalize import MODALITIES, Row, normalize
-from omniprep.template.chat import TemplateMeta, contexts, prepare, without_roles
+from omniprep.template.chat import TemplateMeta, check_surplus_tags, contexts, prepare, without_roles
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
 from omniprep.template.loss import Pieces, parse_strategy
 from omniprep.template.tags import replace_tags
@@ -164,6 +164,8 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
     row = normalize(raw)
     control = _check_text(row, ctx, config)
     row = prepare(row, places.is_file)
+    if config.surplus_tags == "reject":
+        check_surplus_tags(row)
     meta = _template(ctx, config.use_chat_template)
     loss = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
     if any(row.media(m) for m in MODALITIES):
