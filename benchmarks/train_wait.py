@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-ROWS = {"text": 100, "image": 60, "audio": 16, "video": 4}
+ROWS = {"text": 60, "image": 30, "audio": 8, "video": 2}
 SWIFT_SIDE = """
 import json, os, sys, time
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -34,8 +34,12 @@ template.set_mode("train")
 template.packing = template.padding_free = True
 os.chdir(os.path.dirname(rows))
 data = [json.loads(line) for line in open(rows)]
-loader = iter(DataLoader(data * 1000, batch_size=None, num_workers=int(workers), prefetch_factor=10,
-                         collate_fn=lambda row: template.encode(row, return_length=True)))
+def encode(row):
+    try:
+        return template.encode(row, return_length=True)
+    except Exception:  # as its dataset does with a broken file: the next row
+        return {"length": 0}
+loader = iter(DataLoader(data * 1000, batch_size=None, num_workers=int(workers), prefetch_factor=10, collate_fn=encode))
 waits = []
 for _ in range(int(bins) + 2):
     begin, tokens = time.perf_counter(), 0
@@ -43,7 +47,6 @@ for _ in range(int(bins) + 2):
         tokens += next(loader)["length"]
     waits.append(time.perf_counter() - begin)
     time.sleep(step)
-print(json.dumps(waits[2:]), file=sys.stderr)
 print("WAITS " + json.dumps(waits[2:]))
 """
 
@@ -73,7 +76,10 @@ def swift_waits(
 ) -> list[float]:
     """The same for ms-swift, in its own environment."""
     command = [str(python), "-c", SWIFT_SIDE, str(model), str(rows), str(length), str(workers), str(step), str(bins)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"ms-swift failed:\n{done.stderr[-2000:]}")
+    out = done.stdout
     line = next(line for line in out.splitlines() if line.startswith("WAITS "))
     waits: list[float] = json.loads(line[6:])
     return waits

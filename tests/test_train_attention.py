@@ -92,3 +92,21 @@ def test_choices_that_cannot_run_are_refused():
 
 def test_token_ids_of_the_small_model_are_used():
     assert small_config().thinker_config.image_token_id == 902
+
+
+def test_clips_and_images_of_other_sizes_do_not_meet_in_the_towers(model):
+    set_attention(model, "rows")
+    rng = np.random.default_rng(5)
+    tower = model.thinker.model.audio_tower
+    clips = [torch.from_numpy(rng.normal(size=(128, n))).float() for n in (4, 37, 250, 101, 200)]
+    with torch.no_grad():
+        lengths = torch.tensor([c.shape[1] for c in clips])
+        together = tower(torch.cat(clips, 1), feature_lens=lengths).last_hidden_state
+        alone = [tower(c, feature_lens=torch.tensor([c.shape[1]])).last_hidden_state for c in clips]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+    tower, grids = model.thinker.model.visual, torch.tensor([(1, 2, 2), (1, 18, 10), (3, 4, 6), (1, 8, 30)])
+    pixels = [torch.from_numpy(rng.normal(size=(int(g.prod()), 1176))).float() for g in grids]
+    with torch.no_grad():
+        together = tower(torch.cat(pixels), grid_thw=grids).pooler_output
+        alone = [tower(p, grid_thw=g[None]).pooler_output for p, g in zip(pixels, grids, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from train_helpers import small_family, write_dataset, write_model
 
 from omniprep.data import PackedDataset
-from omniprep.errors import OmniprepError
+from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.progress import QuietReporter
 from omniprep.train import run as run_module
 from omniprep.train.batches import Batcher, Bins, number_sources
@@ -195,6 +195,7 @@ def test_each_bin_is_trained_once_in_an_epoch(model, data, tmp_path, monkeypatch
     [
         ({"family": "other"}, "family 'small', the model is of family 'other'"),
         ({"tokenizer_sha256": "2" * 64}, "another tokenizer"),
+        ({"tokenizer": range(1001)}, "embeddings for 1000 tokens, its tokenizer 1001"),
         ({"positions": 512}, "bins of 1024 tokens, the model has 512 positions"),
     ],
 )
@@ -205,11 +206,38 @@ def test_a_dataset_that_does_not_fit_is_refused(model, tmp_path, change, message
     ctx = small_family(model)
     check_datasets([PackedDataset(str(folder))], ctx)
     ctx.name = change.get("family", ctx.name)
+    ctx.tokenizer = change.get("tokenizer", ctx.tokenizer)
     ctx.tokenizer_sha256 = change.get("tokenizer_sha256", ctx.tokenizer_sha256)
     if "positions" in change:
         text_config(ctx.config)["max_position_embeddings"] = change["positions"]
     with pytest.raises(OmniprepError, match=message):
         check_datasets([PackedDataset(str(folder))], ctx)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_bin_ends_the_run_with_one_line(model, tmp_path, workers):
+    folder = write_dataset(tmp_path / "d", bins=2)
+    shard = folder / "shards" / "00000.arrow"
+    content = bytearray(shard.read_bytes())
+    index = PackedDataset(str(folder)).index
+    content[int(index["offset"][1]) + int(index["length"][1]) - 500] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(DamagedDataError, match="bin 1") as caught:
+        train(model, folder, tmp_path / "run", num_workers=workers)
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"amp": True, "dtype": "float32"}, {"attn": "eager"}])
+def test_other_types_and_attentions_train(model, data, tmp_path, options):
+    logs = train(model, data, tmp_path / "run", max_steps=6, freeze_vit=False, freeze_aligner=False, **options)
+    assert logs[-1]["loss"] < logs[0]["loss"]
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())["dtype"]
+    assert saved == options.get("dtype", "float32")
+
+
+def test_packages_that_are_not_there_are_named(model, data, tmp_path):
+    with pytest.raises(OmniprepError, match="pip install liger-kernel"):
+        train(model, data, tmp_path / "run", liger=True)
 
 
 def test_a_loss_that_is_no_number_ends_with_advice(model, data, tmp_path):

@@ -165,7 +165,10 @@ class BatchLoader:
         source = iter(self.loader)
         while True:
             began = time.perf_counter()
-            batch = next(source, None)
+            try:
+                batch = next(source, None)
+            except OmniprepError as error:  # from a reader process it comes with that process's traceback around it
+                raise type(error)(str(error).strip().splitlines()[-1].removeprefix(full_name(type(error)))) from error
             self.waited += time.perf_counter() - began
             if batch is None:
                 return
@@ -173,6 +176,11 @@ class BatchLoader:
                 with torch.cuda.stream(self.side):
                     batch = moved(batch, self.device)
             yield batch
+
+
+def full_name(cls: type) -> str:
+    """How a traceback begins its last line for an exception of this class."""
+    return f"{cls.__module__}.{cls.__qualname__}: "
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -17,8 +17,14 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
         ctx: Family context of the model's checkpoint.
 
     Raises:
-        OmniprepError: Another family, tokenizer or layout, an empty dataset, or bins longer than the model's positions.
+        OmniprepError: Another family, tokenizer or layout, an empty dataset, bins longer than the model's positions, or
+            a tokenizer with more tokens than the model has embeddings.
     """
+    words = text_config(ctx.config).get("vocab_size")
+    if words is not None and len(ctx.tokenizer) > words:
+        raise OmniprepError(
+            f"the model has embeddings for {words} tokens, its tokenizer {len(ctx.tokenizer)}: resize them first"
+        )
     for dataset in datasets:
         manifest, where = dataset.manifest, dataset.uri
         if not len(dataset):

@@ -1,6 +1,7 @@
 """One training run from its options to its saved model; what `omniprep train` calls on every rank."""
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import math
@@ -50,6 +51,7 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
         OmniprepError: The data do not fit the model, or the run has failed in a way that an option mends.
     """
     quiet_libraries()
+    check_packages(config)
     args = training_arguments(config)
     datasets = [PackedDataset(parse_source(d)[0], verify=config.verify) for d in config.data]
     evaluation = [PackedDataset(parse_source(d)[0], verify=config.verify) for d in config.eval_data]
@@ -113,6 +115,24 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     return out
 
 
+def check_packages(config: TrainConfig) -> None:
+    """Refuse options whose packages are not installed.
+
+    Raises:
+        OmniprepError: Names the package.
+    """
+    needed = {"accelerate": "training"}
+    needed |= {"peft": "--lora"} if config.lora else {}
+    needed |= {"liger_kernel": "--liger"} if config.liger else {}
+    needed |= {"deepspeed": "--deepspeed"} if config.deepspeed else {}
+    needed |= {name: f"--report-to {name}" for name in config.report_to if name != "none"}
+    for package, what in needed.items():
+        if importlib.util.find_spec(package) is None:
+            name = package.replace("_", "-")
+            hint = "'omniprep[train]'" if package in ("accelerate", "peft", "tensorboard") else name
+            raise OmniprepError(f"{what} needs the package {name}: pip install {hint}")
+
+
 def training_arguments(config: TrainConfig) -> TrainingArguments:
     """The Trainer's arguments."""
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
@@ -155,10 +175,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         **sharding,
     }
     assert args.keys() <= known, args.keys() - known
-    try:
-        arguments = TrainingArguments(**args)
-    except ImportError as error:
-        raise OmniprepError(f"{' '.join(str(error).split())}: pip install 'omniprep[train]'") from error
+    arguments = TrainingArguments(**args)
     if arguments.n_gpu > 1:
         raise OmniprepError(
             f"{arguments.n_gpu} GPUs are visible to one process: use torchrun --nproc-per-node {arguments.n_gpu} "
