@@ -1,7 +1,7 @@
 """Where families come from: the built-in files, entry points of installed packages, plug-in files; and checkpoint files.
 
-A plug-in's text travels to the workers, so nodes need not have its file. A module is known by its text: the same text is
-imported once in a process, whatever its path, and a changed file replaces what it registered before.
+A plug-in's text travels to the workers, so nodes need not have its file. A call that names other plug-ins than the one before
+it in this process replaces those: what is registered is what the command at hand has asked for.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from omniprep.families.errors import PluginImportError
 from omniprep.families.registry import REGISTRY
 
 BUILT_IN = ("qwen2_5_omni", "qwen2_vl", "qwen3_vl", "qwen2_audio")
-_loaded: dict[str, str] = {}  # origin of a plug-in → its module's name
+_loaded: dict[str, str] = {}  # path of a plug-in → its text
 
 
 def load_families(plugins: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> None:
@@ -36,8 +36,7 @@ def load_families(plugins: tuple[str, ...] = (), sources: tuple[str, ...] = ()) 
         for name in BUILT_IN:
             importlib.import_module(f"omniprep.families.{name}")
     _load_entry_points()
-    for path, text in zip(plugins, sources or plugin_texts(plugins), strict=True):
-        _load_plugin(path, text)
+    _load_plugins(dict(zip(plugins, sources or plugin_texts(plugins), strict=True)))
 
 
 @lru_cache(maxsize=1)
@@ -77,13 +76,21 @@ def plugin_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _load_plugins(texts: dict[str, str]) -> None:
+    """Import plug-ins in order, in place of those of an earlier call; the same ones again are left as they are."""
+    if not texts or list(texts.values()) == list(_loaded.values()):
+        return
+    for path in _loaded:
+        REGISTRY.forget(f"--plugin {path}")
+    _loaded.clear()
+    for path, text in texts.items():
+        if text not in _loaded.values():
+            _load_plugin(path, text)
+            _loaded[path] = text
+
+
 def _load_plugin(path: str, text: str) -> None:
     name, origin = f"omniprep_plugin_{plugin_hash(text)[:16]}", f"--plugin {path}"
-    if name in sys.modules:
-        return
-    if origin in _loaded:
-        REGISTRY.forget(origin)
-        sys.modules.pop(_loaded.pop(origin), None)
     spec = importlib.util.spec_from_loader(name, loader=None)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -92,18 +99,12 @@ def _load_plugin(path: str, text: str) -> None:
     try:
         with REGISTRY.loading(origin):
             exec(compile(text, path, "exec"), module.__dict__)
-    except OmniprepError:
-        _undo(name, origin)
-        raise
     except Exception as error:
-        _undo(name, origin)
+        del sys.modules[name]
+        REGISTRY.forget(origin)
+        if isinstance(error, OmniprepError):
+            raise
         raise PluginImportError(f"--plugin {path}: {_where(error, path)}") from error
-    _loaded[origin] = name
-
-
-def _undo(name: str, origin: str) -> None:
-    del sys.modules[name]
-    REGISTRY.forget(origin)
 
 
 def _where(error: Exception, path: str | None) -> str:
