@@ -71,7 +71,9 @@ def make_chats(folder: Path, rows: int = 24, deadly: tuple[str, ...] = (), seed:
             ]
         }
         if number in at or number % 3 == 0:
-            size = (DEADLY[at[number]], 56) if number in at else (int(rng.integers(30, 120)), int(rng.integers(30, 120)))
+            size = (
+                (DEADLY[at[number]], 56) if number in at else (int(rng.integers(30, 120)), int(rng.integers(30, 120)))
+            )
             name = f"{number}.png"
             Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(folder / name)
             row["messages"][0]["content"] = "<image>" + row["messages"][0]["content"]

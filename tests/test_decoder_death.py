@@ -7,7 +7,7 @@ import pytest
 
 from tests.reliability import command, codes, in_fork, make_chats, outcome, plant, run_cli, wait_for, warm
 
-LIMITS = ("--decode-timeout", 6, "--decode-memory", 2_500 << 20)
+LIMITS = ("--decode-timeout", 15, "--decode-memory", 1_500 << 20)
 EXPECTED = {
     "plan_crash": "decoder_crash",
     "plan_hang": "decode_timeout",

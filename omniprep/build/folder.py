@@ -1,6 +1,8 @@
-"""The folder of a build: what may lie in it, whether it is this very build, and what a broken disk looks like to the user.
+"""The folder of a build: what may lie in it, whether it is this very build, and what a broken disk looks like to the
+user.
 
-plan/build.json is the first file written and the last removed, so a folder that holds anything of a build also says which.
+plan/build.json is the first file written and the last removed, so a folder that holds anything of a build also says
+which.
 """
 
 import errno

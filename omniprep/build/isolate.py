@@ -1,10 +1,11 @@
 """Find the rows of a task that kill: they are tried one after another in a process of their own.
 
-A task whose process died is done again in two passes. First a child process (omniprep/build/trial.py) goes through all rows and
-says which it begins; where it dies, hangs or grows beyond its limit, the row is given a fresh process to itself, and one that
-fails there too is rejected (decoder_crash, decode_timeout, decode_memory). Then the task is done as always, without those rows:
-so every other row has the bytes it always has, and a death that had another cause (a lost node, a full machine) costs only time.
-The price is a second decode of one split or shard and two process starts for every row that kills.
+A task whose process died is done again in two passes. First a child process (omniprep/build/trial.py) goes through
+all rows and says which it begins; where it dies, hangs or grows beyond its limit, the row is given a fresh process to
+itself, and one that fails there too is rejected (decoder_crash, decode_timeout, decode_memory). Then the task is done
+as always, without those rows: so every other row has the bytes it always has, and a death that had another cause (a
+lost node, a full machine) costs only time. The price is a second decode of one split or shard and two process starts
+for every row that kills.
 """
 
 import json

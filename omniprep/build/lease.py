@@ -2,10 +2,11 @@
 
     {"token", "host", "boot", "pid", "started", "beat", "time"}
 
-A process of the same machine is asked for directly (pid and start time), so a build that was killed is followed at once. Another
-machine's lease counts as alive until its last sign is `STALE` seconds old by our clock and, since clocks differ, does not move
-while we watch for `WATCH` seconds. Locally the file is made with O_EXCL; on object stores, which may lack that, it is written and
-read back, and who reads another's token gives way. No lock is held: a lease that is lost stops the build that lost it.
+A process of the same machine is asked for directly (pid and start time), so a build that was killed is followed at
+once. Another machine's lease counts as alive until its last sign is `STALE` seconds old by our clock and, since
+clocks differ, does not move while we watch for `WATCH` seconds. Locally the file is made with O_EXCL; on object
+stores, which may lack that, it is written and read back, and who reads another's token gives way. No lock is held: a
+lease that is lost stops the build that lost it.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The child process of omniprep/build/isolate.py: does the rows of a task and throws the results away.
 
-Before each row a line of JSON with its number goes to the report pipe, so whoever reads it knows which row was under way when
-this process ended. An ordinary reject or error is no matter here: the task itself will meet it again.
+Before each row a line of JSON with its number goes to the report pipe, so whoever reads it knows which row was under
+way when this process ended. An ordinary reject or error is no matter here: the task itself will meet it again.
 """
 
 import json

@@ -1,9 +1,10 @@
-"""A time limit around what decodes a row: a decoder that hangs ends its process, and the driver does the task again apart.
+"""A time limit around what decodes a row: a decoder that hangs ends its process, and the driver does the task again
+apart.
 
-Python cannot interrupt a C decoder, so the limit ends the process (exit status 1), never the row alone: on Ray the driver sees a
-worker that died, with `--workers 0` the task's mark stays and the next run isolates it (omniprep/build/isolate.py). Where the
-hung decoder holds the interpreter lock, faulthandler's own C thread ends the process a little later. Off (`seconds` 0) outside
-the build's stages. Costs 40 µs a row with media.
+Python cannot interrupt a C decoder, so the limit ends the process (exit status 1), never the row alone: on Ray the
+driver sees a worker that died, with `--workers 0` the task's mark stays and the next run isolates it
+(omniprep/build/isolate.py). Where the hung decoder holds the interpreter lock, faulthandler's own C thread ends the
+process a little later. Off (`seconds` 0) outside the build's stages. Costs 40 µs a row with media.
 """
 
 import faulthandler

@@ -1,10 +1,12 @@
 """Run a stage's tasks: in this process, or on Ray workers that stay warm; results come as they finish.
 
-A worker that dies under a task costs that task a second try, which finds the rows that kill (omniprep/build/isolate.py). In this
-process a mark beside the plan takes that place: a task whose mark is found was under way when the process before this one died.
+A worker that dies under a task costs that task a second try, which finds the rows that kill
+(omniprep/build/isolate.py). In this process a mark beside the plan takes that place: a task whose mark is found was
+under way when the process before this one died.
 
-A task is a plain picklable record, a stage a plain function of it. At most two tasks a worker are under way, so memory is
-bounded by the workers and not by the corpus. Numbers that a shard's bytes depend on are computed on one thread everywhere.
+A task is a plain picklable record, a stage a plain function of it. At most two tasks a worker are under way, so
+memory is bounded by the workers and not by the corpus. Numbers that a shard's bytes depend on are computed on one
+thread everywhere.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Refuse files that make a demuxer open other files: playlists and lists of parts (HLS, DASH, IMF, concat, SDP).
 
-FFmpeg looks at content, not at names, so a text file called clip.mp4 may name any file of the machine, and its pictures would be in the
-dataset. Looked for before any demuxer sees the file; what is text as a whole is no audio or video either.
+FFmpeg looks at content, not at names, so a text file called clip.mp4 may name any file of the machine, and its
+pictures would be in the dataset. Looked for before any demuxer sees the file; what is text as a whole is no audio or
+video either.
 """
 
 import re

@@ -5,7 +5,6 @@ file, or text of at most 200 characters, is a path; anything longer is base64. P
 then to each --media-root, and must stay inside one of those folders once links and '..' are resolved.
 """
 
-import base64
 import binascii
 import hashlib
 import os
@@ -105,7 +104,7 @@ class Places:
             match = _DATA_URI.match(text)
             if match is None:
                 raise Reject(RejectCode.BAD_BASE64, "a data: URI must be data:TYPE;base64,DATA")
-            return Source(data=_decode(match.group(2)))
+            return Source(data=_decode(text, match.start(2)))
         if text.startswith(("http://", "https://")):
             return self._fetch_url(text)
         if io.REMOTE_MARK in text[:32] and not text.startswith("file://"):
@@ -180,9 +179,10 @@ def _inside(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
-def _decode(text: str) -> bytes:
+def _decode(text: str, start: int = 0) -> bytes:
+    """Base64 from a place in a text on; one copy of the text, since it may be hundreds of MB."""
     try:
-        data = base64.b64decode(text)
+        data = binascii.a2b_base64(memoryview(text.encode("ascii"))[start:])
     except (binascii.Error, ValueError) as error:
         raise Reject(RejectCode.BAD_BASE64, f"inline media is not base64: {error}") from error
     if not data:

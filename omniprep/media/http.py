@@ -1,9 +1,11 @@
-"""Media from http(s) URLs, for `--allow-http`: public addresses only, each redirect looked at again, bounded in size and time.
+"""Media from http(s) URLs, for `--allow-http`: public addresses only, each redirect looked at again, bounded in size
+and time.
 
-The name is resolved once and the connection goes to that very address, so a name that changes its mind between check and use (DNS
-rebinding) gains nothing; TLS still checks the certificate against the name. Addresses that are not global (loopback, link-local,
-private, carrier-grade NAT, multicast, and IPv6 forms that embed such IPv4 addresses) are refused, as are user names in URLs.
-No proxy, no cookies, no credentials; what a server says is never followed anywhere else.
+The name is resolved once and the connection goes to that very address, so a name that changes its mind between check
+and use (DNS rebinding) gains nothing; TLS still checks the certificate against the name. Addresses that are not
+global (loopback, link-local, private, carrier-grade NAT, multicast, and IPv6 forms that embed such IPv4 addresses)
+are refused, as are user names in URLs. No proxy, no cookies, no credentials; what a server says is never followed
+anywhere else.
 """
 
 import http.client

@@ -18,6 +18,7 @@ from omniprep.media.fetch import Source
 
 Frames = NDArray[np.uint8]
 MAX_FRAMES = 10_000_000
+MAX_SECONDS = 24 * 3600
 
 
 class VideoReader(Protocol):
@@ -68,6 +69,11 @@ def check_streams(source: Source) -> bool:
         with av.open(source.path or _io.BytesIO(source.read())) as container:
             if not container.streams.video:
                 raise Reject(RejectCode.NO_VIDEO_STREAM, f"{source.label}: there is no video stream in the file")
+            stream = container.streams.video[0]
+            if stream.frames > MAX_FRAMES or (container.duration or 0) > MAX_SECONDS * 1_000_000:
+                raise Reject(
+                    RejectCode.VIDEO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s or {MAX_FRAMES} frames"
+                )
             return bool(container.streams.audio)
     except FileNotFoundError as error:
         raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{source.label}: no such file") from error

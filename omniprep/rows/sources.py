@@ -223,7 +223,8 @@ def _read_lines(split: Split) -> Iterator[RawRow]:
         if split.codec:
             try:
                 for line, text in enumerate(_decompress(file, split.codec)):
-                    yield from _parse(line, text)
+                    if (row := _parse(line, text)) is not None:
+                        yield row
             except (OSError, EOFError, RuntimeError) as error:
                 raise OmniprepError(f"{split.source}: damaged as {split.codec}: {error}") from error
             except Exception as error:
@@ -236,19 +237,23 @@ def _read_lines(split: Split) -> Iterator[RawRow]:
         at, line = start, 0
         while at < end and (text := file.readline()):
             at += len(text)
-            yield from _parse(line, text)
+            row = _parse(line, text)
+            del text  # not held while the row is planned: with inline media it may be hundreds of MB
             line += 1
+            if row is not None:
+                yield row
+                del row
 
 
-def _parse(line: int, text: bytes) -> Iterator[RawRow]:
+def _parse(line: int, text: bytes) -> RawRow | None:
     if line == 0:
         text = text.removeprefix(b"\xef\xbb\xbf")
-    if not text.strip():
-        return
+    if not text or text.isspace():
+        return None
     try:
-        yield RawRow(line, json.loads(text), len(text))
+        return RawRow(line, json.loads(text), len(text))
     except (ValueError, RecursionError) as error:
-        yield RawRow(line, Reject(RejectCode.BAD_JSON, f"{type(error).__name__}: {error}"), len(text))
+        return RawRow(line, Reject(RejectCode.BAD_JSON, f"{type(error).__name__}: {error}"), len(text))
 
 
 def _read_array(split: Split) -> Iterator[RawRow]:

@@ -1,8 +1,8 @@
 """A bounded folder of bins that were read from a remote store, so that the next epoch reads them locally.
 
-One file a bin, named after dataset, shard and place, written beside and renamed: any number of processes may share the folder.
-The files used longest ago are removed when the folder outgrows its bound; a file that another process removes is simply read from
-the store again. A checksum is compared as for any other read.
+One file a bin, named after dataset, shard and place, written beside and renamed: any number of processes may share
+the folder. The files used longest ago are removed when the folder outgrows its bound; a file that another process
+removes is simply read from the store again. A checksum is compared as for any other read.
 """
 
 import contextlib
