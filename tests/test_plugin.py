@@ -99,10 +99,10 @@ def test_a_config_of_no_known_model_type_is_enough(build, packed, tmp_path):
 
 def test_one_training_step(omniprep, checkpoint, packed, tmp_path):
     result = omniprep(
-        "train", packed, "--model", checkpoint, "--plugin", toy.FAMILY, "--plugin", toy.MODEL,
-        "--out", tmp_path / "run", "--max-steps", 2, "--num-workers", 0, "--device", "cpu", "--no-freeze-vit", "--report-to", "none",
-        "--learning-rate", "0.01",
-    )  # fmt: skip
+        *("train", packed, "--model", checkpoint, "--plugin", toy.FAMILY, "--plugin", toy.MODEL),
+        *("--out", tmp_path / "run", "--max-steps", 2, "--num-workers", 0, "--device", "cpu", "--no-freeze-vit"),
+        *("--report-to", "none", "--learning-rate", "0.01"),
+    )
     assert result.code == 0, result.err
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""Every mistake in a family is an error of its own that names family, modality and fix (docs/families.md, the table)."""
+"""Every mistake in a family is an error of its own that names family, modality and fix (table of docs/families.md)."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,8 @@ def encode(ctx, rows, images=("1.png",)):
     return encode_planned(planned, ctx, config, MediaCache(0))
 
 
-# Before a build ---------------------------------------------------------------------------------------------------------
+# Before a build
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_name_that_is_taken():
@@ -218,7 +219,8 @@ def test_mistakes_before_a_build_are_usage_errors():
         assert issubclass(getattr(errors, name), UsageError) == before, name
 
 
-# While it runs ----------------------------------------------------------------------------------------------------------
+# While it runs
+# ----------------------------------------------------------------------------------------------------------
 
 
 def mapped(**change):
@@ -300,7 +302,8 @@ def test_stop_iteration_never_leaves_a_callback(family, rows):
         encode(family({}, lambda r: r.register_token_counter("image", lambda ctx, meta: next(iter([])))), rows)
 
 
-# What is no error -------------------------------------------------------------------------------------------------------
+# What is no error
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_registrations_are_inherited_one_by_one(family, base, rows):

@@ -1,4 +1,4 @@
-"""What is checked of a family: before a build, that all is registered; while it runs, that callbacks keep their word."""
+"""What is checked of a family: before a build, that all is registered; while it runs, what callbacks give."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,14 @@ from omniprep.families.registry import Array, Expansion, FamilyRecord, Field, Sa
 if TYPE_CHECKING:
     from omniprep.families.context import FamilyContext
 
-_WHAT = {"mapper": "input mapper", "counter": "token counter", "max": "maximum", "processor": "input processor", "positions": "position function", "dummy": "dummy data"}  # fmt: skip
+_WHAT = {
+    "mapper": "input mapper",
+    "counter": "token counter",
+    "max": "maximum",
+    "processor": "input processor",
+    "positions": "position function",
+    "dummy": "dummy data",
+}
 _DECORATOR = {"mapper": "input_mapper", "counter": "token_counter", "max": "max_multimodal_tokens"}
 
 
@@ -81,11 +88,13 @@ def check_registrations(record: FamilyRecord, modalities: tuple[str, ...]) -> No
         for key, call_name in _DECORATOR.items():
             if registered(cls, f"{key}:{modality}") is None:
                 raise MissingRegistrationError(
-                    f"family {name!r} supports {modality} but registers no {_WHAT[key]} for it; add @REGISTRY.register_{call_name}({modality!r}, ...)"
+                    f"family {name!r} supports {modality} but registers no {_WHAT[key]} for it; add "
+                    f"@REGISTRY.register_{call_name}({modality!r}, ...)"
                 )
         if modality != "image" and registered(cls, f"mapper:{modality}") == "default":
             raise MissingRegistrationError(
-                f"family {name!r}: only images have a default mapper; give register_input_mapper({modality!r}, fn) a function"
+                f"family {name!r}: only images have a default mapper; give register_input_mapper({modality!r}, fn) a "
+                "function"
             )
         if modality not in cls.placeholders:  # type: ignore[attr-defined]
             raise MissingRegistrationError(
@@ -144,7 +153,8 @@ def item_spans(ctx: "FamilyContext", sample: Sample, expansions: list[Expansion]
         sound = sample.items["audio"][item.audio].tokens if item.audio is not None else 0
         if len(expansion.ids) != item.tokens + sound:
             raise TokenCountMismatchError(
-                f"{who} makes {len(expansion.ids)} tokens of {expansion.modality} {expansion.item + 1}, the token counter promised {item.tokens + sound}"
+                f"{who} makes {len(expansion.ids)} tokens of {expansion.modality} {expansion.item + 1}, the token "
+                f"counter promised {item.tokens + sound}"
             )
     if left:
         modality, number = next(iter(left))

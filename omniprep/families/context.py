@@ -1,8 +1,8 @@
 """A family at work on one checkpoint: its tokenizer, settings and options, checked once, and everything it registered.
 
-`resolve_family` is the one way to get there. A context is cheap to make again in a worker process from a `FamilySpec`, so
-nothing of it travels between processes. All checks that need no data happen here: missing registrations, placeholders that
-are not one token, unknown options, bad maxima. What callbacks give is checked where they are called.
+`resolve_family` is the one way to get there. A context is cheap to make again in a worker process from a `FamilySpec`,
+so nothing of it travels between processes. All checks that need no data happen here: missing registrations,
+placeholders that are not one token, unknown options, bad maxima. What callbacks give is checked where they are called.
 """
 
 import difflib
@@ -69,7 +69,8 @@ def _resolve(spec: FamilySpec) -> "FamilyContext":
     config = checkpoint_file(spec.model, "config.json")
     if config is None:
         raise OmniprepError(
-            f"model {spec.model!r}: no config.json there; give a checkpoint folder or a Hub name (omniprep init-model makes a small one)"
+            f"model {spec.model!r}: no config.json there; give a checkpoint folder or a Hub name (omniprep init-model "
+            "makes a small one)"
         )
     record = REGISTRY.find(spec.family, config)
     return FamilyContext(record, spec, config)
@@ -143,7 +144,8 @@ class FamilyContext:
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.spec.model, trust_remote_code=self.spec.trust_remote_code)
         except (ValueError, KeyError, OSError) as error:
-            # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being read.
+            # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being
+            # read.
             try:
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(self.spec.model)
             except (ValueError, OSError, TypeError):
@@ -217,7 +219,8 @@ class FamilyContext:
         value = call(self, f"max:{modality}") if callable(most) else most
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise BadMaxTokensError(
-                f"family {self.name!r}: the maximum tokens of a {modality} must be an integer of at least 1, not {value!r}; "
+                f"family {self.name!r}: the maximum tokens of a {modality} must be an integer of at least 1, not "
+                f"{value!r}; "
                 f"mend register_max_multimodal_tokens({modality!r}, ...)"
             )
         return int(value)
@@ -232,7 +235,8 @@ class FamilyContext:
         tokens = int(call(self, f"counter:{modality}", meta))
         if tokens > self.maxima[modality]:
             raise MaxTokensExceededError(
-                f"family {self.name!r}: a {modality} has {tokens} tokens, more than the registered maximum {self.maxima[modality]}; "
+                f"family {self.name!r}: a {modality} has {tokens} tokens, more than the registered maximum "
+                f"{self.maxima[modality]}; "
                 f"register_max_multimodal_tokens({modality!r}, ...) must give a true upper bound"
             )
         return tokens
@@ -284,7 +288,8 @@ class FamilyContext:
         for modality, items in media.items():
             if len(items) > counts.get(modality, 0):
                 raise DummyError(
-                    f"family {self.name!r}: {counts.get(modality, 0)} {modality} items were asked of the dummy, it gives {len(items)}"
+                    f"family {self.name!r}: {counts.get(modality, 0)} {modality} items were asked of the dummy, it "
+                    f"gives {len(items)}"
                 )
         return messages, media
 

@@ -156,6 +156,7 @@ GENERATION = {"pad_token_id": 151643, "bos_token_id": 151644, "eos_token_id": [1
 
 
 def write_json(path: Path, content: object) -> None:
+    """Write a file of a checkpoint."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What callbacks of a family see and give: facts of media items, decoded items, expansions, declared forward arguments."""
+"""What callbacks of a family see and give: facts of media items, decoded items, expansions, forward arguments."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -88,9 +88,9 @@ class Expansion:
 class Field:
     """How one forward argument is cut into items and stored.
 
-    `layout` is "item" (one small integer vector an item) or "flat" (a run of units an item; `sizes` gives the units: a function
-    of the mapper's result, or "prod(KEY)" or "KEY" of an item field). dtype and shape of a unit are taken from the mapper's result
-    for a dummy where they are not given.
+    `layout` is "item" (one small integer vector an item) or "flat" (a run of units an item; `sizes` gives the units: a
+    function of the mapper's result, or "prod(KEY)" or "KEY" of an item field). dtype and shape of a unit are taken from
+    the mapper's result for a dummy where they are not given.
     """
 
     modality: str

@@ -1,7 +1,7 @@
-"""Where families come from: the built-in files, entry points of installed packages, plug-in files; and checkpoint files.
+"""Where families come from: built-in files, entry points of installed packages, plug-in files; and checkpoint files.
 
-A plug-in's text travels to the workers, so nodes need not have its file. A call that names other plug-ins than the one before
-it in this process replaces those: what is registered is what the command at hand has asked for.
+A plug-in's text travels to the workers, so nodes need not have its file. A call that names other plug-ins than the one
+before it in this process replaces those: what is registered is what the command at hand has asked for.
 """
 
 import hashlib

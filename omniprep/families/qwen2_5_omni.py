@@ -1,8 +1,9 @@
 """Qwen2.5-Omni (thinker): images, audio, video, and the sound of videos, exactly as ms-swift 3.9.3 encodes them.
 
 Sources: ms-swift template/qwen.py Qwen2_5OmniTemplate; qwen_omni_utils 0.0.8; transformers Qwen2VLImageProcessor,
-WhisperFeatureExtractor, modeling_qwen2_5_omni. Pixels leave here as uint8 patches: (uint8 - mean*255) / (std*255) in float32
-on the device is bit for bit the processor's pixel_values. Spectrograms are those of the clip padded to 300 s, without computing them.
+WhisperFeatureExtractor, modeling_qwen2_5_omni. Pixels leave here as uint8 patches: (uint8 - mean*255) / (std*255) in
+float32 on the device is bit for bit the processor's pixel_values. Spectrograms are those of the clip padded to 300 s,
+without computing them.
 """
 
 from functools import lru_cache
@@ -61,7 +62,8 @@ def _samples(ctx: "FamilyContext", samples: int) -> int:
         if ctx.opt.long_audio == "reject":
             raise Reject(
                 RejectCode.AUDIO_TOO_LONG,
-                f"{samples / 16000:.1f} s of audio, the model takes {most / 16000:.0f} s; cut it, or use --long-audio truncate",
+                f"{samples / 16000:.1f} s of audio, the model takes {most / 16000:.0f} s; cut it, or use --long-audio "
+                "truncate",
             )
         return most
     return samples
@@ -120,7 +122,9 @@ def _chunk(ctx: "FamilyContext") -> tuple[int, int]:
 
 
 def expand(ctx: "FamilyContext", sample: Sample) -> list[Expansion]:
-    """Each placeholder becomes its item's tokens; a video with sound becomes frames and sound, chunk by chunk of 2 s."""
+    """Each placeholder becomes its item's tokens; a video with sound becomes frames and sound, chunk by chunk of 2
+    s.
+    """
     ids = _ids(ctx)
     per_second, chunk = _chunk(ctx)
     result = []

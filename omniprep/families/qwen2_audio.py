@@ -1,8 +1,8 @@
 """Qwen2-Audio: numbered audio clips of up to 30 s, as ms-swift 3.9.3 encodes them.
 
 Sources: ms-swift template/qwen.py Qwen2AudioTemplate; transformers Qwen2AudioProcessor (its expansion of audio tokens),
-WhisperFeatureExtractor. The tower takes 30 s whatever the clip: the padding's spectrogram is one value, that of the quietest
-sound, so a clip is stored with a few frames beyond its end, and the loader repeats the last one.
+WhisperFeatureExtractor. The tower takes 30 s whatever the clip: the padding's spectrogram is one value, that of the
+quietest sound, so a clip is stored with a few frames beyond its end, and the loader repeats the last one.
 """
 
 from typing import TYPE_CHECKING, Any, cast
@@ -37,7 +37,8 @@ def clipped(ctx: "FamilyContext", samples: int) -> int:
     if samples > most and ctx.opt.long_audio == "reject":
         raise Reject(
             RejectCode.AUDIO_TOO_LONG,
-            f"{samples / 16000:.1f} s of audio, the model takes {most / 16000:.0f} s; cut it, or use --long-audio truncate",
+            f"{samples / 16000:.1f} s of audio, the model takes {most / 16000:.0f} s; cut it, or use --long-audio "
+            "truncate",
         )
     return min(samples, most)
 

@@ -1,11 +1,13 @@
 """Qwen2-VL and Qwen2.5-VL: images and videos as ms-swift 3.9.3 encodes them.
 
-Sources: ms-swift template/qwen.py Qwen2VLTemplate, Qwen2_5VLTemplate; qwen_vl_utils 0.0.11 (equal to qwen_omni_utils 0.0.8 in
-what it does to media); transformers Qwen2VLImageProcessor, get_rope_index of modeling_qwen2_vl and modeling_qwen2_5_vl.
+Sources: ms-swift template/qwen.py Qwen2VLTemplate, Qwen2_5VLTemplate; qwen_vl_utils 0.0.11 (equal to qwen_omni_utils
+0.0.8 in what it does to media); transformers Qwen2VLImageProcessor, get_rope_index of modeling_qwen2_vl and
+modeling_qwen2_5_vl.
 
-Two rules for positions exist. transformers 4.57, which ms-swift 3.9.3 runs on, goes on after a video at the largest position
-of all three axes, and Qwen2.5-VL counts whole seconds; transformers 5 goes on at the largest of height and width, and counts
-fractions of seconds. They differ for videos only. `--family-option rope=transformers5` chooses the second.
+Two rules for positions exist. transformers 4.57, which ms-swift 3.9.3 runs on, goes on after a video at the largest
+position of all three axes, and Qwen2.5-VL counts whole seconds; transformers 5 goes on at the largest of height and
+width, and counts fractions of seconds. They differ for videos only. `--family-option rope=transformers5` chooses the
+second.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
 """Qwen3-VL: patches of 16 pixels, and a time stamp before each pair of frames, as ms-swift 3.9.3 encodes them.
 
-Sources: ms-swift template/qwen.py Qwen3VLTemplate; qwen_vl_utils 0.0.14; transformers Qwen3VLProcessor (the text of a video),
-get_rope_index of modeling_qwen3_vl (every pair of frames is an image of its own, time is text).
+Sources: ms-swift template/qwen.py Qwen3VLTemplate; qwen_vl_utils 0.0.14; transformers Qwen3VLProcessor (the text of a
+video), get_rope_index of modeling_qwen3_vl (every pair of frames is an image of its own, time is text).
 """
 
 from functools import lru_cache

@@ -1,8 +1,9 @@
-"""Images and videos of the Qwen families: sizes as qwen_vl_utils (and its twin qwen_omni_utils) has them, patches as Qwen2-VL.
+"""Images and videos of the Qwen families: sizes as qwen_vl_utils (and its twin qwen_omni_utils) has them, patches as
+Qwen2-VL.
 
-`QwenVision` is what those families inherit; a family says its patch size, and may replace any of it. Pixels leave here as
-uint8 patches: (uint8 - mean*255) / (std*255) in float32 on the device is bit for bit the processor's pixel_values. A still
-image is stored without its temporal copy.
+`QwenVision` is what those families inherit; a family says its patch size, and may replace any of it. Pixels leave here
+as uint8 patches: (uint8 - mean*255) / (std*255) in float32 on the device is bit for bit the processor's pixel_values. A
+still image is stored without its temporal copy.
 """
 
 from collections.abc import Iterable, Mapping
@@ -112,7 +113,7 @@ def map_video(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
 
 
 def frame_list(item: Decoded, plan: VideoPlan, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The frames (T, H, W, 3) of a video given as images, each resized to (width, height); the last is repeated to an even number."""
+    """The frames (T, H, W, 3) of a video given as images, each resized to (width, height); the last fills a pair."""
     pictures = [np.asarray(item.images[i].resize(size), np.uint8) for i in dict.fromkeys(plan.indices)]
     return np.stack([*pictures, *pictures[-1:] * (len(plan.indices) - len(pictures))])
 
@@ -132,7 +133,9 @@ def dummy(
 
 
 def reading_order(ctx: "FamilyContext", sample: Sample, modalities: Iterable[str]) -> list[tuple[int, str, int]]:
-    """(first token, modality, number of the item) of each media block of an expanded row whose blocks hold one token each."""
+    """(first token, modality, number of the item) of each media block of an expanded row whose blocks hold one token
+    each.
+    """
     ids = {ctx.placeholder_id(m): m for m in modalities}
     media = np.isin(sample.ids, list(ids))
     starts = np.flatnonzero(media & ~np.concatenate([[False], media[:-1]])).tolist()

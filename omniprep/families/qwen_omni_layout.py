@@ -1,9 +1,9 @@
 """Where the tokens of Qwen2.5-Omni's media go: the interleave of sound and frames, and m-rope position ids.
 
 Sources: transformers modeling_qwen2_5_omni.get_rope_index and get_chunked_index; ms-swift 3.9.3 template/qwen.py
-_get_new_tokens_use_audio_in_video. No model, no Python loop over tokens. Two traps are kept on purpose: the next position
-is the maximum of the *last piece* plus one, and ms-swift computes the interleave with the seconds of a grid step cast to the
-checkpoint's dtype (bfloat16), the positions with float32.
+_get_new_tokens_use_audio_in_video. No model, no Python loop over tokens. Two traps are kept on purpose: the next
+position is the maximum of the *last piece* plus one, and ms-swift computes the interleave with the seconds of a grid
+step cast to the checkpoint's dtype (bfloat16), the positions with float32.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """Sizes of images and videos for the Qwen vision towers, as pure functions of header facts and limits.
 
-Source: qwen_omni_utils 0.0.8 v2_5/vision_process.py (smart_resize, smart_nframes, fetch_video); Python's round is half to even.
-Sides are in pixels. Every function here is exact: tests compare it with qwen_omni_utils on random sizes and limits.
+Source: qwen_omni_utils 0.0.8 v2_5/vision_process.py (smart_resize, smart_nframes, fetch_video); Python's round is half
+to even. Sides are in pixels. Every function here is exact: tests compare it with qwen_omni_utils on random sizes and
+limits.
 """
 
 import math
@@ -196,7 +197,9 @@ def video_patches(frames: NDArray[np.uint8], patch: int = 14, merge: int = 2) ->
 
 
 def most_image_tokens(limits: Limits, factor: int = 28) -> int:
-    """An upper bound of an image's tokens: the area limit, what the shrink branch keeps of thin images, what the grow branch adds."""
+    """An upper bound of an image's tokens: the area limit, what the shrink branch keeps of thin images, what the grow
+    branch adds.
+    """
     area = factor * factor
     high, low = limits.max_pixels / area, limits.min_pixels / area
     return math.ceil(max(high, math.sqrt(MAX_RATIO * high), low + math.sqrt(low) * (math.sqrt(MAX_RATIO) + 0.1) + 1, 1))

@@ -1,9 +1,9 @@
 """The registry: what a model family tells omniprep, and how to find the family of a checkpoint.
 
-A family is a class with decorators. Names follow the serving engines' guide (register_input_mapper, register_dummy_data,
-...) and ms-swift's (register_template, register_model_arch); docs/families.md walks through one. Registrations are kept on
-the class (`cls.__omniprep__`) and found through its bases, so a family inherits what it does not change. While a build
-runs the registry is frozen: a late registration is an error, not a surprise.
+A family is a class with decorators. Names follow the serving engines' guide (register_input_mapper,
+register_dummy_data, ...) and ms-swift's (register_template, register_model_arch); docs/families.md walks through one.
+Registrations are kept on the class (`cls.__omniprep__`) and found through its bases, so a family inherits what it does
+not change. While a build runs the registry is frozen: a late registration is an error, not a surprise.
 """
 
 import difflib
@@ -54,8 +54,8 @@ class SupportsMultiModal(Protocol):
         limits: Modality → most items of a row (None: no limit). A modality that is absent is not supported.
         placeholders: Modality → the one token that stands for an item until it is expanded.
         plain_tags: The same for text without roles (--no-use-chat-template), where it differs.
-        tags: Modality → the text that replaces `<image>` and so on (default: the placeholder; `{n}` is the item's number from
-            1); "video_audio" is that of a video whose sound is taken too.
+        tags: Modality → the text that replaces `<image>` and so on (default: the placeholder; `{n}` is the item's
+            number from 1); "video_audio" is that of a video whose sound is taken too.
         fields: Forward arguments → `Field`.
         options: Options and their defaults; builds may set these and no others.
         row_options: Keys that a row's chat_template_kwargs may set.
@@ -116,7 +116,7 @@ class FamilyRecord:
 
 
 class Registry:
-    """All families of this process, and the templates and architectures that have a name. Use the one instance, `REGISTRY`."""
+    """All families of this process, and the templates and architectures that have a name; `REGISTRY` is the one."""
 
     def __init__(self) -> None:
         """Begin empty and open."""
@@ -137,7 +137,7 @@ class Registry:
 
     @contextmanager
     def loading(self, origin: str | None) -> Iterator[None]:
-        """Allow registrations inside the block: a family file is imported; `origin` says where from (None: its module's name)."""
+        """Allow registrations inside the block, which imports a file of `origin` (None: named after its module)."""
         before = self.frozen, self._origin
         self.frozen, self._origin = False, origin
         try:
@@ -198,7 +198,8 @@ class Registry:
             if name in self.families and not override:
                 taken = self.families[name]
                 raise DuplicateFamilyError(
-                    f"family {name!r} is registered already, by {taken.origin}; choose another name or pass override=True"
+                    f"family {name!r} is registered already, by {taken.origin}; choose another name or pass "
+                    "override=True"
                 )
             self.families[name] = FamilyRecord(
                 name=name,

@@ -1,7 +1,8 @@
-"""Small random checkpoints of the other Qwen families: the real vocabulary, ids, settings and names of weights; small widths.
+"""Small random checkpoints of the other Qwen families: the real vocabulary, ids, settings and names of weights; small
+widths.
 
-Configurations are in the form in which the Hub has them, which transformers 4.57 and 5 both read. Hidden size 64, two layers a
-tower; 20 million weights, of which 19 million are embeddings.
+Configurations are in the form in which the Hub has them, which transformers 4.57 and 5 both read. Hidden size 64, two
+layers a tower; 20 million weights, of which 19 million are embeddings.
 """
 
 import copy

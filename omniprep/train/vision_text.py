@@ -1,9 +1,10 @@
-"""Models of transformers on bins as they are: one wrapper for the Qwen families whose whole model is tower and language model.
+"""Models of transformers on bins as they are: one wrapper for the Qwen families whose whole model is tower and language
+model.
 
-`load_model` takes the class that the checkpoint names and puts `Packed` in front of it. What that changes: borders of rows are kept
-from the towers (which have borders of their own under the same names), logits are made only where a token is predicted, and
-`touch_towers` runs the smallest possible media, times zero, where a bin has none, so that ranks of a job never wait for
-each other's gradients.
+`load_model` takes the class that the checkpoint names and puts `Packed` in front of it. What that changes: borders of
+rows are kept from the towers (which have borders of their own under the same names), logits are made only where a token
+is predicted, and `touch_towers` runs the smallest possible media, times zero, where a bin has none, so that ranks of a
+job never wait for each other's gradients.
 """
 
 from collections.abc import Sequence
