@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from omniprep import io
 from omniprep.build.budget import FirstErrors, check_error_rate
-from omniprep.build.folder import describe, finished, prepare, told
+from omniprep.build.folder import describe, finished, prepare, sweep, told
 from omniprep.build.lease import NAME as LEASE
 from omniprep.build.lease import Lease, hold
 from omniprep.build.manifest import describe_inputs, finish
@@ -36,6 +36,7 @@ from omniprep.families.registry import REGISTRY
 from omniprep.media.audio import sound_decoder
 from omniprep.progress import Reporter
 from omniprep.rows.sources import Split, count_lines, find_inputs, find_splits
+from omniprep.shards.codec import with_codec
 
 Task = TypeVar("Task", PlanTask, ShardTask)
 
@@ -66,12 +67,16 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     ctx = family_of(config)
     item_limits(ctx, config.limit_mm_per_row)
+    with_codec(ctx.columns, config.pixel_codec)  # says at once where its library is absent
     this = describe(config, ctx)
     with told(config.out):
         if (manifest := finished(config, this)) is not None:
             if io.exists(io.join(config.out, LEASE)):  # of a run that was killed at its very end, or that begins anew
                 with hold(config.out, progress.message):
                     pass
+            sweep(config.out)
+            if not io.exists(io.join(config.out, "report.html")):  # killed while it was written
+                _write_report(config.out, progress)
             progress.message(f"{config.out}: already built with these options and inputs; nothing to do")
             return manifest
         with hold(config.out, progress.message) as lease:

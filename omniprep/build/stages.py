@@ -24,6 +24,7 @@ from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext, FamilySpec, resolve
 from omniprep.media.fetch import Places
 from omniprep.rows.sources import RawRow, Split, read_split
+from omniprep.shards.codec import with_codec
 from omniprep.shards.schema import arrow_schema
 from omniprep.shards.writer import ShardWriter
 from omniprep.template.loss import parse_strategy
@@ -162,7 +163,8 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
     ctx = resolve(task.spec)
     reader, cache = _reader(task.plans), MediaCache()
     weighted = parse_strategy(task.config.loss_scale).weighted
-    schema = arrow_schema(ctx.columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted)
+    columns = with_codec(ctx.columns, task.config.pixel_codec)
+    schema = arrow_schema(columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted)
     path = io.join(task.out, "shards", shard_name(task.number))
     killers = _killers(task)
     began = time.perf_counter()

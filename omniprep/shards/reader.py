@@ -21,6 +21,7 @@ import xxhash
 from omniprep import io
 from omniprep.errors import DamagedDataError
 from omniprep.shards.cache import BinCache
+from omniprep.shards.codec import decode_pixels
 from omniprep.shards.schema import Column, Layout, storage_dtype
 
 __all__ = ["BufferPool", "ShardReader", "decode", "item_sizes", "read_schema"]
@@ -205,6 +206,9 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
         if column is not None and column.kind == "flat":
             values = array.buffers()[2]
             view = data[values.address - base :][: values.size].view(storage_dtype(column.dtype))
+            if "codec" in column.params:
+                arrays[field.name] = _decoded(column, view, arrays)
+                continue
             arrays[field.name] = view if column.load == "mel" else view.reshape(-1, *column.shape)
             continue
         values = array.values
@@ -216,6 +220,17 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
         arrays["position_ids"] = arrays["position_ids"].reshape(3, -1)
     arrays["row_items"] = arrays["row_items"].reshape(len(arrays["row_ids"]), len(layout.modalities))
     return arrays
+
+
+_PICTURES = BufferPool()
+
+
+def _decoded(column: Column, data: np.ndarray, arrays: Mapping[str, Any]) -> np.ndarray:
+    units = int(item_sizes(column, arrays).sum())
+    size = units * column.unit
+    patches = _PICTURES.take(size)[:size].reshape(units, *column.shape)
+    decode_pixels(column, data, arrays[column.size_source()[0]], patches)
+    return patches
 
 
 def item_sizes(column: Column, arrays: Mapping[str, Any]) -> np.ndarray:

@@ -1,0 +1,136 @@
+"""Tokens a second a core of `omniprep build`, writing included, against ms-swift's encode of the same rows.
+
+Two processes stay warm and take turns, kind by kind and round by round, so both see the same machine; what is compared
+is the CPU time of a process on one thread (a busy machine lengthens both). ms-swift's side counts template.encode
+alone; ours counts all from reading the rows to the renamed shard and its manifest. report.html is apart. ms-swift 3.9.x
+lives in an environment of its own: give its Python with --rival or OMNIPREP_SWIFT_PYTHON.
+
+    python benchmarks/build.py --model CHECKPOINT [--rival PYTHON] [--data FOLDER] [--rounds 3]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from corpus import make
+from record import record
+
+ROWS = {"text": 600, "image": 18, "audio": 9, "video": 4}
+GOALS = {"text": 3.5, "all": 3.0}
+HERE = Path(__file__).resolve().parent
+
+
+def worker(model: str) -> None:
+    """Build each file that standard input names; answer with CPU seconds and tokens."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import omniprep.build.run as run
+    from omniprep.config import BuildConfig
+    from omniprep.progress import reporter
+
+    run._write_report = lambda *_: None
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        with tempfile.TemporaryDirectory(prefix="omniprep-bench-") as folder, reporter(quiet=True) as progress:
+            options = BuildConfig(inputs=(line.strip(),), model=model, bin_length=32768, out=f"{folder}/out", workers=0)
+            begin = time.process_time()
+            counts = run.build(options, progress)["counts"]
+            seconds = time.process_time() - begin
+        assert not counts["rows"]["rejected"], counts
+        answer = {"seconds": seconds, "tokens": counts["tokens"], "rows": counts["rows"]["packed"]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def start(command: list[str]) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment)
+    ask(process)
+    return process
+
+
+def ask(process: "subprocess.Popen[str]", path: Path | None = None) -> dict[str, Any]:
+    assert process.stdin is not None and process.stdout is not None
+    if path is not None:
+        process.stdin.write(f"{path}\n")
+        process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"benchmarks/build.py: {process.args!r} ended; run it by hand to see why")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def measure(model: str, rival: str, data: Path | None, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    files = make(folder / "corpus", ROWS, data)
+    warm = make(folder / "warm", dict.fromkeys(ROWS, 2), data)
+    sides = {
+        "omniprep": start([sys.executable, str(Path(__file__).resolve()), "--worker", "--model", model]),
+        "ms-swift": start([rival, str(HERE / "ms_swift_worker.py"), model]),
+    }
+    seconds: dict[tuple[str, str], list[float]] = {}
+    tokens: dict[str, int] = {}
+    try:
+        for path in warm.values():
+            for process in sides.values():
+                ask(process, path)
+        for _ in range(rounds):
+            for kind, path in files.items():
+                for side, process in sides.items():
+                    answer = ask(process, path)
+                    seconds.setdefault((side, kind), []).append(answer["seconds"])
+                    assert tokens.setdefault(kind, answer["tokens"]) == answer["tokens"], (side, kind, answer)
+    finally:
+        for process in sides.values():
+            process.kill()
+            process.wait()
+    for side in sides:
+        seconds[side, "all"] = [sum(parts) for parts in zip(*(seconds[side, kind] for kind in files), strict=True)]
+    tokens["all"] = sum(tokens.values())
+    rows = []
+    for kind in (*files, "all"):
+        ours, theirs = seconds["omniprep", kind], seconds["ms-swift", kind]
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        rows.append(
+            {
+                "rows": kind,
+                "tokens": tokens[kind],
+                "ms_swift_tokens_per_second": round(tokens[kind] / median(theirs)),
+                "omniprep_tokens_per_second": round(tokens[kind] / median(ours)),
+                "ratio": round(median(ratios), 2),
+                "spread": f"{min(ratios):.2f} to {max(ratios):.2f}",
+                "goal": GOALS.get(kind, ""),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=os.environ.get("OMNIPREP_BENCH_MODEL"))
+    parser.add_argument("--rival", default=os.environ.get("OMNIPREP_SWIFT_PYTHON"))
+    parser.add_argument("--data", type=Path, default=os.environ.get("OMNIPREP_BENCH_DATA"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options.model)
+        return
+    if not options.model or not options.rival or not Path(options.rival).exists():
+        print("skipped: needs --model (OMNIPREP_BENCH_MODEL) and the Python of an environment with ms-swift 3.9.x,")
+        print("         --rival (OMNIPREP_SWIFT_PYTHON)")
+        return
+    with tempfile.TemporaryDirectory(prefix="omniprep-build-") as name:
+        rows = measure(options.model, options.rival, options.data, options.rounds, Path(name))
+    record("build", rows, corpus=ROWS, rounds=options.rounds)
+
+
+if __name__ == "__main__":
+    main()
