@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := build/demo
 
-.PHONY: help install demo test check bench docs clean
+.PHONY: help install demo test test-slow check bench docs clean
 
 help:
 	@echo "make demo    init-model, build, inspect and train on data_samples, on the CPU"
-	@echo "make test    the tests"
+	@echo "make test    the tests (make test-slow: the long ones)"
 	@echo "make check   ruff, mypy, generated files up to date"
 	@echo "make bench   the benchmarks, each against its rival"
 	@echo "make docs    generated pages, and the API reference in build/api"
@@ -26,8 +26,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash pipelines/demo.sh $(DEMO)
 
+# Two processes, a file each at a time; the long tests (deaths at random moments, clusters, tutorials) are `make test-slow`.
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadfile
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest tests -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -91,6 +92,30 @@ def resolve_family(
     return resolve(FamilySpec(model=model, family=family, plugins=tuple(plugins), options=chosen))
 
 
+def _tokenizer_mark(model: str) -> int:
+    """When a local checkpoint's tokenizer was written, so that another at the same place is not taken for it."""
+    path = Path(model) / "tokenizer.json"
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+@lru_cache(maxsize=2)
+def _encoder(model: str, trust_remote_code: bool, mark: int) -> Encoder:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being read.
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+        except (ValueError, OSError, TypeError):
+            reason = " ".join(str(error).split())[:300]
+            raise OmniprepError(f"model {model!r}: its tokenizer cannot be loaded: {reason}") from error
+    if not tokenizer.is_fast:
+        raise OmniprepError(f"model {model!r}: only fast tokenizers (tokenizer.json) are supported")
+    return Encoder(tokenizer)
+
+
 class FamilyContext:
     """One family on one checkpoint; what callbacks receive as `ctx`.
 
@@ -136,24 +161,10 @@ class FamilyContext:
                 raise UnknownOptionError(f"family {self.name!r} has no option {name!r}; {hint}")
         return SimpleNamespace(**{**known, **given})
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
         """The checkpoint's fast tokenizer (loaded at first use)."""
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.spec.model, trust_remote_code=self.spec.trust_remote_code)
-        except (ValueError, KeyError, OSError) as error:
-            # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being
-            # read.
-            try:
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(self.spec.model)
-            except (ValueError, OSError, TypeError):
-                reason = " ".join(str(error).split())[:300]
-                raise OmniprepError(f"model {self.spec.model!r}: its tokenizer cannot be loaded: {reason}") from error
-        if not tokenizer.is_fast:
-            raise OmniprepError(f"model {self.spec.model!r}: only fast tokenizers (tokenizer.json) are supported")
-        return tokenizer
+        return self.encoder.tokenizer
 
     @cached_property
     def tokenizer_sha256(self) -> str:
@@ -171,8 +182,8 @@ class FamilyContext:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Batched tokenization."""
-        return Encoder(self.tokenizer)
+        """Batched tokenization; contexts of one checkpoint share it, whatever their options."""
+        return _encoder(self.spec.model, self.spec.trust_remote_code, _tokenizer_mark(self.spec.model))
 
     def token_id(self, token: str) -> int:
         """The id of one token.
