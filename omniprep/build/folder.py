@@ -96,7 +96,7 @@ def prepare(config: BuildConfig, this: dict[str, Any]) -> None:
     state = io.join(out, "plan", "build.json")
     if io.exists(state):
         check_same(out, this)
-        _sweep(out)
+        sweep(out)
         return
     if any(name not in (*FOLDERS, LEASE) for name in io.list_folder(out)) or any(
         not name.endswith(".tmp") for folder in FOLDERS for name in io.list_folder(io.join(out, folder))
@@ -104,11 +104,11 @@ def prepare(config: BuildConfig, this: dict[str, Any]) -> None:
         raise OmniprepError(f"{out}: the folder is not empty and holds no omniprep build; choose another --out")
     for name in FOLDERS:
         io.make_folder(io.join(out, name))
-    _sweep(out)
+    sweep(out)
     io.write_atomic(state, json.dumps(this, indent=1).encode())
 
 
-def _sweep(out: str) -> None:
+def sweep(out: str) -> None:
     """Remove what killed runs left half-written (local folders only: stores show no half-written objects)."""
     if not io.is_local(out):
         return

@@ -88,6 +88,7 @@ def _build(config: BuildConfig, ctx: FamilyContext, lease: Lease, progress: Repo
     with ray_session(config.workers, config.ray_address), stopped_by_signal(), REGISTRY.frozen_while():
         planned = plan(config, progress, lease)
         shards = _encode(config, planned, progress, lease)
+    sweep(config.out)  # of workers that died
     lines = _lines(planned)
     manifest = finish(
         config,
