@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from omniprep.media import resample
 
 SIZES = [
-    ((360, 640), (364, 644)), ((240, 320), (280, 392)), ((720, 1280), (560, 1008)), ((1080, 1920), (560, 1008)), ((144, 176), (28, 28)),
-    ((7, 9), (56, 84)), ((100, 3), (28, 28)), ((33, 47), (28, 476)), ((224, 224), (224, 336)),
+    ((360, 640), (364, 644)), ((240, 320), (280, 392)), ((720, 1280), (560, 1008)), ((1080, 1920), (560, 1008)),
+    ((144, 176), (28, 28)),     ((7, 9), (56, 84)), ((100, 3), (28, 28)), ((33, 47), (28, 476)), ((224, 224), (224, 336)),
 ]  # fmt: skip
 
 
@@ -21,6 +22,17 @@ def test_frames_equal_torchvision(old: tuple[int, int], new: tuple[int, int]) ->
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
     expected = resize(tensor, list(new), interpolation=InterpolationMode.BICUBIC, antialias=True)
     assert np.array_equal(resample.resize_frames(frames, *new), expected.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [*SIZES, ((336, 448), (336, 476)), ((300, 448), (308, 448)), ((1, 1), (28, 28))]
+)
+def test_images_equal_pillow(old: tuple[int, int], new: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (*old, 3), np.uint8)
+    pixels[:, ::2] = 255 * (pixels[:, ::2] > 127)
+    image = Image.fromarray(pixels)
+    ours = resample.resize_image(image, new[1], new[0])
+    assert np.array_equal(ours, np.asarray(image.resize((new[1], new[0]))))
 
 
 def test_a_torch_that_computes_otherwise_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:

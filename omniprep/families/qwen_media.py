@@ -24,6 +24,7 @@ from omniprep.families.qwen_vision import (
     video_patches,
 )
 from omniprep.families.registry import REGISTRY, Decoded, Field, MediaMeta, Sample, SupportsMultiModal
+from omniprep.media.resample import resize_image
 
 if TYPE_CHECKING:
     from omniprep.families.context import FamilyContext
@@ -91,7 +92,7 @@ def map_image(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
     patch = patch_size(ctx)
     grids = [image_grid(ctx, item.meta) for item in items]
     patches = [
-        image_patches(np.asarray(item.image.resize((w * patch, h * patch)), np.uint8), patch)
+        image_patches(resize_image(item.image, w * patch, h * patch), patch)
         for item, (_, h, w) in zip(items, grids, strict=True)
     ]
     return {"image_grid_thw": np.array(grids, np.int32), "pixel_values": np.concatenate(patches)}
@@ -114,7 +115,7 @@ def map_video(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
 
 def frame_list(item: Decoded, plan: VideoPlan, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The frames (T, H, W, 3) of a video given as images, each resized to (width, height); the last fills a pair."""
-    pictures = [np.asarray(item.images[i].resize(size), np.uint8) for i in dict.fromkeys(plan.indices)]
+    pictures = [resize_image(item.images[i], *size) for i in dict.fromkeys(plan.indices)]
     return np.stack([*pictures, *pictures[-1:] * (len(plan.indices) - len(pictures))])
 
 

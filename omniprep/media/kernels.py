@@ -1,9 +1,10 @@
-"""Two passes of torch's antialiased bicubic resampling, compiled by numba: the same additions in the same order.
+"""Bicubic resampling in two passes, compiled by numba: torch's (of video frames) and Pillow's, with the same results.
 
-Two to three times faster: torch's kernel adds up the products of one output after the other. The compiler made of its
-loop: the first product, then groups of four that are multiplied and then added in order, then up to three with fused
-multiply-add. Here this is done for many rows at once, eight numbers an instruction. Compiled code is kept on disk
-beside this file, or in the user's cache, so the three seconds that compiling takes are spent once.
+Two to three times faster: those libraries add up the products of one output after the other; here this is done for
+many rows at once, eight numbers an instruction. Pillow's are integers, weights of 22 bits, rounded to bytes after each
+pass. torch's are float32, in the order that the compiler made of its loop: the first product, then groups of four that
+are multiplied and then added in order, then up to three with fused multiply-add. Compiled code is kept on disk beside
+this file, or in the user's cache, so the seconds that compiling takes are spent once.
 """
 
 import numba
@@ -97,3 +98,57 @@ def to_bytes(src: F32, out: U8) -> None:
     for y in range(src.shape[0]):
         for i in range(src.shape[1]):
             out[y, i] = np.uint8(np.int32(np.rint(min(max(src[y, i], np.float32(0)), np.float32(255)))))
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def _add_whole(total: I32, a: U8, b: U8, c: U8, d: U8, k: I32) -> None:
+    """Four products of integers (numba would widen them to 64 bits, half as many an instruction)."""
+    k0, k1, k2, k3 = k[0], k[1], k[2], k[3]
+    for i in range(len(total)):
+        value = np.int32(total[i] + np.int32(np.int32(a[i]) * k0))
+        value = np.int32(value + np.int32(np.int32(b[i]) * k1))
+        value = np.int32(value + np.int32(np.int32(c[i]) * k2))
+        total[i] = np.int32(value + np.int32(np.int32(d[i]) * k3))
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def _clip(total: I32, out: U8) -> None:
+    """Drop the 22 bits of the weights, within 0 and 255."""
+    for i in range(len(total)):
+        out[i] = np.uint8(min(max(np.int32(total[i] >> np.int32(22)), np.int32(0)), np.int32(255)))
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def whole_across(src: U8, first: I32, weights: I32, top: int, out: U8) -> None:
+    """Pillow's horizontal pass over the rows from `top` on: (H, W * 3) → out (rows, w * 3)."""
+    rows, taps = out.shape[0], weights.shape[1]
+    turned = np.zeros((src.shape[1] + 3 * taps, ROWS), np.uint8)
+    total, small = np.empty(ROWS, np.int32), np.empty(ROWS, np.uint8)
+    for y in range(0, rows, ROWS):
+        part = min(ROWS, rows - y)
+        _turn(src, top + y, part, turned)
+        for x in range(len(first)):
+            for channel in range(3):
+                at = 3 * first[x] + channel
+                total[:] = np.int32(1 << 21)
+                for j in range(0, taps, GROUP):
+                    _add_whole(total, turned[at], turned[at + 3], turned[at + 6], turned[at + 9], weights[x, j:])
+                    at += 3 * GROUP
+                _clip(total, small)
+                for r in range(part):
+                    out[y + r, 3 * x + channel] = small[r]
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def whole_down(src: U8, first: I32, weights: I32, top: int, out: U8) -> None:
+    """Pillow's vertical pass: (rows, n) → out (h, n); `first` counts from row -top of src."""
+    last = src.shape[0] - 1
+    total = np.empty(src.shape[1], np.int32)
+    for y in range(len(first)):
+        total[:] = np.int32(1 << 21)
+        at = first[y] - top
+        for j in range(0, weights.shape[1], GROUP):
+            a, b, c, d = src[min(at, last)], src[min(at + 1, last)], src[min(at + 2, last)], src[min(at + 3, last)]
+            _add_whole(total, a, b, c, d, weights[y, j:])
+            at += GROUP
+        _clip(total, out[y])
