@@ -130,8 +130,19 @@ def test_media_stay_in_their_folder(local) -> None:
     assert places.locate(f"s3://{BUCKET}/in/0.png").read()[:4] == b"\x89PNG"
     io.write_atomic(f"s3://{BUCKET}/more/m.png", b"more")
     assert places.locate("m.png").read() == b"more"
-    outside = ("../secret/0.png", f"s3://{BUCKET}/secret/0.png", f"s3://{BUCKET}/in/../secret/0.png", "s3://other/x.png")
-    outside += (f"s3://{BUCKET}/in2/0.png", "/etc/passwd", "file:///etc/passwd", "ftp://host/x", f"simplecache::s3://{BUCKET}/secret/0.png")
+    outside = (
+        "../secret/0.png",
+        f"s3://{BUCKET}/secret/0.png",
+        f"s3://{BUCKET}/in/../secret/0.png",
+        "s3://other/x.png",
+    )
+    outside += (
+        f"s3://{BUCKET}/in2/0.png",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "ftp://host/x",
+        f"simplecache::s3://{BUCKET}/secret/0.png",
+    )
     for named in outside:
         with pytest.raises(Reject) as caught:
             places.locate(named)

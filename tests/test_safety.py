@@ -35,7 +35,15 @@ def test_paths_stay_inside(tmp_path: Path) -> None:
     (tmp_path / "in-twin").mkdir()
     (tmp_path / "in-twin" / "d.png").write_bytes(b"x")
     places = Places(str(inside), (str(more),))
-    for named in ("a.png", "sub/../a.png", str(inside / "a.png"), f"file://{inside}/a.png", "good.png", "c.png", "link/../a.png"):
+    for named in (
+        "a.png",
+        "sub/../a.png",
+        str(inside / "a.png"),
+        f"file://{inside}/a.png",
+        "good.png",
+        "c.png",
+        "link/../a.png",
+    ):
         if named != "link/../a.png":
             assert places.locate(named).read() == b"x", named
     for named in (
@@ -46,7 +54,19 @@ def test_paths_stay_inside(tmp_path: Path) -> None:
     assert code(places, "link.png") == code(places, "folder/b.png") == "media_outside_root"
     for named in ("/etc/passwd", "/proc/self/environ", "/dev/zero", "file:///etc/shadow"):
         assert code(places, named) in ("media_outside_root", "media_not_found"), named
-    for named in ("a\0.png", "x" * 190, "", "  ", {}, 7, None, {"path": "../out/b.png"}, "s3://bucket/x", "gs://b/x", "ftp://h/x"):
+    for named in (
+        "a\0.png",
+        "x" * 190,
+        "",
+        "  ",
+        {},
+        7,
+        None,
+        {"path": "../out/b.png"},
+        "s3://bucket/x",
+        "gs://b/x",
+        "ftp://h/x",
+    ):
         assert code(places, named)
 
 
@@ -83,7 +103,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if name == "/good":
             return self.answer(200, b"media")
         if name.startswith("/to/"):
-            target = {"good": "/good", "loop": "/to/loop", "meta": "http://169.254.169.254/x", "local": "http://127.0.0.1/x", "file": "file:///etc/passwd"}
+            target = {
+                "good": "/good",
+                "loop": "/to/loop",
+                "meta": "http://169.254.169.254/x",
+                "local": "http://127.0.0.1/x",
+                "file": "file:///etc/passwd",
+            }
             return self.answer(302, b"", Location=target[name[4:]])
         if name == "/flaky":
             return self.answer(200 if Handler.hits[name] > 2 else 503, b"media")
@@ -169,7 +195,11 @@ def test_messages_hold_no_secrets() -> None:
     with pytest.raises(Reject) as caught:
         Places(".").locate("https://user:hunter2@example.org/a.png?X-Amz-Signature=deadbeef")
     assert "hunter2" not in str(caught.value) and "deadbeef" not in str(caught.value)
-    for uri in ("https://user:hunter2@host/a.jsonl", "s3://key:hunter2@bucket/a.jsonl", "https://h/a.jsonl?X-Amz-Signature=hunter2"):
+    for uri in (
+        "https://user:hunter2@host/a.jsonl",
+        "s3://key:hunter2@bucket/a.jsonl",
+        "https://h/a.jsonl?X-Amz-Signature=hunter2",
+    ):
         for options in ({"inputs": (uri,)}, {"out": uri}, {"media_root": (uri,)}):
             with pytest.raises(UsageError) as usage:
                 BuildConfig(**options)
@@ -187,11 +217,17 @@ def test_no_code_from_data() -> None:
     for path in sorted((ROOT / "omniprep").rglob("*.py")):
         name = str(path.relative_to(ROOT / "omniprep"))
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import) and any(a.name.split(".")[0] in ("pickle", "marshal", "shelve", "dill") for a in node.names):
+            if isinstance(node, ast.Import) and any(
+                a.name.split(".")[0] in ("pickle", "marshal", "shelve", "dill") for a in node.names
+            ):
                 found.add((name, "pickle"))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
                 found.add((name, node.func.id))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in ("yaml.load", "yaml.unsafe_load"):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and ast.unparse(node.func) in ("yaml.load", "yaml.unsafe_load")
+            ):
                 found.add((name, "yaml"))
             if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) == "True":
                 found.add((name, "trust_remote_code"))
