@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
@@ -25,7 +27,8 @@ def test_frames_equal_torchvision(old: tuple[int, int], new: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [*SIZES, ((336, 448), (336, 476)), ((300, 448), (308, 448)), ((1, 1), (28, 28))]
+    ("old", "new"),
+    [*SIZES, ((336, 448), (336, 476)), ((300, 448), (308, 448)), ((1, 1), (28, 28)), ((600, 3), (588, 28))],
 )
 def test_images_equal_pillow(old: tuple[int, int], new: tuple[int, int]) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (*old, 3), np.uint8)
@@ -33,6 +36,18 @@ def test_images_equal_pillow(old: tuple[int, int], new: tuple[int, int]) -> None
     image = Image.fromarray(pixels)
     ours = resample.resize_image(image, new[1], new[0])
     assert np.array_equal(ours, np.asarray(image.resize((new[1], new[0]))))
+
+
+SIDE = st.integers(1, 700)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDE, SIDE, st.integers(1, 20), st.integers(1, 20))
+def test_any_image_equals_pillow(width: int, height: int, columns: int, rows: int) -> None:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    ours = resample.resize_image(image, 28 * columns, 28 * rows)
+    assert np.array_equal(ours, np.asarray(image.resize((28 * columns, 28 * rows))))
 
 
 def test_a_torch_that_computes_otherwise_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
-ROWS = 32
+ROWS = 128
 """Rows that the horizontal pass takes at once, side by side."""
 GROUP, REST = 4, 3
 """Weights of an output: one, groups of 4, and 3 more, of which the last may be zeros."""

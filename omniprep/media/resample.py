@@ -36,6 +36,8 @@ def resize_image(image: Any, width: int, height: int) -> Pixels:
         width: New width.
         height: New height.
     """
+    if image.height > 100 * image.width:  # Pillow may then take the passes the other way round
+        return np.asarray(image.resize((width, height)), np.uint8)
     across, down = (_side(*pair) for pair in zip(image.size, (width, height), strict=True))
     if image.mode != "RGB" or across is False or down is False or (across is None and down is None):
         return np.asarray(image.resize((width, height)), np.uint8)
