@@ -29,7 +29,7 @@ def launch(ranks: int, model: Path, data: Path, out: Path, **options):
     if ranks > 1:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *worker]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    result = subprocess.run(start, env=env, capture_output=True, text=True, timeout=150)
+    result = subprocess.run(start, env=env, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr[-3000:]
     logs = json.loads((out / f"checkpoint-{options.get('max_steps', 3)}" / "trainer_state.json").read_text())[
         "log_history"

@@ -66,21 +66,26 @@ def test_two_bins_in_one_pass_are_two_passes(tmp_path):
     torch.testing.assert_close(losses([0, 2]), torch.cat([losses([0]), losses([2])]), rtol=1e-4, atol=1e-4)
 
 
-def test_chunks_change_nothing_but_memory(monkeypatch):
+@pytest.mark.parametrize("chunk", [5, 100])
+@pytest.mark.parametrize("fused", [True, False])
+def test_losses_and_gradients_are_those_of_cross_entropy(monkeypatch, chunk, fused):
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=False)
-    targets = torch.randint(0, 50, (23,))
+    targets, weights = torch.randint(0, 50, (23,)), torch.rand(23)
     whole = torch.randn(23, 16, requires_grad=True)
+    logits = head(whole)
+    losses = cross_entropy(logits, targets, reduction="none")
+    (losses * weights).sum().backward()
+    grad, head.weight.grad = head.weight.grad.clone(), None
+    monkeypatch.setattr(loss_module, "CHUNK", chunk)
+    if fused:
+        loss_module.make_loss_head(head)
+        assert isinstance(head, loss_module.LossHead) and torch.equal(head(whole), logits)
     parts = whole.detach().clone().requires_grad_()
-    one = token_loss(whole, head, targets)
-    one.losses.sum().backward()
-    grad = head.weight.grad.clone()
-    head.weight.grad = None
-    monkeypatch.setattr(loss_module, "CHUNK", 5)
-    many = token_loss(parts, head, targets)
-    many.losses.sum().backward()
-    torch.testing.assert_close(many.losses, one.losses)
-    assert torch.equal(many.correct, one.correct)
+    out = token_loss(parts, head, targets)
+    (out.losses * weights).sum().backward()
+    torch.testing.assert_close(out.losses, losses)
+    assert torch.equal(out.correct, logits.argmax(-1) == targets)
     torch.testing.assert_close(parts.grad, whole.grad)
     torch.testing.assert_close(head.weight.grad, grad)
 

@@ -16,6 +16,7 @@ from omniprep.errors import OmniprepError
 from omniprep.train.attention import check_isolation, choose_attention, use_row_attention
 from omniprep.train.config import TrainConfig
 from omniprep.train.freeze import Parts, freeze, lora_regex, resolve_parts
+from omniprep.train.loss import make_loss_head
 
 __all__ = ["add_lora", "load_base", "load_qwen2_5_omni", "load_trainable", "weights_dtype"]
 
@@ -79,6 +80,7 @@ def load_trainable(ctx: Any, path: str, config: TrainConfig, device: torch.devic
     model.config.use_cache = False
     if attention == "sdpa":
         use_row_attention(model)
+    make_loss_head(model.get_output_embeddings())
     parts = resolve_parts(model, ctx.arch)
     check_isolation(model, model.config.get_text_config().vocab_size)
     freeze(model, parts, config)
