@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,43 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "cores": cores, "memory_gib": round(memory, 1), "python": platform.python_version()}
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers depend on."""
+    found = {}
+    for name in (
+        "omniprep",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "pyarrow",
+        "numpy",
+        "numba",
+        "pillow",
+        "av",
+        "decord",
+    ):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 def record(name: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Print the rows as a table and write them, with the machine, to results/NAME.json."""
+    """Print the rows as a table and write them, with machine and versions, to results/NAME.json."""
+    show(rows)
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine(), "versions": versions(), **facts, "rows": rows}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [columns] + [[_cell(row.get(column, "")) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine(), **facts, "rows": rows}, indent=1)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
 
 
 def _cell(value: Any) -> str:

@@ -108,7 +108,9 @@ def main() -> None:
                     if kind != "screen":
                         total = totals.setdefault(counted, [0, 0, 0])
                         totals[counted] = [a + b for a, b in zip(total, (stored, tokens, reference), strict=True)]
-                media = sum(f.stat().st_size for f in (path.parent / "media").glob(f"{kind}*")) if kind == "image" else 0
+                media = (
+                    sum(f.stat().st_size for f in (path.parent / "media").glob(f"{kind}*")) if kind == "image" else 0
+                )
                 row = facts(kind, codec, stored, tokens, reference)
                 row["source_bytes_a_token"] = round(media / tokens, 1) if media else ""
                 row["loaded_tokens_per_second"] = round(tokens / loading(ds))

@@ -1,7 +1,7 @@
 """The options of a build: one frozen record, the same names in YAML, on the command line and in the manifest.
 
-The command line is generated from this class (a field is an option, the text under it the help), so an option exists once.
-`SHAPING` names the fields that a shard's bytes depend on: their hash decides whether a build may be continued.
+The command line is generated from this class (a field is an option, the text under it the help), so an option exists
+once. `SHAPING` names the fields that a shard's bytes depend on: their hash decides whether a build may be continued.
 """
 
 import dataclasses
@@ -41,9 +41,11 @@ class BuildConfig:
     max_length: int | None = None
     """Longest row in tokens after expansion (default: the bin length)."""
     truncation: Literal["raise", "left", "right"] = "raise"
-    """What happens to a longer row: reject it, or cut its left or right end. Media are never cut: such a row is rejected."""
+    """What happens to a longer row: reject it, or cut its left or right end. Media are never cut: such a row is
+    rejected."""
     loss_scale: str = "default"
-    """Loss strategy: default, last_round, all, ignore_empty_think, hermes, react, qwen, agentflan, alpha_umi, or a chain such as last_round+hermes."""
+    """Loss strategy: default, last_round, all, ignore_empty_think, hermes, react, qwen, agentflan, alpha_umi, or a
+    chain such as last_round+hermes."""
     system: str | None = None
     """System prompt for rows that have none (default: the family's)."""
     use_chat_template: bool = True
@@ -85,7 +87,8 @@ class BuildConfig:
     long_audio: Literal["reject", "truncate"] = "reject"
     """What to do with audio beyond the model's 300 s (the reference cuts it silently)."""
     audio_decoder: Literal["auto", "ffmpeg", "pyav"] = "auto"
-    """What decodes the sound of videos, and m4a: the ffmpeg program (what the reference runs) where it is installed, else PyAV."""
+    """What decodes the sound of videos, and m4a: the ffmpeg program (what the reference runs) where it is installed,
+    else PyAV."""
     surplus_tags: Literal["literal", "reject"] = "literal"
     """More media tags than media: the surplus stays text as in the reference, or the row is rejected."""
     special_tokens_in_text: Literal["allow", "reject"] = "allow"
@@ -103,12 +106,14 @@ class BuildConfig:
     decode_timeout: float = 600.0
     """Seconds that the media of one row may take to be read and decoded; 0: any time. Longer rows are rejected."""
     decode_memory: int = 8 << 30
-    """Bytes that a process may hold for one row when rows are tried apart after a crash; rows beyond it are rejected."""
+    """Bytes that a process may hold for one row when rows are tried apart after a crash; rows beyond it are
+    rejected."""
 
     shard_size: int = 512 << 20
     """Bytes a shard grows to."""
     pixel_codec: Literal["raw", "webp", "jxl"] = "raw"
-    """How pixels are stored: raw, or lossless as WebP or JPEG XL (a quarter of the bytes; the loader's workers decode)."""
+    """How pixels are stored: raw, or lossless as WebP or JPEG XL (a quarter of the bytes; the loader's workers
+    decode)."""
     max_bin_patches: int | None = None
     """Most vision patches in a bin (memory of the vision tower)."""
     max_bin_audio_frames: int | None = None
@@ -151,7 +156,9 @@ class BuildConfig:
         return self.max_length or self.bin_length
 
 
-_CREDENTIALS = re.compile(r"://[^/]*@|[?&](X-Amz-|X-Goog-|AWSAccessKeyId|sig=|signature=|token=|access_token=)", re.IGNORECASE)
+_CREDENTIALS = re.compile(
+    r"://[^/]*@|[?&](X-Amz-|X-Goog-|AWSAccessKeyId|sig=|signature=|token=|access_token=)", re.IGNORECASE
+)
 
 
 def _refuse_credentials(uri: str) -> None:
@@ -162,7 +169,9 @@ def _refuse_credentials(uri: str) -> None:
     """
     if "://" in uri and _CREDENTIALS.search(uri):
         shown = uri.split("://")[0] + "://…@" + uri.split("://", 1)[1].split("?")[0].rsplit("@", 1)[-1]
-        raise UsageError(f"{shown}: credentials do not belong in a URI; give them in the environment or the store's config")
+        raise UsageError(
+            f"{shown}: credentials do not belong in a URI; give them in the environment or the store's config"
+        )
 
 
 PIXEL_OPTIONS = (

@@ -1,8 +1,9 @@
 """Errors in two kinds: what stops a command, and what rejects one row.
 
 `OmniprepError` and its children are for the person at the terminal: the command line prints their text as one line and
-exits 1 (`UsageError`: 2). `Reject` costs one row, never the build: it carries a stable code of `RejectCode`, which goes to
-rows.parquet and rejected.jsonl. docs/rejects.md is generated from the enum below, so a code and its meaning live in one place.
+exits 1 (`UsageError`: 2). `Reject` costs one row, never the build: it carries a stable code of `RejectCode`, which goes
+to rows.parquet and rejected.jsonl. docs/rejects.md is generated from the enum below, so a code and its meaning live in
+one place.
 """
 
 from enum import StrEnum
@@ -64,7 +65,8 @@ class RejectCode(StrEnum):
     )
     ROW_TOO_LONG = (
         "row_too_long",
-        "The row has more tokens than --max-length (default: the bin length). Use a longer bin, smaller media, or --truncation.",
+        "The row has more tokens than --max-length (default: the bin length). Use a longer bin, smaller media, or "
+        "--truncation.",
     )
     ROW_EXCEEDS_BIN = "row_exceeds_bin", "After truncation the row still does not fit the bin."
     MEDIA_TRUNCATED = (
@@ -82,7 +84,8 @@ class RejectCode(StrEnum):
     # Finding media
     MEDIA_NOT_FOUND = (
         "media_not_found",
-        "The media file does not exist. Paths are taken relative to the file that names them, then to each --media-root.",
+        "The media file does not exist. Paths are taken relative to the file that names them, then to each "
+        "--media-root.",
     )
     MEDIA_OUTSIDE_ROOT = (
         "media_outside_root",

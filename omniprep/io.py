@@ -1,9 +1,10 @@
 """Every file omniprep touches goes through here: local paths and fsspec URIs (s3://, gs://, hf://, memory://) alike.
 
-Local files take the short way (plain `open`, rename after fsync); remote stores make an object visible only when its upload
-ends, which is the same promise: a name that exists is whole. Remote calls are tried `len(WAITS) + 1` times where the fault may pass
-(HTTP 5xx and 429, timeouts, broken connections); what stays is an OSError that names the URI: FileNotFoundError for 404,
-PermissionError for 403. Listings are never cached: other machines write here too.
+Local files take the short way (plain `open`, rename after fsync); remote stores make an object visible only when its
+upload
+ends, which is the same promise: a name that exists is whole. Remote calls are tried `len(WAITS) + 1` times where the
+fault may pass (HTTP 5xx and 429, timeouts, broken connections); what stays is an OSError that names the URI:
+FileNotFoundError for 404, PermissionError for 403. Listings are never cached: other machines write here too.
 """
 
 import errno

@@ -1,4 +1,5 @@
-"""What the tests of dying builds share: chats with small media, a family whose decoders really die, builds in forked processes."""
+"""What the tests of dying builds share: chats with small media, a family whose decoders really die, builds in forked
+processes."""
 
 import faulthandler
 import hashlib
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# Widths of images on which the planted family dies, while a header is counted (plan) or while pixels are mapped (encode).
+# Widths of images on which the planted family dies, while a header is counted (plan) or while pixels are mapped
+# (encode).
 DEADLY = {
     "plan_crash": 196,
     "plan_hang": 224,
@@ -107,9 +109,6 @@ def warm(model: Path, plugin: Path | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
 
-    import omniprep.build.run
-    import omniprep.cli.build_cmd
-    import omniprep.cli.summary
     from omniprep.families.context import resolve_family
 
     torch.set_num_threads(1)

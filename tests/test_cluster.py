@@ -1,4 +1,5 @@
-"""A Ray cluster of three nodes on this machine: the bytes of one process, also when a node is lost; rows of 200 MB in bounded memory."""
+"""A Ray cluster of three nodes on this machine: the bytes of one process, also when a node is lost; rows of 200 MB in
+bounded memory."""
 
 import base64
 import io as _io
@@ -54,7 +55,8 @@ def test_three_nodes_and_the_loss_of_one(tmp_path: Path, model_dir: Path, cluste
 
 
 def test_rows_of_200_mb(tmp_path: Path, model_dir: Path) -> None:
-    """A 147 MB picture inline in each of four rows. The goal is 1.5 GiB; 1.9 GiB is what it takes now (text, bytes, pixels)."""
+    """A 147 MB picture inline in each of four rows. The goal is 1.5 GiB; 1.9 GiB is what it takes now (text, bytes,
+    pixels)."""
     rng = np.random.default_rng(0)
     path = tmp_path / "large.jsonl"
     with path.open("w") as file:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import command, codes, in_fork, make_chats, outcome, plant, run_cli, wait_for, warm
+from tests.reliability import codes, command, in_fork, make_chats, outcome, plant, run_cli, wait_for, warm
 
 LIMITS = ("--decode-timeout", 15, "--decode-memory", 1_500 << 20)
 EXPECTED = {
@@ -63,7 +63,8 @@ def test_on_ray(tmp_path: Path, model_dir: Path) -> None:
 
 
 def test_a_death_without_a_killer_changes_nothing(tmp_path: Path, model_dir: Path) -> None:
-    """A task whose mark is found is tried row by row; where no row kills, the bytes are those of an undisturbed build."""
+    """A task whose mark is found is tried row by row; where no row kills, the bytes are those of an undisturbed
+    build."""
     inputs = make_chats(tmp_path / "in")
     warm(model_dir)
     log = tmp_path / "log"

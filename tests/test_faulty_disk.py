@@ -1,4 +1,5 @@
-"""Full disk, read-only disk, no permission, SIGTERM, Ctrl-C, a clock that jumps: a clear last line, and the same command goes on."""
+"""Full disk, read-only disk, no permission, SIGTERM, Ctrl-C, a clock that jumps: a clear last line, and the same
+command goes on."""
 
 import builtins
 import errno
@@ -61,7 +62,12 @@ def last_line(log: Path) -> str:
     return log.read_text().strip().splitlines()[-1]
 
 
-SAID = {errno.ENOSPC: "no space is left", errno.EROFS: "read-only", errno.EACCES: "no permission", errno.EIO: "input/output error"}
+SAID = {
+    errno.ENOSPC: "no space is left",
+    errno.EROFS: "read-only",
+    errno.EACCES: "no permission",
+    errno.EIO: "input/output error",
+}
 
 
 @pytest.mark.parametrize("number", SAID, ids=errno.errorcode.get)
@@ -96,7 +102,9 @@ def interrupted(args: list[str], number: int, at: int) -> int:
     return run_cli(args)
 
 
-@pytest.mark.parametrize(("number", "status", "word"), [(signal.SIGTERM, 1, "Terminated"), (signal.SIGINT, 130, "Interrupted")])
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 1, "Terminated"), (signal.SIGINT, 130, "Interrupted")]
+)
 def test_signals(tmp_path: Path, model_dir: Path, undisturbed, number: int, status: int, word: str) -> None:
     inputs, expected = undisturbed
     out, log = tmp_path / "out", tmp_path / "log"
@@ -128,7 +136,11 @@ def test_places_that_cannot_be_written(tmp_path: Path, model_dir: Path, undistur
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
-    for out, said in ((tmp_path / "file", "a folder is needed"), (tmp_path / "full", "holds no omniprep build"), (Path("/proc/out"), "/proc/out")):
+    for out, said in (
+        (tmp_path / "file", "a folder is needed"),
+        (tmp_path / "full", "holds no omniprep build"),
+        (Path("/proc/out"), "/proc/out"),
+    ):
         assert wait_for(in_fork(lambda out=out: run_cli(command(inputs, model_dir, out)), log)) == 1
         assert said in last_line(log) and "Traceback" not in log.read_text(), log.read_text()
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]

@@ -1,7 +1,8 @@
-"""Broken files of every format: each packs or is rejected with a code, and none ends the process or meets an unforeseen exception.
+"""Broken files of every format: each packs or is rejected with a code, and none ends the process or meets an unforeseen
+exception.
 
-The files are made from tests/golden/media with fixed seeds: cut off, bits flipped in header and body, under another kind's name,
-empty, zeros, noise, and bombs whose headers promise far more than the file holds.
+The files are made from tests/golden/media with fixed seeds: cut off, bits flipped in header and body, under another
+kind's name, empty, zeros, noise, and bombs whose headers promise far more than the file holds.
 """
 
 import json
@@ -33,13 +34,27 @@ def png_bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     rows = zlib.compress(bytes(1 << 16))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", rows)
+        + chunk(b"IEND", b"")
+    )
 
 
 def wav_bomb(rate: int, data_bytes: int, channels: int = 1, bits: int = 16) -> bytes:
     block = channels * bits // 8
     fmt = struct.pack("<HHIIHH", 1, channels, rate, rate * block & 0xFFFFFFFF, block & 0xFFFF, bits)
-    return b"RIFF" + struct.pack("<I", 0xFFFFFFFF) + b"WAVEfmt " + struct.pack("<I", 16) + fmt + b"data" + struct.pack("<I", data_bytes) + bytes(2000)
+    return (
+        b"RIFF"
+        + struct.pack("<I", 0xFFFFFFFF)
+        + b"WAVEfmt "
+        + struct.pack("<I", 16)
+        + fmt
+        + b"data"
+        + struct.pack("<I", data_bytes)
+        + bytes(2000)
+    )
 
 
 def bombs() -> Iterator[tuple[str, str, bytes]]:
@@ -109,7 +124,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     rows = []
     for kind, name, data in hostile_files():
         (folder / name).write_bytes(data)
-        rows.append({"messages": [{"role": "user", "content": f"<{kind}>what?"}, {"role": "assistant", "content": "ok"}], f"{kind}s": [name]})
+        rows.append(
+            {
+                "messages": [{"role": "user", "content": f"<{kind}>what?"}, {"role": "assistant", "content": "ok"}],
+                f"{kind}s": [name],
+            }
+        )
     (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(rows) == len({p.name for p in folder.iterdir()}) - 1
     return folder, len(rows)
@@ -125,12 +145,24 @@ def test_none_crashes_and_each_has_a_code(hostile: tuple[Path, int], tmp_path: P
     folder, count = hostile
     warm(model_dir)
     log = tmp_path / "log"
-    args = command([folder / "chats.jsonl"], model_dir, tmp_path / "out", "--bin-length", 8192, "--shard-size", 50_000_000, "--decode-timeout", 60)
+    args = command(
+        [folder / "chats.jsonl"],
+        model_dir,
+        tmp_path / "out",
+        "--bin-length",
+        8192,
+        "--shard-size",
+        50_000_000,
+        "--decode-timeout",
+        60,
+    )
     assert wait_for(in_fork(lambda: run_cli(args), log), 900) == 0, log.read_text()[-3000:]
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]["rows"]
     assert counts["read"] == count == counts["packed"] + counts["rejected"]
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    unforeseen = [r for r in rejects if r["code"] in ("internal_error", "decoder_crash", "decode_timeout", "decode_memory")]
+    unforeseen = [
+        r for r in rejects if r["code"] in ("internal_error", "decoder_crash", "decode_timeout", "decode_memory")
+    ]
     assert not unforeseen, unforeseen
     assert all(r["message"] for r in rejects)
     print(count, "files,", counts, codes(tmp_path / "out"))
@@ -173,7 +205,14 @@ def test_playlists_open_nothing(tmp_path: Path) -> None:
     secret.write_bytes((MEDIA / "sound25.mp4").read_bytes())
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:1.0,\n{secret}\n#EXT-X-ENDLIST\n"
     concat = f"ffconcat version 1.0\nfile '{secret}'\n"
-    for text in (hls, "\ufeff" + hls, concat, "  \n" + hls, "plain words", "v=0\nc=IN IP4 127.0.0.1\nm=video 5000 RTP/AVP 96\n"):
+    for text in (
+        hls,
+        "\ufeff" + hls,
+        concat,
+        "  \n" + hls,
+        "plain words",
+        "v=0\nc=IN IP4 127.0.0.1\nm=video 5000 RTP/AVP 96\n",
+    ):
         path = tmp_path / "clip.mp4"
         path.write_text(text)
         for source in (Source(path=str(path)), Source(data=text.encode())):
@@ -185,7 +224,16 @@ def test_playlists_open_nothing(tmp_path: Path) -> None:
 
 
 def test_inline_nonsense() -> None:
-    for named in ("data:image/png;base64,@@@", "data:image/png,xx", "data:", "A" * 300 + "=", "é" * 400, b"", bytearray(), {"bytes": b""}):
+    for named in (
+        "data:image/png;base64,@@@",
+        "data:image/png,xx",
+        "data:",
+        "A" * 300 + "=",
+        "é" * 400,
+        b"",
+        bytearray(),
+        {"bytes": b""},
+    ):
         with pytest.raises(Reject):
             source = Places(".").locate(named)
             from omniprep.media.image import probe_image

@@ -1,4 +1,5 @@
-"""Media paths equal the libraries that define them, in the same run: librosa, Whisper's extractor, Qwen's processors."""
+"""Media paths equal the libraries that define them, in the same run: librosa, Whisper's extractor, Qwen's
+processors."""
 
 import io
 import json
@@ -93,7 +94,9 @@ def test_frame_count_equals_qwen_omni_utils(frames: int, fps: float, rate: float
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 10_000_000), st.sampled_from([8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000]))
 def test_resampled_length_is_librosas(frames: int, rate: int) -> None:
-    assert resampled_length(frames, rate, 16000) == (frames if rate == 16000 else int(np.ceil(frames * (16000.0 / rate))))
+    assert resampled_length(frames, rate, 16000) == (
+        frames if rate == 16000 else int(np.ceil(frames * (16000.0 / rate)))
+    )
 
 
 @pytest.mark.parametrize("samples", [321, 5000, 16000, 47_999, 160_000, 160_123])

@@ -16,7 +16,6 @@ VISION = (151652, 151653)
 SOUND = (151647, 151648)
 
 
-
 THINKER = SimpleNamespace(
     config=SimpleNamespace(
         image_token_id=IMAGE, video_token_id=VIDEO, audio_token_id=AUDIO, vision_start_token_id=VISION[0],
@@ -33,7 +32,9 @@ def frames_of(tokens: int) -> int:
     return 4 * tokens - 1 if tokens else 0
 
 
-def lay_out(parts: list[tuple[int, Block | None]], tail: int, order_bf16: bool = False) -> tuple[list[int], list[int], list[Block]]:
+def lay_out(
+    parts: list[tuple[int, Block | None]], tail: int, order_bf16: bool = False
+) -> tuple[list[int], list[int], list[Block]]:
     ids: list[int] = []
     starts, blocks = [], []
     for text, block in parts:
@@ -61,7 +62,9 @@ def reference(ids: list[int], blocks: list[Block], use_audio: bool) -> np.ndarra
     images = [b.grid for b in blocks if b.kind == "image"]
     videos = [b for b in blocks if b.kind.startswith("video")]
     frames = [frames_of(b.audio_tokens) for b in blocks if b.audio_tokens]
-    grids = [torch.tensor([(t, 2 * h, 2 * w) for t, h, w in g]) if g else None for g in (images, [v.grid for v in videos])]
+    grids = [
+        torch.tensor([(t, 2 * h, 2 * w) for t, h, w in g]) if g else None for g in (images, [v.grid for v in videos])
+    ]
     row = torch.tensor([ids])
     result, _ = Thinker.get_rope_index(
         THINKER, row, grids[0], grids[1], torch.ones_like(row), use_audio,

@@ -1,4 +1,5 @@
-"""Killed with -9 at any moment of any stage and run again: the bytes of a build that nobody killed, and nothing done twice."""
+"""Killed with -9 at any moment of any stage and run again: the bytes of a build that nobody killed, and nothing done
+twice."""
 
 import json
 import os
@@ -19,14 +20,18 @@ SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in ran
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> tuple[list[Path], dict[str, str], int, float]:
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Path
+) -> tuple[list[Path], dict[str, str], int, float]:
     """Inputs, the outcome of a build that nobody killed, its number of file commits, and its seconds."""
     folder = tmp_path_factory.mktemp("undisturbed")
     warm(model_dir)
     inputs = make_chats(folder / "in", rows=48, files=3)
     log, count = folder / "log", folder / "count"
     began = time.monotonic()
-    assert wait_for(in_fork(lambda: counted(command(inputs, model_dir, folder / "out"), count), log)) == 0, log.read_text()
+    assert wait_for(in_fork(lambda: counted(command(inputs, model_dir, folder / "out"), count), log)) == 0, (
+        log.read_text()
+    )
     return inputs, outcome(folder / "out"), int(count.read_text()), time.monotonic() - began
 
 
@@ -44,7 +49,8 @@ def counted(args: list[str], count: Path) -> int:
 
 
 def hook_commits(step: Callable[[], None]) -> None:
-    """Call `step` before and after every rename and every write: the moments between which the state on disk differs."""
+    """Call `step` before and after every rename and every write: the moments between which the state on disk
+    differs."""
     replace, remove = os.replace, io.remove
     io_open = open
 
@@ -196,7 +202,15 @@ def test_a_second_build_stops(tmp_path: Path, model_dir: Path, undisturbed) -> N
 
 def write_foreign(out: Path, age: float, beat: int = 5) -> None:
     out.mkdir(exist_ok=True)
-    entry = {"token": "x", "host": "elsewhere", "boot": "y", "pid": 7, "started": 1, "beat": beat, "time": time.time() - age}
+    entry = {
+        "token": "x",
+        "host": "elsewhere",
+        "boot": "y",
+        "pid": 7,
+        "started": 1,
+        "beat": beat,
+        "time": time.time() - age,
+    }
     (out / "lease.json").write_text(json.dumps(entry))
 
 
@@ -205,7 +219,10 @@ def test_a_lease_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(lease, "WATCH", 0.6)
     out = tmp_path / "out"
     write_foreign(out, age=10)
-    with pytest.raises(OmniprepError, match=r"process 7 on elsewhere; its last sign of life is 1\d s old"), lease.hold(str(out)):
+    with (
+        pytest.raises(OmniprepError, match=r"process 7 on elsewhere; its last sign of life is 1\d s old"),
+        lease.hold(str(out)),
+    ):
         pass
     for age in (1e4, -1e6):  # long dead; a clock from the future
         write_foreign(out, age)
@@ -215,7 +232,10 @@ def test_a_lease_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert "watching" in said[0]
         assert not (out / "lease.json").exists()
     write_foreign(out, age=1e4)
-    with pytest.raises(OmniprepError, match="at work"), lease.hold(str(out), lambda text: write_foreign(out, 1e4, beat=6)):
+    with (
+        pytest.raises(OmniprepError, match="at work"),
+        lease.hold(str(out), lambda text: write_foreign(out, 1e4, beat=6)),
+    ):
         pass
     (out / "lease.json").write_text('{"tok')  # cut off
     with lease.hold(str(out)):

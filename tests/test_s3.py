@@ -1,4 +1,5 @@
-"""Inputs, media and output on S3 (moto's server on loopback): the bytes of a local build, through faults, and one range request a bin."""
+"""Inputs, media and output on S3 (moto's server on loopback): the bytes of a local build, through faults, and one range
+request a bin."""
 
 import itertools
 import json

@@ -1,4 +1,5 @@
-"""What a hostile dataset may not do: leave its folders, reach inside the network, run code, or put secrets into files."""
+"""What a hostile dataset may not do: leave its folders, reach inside the network, run code, or put secrets into
+files."""
 
 import ast
 import http.server

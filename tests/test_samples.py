@@ -1,4 +1,5 @@
-"""Every row of data_samples, in every set of options: packed or rejected with a code, and what a header promised is kept."""
+"""Every row of data_samples, in every set of options: packed or rejected with a code, and what a header promised is
+kept."""
 
 import json
 from dataclasses import replace

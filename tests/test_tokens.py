@@ -11,11 +11,22 @@ from hypothesis import strategies as st
 from omniprep.template.tokens import Encoder
 from omniprep.template.words import cut_words, stable_characters, suits
 
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|AUDIO|>", "<|vision_bos|>", "<tool_call>", "</tool_call>", "<|fim_pad|>"]
+SPECIAL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|AUDIO|>",
+    "<|vision_bos|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_pad|>",
+]
 PIECE = st.one_of(
     st.sampled_from(SPECIAL),
     st.text(max_size=30),
-    st.sampled_from(["\n", "\n\n", " ", "user\n", "é", "é", "\u0301", "한국어", "👩‍👩‍👧", "１２", "<|", "|>", "<|im_", "end|>"]),
+    st.sampled_from(
+        ["\n", "\n\n", " ", "user\n", "é", "é", "\u0301", "한국어", "👩‍👩‍👧", "１２", "<|", "|>", "<|im_", "end|>"]
+    ),
 )
 
 
@@ -38,7 +49,9 @@ def test_pieces_equal_whole(tokenizer: Any, texts: list[str]) -> None:
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(
-        st.text(st.one_of(st.sampled_from("abSt'lvre 1\n\r\t.,-_é한字\u00a0😀"), st.characters(codec="utf-8")), max_size=60),
+        st.text(
+            st.one_of(st.sampled_from("abSt'lvre 1\n\r\t.,-_é한字\u00a0😀"), st.characters(codec="utf-8")), max_size=60
+        ),
         min_size=1,
         max_size=6,
     )

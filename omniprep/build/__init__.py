@@ -1,1 +1,3 @@
-"""The compiler: read and plan, pack, encode, finish; each stage a function of files, driven by Ray or in this process."""
+"""The compiler: read and plan, pack, encode, finish; each stage a function of files, driven by Ray or in this
+process.
+"""

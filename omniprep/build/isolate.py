@@ -83,7 +83,7 @@ def _try_from(task: Any, start: int, timeout: float, memory: int) -> _Fate:
 
 def _start(task: Any, start: int) -> _Child:
     report, theirs = os.pipe()
-    errors = tempfile.TemporaryFile(prefix="omniprep-trial-")
+    errors = tempfile.TemporaryFile(prefix="omniprep-trial-")  # noqa: SIM115  # outlives this function
     code = f"from omniprep.build.trial import main; main({theirs})"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -167,7 +167,9 @@ def resident(pid: int) -> int:
 
 
 def free_memory() -> int:
-    """Bytes that this process and its children may still take: the machine's, or the control group's where that is less."""
+    """Bytes that this process and its children may still take: the machine's, or the control group's where that is
+    less.
+    """
     free = 1 << 62
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

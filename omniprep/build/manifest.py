@@ -30,7 +30,8 @@ from omniprep.shards.schema import FORMAT
 
 # Packages whose version can change a byte of a shard.
 SHAPING_PACKAGES = (
-    "omniprep", "pyarrow", "numpy", "torch", "torchvision", "transformers", "tokenizers", "pillow", "soundfile", "soxr", "av", "decord",
+    "omniprep", "pyarrow", "numpy", "torch", "torchvision", "transformers", "tokenizers", "pillow", "soundfile", "soxr",
+    "av", "decord",
 )  # fmt: skip
 
 
@@ -81,7 +82,9 @@ def finish(
         {
             "source": sources.cast(pa.string()),
             "line": numbers,
-            "status": pa.DictionaryArray.from_arrays((~packed).astype(np.int8), ["packed", "rejected"]).cast(pa.string()),
+            "status": pa.DictionaryArray.from_arrays((~packed).astype(np.int8), ["packed", "rejected"]).cast(
+                pa.string()
+            ),
             "code": pa.array(codes, pa.string()),
             **{
                 name: pa.array(values, mask=~packed)
@@ -144,7 +147,9 @@ def count(
     }
     stored = sum(entry.rows for entry in entries)
     if counts["rows"]["read"] != stored + counts["rows"]["rejected"]:
-        raise DamagedDataError(f"{out}: rows were lost ({counts['rows']}, {stored} in the shards); this is a defect of omniprep")
+        raise DamagedDataError(
+            f"{out}: rows were lost ({counts['rows']}, {stored} in the shards); this is a defect of omniprep"
+        )
     return counts
 
 
@@ -249,4 +254,14 @@ def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:
     return described
 
 
-__all__ = ["count", "describe_inputs", "fill", "finish", "index_entries", "line_numbers", "places", "tokenizer_hash", "versions"]
+__all__ = [
+    "count",
+    "describe_inputs",
+    "fill",
+    "finish",
+    "index_entries",
+    "line_numbers",
+    "places",
+    "tokenizer_hash",
+    "versions",
+]

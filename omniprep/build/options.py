@@ -1,4 +1,6 @@
-"""From a build's options to a family at work: which options are the family's own, and what a worker needs to be told."""
+"""From a build's options to a family at work: which options are the family's own, and what a worker needs to be
+told.
+"""
 
 import ast
 from pathlib import Path
@@ -35,8 +37,12 @@ def family_spec(config: BuildConfig, *, ship_plugins: bool = False) -> FamilySpe
     """
     if not config.model:
         raise UsageError("--model is needed: a checkpoint folder or a Hub name")
-    options: dict[str, Any] = {name: getattr(config, name) for name in FAMILY_OPTIONS if getattr(config, name) is not None}
-    options |= {name: getattr(config, name) for name, default in _WITH_DEFAULT.items() if getattr(config, name) != default}
+    options: dict[str, Any] = {
+        name: getattr(config, name) for name in FAMILY_OPTIONS if getattr(config, name) is not None
+    }
+    options |= {
+        name: getattr(config, name) for name, default in _WITH_DEFAULT.items() if getattr(config, name) != default
+    }
     for text in config.family_option:
         name, mark, value = text.partition("=")
         if not mark:

@@ -1,7 +1,7 @@
 """The pack stage, in the driver: lengths and costs of all rows → bins → shards, frozen with a hash.
 
-Only numbers are held: about 60 bytes a row. The placement is written to plan/placement.arrow, so a build that goes on later
-works on the same plan, and plan/plan.json holds its hash.
+Only numbers are held: about 60 bytes a row. The placement is written to plan/placement.arrow, so a build that goes on
+later works on the same plan, and plan/plan.json holds its hash.
 """
 
 import hashlib
@@ -109,9 +109,9 @@ def freeze(out: str, rows: Rows, placement: Placement, config: BuildConfig) -> s
         digest.update(np.ascontiguousarray(array).tobytes())
     _check_frozen(out, digest.hexdigest())
     for name, part in (("placement", table), ("bins", bins)):
-        with io.atomic_writer(io.join(out, "plan", f"{name}.arrow")) as file:
-            with pa.ipc.new_file(pa.PythonFile(file, mode="w"), part.schema) as writer:
-                writer.write_table(part)
+        path = io.join(out, "plan", f"{name}.arrow")
+        with io.atomic_writer(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), part.schema) as writer:
+            writer.write_table(part)
     plan = {
         "hash": digest.hexdigest(),
         "rows": len(rows),

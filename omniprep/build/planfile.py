@@ -1,7 +1,8 @@
 """The plan on disk: an Arrow file a split, columnar, read back row by row without loading it.
 
-A record batch holds a chunk of rows. Tokens stand there before expansion, one placeholder an item, so the plan of a picture
-row takes a few hundred bytes; bytes that came inline (base64, parquet) are kept, since no path leads to them again.
+A record batch holds a chunk of rows. Tokens stand there before expansion, one placeholder an item, so the plan of a
+picture row takes a few hundred bytes; bytes that came inline (base64, parquet) are kept, since no path leads to them
+again.
 """
 
 import json
@@ -51,8 +52,8 @@ SCHEMA = pa.schema(
         ("media", pa.list_(_ITEM)),
     ]
 )
-"""A line a row. line: within the split, from 0; length: tokens after expansion, 0 where rejected; raw: the row as JSON, where
-rejected; trained: labeled tokens; control: control tokens were typed in the text."""
+"""A line a row. line: within the split, from 0; length: tokens after expansion, 0 where rejected; raw: the row as JSON,
+where rejected; trained: labeled tokens; control: control tokens were typed in the text."""
 
 _KEPT_BYTES = 128 << 20
 FACTS = ("line", "length", "code", "patches", "audio_frames", "images", "audios", "videos", "trained", "control")

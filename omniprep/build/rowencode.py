@@ -1,7 +1,7 @@
 """Planned row → arrays: media decoded and mapped, placeholders expanded, labels and m-rope ids made.
 
-What was decoded is counted again and must give the tokens that the header promised (decode_mismatch otherwise), so a plan
-is never silently wrong.
+What was decoded is counted again and must give the tokens that the header promised (decode_mismatch otherwise), so a
+plan is never silently wrong.
 """
 
 from collections import OrderedDict

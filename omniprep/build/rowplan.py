@@ -47,8 +47,8 @@ class PlannedItem:
 class PlannedRow:
     """A row that will be packed: everything but the decoded media.
 
-    `ids` hold one placeholder an item; `run_lengths` and `run_weights` are the loss weights, run by run; `length` counts tokens
-    after expansion.
+    `ids` hold one placeholder an item; `run_lengths` and `run_weights` are the loss weights, run by run; `length`
+    counts tokens after expansion.
     """
 
     ids: NDArray[np.int32]
@@ -209,7 +209,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
         if placed != len(found[modality]):
             raise Reject(
                 RejectCode.PLACEHOLDER_MISMATCH,
-                f"{len(found[modality])} {modality} items, but only {placed} places for them in the part of the chat that is kept",
+                f"{len(found[modality])} {modality} items, but only {placed} places for them in the kept chat",
             )
     return _Rendered(runs, order, control)
 
@@ -436,7 +436,9 @@ def label_turn_ends(ids: NDArray[np.int32], weights: NDArray[np.float32], suffix
 
 
 def cost_facts(row: PlannedRow) -> tuple[int, int]:
-    """(vision patches, audio frames) of a row, for packing limits and costs: 4 patches a vision token, 4 frames an audio token."""
+    """(vision patches, audio frames) of a row, for packing limits and costs: 4 patches a vision token, 4 frames an
+    audio token.
+    """
     patches = sum(p.item.tokens for m in ("image", "video") for p in row.items[m]) * 4
     frames = sum(-(-p.item.meta.samples // 160) for p in row.items["audio"])
     return patches, frames

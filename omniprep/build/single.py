@@ -17,7 +17,9 @@ from omniprep.shards.writer import serialize_bin
 from omniprep.template.loss import parse_strategy
 
 
-def encode_bin(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".", *, generate: bool = False) -> Bin:
+def encode_bin(
+    row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".", *, generate: bool = False
+) -> Bin:
     """One raw row as a bin of its own.
 
     Args:

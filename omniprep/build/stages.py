@@ -157,8 +157,8 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
     """Encode a shard: write shards/N.arrow, then its receipt.
 
     Returns:
-        The receipt: path, bytes, sha256, bins (offset, length, checksum, tokens, rows, patches, audio_frames a bin; the number of
-        the bin in the plan), rejects (row number in rows.parquet, code, message), seconds.
+        The receipt: path, bytes, sha256, bins (offset, length, checksum, tokens, rows, patches, audio_frames a bin; the
+        number of the bin in the plan), rejects (row number in rows.parquet, code, message), seconds.
     """
     ctx = resolve(task.spec)
     reader, cache = _reader(task.plans), MediaCache()

@@ -52,6 +52,6 @@ def row_limit(what: str) -> Iterator[None]:
 
 
 def _end(what: str, seconds: float) -> None:
-    text = f"Error: {what}: decoding did not end within {seconds:g} s. The same command again rejects that row and goes on.\n"
-    os.write(2, text.encode())
+    advice = "The same command again rejects that row and goes on."
+    os.write(2, f"Error: {what}: decoding did not end within {seconds:g} s. {advice}\n".encode())
     os._exit(1)

@@ -142,7 +142,8 @@ def _run_on_ray(
                 deaths[number] += 1
                 if deaths[number] == TRIES:
                     raise OmniprepError(
-                        f"a worker died {TRIES} times under the same task, also with its rows tried one by one: {_first_line(error)}"
+                        f"a worker died {TRIES} times under the same task, also with its rows tried one by one: "
+                        f"{_first_line(error)}"
                     ) from None
                 say(f"a worker died ({type(error).__name__}); its task is done again, its rows tried one by one")
                 waiting[remote.remote(_isolated(tasks[number]))] = number

@@ -143,8 +143,8 @@ def _joined(column: Column, parts: list[np.ndarray]) -> torch.Tensor:
 def _padded(column: Column, bins: Sequence[Arrays]) -> tuple[torch.Tensor, torch.Tensor]:
     """Spectrograms (clips, height, frames) padded to the longest or to `pad_to` frames, and their mask.
 
-    Padded with zeros, or by their last frame where `pad` is "edge"; `valid` names the column of the frames that count, where
-    more than those are stored.
+    Padded with zeros, or by their last frame where `pad` is "edge"; `valid` names the column of the frames that count,
+    where more than those are stored.
     """
     sizes = [item_sizes(column, b) for b in bins]
     frames = np.concatenate(sizes)

@@ -32,8 +32,8 @@ class PackedDataset(Dataset[dict[str, Any]]):
         uri: Its folder: a path, s3://..., hf://datasets/ORG/NAME, or any other fsspec URI.
         verify: When the checksum of a bin is compared: the first time that a process reads it (forked processes know
             what their parent has read), always, or never.
-        cache_dir: Local folder in which bins of a remote dataset are kept, so that only the first epoch reads the store;
-            processes may share it.
+        cache_dir: Local folder in which bins of a remote dataset are kept, so that only the first epoch reads the
+            store; processes may share it.
         cache_bytes: Bound of that folder; the bins used longest ago go first.
 
     Raises:

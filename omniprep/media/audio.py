@@ -1,8 +1,8 @@
 """Audio as librosa.load gives it, without its detours: float32, mono by mean, soxr HQ to the model's rate.
 
-libsndfile reads wav, flac, ogg and mp3. Everything else (m4a, the sound of a video) becomes 16-bit samples as librosa's fallback
-makes them (audioread on the ffmpeg program): by that program where it is installed, else by PyAV, whose newer decoders may
-differ in the last bit; the manifest names which. Equal to librosa 0.11 bit by bit: tests/test_audio.py.
+libsndfile reads wav, flac, ogg and mp3. Everything else (m4a, the sound of a video) becomes 16-bit samples as librosa's
+fallback makes them (audioread on the ffmpeg program): by that program where it is installed, else by PyAV, whose newer
+decoders may differ in the last bit; the manifest names which. Equal to librosa 0.11 bit by bit: tests/test_audio.py.
 """
 
 import io as _io
@@ -37,7 +37,7 @@ def _file(source: Source) -> Any:
 
 
 def sound_decoder(asked: str = "auto") -> Literal["ffmpeg", "pyav"]:
-    """ "ffmpeg" (the program) or "pyav": what decodes containers that libsndfile cannot read.
+    """What decodes containers that libsndfile cannot read: "ffmpeg" (the program) or "pyav".
 
     Raises:
         OmniprepError: ffmpeg is asked for and absent.
@@ -135,7 +135,9 @@ def _decode_container(source: Source, first_error: Exception | None, decoder: st
 
 
 def _run_ffmpeg(path: str, label: str) -> tuple[Waveform, int]:
-    """16-bit samples of the program's best audio stream, as audioread asks for them; a wav header tells rate and channels."""
+    """16-bit samples of the program's best audio stream, as audioread asks for them; a wav header tells rate and
+    channels.
+    """
     command = [
         "ffmpeg",
         "-nostdin",

@@ -1,8 +1,9 @@
 """From what a row names (path, URI, URL, base64, bytes) to where the bytes are, staying inside the allowed folders.
 
-How text is read as a path or as base64 is ms-swift's load_file (swift/llm/template/vision_utils.py): `data:` is base64; an existing
-file, or text of at most 200 characters, is a path; anything longer is base64. Paths are taken relative to the file that names them,
-then to each --media-root, and must stay inside one of those folders once links and '..' are resolved.
+How text is read as a path or as base64 is ms-swift's load_file (swift/llm/template/vision_utils.py): `data:` is base64;
+an existing file, or text of at most 200 characters, is a path; anything longer is base64. Paths are taken relative to
+the file that names them, then to each --media-root, and must stay inside one of those folders once links and '..' are
+resolved.
 """
 
 import binascii

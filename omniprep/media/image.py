@@ -1,7 +1,8 @@
 """Images with Pillow: size from the header, RGB pixels as ms-swift's load_image gives them.
 
-The reference opens the file and converts to RGB before resizing (swift/llm/template/vision_utils.py load_image): transparency is
-dropped, EXIF orientation ignored, animated files give their first frame. `exif="apply"` and `alpha="white"` depart from that.
+The reference opens the file and converts to RGB before resizing (swift/llm/template/vision_utils.py load_image):
+transparency is dropped, EXIF orientation ignored, animated files give their first frame. `exif="apply"` and
+`alpha="white"` depart from that.
 """
 
 import io as _io
@@ -81,8 +82,8 @@ def decode_image(source: Source, *, exif: str = "ignore", alpha: str = "drop") -
     Args:
         source: Where it is.
         exif: "apply" turns it as its EXIF orientation says.
-        alpha: "drop"; "white" lays every kind of transparency on white; "frames" does so for RGBA alone, as qwen_omni_utils'
-            to_rgb does for videos given as images.
+        alpha: "drop"; "white" lays every kind of transparency on white; "frames" does so for RGBA alone, as
+            qwen_omni_utils' to_rgb does for videos given as images.
 
     Raises:
         Reject: decode_error for damaged files, and what `probe_image` raises.

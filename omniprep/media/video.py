@@ -1,7 +1,7 @@
 """Videos: frame count and rate from the container, frames at chosen indices.
 
-decord where it is installed (the reader the reference uses), else PyAV; readers give slightly different pixels, so the manifest
-names the one used. Only asked-for frames are returned; a reader is opened once for facts and frames.
+decord where it is installed (the reader the reference uses), else PyAV; readers give slightly different pixels, so the
+manifest names the one used. Only asked-for frames are returned; a reader is opened once for facts and frames.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ class VideoReader(Protocol):
 
 
 def backend() -> str:
-    """ "decord" or "pyav"."""
+    """What reads videos here: "decord" or "pyav"."""
     return "decord" if importlib.util.find_spec("decord") is not None else "pyav"
 
 
@@ -44,8 +44,8 @@ def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoRead
 
     Args:
         source: Where it is.
-        size: (width, height) where the plan knows them and found the streams good: no frame is decoded to learn them, but frames
-            of another size are rejected when they are read.
+        size: (width, height) where the plan knows them and found the streams good: no frame is decoded to learn them,
+            but frames of another size are rejected when they are read.
 
     Raises:
         Reject: bad_media, no_video_stream, media_not_found, decode_error.

@@ -1,9 +1,9 @@
 """Any raw chat row → `Row`: one shape for the template.
 
 What each shape becomes is ms-swift 3.9.3's AutoPreprocessor (swift/llm/dataset/preprocessor/core.py) followed by
-StdTemplateInputs.from_dict (swift/llm/template/template_inputs.py). Column presence is judged row by row, since rows of one
-file may differ. Rows with `messages` are what template.encode makes of them directly (typed content lists, boxes as they stand),
-all others first pass AutoPreprocessor; a `system` column counts in both.
+StdTemplateInputs.from_dict (swift/llm/template/template_inputs.py). Column presence is judged row by row, since rows of
+one file may differ. Rows with `messages` are what template.encode makes of them directly (typed content lists, boxes as
+they stand), all others first pass AutoPreprocessor; a `system` column counts in both.
 """
 
 import ast
@@ -60,9 +60,9 @@ _ROLE_ALIASES = {
 class Row:
     """One chat, in the reference's standard form.
 
-    `messages` hold role (user, assistant, tool_call, tool), content (str, or None for a missing last answer) and, where the
-    row set it, loss. `images`, `audios` and `videos` hold what names each item: a path, URI, base64 string, bytes, a dict
-    {bytes, path}, or (videos) a list of frames. `kwargs` are the row's own media limits (chat_template_kwargs).
+    `messages` hold role (user, assistant, tool_call, tool), content (str, or None for a missing last answer) and, where
+    the row set it, loss. `images`, `audios` and `videos` hold what names each item: a path, URI, base64 string, bytes,
+    a dict {bytes, path}, or (videos) a list of frames. `kwargs` are the row's own media limits (chat_template_kwargs).
     """
 
     messages: list[dict[str, Any]]
@@ -240,7 +240,9 @@ def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
 
 
 def _lift_inline_media(messages: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Typed content lists → text with tags, and the media in reading order (template_inputs.py remove_messages_media)."""
+    """Typed content lists → text with tags, and the media in reading order (template_inputs.py
+    remove_messages_media).
+    """
     media: dict[str, list[Any]] = {m: [] for m in MODALITIES}
     for position, message in enumerate(messages, 1):
         content = message["content"]
@@ -313,7 +315,9 @@ def _objects(value: Any, *, dataset_path: bool) -> dict[str, Any]:
 
 
 def _as_arrow(tools: Any) -> Any:
-    """Tools of rows that pass the reference's dataset path: Arrow gives objects of one list the same keys, null where absent."""
+    """Tools of rows that pass the reference's dataset path: Arrow gives objects of one list the same keys, null where
+    absent.
+    """
     if not isinstance(tools, list) or not tools or not isinstance(tools[0], dict):
         return tools
     import pyarrow as pa

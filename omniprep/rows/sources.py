@@ -1,8 +1,8 @@
 """Inputs → splits → rows: where each row stands (source, line) and what it says.
 
-A split is the unit of planning: a byte range of a .jsonl file, cut at line ends, so one large file feeds many workers; a row
-group of a .parquet file; a range of a Hugging Face dataset; a whole compressed file or JSON array. Workers know line numbers
-only within their split; the driver adds up. A line that cannot be parsed is a Reject, not the end.
+A split is the unit of planning: a byte range of a .jsonl file, cut at line ends, so one large file feeds many workers;
+a row group of a .parquet file; a range of a Hugging Face dataset; a whole compressed file or JSON array. Workers know
+line numbers only within their split; the driver adds up. A line that cannot be parsed is a Reject, not the end.
 """
 
 import gzip
@@ -41,7 +41,9 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A part of an input: bytes [start, end) of JSON lines, rows [start, end) of a dataset, or row group `start` of parquet."""
+    """A part of an input: bytes [start, end) of JSON lines, rows [start, end) of a dataset, or row group `start` of
+    parquet.
+    """
 
     source: str
     kind: Kind
@@ -57,7 +59,9 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as read: its line within the split (from 0), its content or why it cannot be read, and how many bytes it took."""
+    """A row as read: its line within the split (from 0), its content or why it cannot be read, and how many bytes it
+    took.
+    """
 
     line: int
     content: Any

@@ -168,13 +168,9 @@ def _read_local(file: _File, offset: int, data: np.ndarray, digest: xxhash.xxh3_
     return got
 
 
-def _read_remote(
-    uri: str, offset: int, data: np.ndarray, digest: xxhash.xxh3_64 | None, cache: BinCache | None
-) -> int:
-    if cache is None:
-        got = io.read_range(uri, offset, offset + len(data))
-    else:
-        got = cache.read(uri, offset, len(data))
+def _read_remote(uri: str, offset: int, data: np.ndarray, digest: xxhash.xxh3_64 | None, cache: BinCache | None) -> int:
+    end = offset + len(data)
+    got = io.read_range(uri, offset, end) if cache is None else cache.read(uri, offset, len(data))
     data[: len(got)] = np.frombuffer(got, np.uint8)
     if digest is not None:
         digest.update(got)

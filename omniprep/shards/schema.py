@@ -58,7 +58,8 @@ class Column:
     on."""
     params: dict[str, Any] = field(default_factory=dict)
     """patches: mean, std (of [0, 1] pixels), patch_size, temporal_patch_size. mel: mask (its name), pad_to (frames or
-    null), pad ("zero" or "edge": the last frame again), valid (an items column, where more frames are stored than count)."""
+    null), pad ("zero" or "edge": the last frame again), valid (an items column, where more frames are stored than
+    count)."""
 
     def __post_init__(self) -> None:
         """Refuse a declaration that could not be stored or read."""

@@ -15,7 +15,8 @@ _HEAD = (
 )
 _TAIL = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-    '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    "<tool_call></tool_call> XML tags:\n<tool_call>\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
 _ACTION, _ACTION_INPUT, _OBSERVATION = "Action:", "Action Input:", "Observation:"
 

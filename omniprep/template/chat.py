@@ -1,4 +1,5 @@
-"""Row → contexts: roles merged, tools rendered, the chat template's texts around each turn, and a loss weight on each piece.
+"""Row → contexts: roles merged, tools rendered, the chat template's texts around each turn, and a loss weight on each
+piece.
 
 Source: ms-swift 3.9.3 swift/llm/template/base.py (_preprocess_function_call, _swift_prepare_inputs, _swift_encode,
 _concat_context_list, _add_default_tags).
@@ -20,9 +21,9 @@ TAGS = {modality: f"<{modality}>" for modality in MODALITIES}
 class TemplateMeta:
     """The fixed texts of a chat template (ms-swift: TemplateMeta).
 
-    `{{SYSTEM}}` and `{{QUERY}}` mark where the texts go. `suffix` ends the last answer and is trained. `norm_bbox` is the unit
-    of boxes (none: pixels of the resized image; norm1000), `bbox_format` how they are written unless the build says (legacy:
-    with tokens around them; new: plain), `agent_template` how tools and their calls are written.
+    `{{SYSTEM}}` and `{{QUERY}}` mark where the texts go. `suffix` ends the last answer and is trained. `norm_bbox` is
+    the unit of boxes (none: pixels of the resized image; norm1000), `bbox_format` how they are written unless the build
+    says (legacy: with tokens around them; new: plain), `agent_template` how tools and their calls are written.
     """
 
     prefix: tuple[str, ...] = ()
@@ -49,7 +50,9 @@ class TemplateMeta:
 
 
 def without_roles(meta: TemplateMeta, end_of_text: str) -> TemplateMeta:
-    """The template of --use-chat-template off: the text alone and an end token (ms-swift: to_generate_template_meta)."""
+    """The template of --use-chat-template off: the text alone and an end token (ms-swift:
+    to_generate_template_meta).
+    """
     return TemplateMeta(
         system_prefix=(),
         prompt=("{{QUERY}}",),
@@ -189,7 +192,9 @@ def contexts(
             )
         is_tool = question["role"] == "tool"
         if is_tool and isinstance(question["content"], str):
-            raise Reject(RejectCode.BAD_ROLE, f"turn {i + 1} begins with a tool's answer, but nothing was called before it")
+            raise Reject(
+                RejectCode.BAD_ROLE, f"turn {i + 1} begins with a tool's answer, but nothing was called before it"
+            )
         query: str = "" if is_tool else question["content"]
         values = (("{{SYSTEM}}", system), ("{{QUERY}}", query), ("{{ROUND0}}", str(i)), ("{{ROUND1}}", str(i + 1)))
         for context in question["content"] if is_tool else meta.prompt:

@@ -1,7 +1,7 @@
 """Loss strategies: which pieces of an answer weigh how much (ms-swift: swift/plugin/loss_scale, 3.9.3).
 
-`parse_strategy("last_round+hermes")` follows the chaining grammar of later versions: an optional base (default, last_round,
-all), then names whose weights multiply. A single name means exactly what it means in 3.9.3.
+`parse_strategy("last_round+hermes")` follows the chaining grammar of later versions: an optional base (default,
+last_round, all), then names whose weights multiply. A single name means exactly what it means in 3.9.3.
 """
 
 import re
@@ -27,7 +27,8 @@ _FLAN: WeightMap = {
     **{
         key: [1.0, 3.0]
         for key in (
-            "Name:", "Action:", "ACTION:", "Tool:", "Command", "Arguments:", "action input", "ACTION_INPUT:", "Action Input:",
+            "Name:", "Action:", "ACTION:", "Tool:", "Command", "Arguments:", "action input", "ACTION_INPUT:",
+            "Action Input:",
         )
     },
     "Thought:": [1.0, 1.0],

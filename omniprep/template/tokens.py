@@ -1,9 +1,9 @@
 r"""Runs of text → token ids, in batches, with the fast tokenizer.
 
 Control tokens cut the text before byte-pair merging starts, so the text between two of them can be tokenized alone: the
-template's own pieces ("user\n", "\n", a system prompt) are then tokenized once and remembered, and only what people wrote
-goes on, word by word where omniprep/template/words.py knows how the tokenizer cuts words, else whole to the tokenizer.
-tests/test_tokens.py holds this equal to tokenizing each run whole.
+template's own pieces ("user\n", "\n", a system prompt) are then tokenized once and remembered, and only what people
+wrote goes on, word by word where omniprep/template/words.py knows how the tokenizer cuts words, else whole to the
+tokenizer. tests/test_tokens.py holds this equal to tokenizing each run whole.
 """
 
 import re

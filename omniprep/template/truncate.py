@@ -1,8 +1,8 @@
 """Cut a row to its limit from the left or right, keeping media whole.
 
-The reference keeps every placeholder token and as many others as fit (ms-swift 3.9.3 base.py _truncate); its result is well
-formed only while no media item loses the tokens that open and close it. Those rows are cut exactly like that; the others are
-rejected (media_truncated).
+The reference keeps every placeholder token and as many others as fit (ms-swift 3.9.3 base.py _truncate); its result is
+well formed only while no media item loses the tokens that open and close it. Those rows are cut exactly like that; the
+others are rejected (media_truncated).
 """
 
 from typing import Literal

@@ -1,13 +1,14 @@
-"""Text → token ids by remembered words, for byte-level BPE as the Qwen tokenizers have it; five times the fast tokenizer.
+"""Text → token ids by remembered words, for byte-level BPE as the Qwen tokenizers have it; five times the fast
+tokenizer.
 
-Byte-pair merges never cross the words that the pre-tokenizer cuts, so a word has the same ids wherever it stands. Here the
-text is cut by the same pattern in Python's `re`, and each word's ids are looked up among those seen; only new words go to the
-tokenizer. People repeat themselves: a chat corpus of 290,000 words has 17,000 different ones.
+Byte-pair merges never cross the words that the pre-tokenizer cuts, so a word has the same ids wherever it stands. Here
+the text is cut by the same pattern in Python's `re`, and each word's ids are looked up among those seen; only new words
+go to the tokenizer. People repeat themselves: a chat corpus of 290,000 words has 17,000 different ones.
 
-This is exact only where `re` cuts as the tokenizer does, so it is used only for a tokenizer with this very normalizer and
-pattern, and for texts of characters whose nature never changed since Unicode 3.2 (and emoji): 60,000 of them, all scripts in
-wide use. Any other text goes to the tokenizer whole. tests/test_tokens.py compares every one of those characters, and random
-texts, with the tokenizer.
+This is exact only where `re` cuts as the tokenizer does, so it is used only for a tokenizer with this very normalizer
+and pattern, and for texts of characters whose nature never changed since Unicode 3.2 (and emoji): 60,000 of them, all
+scripts in wide use. Any other text goes to the tokenizer whole. tests/test_tokens.py compares every one of those
+characters, and random texts, with the tokenizer.
 """
 
 import json
@@ -35,7 +36,11 @@ def stable_characters() -> dict[str, list[int]]:
     for code in range(0x10000):
         character = chr(code)
         category = unicodedata.category(character)
-        if category in ("Cn", "Cs", "Co") or category != unicodedata.ucd_3_2_0.category(character) or character in _FOLDING:
+        if (
+            category in ("Cn", "Cs", "Co")
+            or category != unicodedata.ucd_3_2_0.category(character)
+            or character in _FOLDING
+        ):
             continue
         kind = "S" if code in spaces else category[0] if category[0] in "LN" else "O"
         found[kind].append(code)
@@ -93,7 +98,8 @@ def suits(backend: Any) -> bool:
         and cutter.get("type") == "Sequence"
         and len(steps) == 2
         and steps[0] == split
-        and {k: v for k, v in steps[1].items() if k != "trim_offsets"} == {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+        and {k: v for k, v in steps[1].items() if k != "trim_offsets"}
+        == {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
         and type(model).__name__ == "BPE"
         and not (model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix)
     )

@@ -7,6 +7,7 @@ is predicted, and `touch_towers` runs the smallest possible media, times zero, w
 job never wait for each other's gradients.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -78,7 +79,9 @@ class Packed:
             and arguments.get("pixel_values_videos") is None
         ):
             merge = visual.spatial_merge_size
-            blank = zero.new_zeros(merge * merge, visual.patch_embed.proj.weight[0].numel(), dtype=visual.dtype)
+            blank = zero.new_zeros(
+                merge * merge, math.prod(visual.patch_embed.proj.weight.shape[1:]), dtype=visual.dtype
+            )
             seen = visual(blank, grid_thw=torch.tensor([[1, merge, merge]], device=zero.device))
             zero = zero + sum(part.float().sum() for part in _tensors(seen)) * 0
         if ears is not None and arguments.get("input_features") is None:

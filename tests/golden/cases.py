@@ -7,7 +7,7 @@ straight to the template.
 """
 
 # A table: one row a line reads better here than wrapped calls.
-# ruff: noqa: E501, SIM905
+# ruff: noqa: SIM905
 # fmt: off
 
 import base64
