@@ -143,10 +143,11 @@ def _weights(old: int, new: int) -> Weights:
 
     basis = torch.eye(old)[None, None]
     answer = torch.nn.functional.interpolate(basis, size=(old, new), mode="bicubic", antialias=True)[0, 0].numpy().T
-    scale = old / new
-    support, centers = 2 * max(scale, 1.0), scale * (np.arange(new) + 0.5)
-    first = np.maximum((centers - support + 0.5).astype(np.int64), 0)
-    count = np.minimum((centers + support + 0.5).astype(np.int64), old) - first
+    one, half = np.float32(1), np.float32(0.5)
+    scale = np.float32(old) / np.float32(new)
+    support, centers = 2 * max(scale, one), scale * (np.arange(new, dtype=np.float32) + half)
+    first = np.maximum((centers - support + half).astype(np.int64), 0)
+    count = np.minimum((centers + support + half).astype(np.int64), old) - first
     taps = first[:, None] + np.arange(int(count.max()) + 3)
     weights = np.where(taps < old, np.take_along_axis(answer, np.minimum(taps, old - 1), axis=1), 0)
     return first.astype(np.int32), ((count - 1) // 4).astype(np.int32), np.ascontiguousarray(weights, np.float32)

@@ -1,0 +1,83 @@
+"""The table of goals: what was asked, what the last results in benchmarks/results/ measured, and their spread.
+
+python benchmarks/summary.py
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from record import RESULTS, show
+
+Rows = list[dict[str, Any]]
+
+
+def row(found: Rows, /, **wanted: Any) -> dict[str, Any]:
+    return next(r for r in found if all(r[name] == value for name, value in wanted.items()))
+
+
+CLAIMS: list[tuple[str, str, str, Callable[[Rows], tuple[Any, str]]]] = [
+    ("build, all kinds, against ms-swift's encode", "≥ 3", "build", lambda r: _ratio(row(r, rows="all"))),
+    ("build, text rows", "≥ 3.5", "build", lambda r: _ratio(row(r, rows="text"))),
+    ("build, image rows", "", "build", lambda r: _ratio(row(r, rows="image"))),
+    ("build, audio rows", "", "build", lambda r: _ratio(row(r, rows="audio"))),
+    ("build, video rows", "", "build", lambda r: _ratio(row(r, rows="video"))),
+    ("build, 2 workers against 1", "≥ 1.8", "scale_workers", lambda r: (row(r, workers=2)["speedup"], "")),
+    ("loading, one bin, of a memory copy", "≥ 0.5", "load", lambda r: (_load(r, "omniprep, one bin"), "")),
+    (
+        "loading, two bins joined, of a memory copy",
+        "≥ 0.5",
+        "load",
+        lambda r: (_load(r, "omniprep, two bins joined"), ""),
+    ),
+    ("loading, tokens/s against ms-swift's encode", "≥ 100", "load", lambda r: (_tokens(r), "")),
+    ("bytes stored, of bf16, raw", "≤ 0.25", "storage", lambda r: (row(r, rows="all", codec="raw")["of_bf16"], "")),
+    ("bytes stored, of bf16, webp", "≤ 0.10", "storage", lambda r: (row(r, rows="all", codec="webp")["of_bf16"], "")),
+    ("packing 1,000,000 rows, seconds", "≤ 3", "pack", lambda r: (row(r, method="omniprep.pack")["seconds"], "")),
+    ("packing, fill", "≥ 0.999", "pack", lambda r: (row(r, method="omniprep.pack")["fill"], "")),
+    ("most loaded of 8 ranks, of the mean", "≤ 1.05", "balance", lambda r: _balance(row(r, ranks=8, order="balanced"))),
+    (
+        "most loaded of 64 ranks, of the mean",
+        "≤ 1.05",
+        "balance",
+        lambda r: _balance(row(r, ranks=64, order="balanced")),
+    ),
+    ("omniprep --help, seconds", "≤ 0.4", "cli", lambda r: _help(row(r, command="omniprep --help"))),
+    ("text rows, largest build: peak MiB", "", "scale", lambda r: (r[-1]["peak_mib"], f"{r[-1]['rows']:,} rows")),
+]
+
+
+def _ratio(found: dict[str, Any]) -> tuple[Any, str]:
+    return found["ratio"], found["spread"]
+
+
+def _balance(found: dict[str, Any]) -> tuple[Any, str]:
+    return found["slowest_of_mean"], f"worst step {found['worst_step']}"
+
+
+def _help(found: dict[str, Any]) -> tuple[Any, str]:
+    return found["seconds"], f"{found['spread']}; CPU {found['cpu_seconds']}"
+
+
+def _load(rows: Rows, method: str) -> Any:
+    return row(rows, method=method)["of_plain_copy"]
+
+
+def _tokens(rows: Rows) -> Any:
+    return row(rows, method="omniprep, one bin")["tokens_ratio"]
+
+
+def main() -> None:
+    lines = []
+    for what, goal, name, take in CLAIMS:
+        path = RESULTS / f"{name}.json"
+        measured: Any = "not measured"
+        spread = ""
+        if path.exists():
+            measured, spread = take(json.loads(path.read_text())["rows"])
+        lines.append({"what": what, "goal": goal, "measured": measured, "spread": spread})
+    show(lines)
+
+
+if __name__ == "__main__":
+    main()
