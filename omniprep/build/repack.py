@@ -32,8 +32,10 @@ from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.progress import Reporter
 from omniprep.rows.normalize import MODALITIES
+from omniprep.shards.codec import with_codec
 from omniprep.shards.index import write_index, write_rows
 from omniprep.shards.reader import decode, item_sizes
+from omniprep.shards.schema import Layout, arrow_schema
 from omniprep.shards.writer import ShardWriter
 
 __all__ = ["Chosen", "choose", "repack"]
@@ -58,6 +60,7 @@ class Chosen:
 def repack(
     uris: Sequence[str], out: str, bin_length: int, progress: Reporter, *, seed: int | None = None,
     shard_size: int | None = None, sources: Sequence[str] = (), kinds: Sequence[str] = (), overwrite: bool = False,
+    pixel_codec: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a new dataset from the rows of finished ones; returns its manifest.
 
@@ -71,13 +74,15 @@ def repack(
         sources: Keep the rows of these inputs alone; an input may be shortened to its end (chats.jsonl).
         kinds: Keep rows of these kinds alone, see `KINDS`; rejected rows have no kind and are left out.
         overwrite: Throw away what is in `out`.
+        pixel_codec: raw, webp or jxl (default: that of the first dataset).
 
     Raises:
         OmniprepError: Datasets that do not fit together, or `out` holds something else.
     """
     datasets = [PackedDataset(uri, verify="first") for uri in uris]
     _check_alike(datasets)
-    config = _config(datasets, out, bin_length, seed, shard_size)
+    changed = {"bin_length": bin_length, "out": out, "seed": seed, "shard_size": shard_size, "pixel_codec": pixel_codec}
+    config = _config(datasets, changed)
     chosen = choose(datasets, sources, kinds)
     rows = _rows(chosen, config)
     _prepare(out, uris, overwrite)
@@ -88,7 +93,7 @@ def repack(
     reader = _RowReader(datasets)
     receipts = []
     for number in range(shards):
-        receipt = _shard(number, placement, chosen, reader, datasets[0], out)
+        receipt = _shard(number, placement, chosen, reader, datasets[0], config)
         receipts.append(receipt)
         progress.advance("repack", 1, tokens=sum(entry["tokens"] for entry in receipt["bins"]))
     progress.finish("repack")
@@ -144,23 +149,24 @@ def _check_alike(datasets: Sequence[PackedDataset]) -> None:
     for dataset in datasets:
         if len(dataset) == 0:
             raise OmniprepError(f"{dataset.uri}: has no bins")
-        if dataset.layout != first.layout:
+        if _without_codec(dataset.layout) != _without_codec(first.layout):
             raise OmniprepError(f"{dataset.uri}: its shards hold other columns than those of {first.uri}")
         for name in ("tokenizer_sha256", "preprocessor_sha256"):
             if dataset.manifest.get(name) != first.manifest.get(name):
                 raise OmniprepError(f"{dataset.uri}: made with another {name.removesuffix('_sha256')} than {first.uri}")
 
 
-def _config(
-    datasets: Sequence[PackedDataset], out: str, bin_length: int, seed: int | None, shard_size: int | None
-) -> BuildConfig:
+def _without_codec(layout: Layout) -> Layout:
+    return dataclasses.replace(layout, columns=with_codec(layout.columns, "raw"))
+
+
+def _config(datasets: Sequence[PackedDataset], given: dict[str, Any]) -> BuildConfig:
     known = {field.name for field in dataclasses.fields(BuildConfig)}
     before = {name: value for name, value in datasets[0].manifest["config"].items() if name in known}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in before.items()}
     inputs = dict.fromkeys(source for ds in datasets for source in ds.manifest["config"]["inputs"])
-    changed: dict[str, Any] = {"inputs": tuple(inputs), "bin_length": bin_length, "out": out}
-    changed |= {name: value for name, value in (("seed", seed), ("shard_size", shard_size)) if value is not None}
-    return BuildConfig(**{**values, **changed})
+    changed = {name: value for name, value in given.items() if value is not None}
+    return BuildConfig(**{**values, "inputs": tuple(inputs), **changed})
 
 
 def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
@@ -226,20 +232,25 @@ class _RowReader:
         ds = self.datasets[dataset]
         shard, offset, length = (int(ds.index[name][number]) for name in ("shard", "offset", "length"))
         uri = io.join(ds.uri, *ds.manifest["shards"][shard]["path"].split("/"))
-        if io.is_local(uri):
+        coded = any("codec" in column.params for column in ds.layout.columns)  # a bin is then decoded once, not by row
+        if io.is_local(uri) and not coded:
             if (dataset, shard) not in self._maps:
                 self._maps[dataset, shard] = np.memmap(io.local_path(uri), np.uint8, "r")
                 if len(self._maps) > 256:
                     self._maps.popitem(last=False)
             return decode(self._maps[dataset, shard][offset : offset + length], ds.schema, ds.layout)
         if (dataset, number) not in self._bins:
-            self._bins[dataset, number] = ds[number]
-            self._size += length
+            self._bins[dataset, number] = item = ds[number]
+            self._size += _bytes(item)
             while self._size > KEPT_BYTES and len(self._bins) > 1:
-                (old, gone), _ = self._bins.popitem(last=False)
-                self._size -= int(self.datasets[old].index["length"][gone])
+                _, gone = self._bins.popitem(last=False)
+                self._size -= _bytes(gone)
         self._bins.move_to_end((dataset, number))
         return self._bins[dataset, number]
+
+
+def _bytes(item: dict[str, Any]) -> int:
+    return sum(value.nbytes for value in item.values() if isinstance(value, np.ndarray))
 
 
 def _items(cut: dict[str, Any]) -> dict[str, list[NDArray[Any]]]:
@@ -256,20 +267,23 @@ def _items(cut: dict[str, Any]) -> dict[str, list[NDArray[Any]]]:
 
 
 def _shard(
-    number: int, placement: Placement, chosen: Chosen, reader: _RowReader, like: PackedDataset, out: str
+    number: int, placement: Placement, chosen: Chosen, reader: _RowReader, like: PackedDataset, config: BuildConfig
 ) -> dict[str, Any]:
-    path = receipt_path(out, number)
+    path = receipt_path(config.out, number)
     if io.exists(path):
         return json.loads(io.read_bytes(path))
     companions = {column.companion for column in like.layout.columns if column.companion}
     columns = tuple(column for column in like.layout.columns if column.name not in companions)
+    columns = with_codec(columns, config.pixel_codec)
+    layout = like.layout
+    schema = arrow_schema(columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted)
     first, last = (int(b) for b in placement.shard_bins[number : number + 2])
     bins, began = [], time.perf_counter()
-    with ShardWriter(io.join(out, "shards", shard_name(number)), like.schema) as writer:
+    with ShardWriter(io.join(config.out, "shards", shard_name(number)), schema) as writer:
         for b in range(first, last):
             ids = placement.order[placement.offsets[b] : placement.offsets[b + 1]]
             rows = [reader.read(int(chosen.dataset[row]), int(chosen.line[row])) for row in ids]
-            entry = writer.write(item := make_bin(rows, ids.tolist(), columns, weighted=like.layout.weighted))
+            entry = writer.write(item := make_bin(rows, ids.tolist(), columns, weighted=layout.weighted))
             facts = {"offset": entry.offset, "length": entry.length, "checksum": entry.checksum}
             bins.append({"bin": b - first, **facts, "tokens": len(item.input_ids), "rows": len(rows)})
     info = writer.close()

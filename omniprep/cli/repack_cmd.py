@@ -24,6 +24,9 @@ KINDS = ("text", "image", "audio", "video", "mixed")
 )
 @click.option("--source", "sources", multiple=True, help="Only rows of this input (or its end, such as chats.jsonl).")
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only rows that hold this besides text.")
+@click.option(
+    "--pixel-codec", type=click.Choice(("raw", "webp", "jxl")), help="How pixels are stored.  [default: the dataset's]"
+)
 @click.option("--overwrite", is_flag=True, help="Throw away what an earlier repack left in --out.")
 @click.option("--quiet", is_flag=True, help="No progress, only the result.")
 def repack(
@@ -34,6 +37,7 @@ def repack(
     shard_size: int | None,
     sources: tuple[str, ...],
     kinds: tuple[str, ...],
+    pixel_codec: str | None,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -58,6 +62,7 @@ def repack(
             sources=sources,
             kinds=kinds,
             overwrite=overwrite,
+            pixel_codec=pixel_codec,
         )
     print_summary(out, time.monotonic() - began)
 
