@@ -192,7 +192,8 @@ class PlanReader:
             self._batches[key] = reader.get_batch(chunk)
             self._bytes += self._batches[key].nbytes
             # Rows with inline media make batches of hundreds of MB: bounded by bytes, not by number alone.
-            while len(self._batches) > 1 and (len(self._batches) > self._keep or self._bytes > _KEPT_BYTES):
+            # Rows come in packed order, from anywhere, and opening a batch costs more than a row: many are kept.
+            while len(self._batches) > 1 and self._bytes > _KEPT_BYTES:
                 self._bytes -= self._batches.popitem(last=False)[1].nbytes
         return _from_batch(self._batches[key], number - int(edges[chunk]))
 
