@@ -5,7 +5,7 @@ step that takes a given time (a sleep: on a training machine the GPU computes an
 The wait is the time from asking for a batch to having it. ms-swift's side encodes rows in its workers, as it does for
 multimodal data in every epoch, and joins them until a bin is full; it runs in an environment of its own.
 
-    python benchmarks/train_wait.py --model MODEL [--ms-swift ~/.cache/omniprep-oracle/bin/python] [--step 0.25]
+    python benchmarks/train_wait.py --model MODEL [--ms-swift PYTHON] [--step 0.25]
     [--workers 1]
 """
 
@@ -89,7 +89,7 @@ def main() -> None:
     """Build, measure both, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--ms-swift", type=Path, default=Path("~/.cache/omniprep-oracle/bin/python").expanduser())
+    parser.add_argument("--ms-swift", type=Path, default=Path(os.environ.get("OMNIPREP_SWIFT_PYTHON", "")))
     parser.add_argument("--step", type=float, default=0.25, help="seconds a step computes")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--bin-length", type=int, default=4096)

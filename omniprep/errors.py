@@ -46,7 +46,6 @@ class RejectCode(StrEnum):
         "A message has a role that is none of system, user, assistant, tool_call, tool_response, tool.",
     )
     EMPTY_ROW = "empty_row", "The row has no messages, or nothing is left of it."
-    NO_RESPONSE = "no_response", "No assistant message ends the row, so nothing could be learned from it."
     BAD_TOOLS = "bad_tools", "`tools` is neither a JSON string nor a list of tools, or a tool call cannot be parsed."
     BAD_OBJECTS = (
         "bad_objects",
@@ -110,7 +109,6 @@ class RejectCode(StrEnum):
     DECODE_MEMORY = "decode_memory", "Decoding needed more memory than a worker may use."
     ASPECT_RATIO = "aspect_ratio", "One side of the image or video is more than 200 times the other."
     IMAGE_TOO_LARGE = "image_too_large", "The image header promises more pixels than the limit (a decompression bomb)."
-    UNSUPPORTED_MODE = "unsupported_mode", "A pixel format that cannot become 8-bit RGB."
     AUDIO_TOO_SHORT = "audio_too_short", "The audio gives no token (at most 320 samples at 16 kHz, 20 ms)."
     AUDIO_TOO_LONG = (
         "audio_too_long",
