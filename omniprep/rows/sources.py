@@ -145,10 +145,7 @@ def find_splits(inputs: list[Input], split_bytes: int = SPLIT_BYTES) -> list[Spl
             size = io.size(entry.source)
             ranges = [(start, min(start + split_bytes, size)) for start in range(0, size, split_bytes)]
         elif entry.kind == "parquet":
-            import pyarrow.parquet as pq
-
-            with _reading(entry.source) as file:
-                ranges = [(group, group + 1) for group in range(pq.ParquetFile(file).num_row_groups)]
+            ranges = [(group, group + 1) for group in range(_row_groups(entry.source))]
         elif entry.kind == "hf":
             rows = len(_hf_dataset(entry.source))
             ranges = [(start, min(start + HF_ROWS, rows)) for start in range(0, rows, HF_ROWS)]
@@ -156,6 +153,18 @@ def find_splits(inputs: list[Input], split_bytes: int = SPLIT_BYTES) -> list[Spl
             ranges = [(0, 0)]
         splits += [Split(entry.source, entry.kind, entry.codec, start, end) for start, end in ranges]
     return splits
+
+
+def _row_groups(source: str) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _reading(source) as file:
+        try:
+            groups: int = pq.ParquetFile(file).num_row_groups
+        except (pa.ArrowInvalid, OSError) as error:
+            raise OmniprepError(f"{source}: damaged parquet file: {error}") from error
+    return groups
 
 
 def _reading(uri: str) -> BinaryIO:
