@@ -76,3 +76,31 @@ def test_decode_mismatch(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes((MEDIA / "medium.jpg").read_bytes())
     with pytest.raises(Reject, match=r"decode_mismatch: image 1 of 1.*width"):
         encode_planned(planned, ctx, config, MediaCache(0))
+
+
+def test_video_too_long(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is a day; here a tenth of a second, so that the file can be small."""
+    monkeypatch.setattr("omniprep.media.video.MAX_SECONDS", 0.1)
+    (tmp_path / "a.mp4").write_bytes((MEDIA / "h264_25.mp4").read_bytes())
+    config = BuildConfig(model=str(model_dir), bin_length=8192)
+    with pytest.raises(Reject, match="video_too_long"):
+        encode_row(chat(videos=["a.mp4"]), family_of(config), config, str(tmp_path))
+
+
+def test_limits_of_a_row_are_those_of_a_build(model_dir: Path, tmp_path: Path) -> None:
+    """chat_template_kwargs of a row do what the option does for all rows."""
+    for name in ("medium.jpg", "minute.mp4"):
+        (tmp_path / name).write_bytes((MEDIA / name).read_bytes())
+    config = BuildConfig(model=str(model_dir), bin_length=32768)
+    for media, option, value in (
+        ({"images": ["medium.jpg"]}, "max_pixels", 50_176),
+        ({"videos": ["minute.mp4"]}, "fps", 0.5),
+    ):
+        row = chat(**media)
+        by_row = encode_row({**row, "chat_template_kwargs": {option: value}}, family_of(config), config, str(tmp_path))
+        for_all = BuildConfig(model=str(model_dir), bin_length=32768, **{option: value})
+        expected = encode_row(row, family_of(for_all), for_all, str(tmp_path))
+        default = encode_row(row, family_of(config), config, str(tmp_path))
+        assert by_row["input_ids"].tolist() == expected["input_ids"].tolist() != default["input_ids"].tolist()
+        key = "pixel_values" if "images" in media else "pixel_values_videos"
+        assert (by_row[key] == expected[key]).all()
