@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import toy
 
+from omniprep.build.probe import item_limits
 from omniprep.build.rowencode import MediaCache, encode_planned
-from omniprep.build.rowplan import item_limits, plan_rows
+from omniprep.build.rowplan import plan_rows
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, UsageError
 from omniprep.families import errors

@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.build.rowplan import PlannedItem, PlannedRow, cost_facts
+from omniprep.build.probe import PlannedItem
+from omniprep.build.rowplan import PlannedRow, cost_facts
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.registry import Item, as_json, from_json
 from omniprep.media.fetch import Source

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.build.rowplan import RATE, PlannedItem, PlannedRow
+from omniprep.build.probe import RATE, PlannedItem
+from omniprep.build.rowplan import PlannedRow
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.context import FamilyContext

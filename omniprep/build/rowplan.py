@@ -1,7 +1,7 @@
 """Raw rows → planned rows: tokens, loss weights and exact lengths, from text and media headers alone.
 
-Nothing is decoded here, except where no header tells a length exactly (the sound of a video, m4a). Rows go through in
-chunks, so that the tokenizer sees the texts of many rows at once.
+Nothing is decoded, except where no header tells a length exactly (the sound of a video, m4a: omniprep/build/probe.py).
+Rows go through in chunks, so that the tokenizer sees the texts of many rows at once.
 """
 
 import json
@@ -16,31 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.build.probe import PlannedItem, find_media
 from omniprep.build.watch import row_limit
 from omniprep.config import BuildConfig
-from omniprep.errors import OmniprepError, Reject, RejectCode, UsageError
+from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
-from omniprep.families.registry import Item, MediaMeta
-from omniprep.media.audio import decode_track, probe_audio
-from omniprep.media.fetch import Places, Source
-from omniprep.media.image import probe_image
-from omniprep.media.video import check_streams, open_video
+from omniprep.families.registry import MediaMeta
+from omniprep.media.fetch import Places
 from omniprep.rows.normalize import MODALITIES, Row, normalize
 from omniprep.template.chat import TemplateMeta, check_surplus_tags, contexts, prepare, without_roles
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
 from omniprep.template.loss import Pieces, parse_strategy
 from omniprep.template.tags import replace_tags
 from omniprep.template.truncate import kept_tokens
-
-RATE = 16_000
-
-
-@dataclass(slots=True)
-class PlannedItem:
-    """A media item: what it is, and where its bytes are (one source; a video given as frames has one for each)."""
-
-    item: Item
-    sources: list[Source]
 
 
 @dataclass(slots=True)
@@ -170,7 +158,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
     loss = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
     if any(row.media(m) for m in MODALITIES):
         with row_limit("a row's media"):
-            found = _find_media(row, ctx, config, places)
+            found = find_media(row, ctx, config, places)
     else:
         found = {m: [] for m in MODALITIES}
     order: dict[str, list[PlannedItem]] = {m: [] for m in MODALITIES}
@@ -223,116 +211,6 @@ def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:
         )
     result: tuple[int, int] = size(ctx, meta)
     return result
-
-
-@dataclass(slots=True)
-class _Found:
-    planned: PlannedItem
-    track: PlannedItem | None = None
-
-
-def _find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Places) -> dict[str, list[_Found]]:
-    options = {k: v for k, v in row.kwargs.items() if k in ctx.cls.row_options}  # type: ignore[attr-defined]
-    for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise Reject(RejectCode.BAD_OPTION, f"chat_template_kwargs: {name} must be a number of at least 0")
-    limits = item_limits(ctx, config.limit_mm_per_row)
-    result: dict[str, list[_Found]] = {}
-    for modality in MODALITIES:
-        named = row.media(modality)
-        if named and modality not in ctx.modalities:
-            raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"family {ctx.name!r} takes no {modality}")
-        most = limits.get(modality)
-        if most is not None and len(named) > most:
-            raise Reject(RejectCode.TOO_MANY_ITEMS, f"{len(named)} {modality} items, the limit is {most}")
-        result[modality] = []
-        for position, what in enumerate(named, 1):
-            try:
-                result[modality].append(_probe(what, modality, options, ctx, config, places))
-            except Reject as reject:
-                raise Reject(reject.code, f"{modality} {position} of {len(named)}: {reject.message}") from reject
-    return result
-
-
-@lru_cache(maxsize=32)
-def item_limits(ctx: FamilyContext, given: tuple[str, ...]) -> dict[str, int | None]:
-    """Most items of a row by modality (None: no limit): the lower of the family's limit and --limit-mm-per-row.
-
-    Raises:
-        UsageError: A limit that is not MODALITY=NUMBER, or of a modality that the family does not support.
-    """
-    limits: dict[str, int | None] = dict(ctx.attribute("limits"))
-    for text in given:
-        modality, _, number = text.partition("=")
-        if modality not in MODALITIES or not number.isdigit():
-            raise UsageError(f"--limit-mm-per-row {text!r}: write it as image=8; modalities: {', '.join(MODALITIES)}")
-        if modality not in limits:
-            raise UsageError(
-                f"--limit-mm-per-row {text!r}: family {ctx.name!r} takes no {modality}; it takes {', '.join(limits)}"
-            )
-        most = limits[modality]
-        limits[modality] = int(number) if most is None else min(most, int(number))
-    return limits
-
-
-def _probe(
-    what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places
-) -> _Found:
-    if modality == "video" and isinstance(what, list | tuple):
-        return _probe_frames(list(what), options, ctx, config, places)
-    source = places.locate(what)
-    rate = int(ctx.preprocessor.get("sampling_rate", RATE))
-    track = None
-    if modality == "image":
-        width, height = probe_image(source, exif=config.exif)
-        meta = MediaMeta(kind="image", width=width, height=height, options=options)
-    elif modality == "audio":
-        meta = MediaMeta(kind="audio", samples=probe_audio(source, rate, config.audio_decoder), options=options)
-    else:
-        sound = check_streams(source) if config.use_audio_in_video else False
-        reader = open_video(source)
-        meta = MediaMeta(
-            kind="video",
-            width=reader.width,
-            height=reader.height,
-            frames=reader.frames,
-            fps=reader.fps,
-            options=options,
-        )
-        if config.use_audio_in_video and sound:
-            samples = len(decode_track(source, rate, config.audio_decoder))
-            track = _planned(
-                "audio", MediaMeta(kind="audio", samples=samples, in_video=True, options=options), [source], ctx
-            )
-        elif config.use_audio_in_video and config.silent_video == "reject":
-            raise Reject(
-                RejectCode.NO_AUDIO_TRACK,
-                f"{source.label}: the video has no sound; --silent-video skip-audio takes it as pictures alone",
-            )
-    return _Found(_planned(modality, meta, [source], ctx), track)
-
-
-def _probe_frames(
-    frames: list[Any], options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places
-) -> _Found:
-    if config.use_audio_in_video and config.silent_video == "reject":
-        raise Reject(
-            RejectCode.NO_AUDIO_TRACK,
-            "a list of frames has no sound; --silent-video skip-audio takes it as pictures alone",
-        )
-    if not frames:
-        raise Reject(RejectCode.VIDEO_TOO_SHORT, "the list of frames is empty")
-    sources = [places.locate(frame) for frame in frames]
-    sizes = tuple(probe_image(source, exif=config.exif) for source in sources)
-    width, height = sizes[0]
-    meta = MediaMeta(
-        kind="video", width=width, height=height, frames=len(sizes), fps=ctx.opt.fps, sizes=sizes, options=options
-    )
-    return _Found(_planned("video", meta, sources, ctx))
-
-
-def _planned(modality: str, meta: MediaMeta, sources: list[Source], ctx: FamilyContext) -> PlannedItem:
-    return PlannedItem(Item(modality, meta, ctx.count(modality, meta)), sources)
 
 
 @lru_cache(maxsize=8)

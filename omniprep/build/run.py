@@ -26,7 +26,7 @@ from omniprep.build.lease import Lease, hold
 from omniprep.build.manifest import describe_inputs, finish
 from omniprep.build.options import family_of, family_spec
 from omniprep.build.packstage import Placement, Rows, freeze, gather, place
-from omniprep.build.rowplan import item_limits
+from omniprep.build.probe import item_limits
 from omniprep.build.stages import PlanTask, ShardTask, encode_shard, plan_path, plan_split, receipt_path
 from omniprep.build.workers import ray_session, run_tasks
 from omniprep.config import BuildConfig

@@ -1,0 +1,142 @@
+"""The media of a row: found, probed by their headers, counted; nothing is decoded that a header tells exactly."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from omniprep.config import BuildConfig
+from omniprep.errors import Reject, RejectCode, UsageError
+from omniprep.families.context import FamilyContext
+from omniprep.families.registry import Item, MediaMeta
+from omniprep.media.audio import decode_track, probe_audio
+from omniprep.media.fetch import Places, Source
+from omniprep.media.image import probe_image
+from omniprep.media.video import check_streams, open_video
+from omniprep.rows.normalize import MODALITIES, Row
+
+RATE = 16_000
+
+
+@dataclass(slots=True)
+class PlannedItem:
+    """A media item: what it is, and where its bytes are (one source; a video given as frames has one for each)."""
+
+    item: Item
+    sources: list[Source]
+
+
+@dataclass(slots=True)
+class Found:
+    """An item with its token count; `track` is the sound of a video, where that is taken too."""
+
+    planned: PlannedItem
+    track: PlannedItem | None = None
+
+
+def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Places) -> dict[str, list[Found]]:
+    """The media of a row by modality, in the order of its columns.
+
+    Raises:
+        Reject: An item cannot be found, read or used, there are too many, or the row's own limits are no numbers.
+    """
+    options = {k: v for k, v in row.kwargs.items() if k in ctx.cls.row_options}  # type: ignore[attr-defined]
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise Reject(RejectCode.BAD_OPTION, f"chat_template_kwargs: {name} must be a number of at least 0")
+    limits = item_limits(ctx, config.limit_mm_per_row)
+    result: dict[str, list[Found]] = {}
+    for modality in MODALITIES:
+        named = row.media(modality)
+        if named and modality not in ctx.modalities:
+            raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"family {ctx.name!r} takes no {modality}")
+        most = limits.get(modality)
+        if most is not None and len(named) > most:
+            raise Reject(RejectCode.TOO_MANY_ITEMS, f"{len(named)} {modality} items, the limit is {most}")
+        result[modality] = []
+        for position, what in enumerate(named, 1):
+            try:
+                result[modality].append(_probe(what, modality, options, ctx, config, places))
+            except Reject as reject:
+                raise Reject(reject.code, f"{modality} {position} of {len(named)}: {reject.message}") from reject
+    return result
+
+
+@lru_cache(maxsize=32)
+def item_limits(ctx: FamilyContext, given: tuple[str, ...]) -> dict[str, int | None]:
+    """Most items of a row by modality (None: no limit): the lower of the family's limit and --limit-mm-per-row.
+
+    Raises:
+        UsageError: A limit that is not MODALITY=NUMBER, or of a modality that the family does not support.
+    """
+    limits: dict[str, int | None] = dict(ctx.attribute("limits"))
+    for text in given:
+        modality, _, number = text.partition("=")
+        if modality not in MODALITIES or not number.isdigit():
+            raise UsageError(f"--limit-mm-per-row {text!r}: write it as image=8; modalities: {', '.join(MODALITIES)}")
+        if modality not in limits:
+            raise UsageError(
+                f"--limit-mm-per-row {text!r}: family {ctx.name!r} takes no {modality}; it takes {', '.join(limits)}"
+            )
+        most = limits[modality]
+        limits[modality] = int(number) if most is None else min(most, int(number))
+    return limits
+
+
+def _probe(
+    what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places
+) -> Found:
+    if modality == "video" and isinstance(what, list | tuple):
+        return _probe_frames(list(what), options, ctx, config, places)
+    source = places.locate(what)
+    rate = int(ctx.preprocessor.get("sampling_rate", RATE))
+    track = None
+    if modality == "image":
+        width, height = probe_image(source, exif=config.exif)
+        meta = MediaMeta(kind="image", width=width, height=height, options=options)
+    elif modality == "audio":
+        meta = MediaMeta(kind="audio", samples=probe_audio(source, rate, config.audio_decoder), options=options)
+    else:
+        sound = check_streams(source) if config.use_audio_in_video else False
+        reader = open_video(source)
+        meta = MediaMeta(
+            kind="video",
+            width=reader.width,
+            height=reader.height,
+            frames=reader.frames,
+            fps=reader.fps,
+            options=options,
+        )
+        if config.use_audio_in_video and sound:
+            samples = len(decode_track(source, rate, config.audio_decoder))
+            track = _planned(
+                "audio", MediaMeta(kind="audio", samples=samples, in_video=True, options=options), [source], ctx
+            )
+        elif config.use_audio_in_video and config.silent_video == "reject":
+            raise Reject(
+                RejectCode.NO_AUDIO_TRACK,
+                f"{source.label}: the video has no sound; --silent-video skip-audio takes it as pictures alone",
+            )
+    return Found(_planned(modality, meta, [source], ctx), track)
+
+
+def _probe_frames(
+    frames: list[Any], options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places
+) -> Found:
+    if config.use_audio_in_video and config.silent_video == "reject":
+        raise Reject(
+            RejectCode.NO_AUDIO_TRACK,
+            "a list of frames has no sound; --silent-video skip-audio takes it as pictures alone",
+        )
+    if not frames:
+        raise Reject(RejectCode.VIDEO_TOO_SHORT, "the list of frames is empty")
+    sources = [places.locate(frame) for frame in frames]
+    sizes = tuple(probe_image(source, exif=config.exif) for source in sources)
+    width, height = sizes[0]
+    meta = MediaMeta(
+        kind="video", width=width, height=height, frames=len(sizes), fps=ctx.opt.fps, sizes=sizes, options=options
+    )
+    return Found(_planned("video", meta, sources, ctx))
+
+
+def _planned(modality: str, meta: MediaMeta, sources: list[Source], ctx: FamilyContext) -> PlannedItem:
+    return PlannedItem(Item(modality, meta, ctx.count(modality, meta)), sources)
