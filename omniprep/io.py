@@ -183,7 +183,7 @@ def atomic_writer(uri: str) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too must leave nothing beside; it goes on at once
             Path(beside).unlink(missing_ok=True)
             raise
         return
@@ -207,7 +207,7 @@ def _upload(fs: Any, path: str, spool: Any) -> None:
     try:
         while block := spool.read(16 << 20):
             target.write(block)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must not make half an upload visible; it goes on at once
         target.discard()
         raise
     target.close()
