@@ -6,6 +6,8 @@ to rows.parquet and rejected.jsonl. docs/rejects.md is generated from the enum b
 one place.
 """
 
+import difflib
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -23,6 +25,13 @@ class DamagedDataError(OmniprepError):
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM). No ValueError: nothing that decodes a row may take it for a bad file."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The words "; did you mean 'build'?" where a known word is close (case apart), else nothing."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 class RejectCode(StrEnum):

@@ -10,18 +10,27 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from omniprep.build.pulse import Doing
 
 PLAIN_SECONDS = 5.0
+WORKERS = 8
+PLAIN = "OMNIPREP_PLAIN"
+"""Environment variable that asks for `PlainReporter` on a terminal too; `omniprep --plain` sets it."""
 LOG_JSON = "OMNIPREP_LOG_JSON"
 """Environment variable that asks for `JsonReporter`; `omniprep --log-json` sets it."""
 
 
 class Reporter(Protocol):
     """What a stage of the build calls; every method returns at once."""
+
+    nested: bool
+    """Whether `workers` shows anything; where it does not, nobody need gather what they are at."""
 
     def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
         """A stage begins; `total` units are ahead, or None where that is not known yet."""
@@ -31,6 +40,9 @@ class Reporter(Protocol):
 
     def finish(self, stage: str) -> None:
         """The stage is over, whether or not its total was reached."""
+
+    def workers(self, stage: str, doing: "Sequence[Doing]") -> None:
+        """What the workers of a stage are at now, in place of what was told before."""
 
     def message(self, text: str) -> None:
         """A line for the person who watches; shown even when bars are not."""
@@ -108,6 +120,8 @@ def size(count: int) -> str:
 class QuietReporter:
     """Messages only."""
 
+    nested = False
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
 
@@ -118,6 +132,9 @@ class QuietReporter:
         """Nothing to show."""
 
     def finish(self, stage: str) -> None:
+        """Nothing to show."""
+
+    def workers(self, stage: str, doing: "Sequence[Doing]") -> None:
         """Nothing to show."""
 
     def message(self, text: str) -> None:
@@ -193,7 +210,9 @@ class JsonReporter(PlainReporter):
 
 
 class RichReporter:
-    """One bar a stage on a terminal."""
+    """One bar a stage on a terminal, and below the stage under way a bar for each worker (the first `WORKERS`)."""
+
+    nested = True
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -201,9 +220,11 @@ class RichReporter:
 
         self.stages: dict[str, Stage] = {}
         self.tasks: dict[str, Any] = {}
+        self.slots: list[Any] = []
+        """Lines of the workers, used again from task to task so that they stand still."""
         self.console = Console(stderr=True, highlight=False)
         self.progress = Progress(
-            TextColumn("[bold]{task.description:<8}"),
+            TextColumn("[bold]{task.description:<11}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
@@ -227,9 +248,23 @@ class RichReporter:
 
     def finish(self, stage: str) -> None:
         """Fill the bar and leave it standing."""
+        self.workers(stage, ())
         state = self.stages.pop(stage, None)
         if state is not None:
             self.progress.update(self.tasks[stage], total=state.done, completed=state.done, facts=state.facts())
+
+    def workers(self, stage: str, doing: "Sequence[Doing]") -> None:
+        """A line for each worker; those beyond `WORKERS` are only counted."""
+        for at, entry in enumerate(doing[:WORKERS]):
+            if at == len(self.slots):
+                self.slots.append(self.progress.add_task("", total=None, unit="", facts=""))
+            more = f", and {len(doing) - WORKERS} workers more" if at == WORKERS - 1 and len(doing) > WORKERS else ""
+            self.progress.update(
+                self.slots[at], description=f"  {entry.worker or 'here'}", total=entry.total, completed=entry.done,
+                unit=entry.unit, facts=entry.task + more, visible=True,
+            )  # fmt: skip
+        for slot in self.slots[len(doing) :]:
+            self.progress.update(slot, visible=False)
 
     def message(self, text: str) -> None:
         """Print the line above the bars."""
@@ -242,11 +277,12 @@ class RichReporter:
 
 @contextmanager
 def reporter(*, quiet: bool = False) -> Iterator[Reporter]:
-    """The reporter that suits standard error, for the time of a `with` block."""
+    """The reporter that suits standard error, for the time of a `with` block: bars on a terminal, else plain lines."""
     if os.environ.get(LOG_JSON) and not quiet:
         yield JsonReporter()
         return
-    if quiet or not sys.stderr.isatty():
+    plain = os.environ.get(PLAIN) or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty()
+    if quiet or plain:
         yield QuietReporter() if quiet else PlainReporter()
         return
     bars = RichReporter()

@@ -4,12 +4,17 @@ cli_surface.txt holds every command with its options; after a wanted change: pyt
 tests/cli_surface.txt"""
 
 import importlib
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
+from conftest import ROOT
 
-from omniprep.cli.main import COMMANDS, cli
+from omniprep.cli.main import COMMANDS, EXAMPLES, cli
 from omniprep.cli.options import field_docs, make_config, read_bytes_option
 from omniprep.config import BuildConfig
 from omniprep.errors import UsageError
@@ -168,12 +173,78 @@ def test_completion_knows_commands_and_options(omniprep, monkeypatch):
     assert "--bin-length" in [item.value for item in complete.get_completions(["build"], "--bin")]
 
 
-def test_log_json_is_asked_for_before_the_command(omniprep, monkeypatch, tmp_path):
-    monkeypatch.setenv("OMNIPREP_LOG_JSON", "")
-    assert omniprep("--log-json", "verify", tmp_path / "none").code == 1
-    import os
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_ask_omniprep_itself(omniprep, shell):
+    script = omniprep("completion", shell).out
+    assert "omniprep" in script and f"_OMNIPREP_COMPLETE={shell}_complete" in script
 
-    assert os.environ["OMNIPREP_LOG_JSON"] == "1"
+
+def test_a_shell_completes_commands_options_and_choices(tmp_path):
+    """As bash asks, through the entry point: the script above does nothing but this."""
+    program = "from omniprep.cli.main import main; main()"
+    words = {"omniprep re": ["report", "repack"], "omniprep build --trunc": ["--truncation"]}
+    words["omniprep repack packed --kind "] = ["text", "image", "audio", "video", "mixed"]
+    for typed, wanted in words.items():
+        count = len(typed.split(" ")) - 1
+        env = {**os.environ, "_OMNIPREP_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(count)}
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=ROOT)
+        assert [line.split(",")[1] for line in done.stdout.splitlines()] == wanted, done
+
+
+def example_lines() -> list[str]:
+    commands = [cli.get_command(click.Context(cli), name) for name in COMMANDS]
+    return [*EXAMPLES, *(line for command in commands for line in getattr(command, "examples", ()))]
+
+
+def test_every_command_has_examples_in_its_help(omniprep):
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command.examples, name
+        shown = omniprep(name, "--help").out
+        assert all(f"  {line}\n" in shown for line in command.examples) and "\\b" not in shown
+    assert "\\b" not in omniprep("--help").out
+
+
+@pytest.mark.parametrize("line", example_lines())
+def test_examples_are_read_without_complaint(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line.split(" >")[0].split("-m omniprep ")[-1].removeprefix("omniprep "))
+    command = cli.get_command(click.Context(cli), words[0])
+    context = command.make_context(words[0], words[1:])
+    if words[0] in ("build", "plan"):
+        config = make_config(
+            BuildConfig,
+            {k: v for k, v in context.params.items() if k in BuildConfig.__dataclass_fields__},
+            context.params["config"],
+        )
+        assert config.inputs and config.model and config.bin_length
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("Qwen/Qwen2.5-Omni-7b", "Qwen/Qwen2.5-Omni-7B"),
+        ("Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-7B"),
+        ("{folder}/modle", "{folder}/model"),
+        ("{folder}/run", "{folder}/run/merged"),
+    ],
+)
+def test_a_wrong_model_is_guessed(omniprep, tmp_path, given, meant):
+    for name in ("model", "run/merged"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "c.jsonl").write_text("{}\n")
+    model = given.format(folder=tmp_path)
+    result = omniprep("plan", tmp_path / "c.jsonl", "--model", model, "--bin-length", 8, "--workers", 0)
+    assert result.code == 1 and result.err.count("\n") == 1
+    assert f"did you mean '{meant.format(folder=tmp_path)}'?" in result.err
+
+
+def test_plain_and_log_json_are_asked_for_before_the_command(omniprep, monkeypatch, tmp_path):
+    for option, name in (("--log-json", "OMNIPREP_LOG_JSON"), ("--plain", "OMNIPREP_PLAIN")):
+        monkeypatch.setenv(name, "")
+        assert omniprep(option, "verify", tmp_path / "none").code == 1
+        assert os.environ[name] == "1"
 
 
 if __name__ == "__main__":

@@ -182,6 +182,8 @@ def test_inspect_shows_a_row_by_its_place(whole, omniprep, tmp_path):
         (["--bin", "999"], 2, "bins"),
         (["--bin", "0", "--row", "a.jsonl:1"], 2, "exclude"),
         (["--model", "no/such"], 1, "tokenizer"),
+        (["--rejected", "bad-jsn"], 2, "did you mean 'bad_json'?"),
+        (["--rejected", "bad_json", "--bin", "0"], 2, "excludes"),
     ],
 )
 def test_inspect_says_what_is_wrong(whole, omniprep, args, code, said):

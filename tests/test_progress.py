@@ -2,10 +2,23 @@
 
 import io
 import json
+import re
+import sys
 
 import pytest
 
-from omniprep.progress import JsonReporter, PlainReporter, QuietReporter, Stage, duration, reporter, short, size
+from omniprep.build.pulse import Doing, heard_by, tell
+from omniprep.progress import (
+    JsonReporter,
+    PlainReporter,
+    QuietReporter,
+    RichReporter,
+    Stage,
+    duration,
+    reporter,
+    short,
+    size,
+)
 
 
 def test_plain_lines_tell_rate_tokens_and_rejects():
@@ -50,18 +63,87 @@ def test_the_right_reporter_for_a_pipe(capsys):
     assert captured.out == "" and captured.err.startswith("plan: 1 rows")
 
 
-def test_bars_on_a_terminal(monkeypatch):
-    import sys
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    from omniprep.progress import RichReporter
 
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
+def terminal_of(monkeypatch) -> Terminal:
+    """Standard error as a terminal with colors; in the test itself, since pytest takes it over after the fixtures."""
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
+    for name in ("NO_COLOR", "OMNIPREP_PLAIN", "OMNIPREP_LOG_JSON"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    return stream
+
+
+COLOR = re.compile(r"\x1b\[[0-9;]*(3[0-9]|38;5;\d+)m")
+
+
+def test_bars_have_color_but_with_no_color(monkeypatch):
+    terminal = terminal_of(monkeypatch)
+
+    def show() -> str:
+        terminal.truncate(0)
+        with reporter() as progress:
+            progress.start("encode", 2, "bins")
+            progress.advance("encode", tokens=5)
+            progress.finish("encode")
+        return terminal.getvalue()
+
+    assert COLOR.search(show())
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = show()
+    assert "encode" in text and not COLOR.search(text)
+
+
+@pytest.mark.parametrize(("name", "value"), [("OMNIPREP_PLAIN", "1"), ("TERM", "dumb")])
+def test_plain_lines_on_a_terminal(monkeypatch, name, value):
+    terminal = terminal_of(monkeypatch)
+    monkeypatch.setenv(name, value)
+    with reporter() as progress:
+        progress.start("plan", 1)
+        progress.advance("plan")
+        progress.finish("plan")
+    assert terminal.getvalue().startswith("plan: 1 rows in ") and "\x1b" not in terminal.getvalue()
+
+
+def test_workers_have_lines_of_their_own_below_the_stage(monkeypatch):
+    terminal = terminal_of(monkeypatch)
+    with reporter() as progress:
+        assert progress.nested
+        progress.start("encode", 30, "shards")
+        many = [Doing(f"worker {n}", f"shard {n + 4}", n, 40, "bins") for n in range(1, 13)]
+        progress.workers("encode", many)
+        progress.progress.refresh()
+        shown = terminal.getvalue()
+        assert "worker 8" in shown and "shard 12, and 4 workers more" in shown and "worker 9" not in shown
+        terminal.truncate(0)
+        progress.workers("encode", [Doing("worker 2", "shard 40", 7, 9, "bins")])
+        progress.progress.refresh()
+        assert "shard 40" in terminal.getvalue() and "worker 8" not in terminal.getvalue()
+        progress.finish("encode")
+        terminal.truncate(0)
+        progress.progress.refresh()
+        assert "encode" in terminal.getvalue() and "worker" not in terminal.getvalue()
+
+
+def test_what_a_task_tells_is_heard_now_and_then(monkeypatch):
+    heard = []
+    tell("nobody", 1, 2, "bins")
+    with heard_by(lambda *told: heard.append(told)):
+        for number in range(1000):
+            tell("shard 3", number, 1000, "bins")
+        with heard_by(None):
+            tell("deeper", 1, 2, "bins")
+    tell("after", 1, 2, "bins")
+    assert heard[0] == ("shard 3", 0, 1000, "bins") and len(heard) < 10
+
+
+def test_bars_on_a_terminal(monkeypatch):
+    stream = terminal_of(monkeypatch)
     with reporter() as progress:
         assert isinstance(progress, RichReporter)
         progress.start("encode", 2, "bins")

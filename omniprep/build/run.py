@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from omniprep import io
@@ -227,7 +228,11 @@ def _run_stage(
     folder = io.join(config.out, "plan")
     found = [name for name in io.list_folder(folder) if name.startswith(f"{stage}-") and name.endswith(".begun")]
     marks = [io.join(folder, f"{stage}-{number:06d}.begun") for number in left]
-    for at, result in run_tasks(function, [tasks[number] for number in left], config.workers, marks, progress.message):
+    # Reporters of other programs may know nothing of workers.
+    show = partial(progress.workers, stage) if getattr(progress, "nested", False) else None
+    for at, result in run_tasks(
+        function, [tasks[number] for number in left], config.workers, marks, progress.message, show
+    ):
         if lease is not None:
             lease.check()
         results[left[at]] = result

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from omniprep import io
+from omniprep.build.pulse import SECONDS, Doing, Show, Watch, heard_by, ray_listener
 from omniprep.errors import OmniprepError
 
 Task = TypeVar("Task")
@@ -78,6 +79,7 @@ def run_tasks(
     workers: int,
     marks: Sequence[str],
     say: Callable[[str], None],
+    show: Show | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Yield (number of the task, its result), in order of completion.
 
@@ -87,17 +89,18 @@ def run_tasks(
         workers: Ray workers; 0 runs the tasks here, in order.
         marks: A file name for each task, used where workers is 0.
         say: Told what went wrong and is tried again.
+        show: Told what each worker is at (omniprep/build/pulse.py); None where nobody watches.
 
     Raises:
         OmniprepError: From a task, or when a task ended its process `TRIES` times.
         OSError: From a task: the disk is full, the output cannot be written.
     """
     if workers == 0:
-        with single_threaded():
+        with single_threaded(), heard_by(show and (lambda *told: show([Doing("", *told)]))):
             for number, (task, mark) in enumerate(zip(tasks, marks, strict=True)):
                 yield number, _marked(function, task, mark, say)
         return
-    yield from _run_on_ray(function, tasks, workers, say)
+    yield from _run_on_ray(function, tasks, workers, say, show)
 
 
 def _marked(function: Callable[[Task], Result], task: Task, mark: str, say: Callable[[str], None]) -> Result:
@@ -116,10 +119,13 @@ def _isolated(task: Task) -> Task:
 
 
 def _run_on_ray(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, say: Callable[[str], None]
-) -> Iterator[tuple[int, Result]]:
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, say: Callable[[str], None],
+    show: Show | None,
+) -> Iterator[tuple[int, Result]]:  # fmt: skip
     import ray
 
+    watch = Watch(show) if show else None
+    board = watch.board if watch else None
     # No retries by Ray: it would run into the same file again, and a retry here knows what to look for.
     remote = ray.remote(num_cpus=1, max_retries=0)(_single_threaded(function))
     waiting: dict[Any, int] = {}
@@ -128,10 +134,15 @@ def _run_on_ray(
     try:
         while True:
             while len(waiting) < 2 * workers and (entry := next(queue, None)) is not None:
-                waiting[remote.remote(entry[1])] = entry[0]
+                waiting[remote.remote(entry[1], entry[0], board)] = entry[0]
             if not waiting:
                 return
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=SECONDS if watch else None)
+            if watch:
+                watch.look(set(waiting.values()))
+            if not ready:
+                continue
+            (done,) = ready
             number = waiting.pop(done)
             try:
                 result = ray.get(done)
@@ -146,12 +157,14 @@ def _run_on_ray(
                         f"{_first_line(error)}"
                     ) from None
                 say(f"a worker died ({type(error).__name__}); its task is done again, its rows tried one by one")
-                waiting[remote.remote(_isolated(tasks[number]))] = number
+                waiting[remote.remote(_isolated(tasks[number]), number, board)] = number
                 continue
             yield number, result
     finally:
         for reference in waiting:
             ray.cancel(reference, force=False)
+        if watch:
+            watch.close()
 
 
 def deaths_of_workers() -> tuple[type[BaseException], ...]:
@@ -173,9 +186,9 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _single_threaded(function: Callable[[Task], Result]) -> Callable[[Task], Result]:
-    def run(task: Task) -> Result:
-        with single_threaded():
+def _single_threaded(function: Callable[[Task], Result]) -> Callable[[Task, int, Any], Result]:
+    def run(task: Task, number: int, board: Any) -> Result:
+        with single_threaded(), heard_by(ray_listener(board, number)):
             return function(task)
 
     return run

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from omniprep.cli.command import Command
 from omniprep.cli.options import check_values, make_config, options_of, require
 from omniprep.config import BuildConfig
 from omniprep.errors import UsageError
@@ -17,7 +18,16 @@ INPUT = click.argument("inputs", nargs=-1, metavar="INPUT...")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
 
-@click.command(name="build")
+@click.command(
+    name="build",
+    cls=Command,
+    examples=(
+        "omniprep build chats/*.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --out packed/ --workers 16",
+        "omniprep build --config pipelines/omni_sft.yaml --max-pixels 200704",
+        "omniprep build s3://lake/chats/*.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --out s3://lake/packed "
+        "--ray-address auto --workers 64",
+    ),
+)
 @INPUT
 @options_of(BuildConfig, skip=("inputs",))
 @QUIET
@@ -39,7 +49,15 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
     print_summary(options.out, time.monotonic() - began)
 
 
-@click.command(name="plan")
+@click.command(
+    name="plan",
+    cls=Command,
+    examples=(
+        "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --workers 16",
+        "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --compare max-pixels=200704 "
+        "--compare bin-length=8192",
+    ),
+)
 @INPUT
 @options_of(BuildConfig, skip=("inputs",))
 @click.option(
@@ -47,12 +65,9 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
 )
 @QUIET
 def plan(inputs: tuple[str, ...], config: str | None, compare: tuple[str, ...], quiet: bool, **given: Any) -> None:
-    r"""Show what a build would give: lengths, fill, bytes, hours, rejects. Decodes nothing.
+    """Show what a build would give: lengths, fill, bytes, hours, rejects. Decodes nothing.
 
     Takes the options of `build`. With --out the plan is kept there, and the build starts from it.
-
-    \b
-    omniprep plan chats.jsonl --model M --bin-length 16384 --compare max-pixels=200704 --compare bin-length=8192
     """
     options = make_config(BuildConfig, {"inputs": inputs, **given}, config)
     require("plan", options, ("inputs", "model", "bin_length"))

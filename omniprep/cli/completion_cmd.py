@@ -3,20 +3,23 @@
 import click
 from click.shell_completion import get_completion_class
 
+from omniprep.cli.command import Command
 from omniprep.errors import UsageError
 
 
-@click.command(name="completion")
+@click.command(
+    name="completion",
+    cls=Command,
+    examples=(
+        "omniprep completion bash >> ~/.bashrc",
+        "omniprep completion zsh >> ~/.zshrc",
+        "omniprep completion fish > ~/.config/fish/completions/omniprep.fish",
+    ),
+)
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    r"""Print the completion script of SHELL, for commands and options.
-
-    \b
-    omniprep completion bash >> ~/.bashrc
-    omniprep completion zsh >> ~/.zshrc
-    omniprep completion fish > ~/.config/fish/completions/omniprep.fish
-    """
+    """Print the completion script of SHELL, for commands and options."""
     script = get_completion_class(shell)
     if script is None:
         raise UsageError(f"no completion for {shell}")

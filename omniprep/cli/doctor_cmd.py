@@ -6,8 +6,18 @@ from pathlib import Path
 
 import click
 
+from omniprep.cli.command import Command
 
-@click.command(name="doctor")
+
+@click.command(
+    name="doctor",
+    cls=Command,
+    examples=(
+        "omniprep doctor",
+        "omniprep doctor --model Qwen/Qwen2.5-Omni-7B",
+        "omniprep doctor --plugin my_family.py --model CHECKPOINT",
+    ),
+)
 @click.option("--model", help="Checkpoint to try (default: a small random one of every family that can make one).")
 @click.option("--family", help="Model family.  [default: found from the checkpoint]")
 @click.option("--plugin", multiple=True, help="Python file that registers model families.")

@@ -2,8 +2,10 @@
 
 import click
 
+from omniprep.cli.command import Command
 
-@click.command(name="families")
+
+@click.command(name="families", cls=Command, examples=("omniprep families", "omniprep families --plugin my_family.py"))
 @click.option("--plugin", multiple=True, help="Python file that registers model families.")
 def families(plugin: tuple[str, ...]) -> None:
     """List the model families: from where, for which checkpoints, with which limits and options.

@@ -2,8 +2,18 @@
 
 import click
 
+from omniprep.cli.command import Command
 
-@click.command(name="push")
+
+@click.command(
+    name="push",
+    cls=Command,
+    examples=(
+        "omniprep push packed/ my-org/my-chats --dry-run",
+        "omniprep push packed/ my-org/my-chats",
+        "omniprep push packed/ my-org/my-chats --revision v2",
+    ),
+)
 @click.argument("dataset")
 @click.argument("repo_id", metavar="ORG/NAME")
 @click.option("--revision", help="Branch to push to; made where absent.  [default: main]")
@@ -14,13 +24,9 @@ import click
 def push(
     dataset: str, repo_id: str, revision: str | None, public: bool, dry_run: bool, model: str | None, quiet: bool
 ) -> None:
-    r"""Upload a dataset to the Hugging Face Hub, with a card and a preview for the Hub's viewer.
+    """Upload a dataset to the Hugging Face Hub, with a card and a preview for the Hub's viewer.
 
     What is there already is not sent, so the same command goes on after a stop, and later sends what changed.
-
-    \b
-    omniprep push packed/ my-org/my-chats --dry-run
-    omniprep push packed/ my-org/my-chats
     """
     from omniprep.hub.upload import push as run_push
     from omniprep.progress import reporter, size
@@ -37,7 +43,14 @@ def push(
     print(f"{done.url}: {verb} {len(done.sent)} files ({total}), {done.same} were there, {len(done.removed)} removed")
 
 
-@click.command(name="pull")
+@click.command(
+    name="pull",
+    cls=Command,
+    examples=(
+        "omniprep pull my-org/my-chats --out packed/",
+        "omniprep pull my-org/my-chats --out packed/ --revision v2",
+    ),
+)
 @click.argument("repo_id", metavar="ORG/NAME")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to download into.")
 @click.option("--revision", help="Branch, tag or commit.  [default: main]")

@@ -6,17 +6,30 @@ from typing import TYPE_CHECKING
 
 import click
 
+from omniprep.cli.command import Command
 from omniprep.errors import OmniprepError, UsageError
 
 if TYPE_CHECKING:
     from omniprep.data.dataset import PackedDataset
 
 
-@click.command(name="inspect")
+@click.command(
+    name="inspect",
+    cls=Command,
+    examples=(
+        "omniprep inspect packed/",
+        "omniprep inspect packed/ --bin 3 --image bin3.png",
+        "omniprep inspect packed/ --row chats.jsonl:12",
+        "omniprep inspect packed/ --rejected bad_media",
+    ),
+)
 @click.argument("dataset")
 @click.option("--bin", "bin_number", type=int, help="Which bin; negative counts from the end.  [default: 0]")
 @click.option("--row", "place", metavar="SOURCE:LINE", help="Only this row, such as chats.jsonl:3.")
-@click.option("--limit", default=8, show_default=True, help="Most rows to show of a bin; 0 shows all.")
+@click.option(
+    "--rejected", is_flag=False, flag_value="all", metavar="[CODE]", help="Show rejected rows (with this code) instead."
+)
+@click.option("--limit", default=8, show_default=True, help="Most rows to show; 0 shows all.")
 @click.option("--image", "picture", type=click.Path(dir_okay=False), help="Save the pictures to this PNG.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the tokens.  [default: the build's]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
@@ -24,6 +37,7 @@ def inspect(
     dataset: str,
     bin_number: int | None,
     place: str | None,
+    rejected: str | None,
     limit: int,
     picture: str | None,
     model: str | None,
@@ -34,6 +48,11 @@ def inspect(
     Trained text is green (without color: in {+ +}), media spans are a mark with their number of tokens. Pictures are
     rebuilt from the stored patches.
     """
+    if rejected is not None:
+        if place is not None or bin_number is not None or picture is not None:
+            raise UsageError("--rejected excludes --bin, --row and --image")
+        inspect_rejected(dataset, rejected, limit, as_json)
+        return
     from rich.console import Console
 
     from omniprep.data.collate import cut_row
@@ -72,6 +91,22 @@ def inspect(
         show_row(console, rows[n], [frames for _, frames in pictures_of(cuts[n])])
     if len(shown) < len(chosen):
         console.print(f"... and {len(chosen) - len(shown)} more rows (--limit 0 shows all)", style="dim")
+
+
+def inspect_rejected(uri: str, code: str, limit: int, as_json: bool) -> None:
+    """Print rejected rows; code "all" takes every one."""
+    from rich.console import Console
+
+    from omniprep.data.dataset import PackedDataset
+    from omniprep.look.rejected import check_code, read_rejected, show_rejected
+
+    wanted = None if code == "all" else check_code(code)
+    dataset = PackedDataset(uri)
+    if as_json:
+        print(json.dumps({"rejected": list(read_rejected(dataset, wanted, limit))}, ensure_ascii=False))
+        return
+    width = None if sys.stdout.isatty() else 120
+    show_rejected(Console(file=sys.stdout, highlight=False, width=width), dataset, wanted, limit)
 
 
 def packed_bin(dataset: "PackedDataset", row_id: int) -> int:

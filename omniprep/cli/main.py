@@ -5,17 +5,16 @@ that use them. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Progress 
 standard output.
 """
 
-import difflib
 import importlib
 import os
 import sys
-from collections.abc import Iterable
 from typing import cast
 
 import click
 
 from omniprep import __version__
-from omniprep.errors import OmniprepError, Terminated, UsageError
+from omniprep.cli.command import write_examples
+from omniprep.errors import OmniprepError, Terminated, UsageError, did_you_mean
 
 # name: (module, its one line in --help). The module holds the command as its attribute `name`, dashes as underscores.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -36,6 +35,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("omniprep.cli.completion_cmd", "Print the completion script of a shell."),
     "init-model": ("omniprep.cli.model_cmd", "Make a small random Qwen2.5-Omni checkpoint with the real vocabulary."),
 }
+
+
+EXAMPLES = (
+    "omniprep plan chats/*.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384",
+    "omniprep build chats/*.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --out packed/ --workers 16",
+    "omniprep inspect packed/",
+    "omniprep train packed/ --model Qwen/Qwen2.5-Omni-7B --out run/ --lora",
+)
 
 
 class LazyGroup(click.Group):
@@ -65,26 +72,23 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The words "; did you mean 'build'?" where a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples below the commands."""
+        write_examples(formatter, EXAMPLES)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="omniprep", message="%(prog)s %(version)s")
+@click.option("--plain", is_flag=True, help="Progress as plain lines, also on a terminal.")
 @click.option("--log-json", is_flag=True, help="Progress as lines of JSON, for log collectors.")
-def cli(log_json: bool) -> None:
-    r"""Compile multimodal chats once, offline, into packed shards that a trainer only has to copy.
+def cli(plain: bool, log_json: bool) -> None:
+    """Compile multimodal chats once, offline, into packed shards that a trainer only has to copy.
 
-    \b
-    omniprep build chats/*.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --out packed/
-    omniprep inspect packed/
-    omniprep train packed/ --model Qwen/Qwen2.5-Omni-7B --out run/
+    `omniprep COMMAND --help` shows a command's options and examples.
     """
-    if log_json:
-        os.environ["OMNIPREP_LOG_JSON"] = "1"
+    for asked, name in ((plain, "OMNIPREP_PLAIN"), (log_json, "OMNIPREP_LOG_JSON")):
+        if asked:
+            os.environ[name] = "1"
 
 
 def run(args: list[str] | None = None) -> int:

@@ -2,8 +2,14 @@
 
 import click
 
+from omniprep.cli.command import Command
 
-@click.command(name="init-model")
+
+@click.command(
+    name="init-model",
+    cls=Command,
+    examples=("omniprep init-model small/", "omniprep init-model small-vl/ --family qwen2_5_vl"),
+)
 @click.argument("folder", type=click.Path(file_okay=False))
 @click.option("--family", default="qwen2_5_omni", show_default=True, help="Which family's small model.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")

@@ -18,8 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import click
 
-from omniprep.cli.main import did_you_mean
-from omniprep.errors import UsageError
+from omniprep.errors import UsageError, did_you_mean
 
 Config = TypeVar("Config")
 Command = TypeVar("Command", bound=Callable[..., Any])

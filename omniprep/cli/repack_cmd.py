@@ -6,12 +6,21 @@ from pathlib import Path
 
 import click
 
+from omniprep.cli.command import Command
 from omniprep.cli.options import read_bytes_option
 
 KINDS = ("text", "image", "audio", "video", "mixed")
 
 
-@click.command(name="repack")
+@click.command(
+    name="repack",
+    cls=Command,
+    examples=(
+        "omniprep repack packed/ --bin-length 32768 --out packed-32k/",
+        "omniprep repack packed/ --bin-length 16384 --kind image --kind mixed --out pictures/",
+        "omniprep repack packed-a/ packed-b/ --bin-length 16384 --seed 1 --out both/",
+    ),
+)
 @click.argument("datasets", nargs=-1, required=True, metavar="DATASET...")
 @click.option("--bin-length", type=click.IntRange(min=1), required=True, help="Tokens a new bin holds.")
 @click.option("--out", required=True, help="Folder (or URI) of the new dataset.")
@@ -67,7 +76,7 @@ def repack(
     print_summary(out, time.monotonic() - began)
 
 
-@click.command(name="stats")
+@click.command(name="stats", cls=Command, examples=("omniprep stats packed/", "omniprep stats packed/ --json"))
 @click.argument("dataset")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def stats(dataset: str, as_json: bool) -> None:
@@ -83,7 +92,14 @@ def stats(dataset: str, as_json: bool) -> None:
         print_stats(dataset, found)
 
 
-@click.command(name="sample")
+@click.command(
+    name="sample",
+    cls=Command,
+    examples=(
+        "omniprep sample packed/ --out some/ --rows 20 --kind audio",
+        "omniprep sample packed/ --out one/ --row chats.jsonl:12",
+    ),
+)
 @click.argument("dataset")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 @click.option("--rows", "count", default=20, show_default=True, type=click.IntRange(min=1), help="How many, at random.")

@@ -4,8 +4,14 @@ import sys
 
 import click
 
+from omniprep.cli.command import Command
 
-@click.command(name="report")
+
+@click.command(
+    name="report",
+    cls=Command,
+    examples=("omniprep report packed/", "omniprep report packed/ --bins 20 --out report.html"),
+)
 @click.argument("dataset")
 @click.option("--out", type=click.Path(dir_okay=False), help="Where the page goes.  [default: report.html in DATASET]")
 @click.option("--bins", "shown", default=8, show_default=True, type=click.IntRange(min=0), help="Bins shown in full.")

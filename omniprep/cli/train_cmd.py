@@ -6,13 +6,22 @@ from typing import Any
 
 import click
 
+from omniprep.cli.command import Command
 from omniprep.cli.options import make_config, options_of, require
 from omniprep.train.config import InferConfig, TrainConfig
 
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
 
-@click.command(name="train")
+@click.command(
+    name="train",
+    cls=Command,
+    examples=(
+        "omniprep train packed/ --model Qwen/Qwen2.5-Omni-7B --out run/ --dry-run",
+        "omniprep train packed/ --model Qwen/Qwen2.5-Omni-7B --out run/ --lora --epochs 1",
+        "torchrun --nproc-per-node 8 -m omniprep train a/:0.7 b/:0.3 --model Qwen/Qwen2.5-Omni-7B --out run/ --fsdp",
+    ),
+)
 @click.argument("data", nargs=-1, metavar="DIR[:WEIGHT]...")
 @options_of(TrainConfig, skip=("data",))
 @QUIET
@@ -33,7 +42,7 @@ def train(data: tuple[str, ...], config: str | None, quiet: bool, **given: Any) 
         click.echo(str(out))
 
 
-@click.command(name="infer")
+@click.command(name="infer", cls=Command, examples=("omniprep infer chats.jsonl --model run/ --out answers.jsonl",))
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @options_of(InferConfig, skip=("inputs",))
 @QUIET

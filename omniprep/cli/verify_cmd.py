@@ -4,8 +4,14 @@ import sys
 
 import click
 
+from omniprep.cli.command import Command
 
-@click.command(name="verify")
+
+@click.command(
+    name="verify",
+    cls=Command,
+    examples=("omniprep verify packed/", "omniprep verify packed/ --deep --sample 200"),
+)
 @click.argument("dataset")
 @click.option("--deep", is_flag=True, help="Also encode a sample of rows again and compare.")
 @click.option("--sample", default=32, show_default=True, help="Rows that --deep encodes again.")

@@ -25,6 +25,7 @@ from omniprep.families.errors import (
     UnknownOptionError,
     UnknownTokenError,
 )
+from omniprep.families.guess import guess_model
 from omniprep.families.loading import checkpoint_file, load_families, plugin_hash, plugin_texts
 from omniprep.families.registry import (
     REGISTRY,
@@ -70,8 +71,8 @@ def _resolve(spec: FamilySpec) -> "FamilyContext":
     config = checkpoint_file(spec.model, "config.json")
     if config is None:
         raise OmniprepError(
-            f"model {spec.model!r}: no config.json there; give a checkpoint folder or a Hub name (omniprep init-model "
-            "makes a small one)"
+            f"model {spec.model!r}: no config.json there{guess_model(spec.model)}; give a checkpoint folder or a Hub "
+            "name (omniprep init-model makes a small one)"
         )
     record = REGISTRY.find(spec.family, config)
     return FamilyContext(record, spec, config)

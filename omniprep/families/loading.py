@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from omniprep.errors import OmniprepError
 from omniprep.families.errors import PluginImportError
+from omniprep.families.guess import guess_model
 from omniprep.families.registry import REGISTRY
 
 BUILT_IN = ("qwen2_5_omni", "qwen2_vl", "qwen3_vl", "qwen2_audio")
@@ -126,7 +127,7 @@ def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
         path = folder / name
         return _json(path) if path.is_file() else None
     if not _is_hub_name(model):
-        raise OmniprepError(f"model {model!r}: no such folder, and not a Hub name (ORG/NAME)")
+        raise OmniprepError(f"model {model!r}: no such folder, and not a Hub name (ORG/NAME){guess_model(model)}")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -139,11 +140,12 @@ def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
         return _json(Path(hf_hub_download(model, name)))
     except LocalEntryNotFoundError as error:
         raise OmniprepError(
-            f"model {model!r}: the Hub cannot be reached and the checkpoint is not in the local cache"
+            f"model {model!r}: no such folder, the Hub cannot be reached and the checkpoint is not in the local cache"
+            f"{guess_model(model)}"
         ) from error
     except RepositoryNotFoundError as error:
         raise OmniprepError(
-            f"model {model!r}: no such checkpoint on the Hub (or no access: huggingface-cli login)"
+            f"model {model!r}: no such checkpoint on the Hub (or no access: hf auth login){guess_model(model)}"
         ) from error
     except EntryNotFoundError:
         return None

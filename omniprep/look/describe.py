@@ -15,6 +15,7 @@ import numpy as np
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
+from omniprep.families.guess import guess_model
 
 __all__ = ["Media", "Piece", "Row", "Vocabulary", "describe_bin", "find_row", "load_vocabulary"]
 
@@ -91,8 +92,8 @@ def load_vocabulary(model: str) -> Vocabulary:
             path = Path(hf_hub_download(model, "tokenizer.json"))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise OmniprepError(
-                f"cannot get the tokenizer of {model!r}, which the dataset was built with; "
-                "name a checkpoint with --model"
+                f"cannot get the tokenizer of {model!r}{guess_model(model)}; name a checkpoint with --model (a dataset "
+                "remembers the one it was built with)"
             ) from error
     return Vocabulary(path)
 

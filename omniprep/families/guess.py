@@ -1,0 +1,40 @@
+"""Which checkpoint a wrong name may have meant: a folder beside it, one in the local cache, or one that people use."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from omniprep.errors import did_you_mean
+
+__all__ = ["guess_model"]
+
+KNOWN = (
+    *(f"Qwen/Qwen2.5-Omni-{size}" for size in ("7B", "3B")),
+    *(f"Qwen/Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B", "32B", "72B")),
+    *(f"Qwen/Qwen2-VL-{size}-Instruct" for size in ("2B", "7B", "72B")),
+    *(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "32B")),
+    *("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2-Audio-7B"),
+    *(f"Qwen/Qwen3-Omni-30B-A3B-{kind}" for kind in ("Instruct", "Thinking", "Captioner")),
+)
+"""Hub names of the built-in families; only a hint, any other may be given."""
+
+
+def guess_model(model: str) -> str:
+    """The words "; did you mean 'Qwen/Qwen2.5-Omni-7B'?" where a checkpoint of a like name is near, else nothing."""
+    return did_you_mean(model, [*_folders(model), *_cached(), *KNOWN])
+
+
+def _folders(model: str) -> Iterator[str]:
+    """Checkpoints in the folder itself, and beside it, as they would be typed."""
+    path = Path(model)
+    for folder in (path, path.parent):
+        if folder.is_dir():
+            for entry in sorted(folder.iterdir())[:1000]:
+                if entry != path and (entry / "config.json").is_file():
+                    yield str(entry)
+
+
+def _cached() -> Iterator[str]:
+    home = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
+    for folder in sorted(Path(home).expanduser().glob("models--*--*")):
+        yield folder.name.removeprefix("models--").replace("--", "/", 1)

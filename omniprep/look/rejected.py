@@ -1,0 +1,74 @@
+"""Rejected rows for the terminal: how many of each code, what it means, and rows with file, line and reason."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from omniprep import io
+from omniprep.data.dataset import PackedDataset
+from omniprep.errors import RejectCode, UsageError, did_you_mean
+
+__all__ = ["check_code", "read_rejected", "show_rejected"]
+
+ROW_CHARS = 600
+
+
+def check_code(code: str) -> str:
+    """The code, or an error that names the one which was meant.
+
+    Raises:
+        UsageError: No such code.
+    """
+    known = [str(entry) for entry in RejectCode]
+    if code not in known:
+        hint = did_you_mean(code.replace("-", "_"), known) or f"; there are: {', '.join(known)}"
+        raise UsageError(f"no reject code {code!r}{hint}")
+    return code
+
+
+def read_rejected(dataset: PackedDataset, code: str | None, limit: int) -> Iterator[dict[str, Any]]:
+    """Lines of rejected.jsonl, in the order of the input.
+
+    Args:
+        dataset: A finished dataset.
+        code: Only rows with this code; None takes all.
+        limit: Most rows; 0 for all.
+    """
+    counts = dataset.manifest["counts"].get("rejected_by_code", {})
+    left = sum(counts.values()) if code is None else counts.get(code, 0)
+    left = min(left, limit) if limit > 0 else left
+    if not left:
+        return
+    with io.open_input(io.join(dataset.uri, "rejected.jsonl")) as file:
+        for line in file:
+            reject = json.loads(line)
+            if code in (None, reject["code"]):
+                yield reject
+                left -= 1
+            if not left:
+                return
+
+
+def show_rejected(console: Console, dataset: PackedDataset, code: str | None, limit: int) -> None:
+    """Print codes with their counts and meanings, then rows."""
+    counts = dataset.manifest["counts"].get("rejected_by_code", {})
+    if not counts.get(code, 0) if code else not counts:
+        others = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none at all"
+        console.print(f"no row was rejected{f' with {code}' if code else ''} (rejected: {others})", markup=False)
+        return
+    docs = {str(entry): entry.doc for entry in RejectCode}
+    chosen = {name: count for name, count in counts.items() if code in (None, name)}
+    for name, count in sorted(chosen.items(), key=lambda entry: -entry[1]):
+        console.print(Text.assemble((f"{count:>7,}  ", ""), (name, "bold red"), (f"  {docs.get(name, '')}", "dim")))
+    shown = 0
+    for reject in read_rejected(dataset, code, limit):
+        shown += 1
+        console.rule(Text(f"{reject['source']}:{reject['line']}", style="bold"), align="left")
+        console.print(Text.assemble((f"{reject['code']}: ", "red"), reject["message"]))
+        row = json.dumps(reject["row"], ensure_ascii=False)
+        console.print(Text(row if len(row) <= ROW_CHARS else f"{row[:ROW_CHARS]}… ({len(row):,} characters)", "dim"))
+    if left := sum(chosen.values()) - shown:
+        console.print(f"... and {left:,} more (--limit 0 shows all)", style="dim")
