@@ -4,6 +4,7 @@ Media travel as they are stored (2,352 bytes an image token instead of 18,816 in
 model is.
 """
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,9 @@ import torch
 from omniprep.shards.schema import Column
 
 __all__ = ["to_model", "unpack_pixels"]
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""It comes with torch for NVIDIA and AMD GPUs."""
 
 
 def unpack_pixels(
@@ -28,7 +32,7 @@ def unpack_pixels(
 
     Source: transformers' Qwen2VLImageProcessor, which folds the rescaling by 1/255 into mean and std and computes
     (x - mean*255) / (std*255) in float32. A still image is stored once; its temporal copies are made after that,
-    equal by nature.
+    equal by nature. On a GPU it is one kernel (data/pixels.py), elsewhere plain torch; both give the same bits.
 
     Args:
         patches: uint8 (n, C * T * patch_size**2), T being 1 (still images) or temporal_patch_size (video), on any
@@ -52,6 +56,10 @@ def unpack_pixels(
             f"patches of {patches.shape[1]} values are not {channels} channels of {patch_size}x{patch_size}"
         )
     center, scale = _scaling(tuple(mean), tuple(std), patches.device)
+    if patches.is_cuda and HAS_TRITON:
+        from omniprep.data.pixels import launch
+
+        return launch(patches, center, scale, area, temporal_patch_size // frames, dtype)
     pixels = patches.view(-1, channels, frames, area).to(torch.float32).sub_(center).div_(scale).to(dtype)
     if frames != temporal_patch_size:
         pixels = pixels.expand(-1, -1, temporal_patch_size, -1)

@@ -1,8 +1,8 @@
 """From bins to the tensors of a forward pass: what a reader process does, and what is left for the device.
 
 A reader makes one batch of host tensors (pixels still uint8, spectrograms bf16) and finds the positions to predict
-from, so that the device never waits for a count. `BatchLoader` measures how long the training loop stood waiting, and
-on a GPU copies the next batches on a stream of its own while the last step still computes.
+from, so that the device never waits for a count. `BatchLoader` measures how long the training loop stood waiting; on a
+GPU the next batches are copied meanwhile (prefetch.py).
 """
 
 import time
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from omniprep.data import PackedDataset, stack, to_model
 from omniprep.errors import OmniprepError
 from omniprep.train.loss import predicted
+from omniprep.train.prefetch import on_device
 from omniprep.train.stream import BinStream
 
 __all__ = ["BatchLoader", "Batcher", "Bins", "forward_kwargs", "make_loader", "number_sources"]
@@ -154,15 +155,16 @@ class BatchLoader:
     def __init__(self, loader: DataLoader[Any], length: int, device: torch.device) -> None:
         self.loader, self.length, self.device = loader, length, device
         self.waited = 0.0
-        self.side: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         """Forward passes of the whole run."""
         return self.length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches, on a GPU already on their way there."""
-        source = iter(self.loader)
+        """Batches; with a GPU, on it."""
+        source: Iterator[dict[str, Any]] = iter(self.loader)
+        if self.device.type == "cuda":
+            source = on_device(source, self.device)
         while True:
             began = time.perf_counter()
             try:
@@ -172,22 +174,12 @@ class BatchLoader:
             self.waited += time.perf_counter() - began
             if batch is None:
                 return
-            if self.side is not None:
-                with torch.cuda.stream(self.side):
-                    batch = moved(batch, self.device)
             yield batch
 
 
 def full_name(cls: type) -> str:
     """How a traceback begins its last line for an exception of this class."""
     return f"{cls.__module__}.{cls.__qualname__}: "
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """All tensors of nested dicts on the device (pinned ones without waiting)."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    return {k: moved(v, device) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def forward_kwargs(batch: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

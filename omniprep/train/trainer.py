@@ -109,8 +109,6 @@ class BinTrainer(Trainer):  # type: ignore[misc]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Nothing: `compute_loss` takes the batch as it is."""
-        if self.loader.side is not None:
-            torch.cuda.current_stream().wait_stream(self.loader.side)
         return inputs
 
     # Loss -------------------------------------------------------------------------------------------------------------
