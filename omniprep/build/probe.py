@@ -1,6 +1,6 @@
 """The media of a row: found, probed by their headers, counted; nothing is decoded that a header tells exactly."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -58,7 +58,26 @@ def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Places
                 result[modality].append(_probe(what, modality, options, ctx, config, places))
             except Reject as reject:
                 raise Reject(reject.code, f"{modality} {position} of {len(named)}: {reject.message}") from reject
+    if ctx.attribute("pads_clips"):
+        _pad_clips(result, ctx)
     return result
+
+
+def _pad_clips(found: dict[str, list[Found]], ctx: FamilyContext) -> None:
+    """Tell each clip of a row, a video's sound too, how long the longest is, and count it."""
+    clips = [("audio", n, len(found["audio"]), entry.planned.item) for n, entry in enumerate(found["audio"], 1)]
+    clips += [
+        ("video", n, len(found["video"]), entry.track.item)
+        for n, entry in enumerate(found["video"], 1)
+        if entry.track is not None
+    ]
+    longest = max((item.meta.samples for *_, item in clips), default=0)
+    for modality, position, of, item in clips:
+        item.meta = replace(item.meta, padded_to=longest)
+        try:
+            item.tokens = ctx.count("audio", item.meta)
+        except Reject as reject:
+            raise Reject(reject.code, f"{modality} {position} of {of}: {reject.message}") from reject
 
 
 @lru_cache(maxsize=32)
@@ -139,4 +158,5 @@ def _probe_frames(
 
 
 def _planned(modality: str, meta: MediaMeta, sources: list[Source], ctx: FamilyContext) -> PlannedItem:
-    return PlannedItem(Item(modality, meta, ctx.count(modality, meta)), sources)
+    later = modality == "audio" and ctx.attribute("pads_clips")  # counted when the whole row is known
+    return PlannedItem(Item(modality, meta, 0 if later else ctx.count(modality, meta)), sources)

@@ -102,7 +102,8 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
 
 def _mapped(planned: PlannedItem, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> dict[str, Array]:
     meta = planned.item.meta
-    key = (meta.kind, tuple(s.key for s in planned.sources), repr(sorted(meta.options.items())), meta.in_video)
+    options = repr(sorted(meta.options.items()))
+    key = (meta.kind, tuple(s.key for s in planned.sources), options, meta.in_video, meta.padded_to)
     mapped = cache.get(key)
     if mapped is None:
         decoded = _decode(planned, ctx, config)

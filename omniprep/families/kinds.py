@@ -28,6 +28,8 @@ class MediaMeta:
     """(width, height) of each frame of a video that is given as a list of images."""
     in_video: bool = False
     """The sound of a video rather than an audio of its own."""
+    padded_to: int = 0
+    """Samples of the longest clip of the row, for families that say `pads_clips`; else 0."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The row's own limits (chat_template_kwargs)."""
 

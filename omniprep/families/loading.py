@@ -19,7 +19,7 @@ from omniprep.families.errors import PluginImportError
 from omniprep.families.guess import guess_model
 from omniprep.families.registry import REGISTRY
 
-BUILT_IN = ("qwen2_5_omni", "qwen2_vl", "qwen3_vl", "qwen2_audio")
+BUILT_IN = ("qwen2_5_omni", "qwen2_vl", "qwen3_vl", "qwen2_audio", "qwen3_omni")
 _loaded: dict[str, str] = {}  # path of a plug-in → its text
 
 

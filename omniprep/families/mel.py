@@ -1,4 +1,5 @@
-"""Whisper's log-mel spectrogram of a clip padded to 300 s, cut to its valid frames, without computing the padding.
+"""Whisper's log-mel spectrogram of a clip padded to 300 s (or less), cut to its valid frames, without computing the
+padding.
 
 Source: transformers WhisperFeatureExtractor._torch_extract_fbank_features. A frame reaches n_fft/2 samples to each
 side, so zeros up to ceil(n/160)*160 + 480 samples give the same valid frames bit for bit (a 5 s clip: 100 times
@@ -16,9 +17,15 @@ from numpy.typing import NDArray
 HOP = 160
 
 
-def audio_frames(samples: int) -> int:
-    """Valid mel frames of a clip: the extractor's attention mask, every 160th sample."""
-    return -(-samples // HOP)
+def audio_frames(samples: int, padded_to: int | None = None) -> int:
+    """Valid mel frames of a clip: the extractor's attention mask, every 160th sample.
+
+    Args:
+        samples: Samples of the clip.
+        padded_to: Samples that it is padded to, where those may be so few that they bound the frames.
+    """
+    frames = -(-samples // HOP)
+    return frames if padded_to is None else min(frames, padded_to // HOP)
 
 
 @lru_cache(maxsize=4)
@@ -38,12 +45,16 @@ def _filters(n_fft: int, mels: int, rate: int) -> tuple[Any, Any]:
     return torch.from_numpy(filters).to(torch.float32), torch.hann_window(n_fft)
 
 
-def log_mel(waveform: NDArray[np.float32], settings: Mapping[str, Any]) -> NDArray[np.uint16]:
+def log_mel(
+    waveform: NDArray[np.float32], settings: Mapping[str, Any], padded_to: int | None = None
+) -> NDArray[np.uint16]:
     """The spectrogram of one clip.
 
     Args:
         waveform: float32 mono samples at the model's rate, at most the extractor's n_samples.
         settings: preprocessor_config.json (n_fft, feature_size, sampling_rate).
+        padded_to: Samples that the extractor pads the clip to (default: its n_samples); at their end it has no zeros to
+            look at, but the mirrored clip.
 
     Returns:
         bfloat16 bits (feature_size, frames).
@@ -52,9 +63,8 @@ def log_mel(waveform: NDArray[np.float32], settings: Mapping[str, Any]) -> NDArr
 
     n_fft = int(settings.get("n_fft", 400))
     filters, window = _filters(n_fft, int(settings.get("feature_size", 128)), int(settings.get("sampling_rate", 16000)))
-    frames = audio_frames(len(waveform))
-    # At the very end of 300 s the extractor has no zeros to look at, but the mirrored clip: nor may we.
-    longest = int(settings.get("n_samples", 4_800_000))
+    longest = int(settings.get("n_samples", 4_800_000)) if padded_to is None else padded_to
+    frames = audio_frames(len(waveform), longest)
     padded = np.zeros((1, min(frames * HOP + 480, longest)), np.float32)
     padded[0, : len(waveform)] = waveform
     stft = torch.stft(torch.from_numpy(padded), n_fft, HOP, window=window, return_complex=True)

@@ -7,7 +7,7 @@ without computing them.
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,12 @@ def audio_tokens(frames: int) -> int:
     return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
-def _samples(ctx: "FamilyContext", samples: int) -> int:
+def clipped(ctx: "FamilyContext", samples: int) -> int:
+    """Samples that the model takes of a clip.
+
+    Raises:
+        Reject: audio_too_long.
+    """
     most = int(ctx.preprocessor.get("n_samples", 4_800_000))
     if samples > most:
         if ctx.opt.long_audio == "reject":
@@ -71,7 +76,7 @@ def _samples(ctx: "FamilyContext", samples: int) -> int:
 
 def count_audio(ctx: "FamilyContext", meta: MediaMeta) -> int:
     """Tokens of an audio: one for 40 ms."""
-    tokens = audio_tokens(audio_frames(_samples(ctx, meta.samples)))
+    tokens = audio_tokens(audio_frames(clipped(ctx, meta.samples)))
     if tokens < 1:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{meta.samples} samples at 16 kHz; at least 321 make a token")
     return tokens
@@ -80,7 +85,7 @@ def count_audio(ctx: "FamilyContext", meta: MediaMeta) -> int:
 def map_audio(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[Any]]:
     """Audio → audio_frames (n,), input_features bfloat16 bits (128, T) of one clip."""
     waves = [cast(NDArray[np.float32], item.waveform) for item in items]
-    features = [log_mel(wave[: _samples(ctx, len(wave))], ctx.preprocessor) for wave in waves]
+    features = [log_mel(wave[: clipped(ctx, len(wave))], ctx.preprocessor) for wave in waves]
     return {
         "audio_frames": np.array([f.shape[1] for f in features], np.int32),
         "input_features": features[0] if len(features) == 1 else np.concatenate(features, axis=1),
@@ -106,7 +111,7 @@ def _blocks(ctx: "FamilyContext", sample: Sample, placeholder_order: list[tuple[
 
 def _seconds(ctx: "FamilyContext", item: Item) -> float:
     if ctx.opt.video_timing == "reference":
-        return 1.0
+        return float(ctx.attribute("reference_seconds"))
     return 2.0 / video_plan(ctx, item.meta).sample_fps
 
 
@@ -115,16 +120,15 @@ def _ids(ctx: "FamilyContext") -> dict[str, int]:
     return {m: ctx.placeholder_id(m) for m in ("image", "audio", "video")}
 
 
-def _chunk(ctx: "FamilyContext") -> tuple[int, int]:
+def _chunk(ctx: "FamilyContext") -> tuple[int, int | None]:
+    """Position ids a second, and a chunk of interleaved sound (None: no chunks)."""
     thinker = ctx.config.get("thinker_config", {})
-    per_second = int(thinker.get("position_id_per_seconds", 25))
-    return per_second, int(per_second * thinker.get("seconds_per_chunk", 2))
+    per_second = int(thinker.get("position_id_per_seconds", ctx.attribute("ids_per_second")))
+    return per_second, int(per_second * thinker.get("seconds_per_chunk", 2)) if ctx.attribute("chunked") else None
 
 
 def expand(ctx: "FamilyContext", sample: Sample) -> list[Expansion]:
-    """Each placeholder becomes its item's tokens; a video with sound becomes frames and sound, chunk by chunk of 2
-    s.
-    """
+    """Each placeholder becomes its item's tokens; a video with sound becomes frames and sound, interleaved."""
     ids = _ids(ctx)
     per_second, chunk = _chunk(ctx)
     result = []
@@ -180,6 +184,11 @@ def rope(ctx: "FamilyContext", sample: Sample) -> NDArray[np.int32] | None:
 class Qwen25Omni(QwenVision):
     """Qwen2.5-Omni."""
 
+    reference_seconds: ClassVar[float] = 1.0
+    """Seconds of a pair of frames as the processor has them, whatever was sampled: 2 over its default fps."""
+    ids_per_second: ClassVar[int] = 25
+    chunked: ClassVar[bool] = True
+    """Frames and sound alternate in chunks rather than token by token."""
     limits = {"image": None, "audio": None, "video": None}
     placeholders = {"image": "<|IMAGE|>", "audio": "<|AUDIO|>", "video": "<|VIDEO|>"}
     tags = {
@@ -205,7 +214,7 @@ class Qwen25Omni(QwenVision):
     options = {**vision_options(28), "long_audio": "reject"}
     row_options = frozenset(ROW_OPTIONS)
     load_model = "omniprep.train.model:load_qwen2_5_omni"
-    init_model = "omniprep.families.init_model:init_qwen2_5_omni"
+    init_model = "omniprep.families.small_omni:init_qwen2_5_omni"
 
 
 __all__ = ["MEAN", "MERGE", "STD", "Qwen25Omni", "audio_tokens", "count_image", "map_image"]

@@ -7,6 +7,7 @@ still image is stored without its temporal copy.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from omniprep.families.qwen_vision import (
     video_patches,
 )
 from omniprep.families.registry import REGISTRY, Decoded, Field, MediaMeta, Sample, SupportsMultiModal
-from omniprep.media.resample import resize_image
+from omniprep.media.resample import resize_bytes, resize_image
 
 if TYPE_CHECKING:
     from omniprep.families.context import FamilyContext
@@ -44,6 +45,13 @@ def factor(ctx: "FamilyContext") -> int:
     return patch_size(ctx) * MERGE
 
 
+def fetch_factor(ctx: "FamilyContext") -> int:
+    """Side in pixels of what media are first resized to multiples of; the side of a token, unless they are resized
+    twice.
+    """
+    return int(ctx.attribute("fetch_factor") or factor(ctx))
+
+
 def limits_of(ctx: "FamilyContext") -> Limits:
     """The build's pixel and frame limits."""
     o = ctx.opt
@@ -59,21 +67,52 @@ def limits_of(ctx: "FamilyContext") -> Limits:
     )
 
 
+def second_limits(ctx: "FamilyContext", kind: str) -> Limits:
+    """Pixel limits of the processor, where it resizes images or frames again (families with `fetch_factor`).
+
+    Source: the checkpoint's settings for images; Qwen3OmniMoeProcessor, whose own numbers go before them, for frames.
+    """
+    if kind == "video":
+        area = factor(ctx) ** 2
+        return Limits(min_pixels=128 * area, max_pixels=768 * area)
+    given = ctx.preprocessor.get("size") or {}
+    low = ctx.preprocessor.get("min_pixels") or given.get("shortest_edge") or 56 * 56
+    high = ctx.preprocessor.get("max_pixels") or given.get("longest_edge") or 28 * 28 * 1280
+    return Limits(min_pixels=int(low), max_pixels=int(high))
+
+
+def final_size(ctx: "FamilyContext", kind: str, height: int, width: int) -> tuple[int, int]:
+    """(height, width) as the model sees it, of an image or frame that was resized once.
+
+    Raises:
+        Reject: aspect_ratio.
+    """
+    if ctx.attribute("fetch_factor") is None:
+        return height, width
+    return image_size(height, width, second_limits(ctx, kind), factor(ctx))
+
+
+def fetched_size(ctx: "FamilyContext", meta: MediaMeta) -> tuple[int, int]:
+    """(height, width) that an image is resized to first."""
+    return image_size(meta.height, meta.width, limits_of(ctx), fetch_factor(ctx), meta.options)
+
+
 def image_grid(ctx: "FamilyContext", meta: MediaMeta) -> tuple[int, int, int]:
     """(1, H/patch, W/patch) of an image."""
-    height, width = image_size(meta.height, meta.width, limits_of(ctx), factor(ctx), meta.options)
+    height, width = final_size(ctx, "image", *fetched_size(ctx, meta))
     return 1, height // patch_size(ctx), width // patch_size(ctx)
 
 
 def video_plan(ctx: "FamilyContext", meta: MediaMeta) -> VideoPlan:
-    """Frames and size of a video."""
-    return plan_video(meta, limits_of(ctx), factor(ctx))
+    """Frames of a video, and the size that they are resized to first."""
+    return plan_video(meta, limits_of(ctx), fetch_factor(ctx))
 
 
 def video_grid(ctx: "FamilyContext", meta: MediaMeta) -> tuple[int, int, int]:
     """(T/2, H/patch, W/patch) of a video."""
     plan = video_plan(ctx, meta)
-    return len(plan.indices) // 2, plan.height // patch_size(ctx), plan.width // patch_size(ctx)
+    height, width = final_size(ctx, "video", plan.height, plan.width)
+    return len(plan.indices) // 2, height // patch_size(ctx), width // patch_size(ctx)
 
 
 def grid_of(ctx: "FamilyContext", meta: MediaMeta) -> tuple[int, int, int]:
@@ -91,10 +130,11 @@ def map_image(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
     """Images → image_grid_thw (n, 3), pixel_values uint8 (patches, 3·p·p)."""
     patch = patch_size(ctx)
     grids = [image_grid(ctx, item.meta) for item in items]
-    patches = [
-        image_patches(resize_image(item.image, w * patch, h * patch), patch)
-        for item, (_, h, w) in zip(items, grids, strict=True)
-    ]
+    patches = []
+    for item, (_, h, w) in zip(items, grids, strict=True):
+        height, width = fetched_size(ctx, item.meta)
+        pixels = resize_bytes(resize_image(item.image, width, height)[None], h * patch, w * patch)
+        patches.append(image_patches(pixels[0], patch))
     return {"image_grid_thw": np.array(grids, np.int32), "pixel_values": np.concatenate(patches)}
 
 
@@ -108,8 +148,9 @@ def map_video(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
             frames = frame_list(item, plan, (plan.width, plan.height))
         else:
             frames = resize_frames(item.frames(list(plan.indices)), plan.height, plan.width)
-        grids.append((len(frames) // 2, plan.height // patch, plan.width // patch))
-        patches.append(video_patches(frames, patch))
+        height, width = final_size(ctx, "video", plan.height, plan.width)
+        grids.append((len(frames) // 2, height // patch, width // patch))
+        patches.append(video_patches(resize_bytes(frames, height, width), patch))
     return {"video_grid_thw": np.array(grids, np.int32), "pixel_values_videos": np.concatenate(patches)}
 
 
@@ -203,10 +244,30 @@ ROW_OPTIONS = (
 )
 
 
+def most_image(ctx: "FamilyContext") -> int:
+    """An upper bound of an image's tokens."""
+    first = most_image_tokens(limits_of(ctx), fetch_factor(ctx))
+    if ctx.attribute("fetch_factor") is None:
+        return first
+    # The side of a token grows by 32/28, to which a side of the picture grows at most: what is fetched bounds what is
+    # seen, unless the second resize enlarges it.
+    return max(first, most_image_tokens(replace(second_limits(ctx, "image"), max_pixels=0), factor(ctx)))
+
+
+def most_video(ctx: "FamilyContext") -> int:
+    """An upper bound of a video's tokens."""
+    limits = limits_of(ctx)
+    if ctx.attribute("fetch_factor") is None:
+        return most_video_tokens(limits, factor(ctx))
+    enlarged = most_image_tokens(replace(second_limits(ctx, "video"), max_pixels=0), factor(ctx))
+    pairs = max(limits.fps_max_frames, limits.fps_min_frames, 2) // 2 + 1
+    return max(most_video_tokens(limits, fetch_factor(ctx)), pairs * enlarged)
+
+
 @REGISTRY.register_image_input_mapper(map_image)
 @REGISTRY.register_input_mapper("video", map_video)
-@REGISTRY.register_max_image_tokens(lambda ctx: most_image_tokens(limits_of(ctx), factor(ctx)))
-@REGISTRY.register_max_multimodal_tokens("video", lambda ctx: most_video_tokens(limits_of(ctx), factor(ctx)))
+@REGISTRY.register_max_image_tokens(most_image)
+@REGISTRY.register_max_multimodal_tokens("video", most_video)
 @REGISTRY.register_token_counter("image", count_vision)
 @REGISTRY.register_token_counter("video", count_vision)
 @REGISTRY.register_dummy_data(dummy)
@@ -214,6 +275,8 @@ class QwenVision(SupportsMultiModal):
     """What the Qwen families with images and videos inherit."""
 
     patch_size: ClassVar[int] = 14
+    fetch_factor: ClassVar[int | None] = None
+    """Side in pixels of the multiples that media are resized to before the processor resizes them once more."""
     image_mean: ClassVar[tuple[float, ...]] = CLIP_MEAN
     image_std: ClassVar[tuple[float, ...]] = CLIP_STD
     limits = {"image": None, "video": None}

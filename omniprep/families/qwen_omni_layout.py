@@ -1,9 +1,14 @@
-"""Where the tokens of Qwen2.5-Omni's media go: the interleave of sound and frames, and m-rope position ids.
+"""Where the tokens of the media of Qwen2.5-Omni and Qwen3-Omni go: the interleave of sound and frames, and m-rope
+position ids.
 
-Sources: transformers modeling_qwen2_5_omni.get_rope_index and get_chunked_index; ms-swift 3.9.3 template/qwen.py
-_get_new_tokens_use_audio_in_video. No model, no Python loop over tokens. Two traps are kept on purpose: the next
-position is the maximum of the *last piece* plus one, and ms-swift computes the interleave with the seconds of a grid
-step cast to the checkpoint's dtype (bfloat16), the positions with float32.
+Sources: transformers modeling_qwen2_5_omni and modeling_qwen3_omni_moe get_rope_index, get_chunked_index; ms-swift
+3.9.3 template/qwen.py _get_new_tokens_use_audio_in_video. No model, no Python loop over tokens. Two traps are kept on
+purpose: the next position is the maximum of the *last piece* plus one, and ms-swift computes the interleave with the
+seconds of a grid step cast to the checkpoint's dtype (bfloat16), the positions with float32.
+
+Qwen2.5-Omni takes frames and sound chunk by chunk, and gives the two tokens that open (or close) a video with sound one
+position. Qwen3-Omni has no chunks (`chunk` None): token by token, whichever is earlier, frames first; its two tokens
+have two positions.
 """
 
 from dataclasses import dataclass
@@ -52,13 +57,20 @@ def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def interleave(block: Block, per_second: int, chunk: int, *, bfloat16: bool) -> NDArray[np.bool_]:
+def merge(video: NDArray[np.floating], audio: NDArray[np.floating] | Int) -> NDArray[np.bool_]:
+    """Two ascending series as one: True where one of the first stands; of equal values the first's goes first."""
+    order = np.zeros(len(video) + len(audio), dtype=bool)
+    order[np.arange(len(video)) + np.searchsorted(audio, video, side="left")] = True
+    return order
+
+
+def interleave(block: Block, per_second: int, chunk: int | None, *, bfloat16: bool) -> NDArray[np.bool_]:
     """Order of a video_audio block's tokens: True where a video token stands, False for audio.
 
     Args:
         block: The block.
-        per_second: Position ids a second (25).
-        chunk: Position ids a chunk (50).
+        per_second: Position ids a second (25, or 13).
+        chunk: Position ids a chunk (50), or None: token by token.
         bfloat16: Compute time as ms-swift does, in bfloat16 after each product.
     """
     t, h, w = block.grid
@@ -68,8 +80,12 @@ def interleave(block: Block, per_second: int, chunk: int, *, bfloat16: bool) -> 
         seconds = to_bfloat16(np.array([block.seconds], np.float32))[0]
         times = to_bfloat16(to_bfloat16(to_bfloat16(steps) * seconds) * np.float32(per_second))
     else:
-        times = np.floor(steps * np.float32(block.seconds) * np.float32(per_second))
-    video = chunks(np.repeat(times, h * w), chunk)
+        times = steps * np.float32(block.seconds) * np.float32(per_second)
+    if chunk is None:
+        sound = np.arange(block.audio_tokens, dtype=np.float32)
+        # torch compares a bfloat16 scalar with an int64 scalar as bfloat16
+        return merge(np.repeat(times, h * w), to_bfloat16(sound) if bfloat16 else sound)
+    video = chunks(np.repeat(times if bfloat16 else np.floor(times), h * w), chunk)
     audio = chunks(np.arange(block.audio_tokens), chunk)
     order = np.empty(t * h * w + block.audio_tokens, dtype=bool)
     at = 0
@@ -96,7 +112,16 @@ def _times(block: Block, per_second: int) -> Int:
     return (steps * np.float32(block.seconds) * np.float32(per_second)).astype(np.int64)
 
 
-def _body(block: Block, base: int, per_second: int, chunk: int) -> tuple[list[Int], int]:
+def _merged(block: Block, video: Int, audio: Int, per_second: int) -> tuple[list[Int], int]:
+    """Frames and sound token by token; the last piece is what is left of one when the other has ended."""
+    order = interleave(block, per_second, None, bfloat16=False)
+    whole = np.empty((3, len(order)), np.int64)
+    whole[:, order], whole[:, ~order] = video, audio
+    last = int(np.flatnonzero(order != order[-1])[-1]) + 1 if order.any() and not order.all() else 0
+    return [whole], int(whole[:, last:].max())
+
+
+def _body(block: Block, base: int, per_second: int, chunk: int | None) -> tuple[list[Int], int]:
     """The pieces of a block's body, and the maximum of the last one."""
     if block.kind == "audio":
         piece = np.broadcast_to(np.arange(base, base + block.audio_tokens), (3, block.audio_tokens))
@@ -106,6 +131,8 @@ def _body(block: Block, base: int, per_second: int, chunk: int) -> tuple[list[In
     if block.kind != "video_audio":
         return [video], int(video.max())
     audio = np.broadcast_to(np.arange(base, base + block.audio_tokens), (3, block.audio_tokens))
+    if chunk is None:
+        return _merged(block, video, audio, per_second)
     video_chunks = chunks(video[0] - base, chunk)
     audio_chunks = chunks(audio[0] - base, chunk)
     pieces = []
@@ -117,7 +144,7 @@ def _body(block: Block, base: int, per_second: int, chunk: int) -> tuple[list[In
 
 
 def positions(
-    length: int, starts: list[int], blocks: list[Block], per_second: int = 25, chunk: int = 50
+    length: int, starts: list[int], blocks: list[Block], per_second: int = 25, chunk: int | None = 50
 ) -> NDArray[np.int32]:
     """M-rope ids int32 (3, L): temporal, height, width.
 
@@ -126,7 +153,7 @@ def positions(
         starts: Index of the first placeholder token of each block, in reading order.
         blocks: The blocks, in the same order.
         per_second: Position ids a second.
-        chunk: Position ids a chunk of interleaved sound.
+        chunk: Position ids a chunk of interleaved sound, or None: token by token.
     """
     pieces: list[Int] = []
     cursor = base = 0
@@ -136,13 +163,12 @@ def positions(
         if text:
             pieces.append(np.broadcast_to(np.arange(base, base + text), (3, text)))
             base += text
-        mark = np.full((3, marks), base, np.int64)  # two opening tokens share one position
-        pieces.append(mark)
-        body, last = _body(block, base + 1, per_second, chunk)
+        mark = np.zeros(marks, np.int64) if chunk is not None else np.arange(marks)
+        pieces.append(np.broadcast_to(base + mark, (3, marks)))
+        body, last = _body(block, base + int(mark[-1]) + 1, per_second, chunk)
         pieces += body
-        base = last + 1
-        pieces.append(np.full((3, marks), base, np.int64))
-        base += 1
+        pieces.append(np.broadcast_to(last + 1 + mark, (3, marks)))
+        base = last + int(mark[-1]) + 2
         cursor = start + sum(piece.shape[1] for piece in body) + marks
     rest = length - cursor
     pieces.append(np.broadcast_to(np.arange(base, base + rest), (3, rest)))

@@ -60,6 +60,8 @@ class SupportsMultiModal(Protocol):
         options: Options and their defaults; builds may set these and no others.
         row_options: Keys that a row's chat_template_kwargs may set.
         media_tokens: More tokens that may not be typed in text.
+        pads_clips: The feature extractor pads the clips of a row to the longest, which shows in their features: their
+            facts say how long that is (`MediaMeta.padded_to`).
         chat_template: Name of a registered template, where `register_template` decorates no class of the family.
         model_arch: The same, of a registered architecture.
         load_model: "module:function" (or a function) that loads a checkpoint for training.
@@ -74,6 +76,7 @@ class SupportsMultiModal(Protocol):
     options: ClassVar[dict[str, Any]] = {}
     row_options: ClassVar[frozenset[str]] = frozenset()
     media_tokens: ClassVar[tuple[str, ...]] = ()
+    pads_clips: ClassVar[bool] = False
     chat_template: ClassVar[str] = "chatml"
     model_arch: ClassVar[str] = ""
     load_model: ClassVar[Any] = ""

@@ -107,6 +107,20 @@ def _side(old: int, new: int) -> Whole | Literal[False] | None:
     return weights if same else False
 
 
+def resize_bytes(frames: Pixels, height: int, width: int) -> Pixels:
+    """Frames (T, H, W, 3) resized by torch's antialiased bicubic kernel of whole numbers (torchvision's functions of
+    version 2, which the processors call).
+    """
+    import torch
+
+    if frames.shape[1:3] == (height, width):
+        return frames
+    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    small = torch.nn.functional.interpolate(tensor, size=(height, width), mode="bicubic", antialias=True)
+    result: Pixels = small.permute(0, 2, 3, 1).contiguous().numpy()
+    return result
+
+
 def resize_frames(frames: Pixels, height: int, width: int) -> Pixels:
     """Frames (T, H, W, 3) resized by torchvision's antialiased bicubic kernel on uint8, as the reference does."""
     if frames.shape[1:3] == (height, width):

@@ -12,8 +12,10 @@ from typing import Any
 from omniprep.errors import Reject, RejectCode, UsageError
 from omniprep.rows.normalize import MODALITIES, Row
 from omniprep.template.agent import format_tool_calls, format_tool_responses, format_tools, parse_tools
-from omniprep.template.loss import OTHER, RESPONSE, SUFFIX, Pieces, Strategy, weigh
+from omniprep.template.loss import OTHER, RESPONSE, SUFFIX, Pieces, Strategy, parse_strategy, weigh
 
+# Strategies under which ms-swift 3.9.3 drops the thoughts of earlier answers.
+_LAST_ALONE = tuple(map(parse_strategy, ("last_round", "last_round_with_ignore_empty_think")))
 TAGS = {modality: f"<{modality}>" for modality in MODALITIES}
 
 
@@ -24,6 +26,8 @@ class TemplateMeta:
     `{{SYSTEM}}` and `{{QUERY}}` mark where the texts go. `suffix` ends the last answer and is trained. `norm_bbox` is
     the unit of boxes (none: pixels of the resized image; norm1000), `bbox_format` how they are written unless the build
     says (legacy: with tokens around them; new: plain), `agent_template` how tools and their calls are written.
+    `keeps_thoughts` off: where only the last answer is trained, or made, the earlier ones lose what stands before
+    `</think>`, and the spaces around them (ms-swift: ThinkingTemplate).
     """
 
     prefix: tuple[str, ...] = ()
@@ -36,6 +40,7 @@ class TemplateMeta:
     norm_bbox: str = "none"
     agent_template: str = "hermes"
     bbox_format: str = "legacy"
+    keeps_thoughts: bool = True
 
     def __post_init__(self) -> None:
         """Refuse names that mean nothing, where they are written."""
@@ -132,6 +137,12 @@ def _merge(messages: list[dict[str, Any]], meta: TemplateMeta) -> list[dict[str,
     return result
 
 
+def _without_thoughts(messages: list[dict[str, Any]]) -> None:
+    for message in messages[:-1]:
+        if message["role"] == "assistant" and isinstance(message["content"], str):
+            message["content"] = message["content"].split("</think>")[-1].strip()
+
+
 def _joined(first: str | None, second: str | None) -> str:
     if first is None or second is None:
         raise Reject(RejectCode.BAD_MESSAGE, "two assistant messages in a row, one of them without content")
@@ -161,6 +172,8 @@ def contexts(
         Reject: bad_role, bad_message, bad_tools.
     """
     messages = _merge(row.messages, meta)
+    if not meta.keeps_thoughts and (generate or strategy in _LAST_ALONE):
+        _without_thoughts(messages)
     system = row.system if row.system is not None else default_system
     system = meta.default_system if system is None else system
     if row.tools is not None:
