@@ -13,7 +13,7 @@ from PIL import Image
 from synthetic import make_dataset
 
 from omniprep.data.dataset import PackedDataset
-from omniprep.look.describe import Vocabulary, describe_bin, find_row
+from omniprep.look.describe import describe_bin, find_row, load_vocabulary
 from omniprep.look.pictures import half_blocks, pictures_of, rebuild
 from omniprep.verify import check_rows, check_shards
 
@@ -146,7 +146,7 @@ def test_half_blocks_keep_the_shape():
 
 def test_describe_tells_each_row_as_stored(whole, model_dir):
     ds = PackedDataset(whole)
-    vocabulary = Vocabulary(model_dir / "tokenizer.json")
+    vocabulary = load_vocabulary(str(model_dir))
     for number in range(len(ds)):
         item = ds[number]
         rows = describe_bin(ds, number, vocabulary)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.look.describe import load_vocabulary
-from omniprep.report.bins import parts_of, spectrogram_picture
+from omniprep.report.bins import browse, parts_of, spectrogram_picture
 from omniprep.report.numbers import balance, histogram, length_histogram
 from omniprep.report.page import collect, page, write_report
 
@@ -88,6 +90,31 @@ def test_a_dataset_without_tokenizer_still_has_a_report(built, model_dir, tmp_pa
     manifest.write_text(manifest.read_text().replace(json.dumps(str(model_dir)), '"no/where"'))
     target, remark = write_report(str(tmp_path / "data"))
     assert Path(target).stat().st_size > 50_000 and "shown as numbers" in remark
+
+
+def test_a_large_dataset_has_a_small_page(built, model_dir, tmp_path, monkeypatch):
+    """20,000 bins, the same ones again and again, and bins longer than a page can hold."""
+    shutil.copytree(built, tmp_path / "data")
+    index = pq.read_table(tmp_path / "data" / "index.parquet")
+    rows = pq.read_table(tmp_path / "data" / "rows.parquet")
+    times = 20_000 // len(index)
+    pq.write_table(pa.concat_tables([index] * times), tmp_path / "data" / "index.parquet")
+    pq.write_table(pa.concat_tables([rows] * times), tmp_path / "data" / "rows.parquet")
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    manifest["shards"][0]["bins"] = len(index) * times
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    dataset = PackedDataset(str(tmp_path / "data"))
+    assert len(dataset) >= 19_000
+    data = collect(dataset, load_vocabulary(str(model_dir)))
+    assert data["media"]["bins"] == 64 < data["media"]["of"] and 4 <= len(data["browser"]) <= 8
+    assert len(page(data)) < 3_000_000
+    monkeypatch.setattr("omniprep.report.bins.TOKENS_A_PAGE", 800)
+    for found in browse(dataset, list(range(8)), None):
+        assert found["more"] > 0 and sum(row["tokens"] for row in found["rows"][:-1]) < 100
+
+
+def test_options_that_were_given_are_told_from_defaults(built):
+    assert set(collect(PackedDataset(str(built)), None, shown=0)["changed"]) == {"model", "bin_length", "media_root"}
 
 
 def test_histograms_hold_every_value():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.families.guess import guess_model
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ["Media", "Piece", "Row", "Vocabulary", "describe_bin", "find_row", "load_vocabulary"]
 
@@ -26,10 +29,8 @@ REPEATS = 4
 class Vocabulary:
     """Ids to text, with the tokenizer.json of a checkpoint; loads no transformers."""
 
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self.tokenizer = Tokenizer.from_file(str(path))
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self.tokenizer = tokenizer
         self.special = np.array(sorted(self.tokenizer.get_added_tokens_decoder()), np.int64)
         """Ids that stand beside the byte-pair vocabulary, the media tokens among them."""
 
@@ -95,7 +96,9 @@ def load_vocabulary(model: str) -> Vocabulary:
                 f"cannot get the tokenizer of {model!r}{guess_model(model)}; name a checkpoint with --model (a dataset "
                 "remembers the one it was built with)"
             ) from error
-    return Vocabulary(path)
+    from tokenizers import Tokenizer
+
+    return Vocabulary(Tokenizer.from_file(str(path)))
 
 
 def find_row(dataset: PackedDataset, place: str) -> int:

@@ -55,13 +55,25 @@ function showTotals() {
     make("div", { class: "card" }, make("b", {}, value), name, make("div", { class: "dim" }, note))));
 }
 
+/* Of each path the shortest end that no other path has; the whole path shows on hover. */
+function shortNames(paths) {
+  const end = (path, parts) => path.split("/").slice(-parts).join("/");
+  return new Map(paths.map((path) => {
+    let parts = 1;
+    while (parts < 6 && paths.some((other) => other !== path && end(other, parts) === end(path, parts))) parts += 1;
+    return [path, end(path, parts)];
+  }));
+}
+const named = (names, path) => make("span", { title: path }, names.get(path));
+
 /* Facts beside the plots; the plots themselves are drawn already. */
 function showFacts() {
   const lengths = data.lengths;
   const facts = Object.entries(lengths.quantiles).map(([name, n]) => `${name} ${whole(n)}`);
   at("length-facts").textContent = facts.length ? `${facts.join(", ")}, mean ${whole(lengths.mean)}` : "no rows";
+  const names = shortNames(data.sources.map((s) => s.source));
   table(at("table-sources"), ["source", "rows", "rejected", "tokens", "trained"], data.sources.map((s) =>
-    [s.source, whole(s.rows), whole(s.rejected), whole(s.tokens), percent(s.trained, s.tokens)]), [1, 2, 3, 4]);
+    [named(names, s.source), whole(s.rows), whole(s.rejected), whole(s.tokens), percent(s.trained, s.tokens)]), [1, 2, 3, 4]);
   table(at("table-balance"), ["ranks", "steps", "balanced order", "random order"], data.bins.balance.map((b) =>
     [whole(b.ranks), whole(b.steps), b.balanced.toFixed(3), b.random.toFixed(3)]), [0, 1, 2, 3]);
   const media = data.media;
@@ -128,7 +140,7 @@ function drawMedia(media) {
   if (media.grid) facts.push(`grid ${media.grid.join(" × ")}`);
   if (media.seconds) facts.push(`${media.seconds} s`);
   const figure = make("figure");
-  if (media.picture) figure.append(make("img", { src: media.picture, alt: facts.join(", "), loading: "lazy" }));
+  if (media.picture) figure.append(make("img", { src: media.picture, alt: facts.join(", "), decoding: "async" }));
   figure.append(make("figcaption", {}, facts.join(" · ")));
   return figure;
 }
@@ -210,10 +222,14 @@ function tips() {
 
 /* Config */
 function showConfig() {
-  const say = (value) => (value === null ? "default" : Array.isArray(value) ? value.join(" ") || "none" : String(value));
-  table(at("table-config"), ["option", "value"], Object.entries(data.config).map(([name, value]) => ["--" + name.replaceAll("_", "-"), say(value)]));
+  const say = (name, value) => (value === null ? "default" : Array.isArray(value) ? value.join(" ") || "none" : name.endsWith("_size") ? bytes(value) : String(value));
+  const changed = new Set(data.changed);
+  const options = Object.entries(data.config).sort(([a], [b]) => changed.has(b) - changed.has(a));
+  table(at("table-config"), ["option", "value"], options.map(([name, value]) => ["--" + name.replaceAll("_", "-"), say(name, value)]));
+  at("table-config").querySelectorAll("tbody tr").forEach((row, n) => row.classList.toggle("changed", changed.has(options[n][0])));
   table(at("table-versions"), ["what shaped the bytes", "version"], [...Object.entries(data.versions), ["config hash", data.config_sha256]]);
-  table(at("table-inputs"), ["input", "size"], data.inputs.map((i) => [i.source, i.bytes === undefined ? "" : bytes(i.bytes)]), [1]);
+  const names = shortNames(data.inputs.map((i) => i.source));
+  table(at("table-inputs"), ["input", "size"], data.inputs.map((i) => [named(names, i.source), i.bytes === undefined ? "" : bytes(i.bytes)]), [1]);
 }
 
 function setTheme(theme) {

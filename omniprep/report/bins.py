@@ -29,6 +29,8 @@ FRAMES_A_SECOND = 100
 THUMBNAIL = (320, 200)
 TOKENS_A_ROW = 3000
 ROWS_A_BIN = 60
+TOKENS_A_PAGE = 240_000
+"""Shared by the bins that are shown: rows beyond are only counted, so that long bins do not make a page of 20 MB."""
 THUMBNAIL_BYTES = 1_500_000
 """Pictures beyond this are left out, so that the page stays small enough to send around."""
 _SCALE = np.array(
@@ -113,9 +115,13 @@ def browse(dataset: PackedDataset, numbers: list[int], vocabulary: Vocabulary | 
     bins = []
     for number in numbers:
         item = dataset[number]
-        rows = []
+        rows: list[dict[str, Any]] = []
+        room = TOKENS_A_PAGE // len(numbers)
         for place, row_id in enumerate(item["row_ids"].tolist()[:ROWS_A_BIN]):
+            if room <= 0:
+                break
             cut = cut_row(item, place)
+            room -= min(len(cut["input_ids"]), TOKENS_A_ROW)
             media, used = _media(cut, left)
             left -= used
             tokens = len(cut["input_ids"])

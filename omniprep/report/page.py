@@ -6,14 +6,17 @@ holds HTML is shown, not run.
 """
 
 import base64
+import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from omniprep import io
+from omniprep.config import BuildConfig
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.look.describe import Vocabulary, load_vocabulary
@@ -48,12 +51,20 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
         "media": sizes,
         "seconds": manifest.get("seconds", {}),
         "config": {name: value for name, value in config.items() if name != "inputs"},
+        "changed": _changed(config),
         "config_sha256": manifest.get("config_sha256", ""),
         "inputs": manifest.get("inputs", []),
         "versions": manifest.get("versions", {}),
         "decoded": vocabulary is not None,
         "browser": browse(dataset, choose_bins(dataset.index, shown), vocabulary) if has_bins else [],
     }
+
+
+def _changed(config: Mapping[str, Any]) -> list[str]:
+    """Options of the build that are not at their defaults; what "auto" became was not chosen."""
+    defaults = {field.name: field.default for field in dataclasses.fields(BuildConfig)}
+    as_json = json.loads(json.dumps(defaults))
+    return [n for n, value in config.items() if n != "inputs" and as_json.get(n) not in (value, "auto")]
 
 
 def _default(value: Any) -> Any:
@@ -97,8 +108,9 @@ def _hash(text: str) -> str:
 
 
 def write_report(
-    uri: str, out: str | None = None, *, model: str | None = None, shown: int = SHOWN_BINS
-) -> tuple[str, str]:
+    uri: str, out: str | None = None, *, model: str | None = None, shown: int = SHOWN_BINS,
+    vocabulary: Vocabulary | None = None,
+) -> tuple[str, str]:  # fmt: skip
     """Write the report of a finished dataset.
 
     Args:
@@ -106,6 +118,7 @@ def write_report(
         out: Where the page goes (default: report.html in the dataset).
         model: Checkpoint whose tokenizer reads the tokens (default: that of the build).
         shown: How many bins to show in full.
+        vocabulary: Reads the tokens, where the caller has it already (reading it takes half a second).
 
     Returns:
         Where the page is, and a remark ("" where all is well): tokens are shown as numbers when no tokenizer can be
@@ -115,9 +128,9 @@ def write_report(
         OmniprepError: There is no finished dataset, or the tokenizer of a given `model` cannot be had.
     """
     dataset = PackedDataset(uri)
-    vocabulary, remark = None, ""
+    remark = ""
     try:
-        vocabulary = load_vocabulary(model or dataset.manifest.get("model", ""))
+        vocabulary = vocabulary or load_vocabulary(model or dataset.manifest.get("model", ""))
     except OmniprepError as error:
         if model:
             raise

@@ -18,12 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from omniprep.progress import short
+from omniprep.progress import duration, short
 from omniprep.report.numbers import KINDS
 
 __all__ = ["PLOTS", "draw_all", "png"]
 
-SIZE = (5.1, 2.9)
+SIZE = (4.7, 2.8)
 """Inches, at 72 points each: readable at the width of a phone."""
 _ROLES = ("fg", "dim", "line", "c0", "c1", "c2", "c3", "c4", "panel")
 MARKS = {role: f"#0{n}f0e{n}" for n, role in enumerate(_ROLES, 1)}
@@ -81,6 +81,7 @@ def sources(canvas: Canvas, data: Mapping[str, Any]) -> bool:
         before = [a + b for a, b in zip(before, values, strict=True)]
     axes.set_yticks(range(len(shown)), [name if len(name) <= 24 else f"…{name[-23:]}" for name in names])
     axes.set_xlabel("tokens")
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_range(x)))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", color=canvas.colors["line"], linewidth=0.7)
@@ -98,9 +99,7 @@ def shares(canvas: Canvas, data: Mapping[str, Any]) -> bool:
     bars = canvas.axes.barh(names, [100 * found[n] / total for n in names], color=colors[::-1], height=0.7)
     for bar, name in zip(bars, names, strict=True):
         canvas.tip(bar, f"{name}: {found[name]:,} tokens")
-        canvas.axes.annotate(
-            f" {bar.get_width():.1f} %", (bar.get_width(), bar.get_y() + 0.35), va="center", color=canvas.colors["fg"]
-        )
+        _beside(canvas, bar, f"{bar.get_width():.1f} %")
     canvas.axes.set_xlabel("% of the tokens")
     canvas.axes.set_xlim(0, 115)
     return bool(found)
@@ -114,8 +113,9 @@ def images(canvas: Canvas, data: Mapping[str, Any]) -> bool:
         dot = canvas.axes.scatter(image["w"], image["h"], s=size, color=canvas.colors["c1"], alpha=0.7, linewidths=0)
         canvas.tip(dot, f"{image['w']} x {image['h']}: {image['n']:,}")
     canvas.axes.set(xlabel="width", ylabel="height")
-    canvas.axes.set_xlim(left=0)
-    canvas.axes.set_ylim(bottom=0)
+    if found:
+        canvas.axes.set_xlim(0, 1.08 * max(image["w"] for image in found))
+        canvas.axes.set_ylim(0, 1.12 * max(image["h"] for image in found))
     canvas.axes.grid(color=canvas.colors["line"], linewidth=0.7)
     return bool(found)
 
@@ -146,6 +146,8 @@ def seconds(canvas: Canvas, data: Mapping[str, Any]) -> bool:
     bars = canvas.axes.barh(list(stages), list(stages.values()), color=canvas.colors["c3"], height=0.6)
     for bar, (name, value) in zip(bars, stages.items(), strict=True):
         canvas.tip(bar, f"{name}: {value:,} s")
+        _beside(canvas, bar, duration(value))
+    canvas.axes.set_xlim(0, 1.2 * max(stages.values(), default=0) or 1)
     canvas.axes.set_xlabel("seconds, summed over workers")
     canvas.axes.grid(axis="x", color=canvas.colors["line"], linewidth=0.7)
     return any(stages.values())
@@ -201,7 +203,15 @@ def _stack(
     _legend(canvas)
 
 
+def _beside(canvas: Canvas, bar: Any, text: str) -> None:
+    end = (bar.get_width(), bar.get_y() + bar.get_height() / 2)
+    canvas.axes.annotate(
+        text, end, xytext=(5, 0), textcoords="offset points", va="center", color=canvas.colors["fg"]
+    )  # fmt: skip
+
+
 def _count_axis(canvas: Canvas) -> None:
+    canvas.axes.set_ylim(bottom=0)
     canvas.axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     canvas.axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short_range(y)))
     canvas.axes.grid(axis="y", color=canvas.colors["line"], linewidth=0.7)
@@ -219,6 +229,7 @@ def _draw(name: str, data: Mapping[str, Any], colors: Mapping[str, str]) -> Canv
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_axisbelow(True)
+    axes.use_sticky_edges = False  # else a bar that ends where a bar of no height stands on it touches the frame
     canvas = Canvas(figure, axes, colors)
     if not PLOTS[name](canvas, data):
         return None
