@@ -25,6 +25,7 @@ MEDIA = HERE / "golden" / "media"
 TRUTH = json.loads((HERE / "golden" / "families.json").read_text())
 FAMILIES = tuple(TRUTH)
 VISION = tuple(name for name in FAMILIES if name != "qwen2_audio")
+SOUND = ("qwen2_audio", "qwen3_omni")
 pytestmark = pytest.mark.slow
 
 
@@ -66,6 +67,11 @@ def summary(row):
     for name in ("pixel_values", "pixel_values_videos"):
         if name in row:
             facts[name] = digest(row[name].float(), np.float32)
+    if "input_features" in row:
+        masks = row["feature_attention_mask"].bool()
+        facts["audio_frames"] = masks.sum(-1).tolist()
+        clips = zip(row["input_features"].to(torch.bfloat16).float(), masks, strict=True)
+        facts["input_features"] = [digest(features[:, mask], np.float32) for features, mask in clips]
     return facts
 
 
@@ -76,7 +82,7 @@ def encode(row, ctx, **options):
 
 def test_rows_equal_those_of_ms_swift(family, ctx):
     for number, case in enumerate(TRUTH[family[0]]):
-        found = summary(encode(case["row"], ctx))
+        found = summary(encode(case["row"], ctx, **case.get("options", {})))
         wanted = case["facts"]
         assert {k: found[k] for k in wanted} == wanted, f"row {number}: {case['row']}"
 
@@ -98,6 +104,25 @@ def text_of(ctx, row):
     return ctx.tokenizer.decode(planned.ids)
 
 
+def pictures_for(ctx):
+    """Side of a patch that the recipe fetches pictures for, and whether the processor resizes them again."""
+    fetched = ctx.attribute("fetch_factor")
+    return (ctx.attribute("patch_size"), False) if fetched is None else (fetched // 2, True)
+
+
+def positions_of(model, theirs, **more):
+    """M-rope ids (3, 1, L) of the model itself."""
+    grids = {key: theirs[key] for key in ("image_grid_thw", "video_grid_thw") if key in theirs}
+    if not hasattr(model, "thinker"):
+        return model.model.get_rope_index(theirs["input_ids"], theirs["mm_token_type_ids"], **grids, **more)[0]
+    if "feature_attention_mask" in theirs:
+        more["audio_seqlens"] = theirs["feature_attention_mask"].sum(-1)
+    if "video_second_per_grid" in theirs:
+        more["second_per_grids"] = theirs["video_second_per_grid"]
+    whole = torch.ones_like(theirs["input_ids"])
+    return model.thinker.model.get_rope_index(theirs["input_ids"], attention_mask=whole, **grids, **more)[0].long()
+
+
 def test_images_and_ids_equal_the_processors(family, ctx, model):
     name, path = family
     if name not in VISION:
@@ -112,19 +137,17 @@ def test_images_and_ids_equal_the_processors(family, ctx, model):
         "images": names,
     }
     ours = encode(row, ctx)
-    side = ctx.attribute("patch_size")
+    side, again = pictures_for(ctx)
     images = [fetch_image({"image": Image.open(MEDIA / n).convert("RGB")}, image_patch_size=side) for n in names]
     processor = AutoProcessor.from_pretrained(path)
-    theirs = processor(text=[text_of(ctx, row)], images=images, do_resize=False, return_tensors="pt")
+    theirs = processor(text=[text_of(ctx, row)], images=images, do_resize=again, return_tensors="pt")
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
     assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
-    types = token_types(ctx, ours["input_ids"][0])
-    assert types.tolist() == theirs["mm_token_type_ids"][0].tolist()
-    positions, _ = model.model.get_rope_index(
-        theirs["input_ids"], theirs["mm_token_type_ids"], image_grid_thw=theirs["image_grid_thw"]
-    )
-    assert torch.equal(ours["position_ids"][1:], positions)
+    if "mm_token_type_ids" in theirs:
+        types = token_types(ctx, ours["input_ids"][0])
+        assert types.tolist() == theirs["mm_token_type_ids"][0].tolist()
+    assert torch.equal(ours["position_ids"][1:], positions_of(model, theirs))
 
 
 @pytest.mark.parametrize("name_of_video", ["frames7.mp4", "h264_23976.mp4"])
@@ -139,9 +162,9 @@ def test_videos_and_ids_equal_the_processors(family, ctx, model, name_of_video):
         "messages": [{"role": "user", "content": "<video>what?"}, {"role": "assistant", "content": "c"}],
         "videos": [name_of_video],
     }
-    rope = {} if name == "qwen3_vl" else {"family_option": ("rope=transformers5",)}
+    rope = {"family_option": ("rope=transformers5",)} if "rope" in ctx.attribute("options") else {}
     ours = encode(row, ctx, **rope)
-    side = ctx.attribute("patch_size")
+    side, again = pictures_for(ctx)
     (video, metadata), fps = fetch_video(
         {"video": str(MEDIA / name_of_video)},
         image_patch_size=side,
@@ -153,7 +176,7 @@ def test_videos_and_ids_equal_the_processors(family, ctx, model, name_of_video):
     theirs = processor(
         text=[text_of(ctx, row)],
         videos=[video.to(torch.uint8)],
-        do_resize=False,
+        do_resize=again,
         do_sample_frames=False,
         return_tensors="pt",
         **extra,
@@ -162,15 +185,12 @@ def test_videos_and_ids_equal_the_processors(family, ctx, model, name_of_video):
     assert torch.equal(ours["video_grid_thw"], theirs["video_grid_thw"])
     assert torch.equal(ours["pixel_values_videos"], theirs["pixel_values_videos"])
     seconds = {"second_per_grid_ts": torch.tensor([2.0 / fps])} if name == "qwen2_5_vl" else {}
-    positions, _ = model.model.get_rope_index(
-        theirs["input_ids"], theirs["mm_token_type_ids"], video_grid_thw=theirs["video_grid_thw"], **seconds
-    )
-    assert torch.equal(ours["position_ids"][1:], positions)
+    assert torch.equal(ours["position_ids"][1:], positions_of(model, theirs, **seconds))
 
 
 def test_sounds_and_ids_equal_the_processors(family, ctx):
     name, path = family
-    if name != "qwen2_audio":
+    if name not in SOUND:
         pytest.skip("no sound")
     import librosa
     from transformers import AutoProcessor
@@ -189,7 +209,55 @@ def test_sounds_and_ids_equal_the_processors(family, ctx):
     assert torch.equal(ours["feature_attention_mask"], theirs["feature_attention_mask"].long())
     wanted = theirs["input_features"].to(torch.bfloat16)
     assert ours["input_features"].shape == wanted.shape
-    assert torch.equal(ours["input_features"].to(torch.bfloat16), wanted)
+    valid = theirs["feature_attention_mask"].bool()[:, None].expand_as(wanted)
+    if name == "qwen2_audio":  # its tower sees what is after the clip too
+        valid = torch.ones_like(valid)
+    assert torch.equal(ours["input_features"].to(torch.bfloat16)[valid], wanted[valid])
+
+
+def test_sounding_videos_equal_the_processors(family, ctx, model):
+    name, path = family
+    if name != "qwen3_omni":
+        pytest.skip("takes no sound of videos")
+    import librosa
+    from qwen_omni_utils.v2_5.vision_process import fetch_video
+    from transformers import AutoProcessor
+
+    from omniprep.media.audio import decode_track
+    from omniprep.media.fetch import Places
+
+    videos, audio = ("sound25.mp4", "sound_longer.mp4", "sound_shorter.mp4"), "ms100.wav"
+    row = {
+        "messages": [
+            {"role": "user", "content": "<video>a<audio>b<video>c<video>"},
+            {"role": "assistant", "content": "d"},
+        ],
+        "videos": list(videos),
+        "audios": [audio],
+    }
+    ours = encode(row, ctx, use_audio_in_video=True)
+    places = Places(str(MEDIA), (), False)
+    tracks = [decode_track(places.locate(v), 16000) for v in videos]
+    frames = [fetch_video({"video": str(MEDIA / v)}).to(torch.uint8) for v in videos]
+    plain = encode(row, ctx)  # the tags without sound, which the processor puts in
+    text = text_of(ctx, row)
+    assert plain["input_ids"].shape[1] < ours["input_ids"].shape[1]
+    theirs = AutoProcessor.from_pretrained(path)(
+        text=[text],
+        videos=frames,
+        audio=[tracks[0], librosa.load(MEDIA / audio, sr=16000)[0], *tracks[1:]],
+        audio_from_video_indices=[0, None, 1, 2],
+        load_audio_from_video=True,
+        return_tensors="pt",
+    )
+    for key in ("input_ids", "video_grid_thw", "pixel_values_videos"):
+        assert torch.equal(ours[key], theirs[key]), key
+    valid = theirs["feature_attention_mask"].bool()
+    assert torch.equal(ours["feature_attention_mask"].bool(), valid)
+    wanted = theirs["input_features"].to(torch.bfloat16)
+    for mine, other, mask in zip(ours["input_features"].to(torch.bfloat16), wanted, valid, strict=True):
+        assert torch.equal(mine[:, mask], other[:, mask])
+    assert torch.equal(ours["position_ids"][1:], positions_of(model, theirs, use_audio_in_video=True))
 
 
 def write_rows(path, name):
@@ -232,10 +300,10 @@ def test_builds_loads_and_trains(family, ctx, omniprep, tmp_path):
     assert any("self_attn" in n for n in changed)
 
 
-def test_zero_weighted_media_reach_every_tower(family):
-    from omniprep.train.vision_text import load_model
+def test_zero_weighted_media_reach_every_tower(family, ctx):
+    from omniprep.train.model import load_base
 
-    packed = load_model(str(family[1]), torch.float32, "sdpa")
+    packed = load_base(ctx, str(family[1]), torch.float32, "sdpa")
     packed.touch_towers = True
     ids = torch.arange(8)[None]
     packed(input_ids=ids, position_ids=torch.arange(8).expand(4, 1, -1)).logits.float().mean().backward()

@@ -41,9 +41,16 @@ def resize_image(image: Any, width: int, height: int) -> Pixels:
     across, down = (_side(*pair) for pair in zip(image.size, (width, height), strict=True))
     if image.mode != "RGB" or across is False or down is False or (across is None and down is None):
         return np.asarray(image.resize((width, height)), np.uint8)
-    return _whole(np.asarray(image, np.uint8), across, down)
+    if across is None or image.width * image.height <= STRIP_PIXELS:
+        return _whole(np.asarray(image, np.uint8), across, down)
+    # A large picture goes through the first pass in strips: NumPy's copy of it would be made of a second one.
+    rows = -(-STRIP_PIXELS // image.width)
+    strips = ((0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows))
+    small = [_whole(np.asarray(image.crop(strip), np.uint8), across, None) for strip in strips]
+    return _whole(np.concatenate(small), None, down)
 
 
+STRIP_PIXELS = 4 << 20
 Whole = tuple[NDArray[np.int32], NDArray[np.int32]]
 """First input of each output (outputs,), and the weights from there on (outputs, a multiple of 4), zeros at the end."""
 
@@ -115,7 +122,7 @@ def resize_bytes(frames: Pixels, height: int, width: int) -> Pixels:
 
     if frames.shape[1:3] == (height, width):
         return frames
-    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2)
     small = torch.nn.functional.interpolate(tensor, size=(height, width), mode="bicubic", antialias=True)
     result: Pixels = small.permute(0, 2, 3, 1).contiguous().numpy()
     return result

@@ -1,14 +1,15 @@
-"""Models of transformers on bins as they are: one wrapper for the Qwen families whose whole model is tower and language
-model.
+"""Models of transformers on bins as they are: one wrapper for the Qwen families that have a class of their own there.
 
-`load_model` takes the class that the checkpoint names and puts `Packed` in front of it. What that changes: borders of
-rows are kept from the towers (which have borders of their own under the same names), logits are made only where a token
-is predicted, and `touch_towers` runs the smallest possible media, times zero, where a bin has none, so that ranks of a
-job never wait for each other's gradients.
+`load_model` takes the class that the checkpoint names and puts `Packed` in front of it. What that changes:
+- borders of rows are kept from the towers (which have borders of their own under the same names);
+- images and videos go through the vision tower in one call, and `touch_towers` runs the smallest possible media, times
+  zero, where a bin has none, so that every rank of a job makes the same calls and none waits for the others' gradients
+  or shards of weights;
+- logits are made only where a token is predicted.
 """
 
-import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from omniprep.errors import OmniprepError
 from omniprep.train.loss import TokenLoss, token_loss
 
-__all__ = ["Packed", "load_model"]
+__all__ = ["Packed", "keep_borders", "load_model"]
 
 _BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "row_lengths", "use_cache")
 
@@ -34,6 +35,10 @@ class Packed:
     never_used: ClassVar[tuple[str, ...]] = ()
     model: Any
     lm_head: nn.Module
+
+    def core(self) -> tuple[Any, nn.Module]:
+        """The module that holds towers and language model, and the output head."""
+        return self.model, self.lm_head
 
     def forward(
         self,
@@ -55,41 +60,69 @@ class Packed:
         Returns:
             Logits (1, K, words), or the losses of the targets.
         """
+        core, head = self.core()
         borders = arguments.get("cu_seq_lens_q")
         if row_lengths is None and borders is not None:
             row_lengths = borders.diff().tolist()
         arguments.pop("labels", None)
         arguments["use_cache"] = False
-        hidden = self.model(input_ids=input_ids, row_lengths=row_lengths, **arguments).last_hidden_state
-        if self.touch_towers:
-            hidden = hidden + self._touched(arguments).to(hidden.dtype)
+        zero = self._touched(core, arguments) if self.touch_towers else None
+        _see(core, arguments)
+        hidden = core(input_ids=input_ids, row_lengths=row_lengths, **arguments).last_hidden_state
+        if zero is not None:
+            hidden = hidden + zero.to(hidden.device, hidden.dtype)
         if logits_to_keep is not None:
             hidden = hidden[:, logits_to_keep]
         if targets is not None:
-            return token_loss(hidden[0], self.lm_head, targets)
-        return CausalLMOutputWithPast(logits=self.lm_head(hidden))
+            return token_loss(hidden[0], head, targets)
+        return CausalLMOutputWithPast(logits=head(hidden))
 
-    def _touched(self, arguments: dict[str, Any]) -> Tensor:
+    def _touched(self, core: Any, arguments: dict[str, Any]) -> Tensor:
         """Zero, through every tower that the arguments do not use."""
-        zero = torch.zeros((), device=next(self.lm_head.parameters()).device)
-        visual, ears = getattr(self.model, "visual", None), getattr(self.model, "audio_tower", None)
-        if (
-            visual is not None
-            and arguments.get("pixel_values") is None
-            and arguments.get("pixel_values_videos") is None
-        ):
+        visual, ears = getattr(core, "visual", None), getattr(core, "audio_tower", None)
+        zero = torch.zeros((), device=next(core.parameters()).device)
+        if visual is not None and not _pictures(arguments):
             merge = visual.spatial_merge_size
-            blank = zero.new_zeros(
-                merge * merge, math.prod(visual.patch_embed.proj.weight.shape[1:]), dtype=visual.dtype
-            )
+            patch = visual.config
+            width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
+            blank = zero.new_zeros(merge * merge, width, dtype=visual.dtype)
             seen = visual(blank, grid_thw=torch.tensor([[1, merge, merge]], device=zero.device))
             zero = zero + sum(part.float().sum() for part in _tensors(seen)) * 0
         if ears is not None and arguments.get("input_features") is None:
-            frames = 2 * ears.config.max_source_positions
-            blank = zero.new_zeros(1, ears.config.num_mel_bins, frames, dtype=ears.dtype)
-            heard = self.model.multi_modal_projector(ears(blank).last_hidden_state)
-            zero = zero + heard.float().sum() * 0
+            zero = zero + self.heard_nothing(core, ears, zero).float().sum() * 0
         return zero
+
+    def heard_nothing(self, core: Any, ears: Any, zero: Tensor) -> Tensor:
+        """What the audio tower makes of the shortest clip that it takes, as the language model would get it."""
+        frames = 2 * ears.config.max_source_positions
+        blank = zero.new_zeros(1, ears.config.num_mel_bins, frames, dtype=ears.dtype)
+        heard: Tensor = core.multi_modal_projector(ears(blank).last_hidden_state)
+        return heard
+
+
+def _pictures(arguments: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Patches and grids of images and of videos, of those that there are."""
+    names = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+    found = {kind: (arguments.get(pixels), arguments.get(grid)) for kind, (pixels, grid) in names.items()}
+    return {kind: (p, g) for kind, (p, g) in found.items() if p is not None and g is not None}
+
+
+def _see(core: Any, arguments: dict[str, Any]) -> None:
+    """Put what the vision tower makes of all pictures, in one call, in the place of their pixels."""
+    pictures = _pictures(arguments)
+    if not pictures:
+        return
+    visual = core.visual
+    pixels = torch.cat([p for p, _ in pictures.values()]).to(visual.dtype)
+    seen = visual(pixels, grid_thw=torch.cat([g for _, g in pictures.values()]))
+    sizes = [int(g.prod(-1).sum()) // visual.spatial_merge_size**2 for _, g in pictures.values()]
+    deeper = [torch.split(part, sizes) for part in getattr(seen, "deepstack_features", None) or ()]
+    arguments["mm_encoder_outputs"] = {
+        kind: SimpleNamespace(pooler_output=(part,), deepstack_features=[(layer[n],) for layer in deeper])
+        for n, (kind, part) in enumerate(zip(pictures, torch.split(seen.pooler_output, sizes), strict=True))
+    }
+    for name in ("pixel_values", "pixel_values_videos"):
+        arguments.pop(name, None)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -108,6 +141,15 @@ def _plain_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     if positions is not None and positions.ndim == 3:
         kwargs = {**kwargs, "position_ids": positions[0]}
     return args, kwargs
+
+
+def keep_borders(core: Any, *, mrope: bool) -> None:
+    """Keep borders of rows from the towers of a model, and from a language model without m-rope its three axes."""
+    for tower in (getattr(core, "visual", None), getattr(core, "audio_tower", None)):
+        if tower is not None:
+            tower.register_forward_pre_hook(_without_borders, with_kwargs=True)
+    if not mrope:
+        core.language_model.register_forward_pre_hook(_plain_positions, with_kwargs=True)
 
 
 def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
@@ -129,10 +171,5 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTr
     packed = type(name, (Packed, base), {"__module__": base.__module__})
     load = PreTrainedModel.from_pretrained.__func__
     model = load(packed, path, config=config, dtype=dtype, attn_implementation=attn_implementation)
-    towers = [getattr(model.model, tower, None) for tower in ("visual", "audio_tower")]
-    for tower in towers:
-        if tower is not None:
-            tower.register_forward_pre_hook(_without_borders, with_kwargs=True)
-    if "mrope_section" not in str(config.get_text_config().to_dict()):
-        model.model.language_model.register_forward_pre_hook(_plain_positions, with_kwargs=True)
+    keep_borders(model.model, mrope="mrope_section" in str(config.get_text_config().to_dict()))
     return cast(PreTrainedModel, model)
