@@ -1,12 +1,19 @@
-"""Pages that are generated from the code must be those that the code generates now, and the README must not lie."""
+"""Every block of every page runs, in order, on the sample data; links lead somewhere; generated pages are current.
 
+Pages that take long (training, Ray, a Hub) are slow tests; the first dataset and the way from ms-swift are not.
+"""
+
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import fake_hub
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Result
+from tutorial import Reader, blocks_of, commands_of, furnish
 
 from omniprep.cli.main import COMMANDS
 from omniprep.errors import RejectCode
@@ -18,6 +25,89 @@ PAGES = [
     "CHANGELOG.md",
     *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
 ]
+
+
+OPTIONS = set(re.findall(r"--[a-z][a-z0-9-]+", (ROOT / "tests" / "cli_surface.txt").read_text())) | {
+    "--help",
+    "--plain",
+    "--log-json",
+}
+OTHERS: dict[str, tuple[str, ...]] = {"CONTRIBUTING.md": ("--strict",)}
+"""Options of other programs."""
+SLOW = ("README.md", "docs/cluster.md", "docs/families.md", "docs/sharing.md", "docs/training.md")
+SWAPS = {
+    "--workers 16": "--workers 0",
+    "--nproc-per-node 8": "--nproc-per-node 2",
+    "--num-workers 4": "--num-workers 0",
+}
+NAMES = {"rank": 0, "world": 1, "model": lambda **batch: SimpleNamespace(loss=batch["labels"].sum())}
+
+
+@pytest.fixture(scope="module")
+def packed(omniprep, model_dir, tmp_path_factory) -> Path:
+    """The dataset that pages call packed/."""
+    folder = tmp_path_factory.mktemp("docs") / "packed"
+    inputs = [ROOT / "data_samples" / name for name in ("images.jsonl", "audio.jsonl", "text.jsonl")]
+    done = omniprep(
+        "build", *inputs, "--model", model_dir, "--bin-length", 2048, "--out", folder, "--workers", 0, "--quiet"
+    )
+    assert done.code == 0, done.err
+    return folder
+
+
+def in_processes(env: dict[str, str]) -> "type[Reader]":
+    """A reader whose commands and Python each have a process: huggingface_hub reads the Hub's address when imported."""
+
+    def omniprep(*words: str) -> Result:
+        done = subprocess.run([sys.executable, "-m", "omniprep", *words], env=env, capture_output=True, text=True)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    class Separate(Reader):
+        def python(self, text: str) -> None:
+            subprocess.run([sys.executable, "-c", text], env=env, check=True)
+
+    return lambda _, *options: Separate(omniprep, *options)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def surroundings(request):
+    """What a page needs besides files: a Hub, a cluster."""
+    page = request.node.callspec.params["page"]
+    if page == "docs/sharing.md":
+        hub, server = fake_hub.start()
+        yield {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        server.shutdown()
+    elif page == "docs/cluster.md":
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 << 20})
+        yield {"RAY_ADDRESS": cluster.address}
+        cluster.shutdown()
+    else:
+        yield {}
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES])
+def test_a_page_runs_as_it_stands(page, omniprep, model_dir, packed, tmp_path, monkeypatch, surroundings):
+    run = [block for block in blocks_of(ROOT / page) if block.language in ("bash", "python") and not block.reason]
+    furnish(tmp_path, model_dir, packed if "--out packed/" not in "".join(block.text for block in run) else None)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**surroundings, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    # tests/test_plugin.py runs the pieces of a family, and the commands with it.
+    skip = ("my_family", "def ", "class ") if page == "docs/families.md" else ("init-model build/demo/model",)
+    make = in_processes(dict(os.environ)) if "HF_ENDPOINT" in surroundings else Reader
+    reader = make(omniprep, SWAPS, skip, NAMES)
+    reader.read(ROOT / page)
+    assert reader.ran > 0 or not run
+
+
+def test_what_a_page_does_not_run_is_said():
+    """A reader of the tests sees at a glance what no test runs, and why."""
+    left = {page: [block.reason for block in blocks_of(ROOT / page) if block.reason] for page in PAGES}
+    commands = [c for page in PAGES for b in blocks_of(ROOT / page) if not b.reason and b.language == "bash"
+                for c in commands_of(b.text)]  # fmt: skip
+    assert sum(map(len, left.values())) <= 12 and len(commands) > 30, left
 
 
 def test_rejects_page_is_current():
@@ -43,10 +133,23 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_named_in_the_docs_exist(page):
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    for command in re.findall(r"^(?:\$ )?omniprep ([a-z][a-z-]+)", "\n".join(blocks), re.MULTILINE):
-        assert command in COMMANDS, f"{page}: omniprep {command}"
+def test_commands_and_options_named_in_the_text_exist(page):
+    """Also those in the middle of a sentence, and in blocks that are not run."""
+    text = (ROOT / page).read_text()
+    for command in re.findall(r"^(?:\$ )?omniprep ([a-z][a-z-]+)|`omniprep ([a-z][a-z-]+)", text, re.MULTILINE):
+        assert "".join(command) in COMMANDS, f"{page}: omniprep {''.join(command)}"
+    known = OPTIONS | {
+        "--nproc-per-node",
+        "--nnodes",
+        "--rdzv-backend",
+        "--rdzv-endpoint",
+        "--head",
+        "--port",
+        "--address",
+    }
+    if page != "docs/migrating-from-ms-swift.md":
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", re.sub(r"<!--.*?-->", "", text)):
+            assert option in known or option in OTHERS.get(page, ()), f"{page}: {option}"
 
 
 def test_no_paths_of_one_machine_in_the_tree():
