@@ -1,14 +1,10 @@
-"""Does this installation work? Versions of what shapes the bytes, and dummy rows through a family, end to end.
+"""Does a family work here? Dummy rows of it, end to end: the second half of `omniprep doctor`.
 
 A dummy row takes the way of every row: its media are written to files, probed, counted, decoded, mapped and expanded.
 The encoder itself insists that counter, expansion and tensors agree; here the three numbers are also reported, for
 each modality alone and for all together. Takes 10 to 30 s, most of it imports.
 """
 
-import importlib
-import importlib.metadata
-import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +15,8 @@ from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.families.registry import FamilyRecord
 
-__all__ = ["Trial", "small_checkpoint", "try_family", "versions"]
+__all__ = ["Trial", "small_checkpoint", "try_family"]
 
-PACKAGES = (
-    *("torch", "torchvision", "transformers", "tokenizers", "ray", "pyarrow", "numpy", "pillow", "av", "decord"),
-    *("librosa", "soundfile", "soxr", "datasets", "accelerate", "peft", "huggingface-hub", "fsspec", "s3fs"),
-)
 BIN_LENGTH = 4096
 
 
@@ -37,21 +29,6 @@ class Trial:
     expansion: int = 0
     tensors: str = ""
     fault: str = ""
-
-
-def versions() -> dict[str, str]:
-    """Python, omniprep, and each package that is installed or could be ("not installed")."""
-    from omniprep import __version__
-
-    found = {"omniprep": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    torch = sys.modules.get("torch") or importlib.import_module("torch")
-    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return found
 
 
 def small_checkpoint(record: FamilyRecord, folder: Path) -> Path | None:

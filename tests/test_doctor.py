@@ -1,7 +1,13 @@
-"""`doctor` must notice a family whose counter, expansion and tensors disagree."""
+"""`doctor` must notice what is missing, and a family whose counter, expansion and tensors disagree."""
 
+import importlib.metadata
+
+import pytest
+
+from omniprep.checkup import decoders, fast_paths, packages
 from omniprep.doctor import try_family
 from omniprep.families.context import resolve_family
+from omniprep.media import resample
 
 
 def test_every_modality_agrees(model_dir, tmp_path):
@@ -27,8 +33,58 @@ def test_a_mapper_that_loses_data_is_a_fault(model_dir, tmp_path, monkeypatch):
 
 def test_the_command_prints_versions_and_trials(model_dir, omniprep):
     result = omniprep("doctor", "--model", model_dir)
-    assert result.code == 0 and "transformers" in result.out and "video reader" in result.out
-    assert result.out.count("ok  counter") == 4
+    assert result.code == 0 and result.out.count("ok  counter") == 4
+    for text in ("transformers ", "\nmedia\n", "libsndfile", "\nfast paths\n", "words are remembered"):
+        assert text in result.out, text
+
+
+def test_every_package_that_is_asked_for_is_looked_for():
+    found = {finding.name for finding in packages()}
+    assert {"torch", "ray", "click", "peft", "s3fs"} <= found and not {"pytest", "ruff"} & found
+
+
+@pytest.mark.parametrize(
+    ("name", "versions", "state", "fix"),
+    [
+        ("soxr", {}, "missing", "pip install 'soxr>=0.5'"),
+        ("click", {"click": "7.0"}, "missing", "pip install 'click>=8.1'"),
+        ("peft", {}, "absent", "pip install 'omniprep[train]'"),
+        ("dashscope", {}, "absent", "pip install 'omniprep[demo]'"),
+    ],
+)
+def test_what_is_missing_is_said_with_the_command_that_installs_it(monkeypatch, omniprep, name, versions, state, fix):
+    whole = importlib.metadata.version
+
+    def version(package: str) -> str:
+        if package == name:
+            if package in versions:
+                return versions[package]
+            raise importlib.metadata.PackageNotFoundError(package)
+        return whole(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    finding = next(finding for finding in packages() if finding.name == name)
+    assert (finding.state, finding.fix) == (state, fix)
+    if state == "missing":
+        result = omniprep("doctor")
+        assert result.code == 1 and f"-> {fix}" in result.out and "MISSING" in result.out and "family" not in result.out
+        assert result.err.count("\n") == 1
+
+
+def test_slow_ways_are_told_from_fast_ones(monkeypatch):
+    fast = {finding.name: finding for finding in fast_paths()}
+    assert fast["pictures"].state == "ok"
+    monkeypatch.setattr(resample, "_kernels", lambda: None)
+    resample._side.cache_clear()
+    resample._checked.cache_clear()
+    try:
+        slow = {finding.name: finding for finding in fast_paths()}
+    finally:
+        resample._side.cache_clear()
+        resample._checked.cache_clear()
+    assert slow["pictures"].state == slow["video frames"].state == "slow" and "numba" in slow["pictures"].fix
+    monkeypatch.setattr("omniprep.media.video.backend", lambda: "pyav")
+    assert {finding.name: finding for finding in decoders()}["video"].state == "slow"
 
 
 def test_an_unknown_model_is_one_line(omniprep, tmp_path):

@@ -2,11 +2,18 @@
 
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from omniprep.cli.command import Command
+
+if TYPE_CHECKING:
+    from omniprep.checkup import Finding
+
+MARKS = {"ok": ("ok", "green"), "missing": ("MISSING", "bold red"), "absent": ("-", "dim"), "slow": ("slow", "yellow")}
 
 
 @click.command(
@@ -22,27 +29,58 @@ from omniprep.cli.command import Command
 @click.option("--family", help="Model family.  [default: found from the checkpoint]")
 @click.option("--plugin", multiple=True, help="Python file that registers model families.")
 def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> None:
-    """Print versions and families, and send dummy rows through every family.
+    """Say what is installed, what is missing and how to get it, and send dummy rows through every family.
 
-    For each modality: the tokens that the counter promises from the header, those of the expansion, and the tensors.
-    Exits 1 where they disagree.
+    Packages, what reads media, which fast paths are taken; then for each family and modality the tokens that the
+    counter promises from the header, those of the expansion, and the tensors. Exits 1 where something that is needed
+    is missing, or the numbers disagree.
     """
-    from omniprep.doctor import small_checkpoint, try_family, versions
+    from omniprep.checkup import decoders, fast_paths, packages, system
+
+    faults = show("system", system()) + show("packages", packages())
+    if faults:
+        print(f"{faults} packages are missing or too old; the commands above install them", file=sys.stderr)
+        sys.exit(1)
+    show("media", decoders())
+    show("fast paths", fast_paths())
+    faults = try_families(model, family, plugin)
+    if faults:
+        print(f"{faults} faults", file=sys.stderr)
+        sys.exit(1)
+
+
+def show(title: str, findings: "Iterable[Finding]") -> int:
+    """Print a section; returns how much is missing that is needed."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(f"\n{title}", style="bold")
+    missing = 0
+    for finding in findings:
+        mark, style = MARKS[finding.state]
+        fix = f"  -> {finding.fix}" if finding.fix else ""
+        line = Text.assemble(f"  {finding.name:20} ", (f"{mark:8}", style), finding.text, (fix, "cyan"))
+        console.print(line, soft_wrap=True)
+        missing += finding.state == "missing"
+    return missing
+
+
+def try_families(model: str | None, family: str | None, plugin: tuple[str, ...]) -> int:
+    """Print what dummy rows give, family by family; returns the number of faults."""
+    from omniprep.doctor import small_checkpoint, try_family
     from omniprep.errors import OmniprepError
     from omniprep.families.context import load_families, resolve_family
-    from omniprep.media.video import backend
     from omniprep.registry import REGISTRY
 
-    for name, version in {**versions(), "video reader": backend()}.items():
-        print(f"{name:16} {version}")
     load_families(plugin)
+    if model is not None:
+        chosen = [(resolve_family(model, family, plugin).record, model)]
+    else:
+        records = [record for name, record in REGISTRY.families.items() if family in (None, name)]
+        chosen = [(record, "") for record in records]
     faults = 0
     with tempfile.TemporaryDirectory(prefix="omniprep-doctor-") as folder:
-        if model is not None:
-            chosen = [(resolve_family(model, family, plugin).record, model)]
-        else:
-            records = [record for name, record in REGISTRY.families.items() if family in (None, name)]
-            chosen = [(record, "") for record in records]
         for record, checkpoint in chosen:
             print(f"\nfamily {record.name} {record.version} ({record.origin})")
             try:
@@ -50,7 +88,10 @@ def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> No
                 if path is None:
                     print("  not tried: give a checkpoint with --model")
                     continue
-                trials = try_family(resolve_family(str(path), record.name, plugin), Path(folder))
+                ctx = resolve_family(str(path), record.name, plugin)
+                words = "ok  words are remembered" if ctx.encoder.by_words else "slow  the tokenizer is asked each time"
+                print(f"  {'tokenizer':24} {words}")
+                trials = try_family(ctx, Path(folder))
             except OmniprepError as error:
                 print(f"  FAULT {error}")
                 faults += 1
@@ -59,6 +100,4 @@ def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> No
                 counts = f"counter {trial.counter} = expansion {trial.expansion}: {trial.tensors}"
                 print(f"  {trial.what:24} {'FAULT ' + trial.fault if trial.fault else 'ok  ' + counts}")
                 faults += bool(trial.fault)
-    if faults:
-        print(f"{faults} faults", file=sys.stderr)
-        sys.exit(1)
+    return faults

@@ -28,6 +28,16 @@ def _kernels() -> Any:
     return kernels
 
 
+def image_is_fast() -> bool:
+    """Whether pictures are resized by our kernels here (tried on one pair of lengths); for `omniprep doctor`."""
+    return bool(_side(640, 448))
+
+
+def video_is_fast() -> bool:
+    """Whether frames are, likewise."""
+    return _checked(180, 320, 112, 196) is not None
+
+
 def resize_image(image: Any, width: int, height: int) -> Pixels:
     """`image.resize((width, height))`, which is bicubic, as an array (height, width, 3).
 
