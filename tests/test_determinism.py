@@ -42,9 +42,9 @@ def test_tasks_in_any_order(tmp_path: Path, model_dir: Path, here) -> None:
         def shuffled(seed: int = seed) -> None:
             rng, real = random.Random(seed), run.run_tasks
 
-            def in_disorder(function, tasks, workers, marks, say):
+            def in_disorder(function, tasks, workers, marks, *more):
                 order = rng.sample(range(len(tasks)), len(tasks))
-                for at, result in real(function, [tasks[n] for n in order], workers, [marks[n] for n in order], say):
+                for at, result in real(function, [tasks[n] for n in order], workers, [marks[n] for n in order], *more):
                     yield order[at], result
 
             run.run_tasks = in_disorder

@@ -1,13 +1,14 @@
 """The error budget of a build: first rejects told as they happen, --on-error fail, --max-error-rate."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omniprep.build.planfile import read_rejects
-from omniprep.build.stages import PlanTask, ShardTask, plan_path
+from omniprep.build.tasks import PlanTask, ShardTask, plan_path
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError
+from omniprep.rows.sources import Split, count_lines
 
 EXAMPLES = 2
 """Of each code, told while the build runs; rejected.jsonl has all."""
@@ -18,36 +19,65 @@ class FirstErrors:
 
     Args:
         say: Takes a line of text.
+        config: The build's options.
+        splits: All splits of the build.
+        place: Split and line within it of a row, by its number (for rows that fail while encoding).
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, say: Callable[[str], None], config: BuildConfig, splits: Sequence[Split],
+        place: Callable[[int], tuple[int, int]] = lambda row: (0, row),
+    ) -> None:  # fmt: skip
         """Nothing told yet."""
-        self._say = say
+        self._say, self._config, self._splits, self._place = say, config, splits, place
         self._told: Counter[str] = Counter()
+        self._lines: dict[int, int] = {}
+        self._known = 0
+        self._later: dict[int, PlanTask] = {}
 
-    def show(self, task: PlanTask | ShardTask, receipt: dict[str, Any], config: BuildConfig) -> None:
-        """Look at the rejects of a task that just ended.
+    def know(self, number: int, receipt: dict[str, Any]) -> None:
+        """Learn from the receipt of a split how many lines it has."""
+        self._lines[number] = receipt["lines"]
+        while self._known in self._lines:
+            self._known += 1
+
+    def show(self, task: PlanTask | ShardTask, receipt: dict[str, Any]) -> None:
+        """Look at the rejects of a task that just ended. Those of a split are told when the lines before it are known.
 
         Raises:
             OmniprepError: There is one, and --on-error is fail.
         """
-        for where, code, message in _rejects(task, receipt):
-            if config.on_error == "fail":
-                raise OmniprepError(f"{where}: {code}: {message} (--on-error fail)")
-            self._told[code] += 1
-            if self._told[code] <= EXAMPLES:
-                more = " (more of this code are not shown)" if self._told[code] == EXAMPLES else ""
-                self._say(f"rejected: {where}: {code}: {message}{more}")
+        if isinstance(task, ShardTask):
+            for reject in receipt["rejects"]:
+                self._tell(*self._place(reject["row"]), reject["code"], reject["message"])
+            return
+        self.know(task.number, receipt)
+        if self._config.on_error == "fail" or any(self._told[code] < EXAMPLES for code in receipt["codes"]):
+            self._later[task.number] = task
+        for number in sorted(self._later):
+            if self._config.on_error == "fail" or number <= self._known:
+                self._tell_split(self._later.pop(number))
 
+    def _tell_split(self, task: PlanTask) -> None:
+        for row in read_rejects(plan_path(task.out, task.number, ".arrow")):
+            self._tell(task.number, row.line, row.code, row.message)
 
-def _rejects(task: PlanTask | ShardTask, receipt: dict[str, Any]) -> list[tuple[str, str, str]]:
-    if isinstance(task, ShardTask):
-        return [(f"row {r['row'] + 1} of all inputs", r["code"], r["message"]) for r in receipt["rejects"]]
-    if not receipt["rejected"]:
-        return []
-    after = f" after byte {task.split.start:,}" if task.split.kind == "jsonl" and task.split.start else ""
-    found = read_rejects(plan_path(task.out, task.number, ".arrow"))
-    return [(f"{task.split.source}: row {at + 1}{after}", code, message) for at, code, message, _ in found]
+    def _tell(self, split: int, line: int, code: str, message: str) -> None:
+        if self._config.on_error != "fail" and self._told[code] == EXAMPLES:
+            return
+        source = self._splits[split].source
+        for number in range(split - 1, -1, -1):
+            if self._splits[number].source != source:
+                break
+            if number not in self._lines:  # --on-error fail: the build ends here, so it may take a while
+                self._lines[number] = count_lines(self._splits[number])
+            line += self._lines[number]
+        where = f"{source}:{line + 1}"
+        if self._config.on_error == "fail":
+            raise OmniprepError(f"{where}: {code}: {message} (--on-error fail)")
+        self._told[code] += 1
+        more = " (more of this code are not shown)" if self._told[code] == EXAMPLES else ""
+        self._say(f"rejected: {where}: {code}: {message}{more}")
 
 
 def check_error_rate(config: BuildConfig, rejected: int, read: int, where: str) -> None:

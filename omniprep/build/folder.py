@@ -9,6 +9,7 @@ import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from omniprep import io
@@ -17,7 +18,7 @@ from omniprep.build.manifest import describe_inputs, tokenizer_hash, versions
 from omniprep.config import BuildConfig, shaping
 from omniprep.errors import OmniprepError
 from omniprep.families.context import FamilyContext
-from omniprep.rows.sources import find_inputs, find_splits
+from omniprep.rows.sources import Split, find_inputs, find_splits
 from omniprep.template.loss import parse_strategy
 
 FOLDERS = ("receipts", "shards", "plan")
@@ -58,12 +59,26 @@ def told(out: str) -> Iterator[None]:
         raise OmniprepError(f"{text}. What is finished stays: the same command again goes on from here") from error
 
 
-def describe(config: BuildConfig, ctx: FamilyContext) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The inputs as they were found, once."""
+
+    splits: list[Split]
+    inputs: list[dict[str, Any]]
+
+
+def list_inputs(config: BuildConfig) -> Listed:
+    """Find the inputs of a build, and what tells that one changed."""
+    splits = find_splits(find_inputs(config.inputs))
+    return Listed(splits, describe_inputs(splits))
+
+
+def describe(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> dict[str, Any]:
     """What makes this build this build: options, inputs, versions, tokenizer."""
     parse_strategy(config.loss_scale)
     this = {
         "config": shaping(config),
-        "inputs": describe_inputs(find_splits(find_inputs(config.inputs))),
+        "inputs": listed.inputs,
         "versions": {**versions(), **ctx.versions},
         "tokenizer_sha256": tokenizer_hash(ctx),
     }
@@ -137,15 +152,31 @@ def check_same(out: str, now: dict[str, Any]) -> None:
         names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
         dashes = "--" if key == "config" else ""
         changes += [f"{dashes}{name.replace('_', '-')}: {old.get(name)} → {new.get(name)}" for name in names]
-    old, new = ({entry["source"]: entry for entry in side["inputs"]} for side in (before, now))
-    for name in dict.fromkeys([*old, *new]):
-        if old.get(name) != new.get(name):
-            what = "was changed" if name in old and name in new else "is new" if name in new else "is gone"
-            changes.append(f"input {name} {what}")
+    changes += _changed_inputs(before["inputs"], now["inputs"])
     if before["tokenizer_sha256"] != now["tokenizer_sha256"]:
         changes.append("the tokenizer of --model was changed")
     if changes:
         raise OmniprepError(
             f"{out} holds a build with other options or inputs ({'; '.join(changes)}); "
             "give another --out, or --overwrite to begin anew"
+        )
+
+
+def _changed_inputs(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iterator[str]:
+    old, new = ({entry["source"]: entry for entry in side} for side in (before, now))
+    for name in dict.fromkeys([*old, *new]):
+        if old.get(name) != new.get(name):
+            what = "was changed" if name in old and name in new else "is new" if name in new else "is gone"
+            yield f"input {name} {what}"
+
+
+def check_unchanged(out: str, listed: Listed) -> None:
+    """Compare the inputs with what they were when the build began to read them.
+
+    Raises:
+        OmniprepError: They were changed meanwhile; names them.
+    """
+    if changes := list(_changed_inputs(listed.inputs, describe_inputs(listed.splits))):
+        raise OmniprepError(
+            f"{'; '.join(changes)} while it was read; begin anew with --overwrite ({out} holds rows of both)"
         )

@@ -10,7 +10,6 @@ for every row that kills.
 
 import json
 import os
-import pickle
 import select
 import signal
 import subprocess
@@ -19,8 +18,9 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from omniprep.build.tasks import PlanTask, ShardTask, task_as_json
 from omniprep.errors import OmniprepError, Reject, RejectCode
 
 START_SECONDS = 900.0
@@ -45,7 +45,7 @@ class _Fate:
     reject: Reject | None = None
 
 
-def find_killers(task: Any, timeout: float, memory: int) -> dict[int, Reject]:
+def find_killers(task: PlanTask | ShardTask, timeout: float, memory: int) -> dict[int, Reject]:
     """Rows of a task (by their number in it) that cannot be done in any process.
 
     Args:
@@ -70,7 +70,7 @@ def find_killers(task: Any, timeout: float, memory: int) -> dict[int, Reject]:
             start = fate.row
 
 
-def _try_from(task: Any, start: int, timeout: float, memory: int) -> _Fate:
+def _try_from(task: PlanTask | ShardTask, start: int, timeout: float, memory: int) -> _Fate:
     child = _start(task, start)
     try:
         return _follow(child, timeout, min(memory, int(_SHARE * free_memory())))
@@ -81,7 +81,7 @@ def _try_from(task: Any, start: int, timeout: float, memory: int) -> _Fate:
         child.errors.close()
 
 
-def _start(task: Any, start: int) -> _Child:
+def _start(task: PlanTask | ShardTask, start: int) -> _Child:
     report, theirs = os.pipe()
     errors = tempfile.TemporaryFile(prefix="omniprep-trial-")  # noqa: SIM115  # outlives this function
     code = f"from omniprep.build.trial import main; main({theirs})"
@@ -96,9 +96,8 @@ def _start(task: Any, start: int) -> _Child:
     os.close(theirs)
     assert process.stdin is not None
     try:
-        # To our own child, the way Ray hands it to us; nothing pickled ever comes back.
         with process.stdin as pipe:
-            pickle.dump((task, start), pipe)
+            pipe.write(f"{start}\n{task_as_json(task)}".encode())
     except BrokenPipeError:
         pass  # it died at once: `_follow` finds that out, and says why
     return _Child(process, report, errors)

@@ -4,8 +4,10 @@ What this writes is a pure function of the plan and the receipts, so it may be d
 """
 
 import hashlib
+import heapq
 import json
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from omniprep import io
 from omniprep.build.budget import check_error_rate
 from omniprep.build.packstage import Placement, Rows, item_counts
 from omniprep.build.planfile import read_rejects
-from omniprep.build.stages import as_text, plan_path
+from omniprep.build.stages import as_json_bytes
+from omniprep.build.tasks import plan_path
 from omniprep.config import BuildConfig, config_hash, shaping
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.context import FamilyContext
@@ -47,18 +50,17 @@ def versions() -> dict[str, str]:
 
 
 def tokenizer_hash(ctx: FamilyContext) -> str:
-    """SHA-256 of what the tokenizer does: its serialized form."""
-    return ctx.tokenizer_sha256  # kept by the context: serializing a tokenizer takes a second
+    """Hash of what the tokenizer does (template/identity.py)."""
+    return ctx.tokenizer_sha256
 
 
-def line_numbers(rows: Rows, splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
-    """Line of each row in its source, from 1: the line within the split plus the lines of the splits before it."""
+def lines_before(splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
+    """How many lines of its source stand before each split; `lines` are the lines of each."""
     before, seen = np.zeros(len(splits), np.int64), Counter[str]()
     for number, split in enumerate(splits):
         before[number] = seen[split.source]
         seen[split.source] += lines[number]
-    result: NDArray[np.int64] = rows.facts["line"] + before[rows.split] + 1
-    return result
+    return before
 
 
 def finish(
@@ -74,7 +76,7 @@ def finish(
     packed = rows.packed.copy()
     packed[list(late)] = False
     where = places(rows, placement, packed)
-    numbers = line_numbers(rows, splits, lines)
+    numbers = rows.facts["line"] + lines_before(splits, lines)[rows.split] + 1
     entries = index_entries(rows, placement, packed, receipts)
     write_index(io.join(config.out, "index.parquet"), entries)
     sources = pa.DictionaryArray.from_arrays(pa.array(rows.split), pa.array([s.source for s in splits], pa.string()))
@@ -222,26 +224,29 @@ def _write_rejects(
         by_split.setdefault(int(rows.split[number]), []).append(number)
     with io.atomic_writer(io.join(config.out, "rejected.jsonl")) as file:
         for s, split in enumerate(splits):
-            lines: dict[int, tuple[str, str, str]] = {
-                int(first[s]) + at: (code, message, raw or "null")
-                for at, code, message, raw in read_rejects(plan_path(config.out, s, ".arrow"))
-            }
-            if s in by_split:
-                texts = _read_again(split, {int(rows.facts["line"][n]): n for n in by_split[s]})
-                lines |= {n: (late[n]["code"], late[n]["message"], texts.get(n, "null")) for n in by_split[s]}
-            for number in sorted(lines):
-                code, message, raw = lines[number]
+            early = (
+                (int(first[s]) + row.at, row.code, row.message, row.raw)
+                for row in read_rejects(plan_path(config.out, s, ".arrow"))
+            )
+            wanted = {int(rows.facts["line"][n]): late[n] for n in by_split.get(s, ())}
+            # One row at a time: with inline media a row may be hundreds of MB.
+            for number, code, message, raw in heapq.merge(early, _read_again(split, wanted), key=lambda row: row[0]):
                 head = {"source": split.source, "line": int(numbers[number]), "code": code, "message": message}
-                text = json.dumps(head, ensure_ascii=False)
-                file.write(f'{text[:-1]}, "row": {raw}}}\n'.encode(errors="replace"))
+                file.write(json.dumps(head, ensure_ascii=False)[:-1].encode(errors="replace") + b', "row": ')
+                file.write(raw)
+                file.write(b"}\n")
 
 
-def _read_again(split: Split, wanted: dict[int, int]) -> dict[int, str]:
-    return {
-        wanted[raw.line]: as_text(raw.content)
-        for raw in read_split(split)
-        if raw.line in wanted and not isinstance(raw.content, Reject)
-    }
+def _read_again(split: Split, wanted: dict[int, dict[str, Any]]) -> Iterator[tuple[int, str, str, bytes]]:
+    """Rows of a split that failed while encoding, by line; one that is not there any more without its content."""
+    left = dict(wanted)
+    if wanted:
+        for raw in read_split(split):
+            if (reject := left.pop(raw.line, None)) is not None:
+                content = b"null" if isinstance(raw.content, Reject) else as_json_bytes(raw.content)
+                yield reject["row"], reject["code"], reject["message"], content
+    for reject in left.values():
+        yield reject["row"], reject["code"], reject["message"], b"null"
 
 
 def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:
@@ -260,7 +265,7 @@ __all__ = [
     "fill",
     "finish",
     "index_entries",
-    "line_numbers",
+    "lines_before",
     "places",
     "tokenizer_hash",
     "versions",

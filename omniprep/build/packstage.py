@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.build.planfile import read_facts
-from omniprep.build.stages import plan_path
+from omniprep.build.tasks import plan_path
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
 from omniprep.packing import layout, pack

@@ -7,17 +7,19 @@ again.
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.build.probe import PlannedItem
 from omniprep.build.rowplan import PlannedRow, cost_facts
+from omniprep.build.tasks import plan_path
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.registry import Item, as_json, from_json
 from omniprep.media.fetch import Source
@@ -66,7 +68,7 @@ class PlannedLine:
 
     line: int
     row: PlannedRow | Reject
-    raw: str | None = None
+    raw: bytes | None = None
 
 
 def to_batch(lines: list[PlannedLine]) -> pa.RecordBatch:
@@ -132,71 +134,95 @@ def write_plan(uri: str, batches: Iterable[pa.RecordBatch]) -> None:
             writer.write_batch(batch)
 
 
-def _open(uri: str) -> pa.ipc.RecordBatchFileReader:
+def _open(uri: str, columns: Iterable[str] = ()) -> pa.ipc.RecordBatchFileReader:
+    """The plan of a split; with `columns`, those alone are read (inline media stay where they are)."""
+    options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name) for name in columns])
     try:
         if io.is_local(uri):
-            return pa.ipc.open_file(pa.memory_map(io.local_path(uri), "r"))
-        return pa.ipc.open_file(pa.PythonFile(io.open_input(uri), mode="r"))
+            return pa.ipc.open_file(pa.memory_map(io.local_path(uri), "r"), options=options)
+        return pa.ipc.open_file(pa.PythonFile(io.open_input(uri), mode="r"), options=options)
     except (pa.ArrowInvalid, OSError) as error:
         raise DamagedDataError(f"{uri}: the plan cannot be read ({error}); build again with --overwrite") from error
 
 
 def read_facts(uri: str) -> dict[str, NDArray[Any]]:
     """What packing and rows.parquet need of a split, an array a column; `code` is a list of texts or None."""
-    reader = _open(uri)
+    reader = _open(uri, FACTS)
     batches = [reader.get_batch(i).select(list(FACTS)) for i in range(reader.num_record_batches)]
     table = pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in FACTS]))
     return {name: table[name].to_numpy() for name in FACTS}
 
 
-def read_rejects(uri: str) -> list[tuple[int, str, str, str | None]]:
-    """(row within the split, code, message, raw JSON) of the rejected rows of a split."""
-    import pyarrow.compute as pc
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that planning rejected."""
 
-    reader, result, at = _open(uri), [], 0
+    at: int
+    """Which row of the split."""
+    line: int
+    """Its line in the split, from 0."""
+    code: str
+    message: str
+    raw: bytes
+    """The row as JSON."""
+
+
+def read_rejects(uri: str) -> Iterator[RejectedRow]:
+    """The rejected rows of a split, in order."""
+    reader, first = _open(uri, ("line", "code", "message", "raw")), 0
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
-        found = pc.indices_nonzero(pc.is_valid(batch["code"])).to_pylist()
-        part = batch.select(["code", "message", "raw"]).take(pa.array(found, pa.int64())).to_pylist()
-        result += [(at + i, row["code"], row["message"], row["raw"]) for i, row in zip(found, part, strict=True)]
-        at += batch.num_rows
-    return result
+        line, code, message, raw = (batch.column(name) for name in ("line", "code", "message", "raw"))
+        raw = raw.cast(pa.large_binary())  # not copied: it may be hundreds of MB
+        for at in pc.indices_nonzero(code.is_valid()).to_pylist():
+            text = raw[at].as_py() or b"null"
+            yield RejectedRow(first + at, line[at].as_py(), code[at].as_py(), message[at].as_py(), text)
+        first += batch.num_rows
 
 
 class PlanReader:
     """Reads single planned rows of many splits; keeps the files used last open.
 
     Args:
-        uris: The plan of each split, by number.
+        out: Folder of the build.
     """
 
-    def __init__(self, uris: list[str], keep: int = 64) -> None:
+    def __init__(self, out: str, keep: int = 64) -> None:
         """Open nothing yet."""
-        self._uris, self._keep = uris, keep
-        self._files: OrderedDict[int, tuple[Any, NDArray[np.int64]]] = OrderedDict()
+        self._out, self._keep = out, keep
+        self._edges: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._files: OrderedDict[int, pa.ipc.RecordBatchFileReader] = OrderedDict()
         self._batches: OrderedDict[tuple[int, int], pa.RecordBatch] = OrderedDict()
         self._bytes = 0
 
     def read(self, split: int, number: int) -> PlannedRow:
-        """Planned row `number` of a split."""
-        if split not in self._files:
-            reader = _open(self._uris[split])
-            sizes = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
-            self._files[split] = (reader, np.cumsum([0, *sizes]))
-            if len(self._files) > self._keep:
-                self._files.popitem(last=False)
-        reader, edges = self._files[split]
-        self._files.move_to_end(split)
+        """Planned row `number` of a split. Inline media are views of the plan's bytes."""
+        if split not in self._edges:
+            receipt = json.loads(io.read_bytes(plan_path(self._out, split, ".json")))
+            self._edges[split] = np.cumsum([0, *receipt["chunks"]])
+        edges = self._edges[split]
         chunk = int(np.searchsorted(edges, number, side="right")) - 1
         key = (split, chunk)
         if key not in self._batches:
-            self._batches[key] = reader.get_batch(chunk)
+            self._batches[key] = self._file(split).get_batch(chunk)
             self._bytes += self._batches[key].nbytes
             # Rows with inline media make batches of hundreds of MB: bounded by bytes, not by number alone.
             # Rows come in packed order, from anywhere, and opening a batch costs more than a row: many are kept.
             while len(self._batches) > 1 and self._bytes > _KEPT_BYTES:
                 self._bytes -= self._batches.popitem(last=False)[1].nbytes
         return _from_batch(self._batches[key], number - int(edges[chunk]))
+
+    def _file(self, split: int) -> pa.ipc.RecordBatchFileReader:
+        if split in self._files:
+            self._files.move_to_end(split)
+            return self._files[split]
+        uri = plan_path(self._out, split, ".arrow")
+        reader = _open(uri)
+        if io.size(uri) < _KEPT_BYTES // 2:  # a larger one is opened for each batch: what is mapped counts as held
+            self._files[split] = reader
+            if len(self._files) > self._keep:
+                self._files.popitem(last=False)
+        return reader
 
 
 def _values(batch: pa.RecordBatch, name: str, at: int) -> NDArray[Any]:
@@ -213,9 +239,31 @@ def _from_batch(batch: pa.RecordBatch, at: int) -> PlannedRow:
         run_weights=_values(batch, "run_weights", at),
         length=batch.column(SCHEMA.get_field_index("length"))[at].as_py(),
     )
-    for entry in batch.column(SCHEMA.get_field_index("media"))[at].as_py():
-        item = Item(
-            MODALITIES[entry["modality"]], from_json(json.loads(entry["meta"])), entry["tokens"], entry["audio"]
-        )
-        row.items[item.modality].append(PlannedItem(item, [Source(**source) for source in entry["sources"]]))
+    for item, sources in _items(batch.column(SCHEMA.get_field_index("media")), at):
+        row.items[item.modality].append(PlannedItem(item, sources))
     return row
+
+
+def _items(media: pa.ListArray, at: int) -> Iterator[tuple[Item, list[Source]]]:
+    start, end = media.offsets.to_numpy()[at : at + 2].tolist()
+    if start == end:
+        return
+    items = media.values.slice(start, end - start)
+    edges = items.field("sources").offsets.to_numpy()
+    sources = items.field("sources").values.slice(edges[0], edges[-1] - edges[0])
+    paths, uris = (sources.field(name).to_pylist() for name in ("path", "uri"))
+    found = [Source(*facts) for facts in zip(paths, uris, _views(sources.field("data")), strict=True)]
+    names = ("modality", "tokens", "audio", "meta")
+    for n, facts in enumerate(zip(*(items.field(name).to_pylist() for name in names), strict=True)):
+        modality, tokens, audio, meta = facts
+        item = Item(MODALITIES[modality], from_json(json.loads(meta)), tokens, audio)
+        yield item, found[edges[n] - edges[0] : edges[n + 1] - edges[0]]
+
+
+def _views(data: pa.LargeBinaryArray) -> list[memoryview | None]:
+    """The values without a copy (a scalar of Arrow is one)."""
+    _, offsets, content = data.buffers()
+    edges = np.frombuffer(offsets, np.int64, len(data) + 1, 8 * data.offset).tolist()
+    valid = data.is_valid().to_pylist()
+    view = memoryview(content if content is not None else b"").cast("B")
+    return [view[a:b] if good else None for a, b, good in zip(edges[:-1], edges[1:], valid, strict=True)]

@@ -25,7 +25,7 @@ from omniprep import io
 from omniprep.build.manifest import count, fill, index_entries, places
 from omniprep.build.packstage import Placement, Rows, freeze, item_counts, place
 from omniprep.build.rowencode import EncodedRow, make_bin
-from omniprep.build.stages import receipt_path, shard_name
+from omniprep.build.tasks import receipt_path, shard_name
 from omniprep.config import BuildConfig, config_hash, shaping
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset

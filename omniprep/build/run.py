@@ -13,6 +13,7 @@ import json
 import signal
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,14 +22,15 @@ from typing import Any, TypeVar
 
 from omniprep import io
 from omniprep.build.budget import FirstErrors, check_error_rate
-from omniprep.build.folder import describe, finished, prepare, sweep, told
+from omniprep.build.folder import Listed, check_unchanged, describe, finished, list_inputs, prepare, sweep, told
 from omniprep.build.lease import NAME as LEASE
 from omniprep.build.lease import Lease, hold
-from omniprep.build.manifest import describe_inputs, finish
+from omniprep.build.manifest import finish
 from omniprep.build.options import family_of, family_spec
 from omniprep.build.packstage import Placement, Rows, freeze, gather, place
 from omniprep.build.probe import item_limits
-from omniprep.build.stages import PlanTask, ShardTask, encode_shard, plan_path, plan_split, receipt_path
+from omniprep.build.stages import encode_shard, plan_split
+from omniprep.build.tasks import PlanTask, ShardTask, plan_path, receipt_path
 from omniprep.build.workers import ray_session, run_tasks
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Terminated, UsageError
@@ -36,7 +38,7 @@ from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.families.registry import REGISTRY
 from omniprep.media.audio import sound_decoder
 from omniprep.progress import Reporter
-from omniprep.rows.sources import Split, count_lines, find_inputs, find_splits
+from omniprep.rows.sources import Split
 from omniprep.shards.codec import with_codec
 
 Task = TypeVar("Task", PlanTask, ShardTask)
@@ -69,7 +71,8 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     ctx = family_of(config)
     item_limits(ctx, config.limit_mm_per_row)
     with_codec(ctx.columns, config.pixel_codec)  # says at once where its library is absent
-    this = describe(config, ctx)
+    listed = list_inputs(config)
+    this = describe(config, ctx, listed)
     with told(config.out):
         if (manifest := finished(config, this)) is not None:
             if io.exists(io.join(config.out, LEASE)):  # of a run that was killed at its very end, or that begins anew
@@ -82,20 +85,19 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
             return manifest
         with hold(config.out, progress.message) as lease:
             prepare(config, this)
-            return _build(config, ctx, lease, progress)
+            return _build(config, ctx, listed, lease, progress)
 
 
-def _build(config: BuildConfig, ctx: FamilyContext, lease: Lease, progress: Reporter) -> dict[str, Any]:
+def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease, progress: Reporter) -> dict[str, Any]:
     with ray_session(config.workers, config.ray_address), stopped_by_signal(), REGISTRY.frozen_while():
-        planned = plan(config, progress, lease)
+        planned = plan(config, progress, lease, listed)
         shards = _encode(config, planned, progress, lease)
     sweep(config.out)  # of workers that died
-    lines = _lines(planned)
     manifest = finish(
         config,
         ctx,
         planned.splits,
-        lines,
+        [receipt["lines"] for receipt in planned.receipts],
         planned.rows,
         planned.placement,
         shards,
@@ -133,8 +135,12 @@ def _write_report(out: str, progress: Reporter) -> None:
         progress.message(f"{out}: report.html was not written ({type(error).__name__}: {error})")
 
 
-def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None) -> Planned:
-    """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0."""
+def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, listed: Listed | None = None) -> Planned:
+    """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0.
+
+    Raises:
+        OmniprepError: No rows, too many rejects, or inputs that were changed meanwhile.
+    """
     ctx = family_of(config)
     spec = family_spec(config, ship_plugins=True)
     limits = item_limits(ctx, config.limit_mm_per_row)
@@ -142,14 +148,17 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None) ->
         progress.message(
             f"a bin holds {config.bin_length} tokens, but {', '.join(large)}: rows that do not fit are rejected"
         )
-    splits = find_splits(find_inputs(config.inputs))
+    listed = listed or list_inputs(config)
+    splits = listed.splits
     if not splits:
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
     worker_config = replace(config, inputs=())
     tasks = [PlanTask(split, number, spec, worker_config, config.out) for number, split in enumerate(splits)]
+    first = FirstErrors(progress.message, config, splits)
     receipts = _run_stage(
-        "plan", plan_split, tasks, lambda t: plan_path(t.out, t.number, ".json"), config, progress, lease
+        "plan", plan_split, tasks, lambda t: plan_path(t.out, t.number, ".json"), config, progress, lease, first
     )
+    check_unchanged(config.out, listed)
     if not sum(r["rows"] for r in receipts):
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
     rejected, read = sum(r["rejected"] for r in receipts), sum(r["rows"] for r in receipts)
@@ -160,18 +169,19 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None) ->
     plan_hash = freeze(config.out, rows, placement, config)
     progress.advance("pack", int(rows.packed.sum()))
     progress.finish("pack")
-    return Planned(ctx, spec, splits, describe_inputs(splits), receipts, rows, placement, plan_hash)
+    return Planned(ctx, spec, splits, listed.inputs, receipts, rows, placement, plan_hash)
 
 
 def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     """Plan in --out, or in a folder that is thrown away where none is given."""
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     if config.out:
-        this = describe(config, family_of(config))
+        listed = list_inputs(config)
+        this = describe(config, family_of(config), listed)
         with told(config.out), hold(config.out, progress.message) as lease:
             prepare(config, this)
             with ray_session(config.workers, config.ray_address), stopped_by_signal(), REGISTRY.frozen_while():
-                return plan(config, progress, lease)
+                return plan(config, progress, lease, listed)
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
         config = replace(config, out=folder)
         io.make_folder(io.join(folder, "plan"))
@@ -183,7 +193,7 @@ def _encode(
     config: BuildConfig, planned: Planned, progress: Reporter, lease: Lease | None = None
 ) -> list[dict[str, Any]]:
     placement, rows = planned.placement, planned.rows
-    plans = tuple(plan_path(config.out, number, ".arrow") for number in range(len(planned.splits)))
+    run = uuid.uuid4().hex
     worker_config = replace(config, inputs=())
     tasks = []
     for shard in range(len(placement.shard_bins) - 1):
@@ -196,18 +206,25 @@ def _encode(
                 rows=rows.within[order],
                 row_ids=order,
                 offsets=placement.offsets[first : last + 1] - placement.offsets[first],
-                plans=plans,
+                run=run,
                 spec=planned.spec,
                 config=worker_config,
                 out=config.out,
             )
         )
-    return _run_stage("encode", encode_shard, tasks, lambda t: receipt_path(t.out, t.number), config, progress, lease)
+    first = FirstErrors(
+        progress.message, config, planned.splits, lambda row: (int(rows.split[row]), int(rows.facts["line"][row]))
+    )
+    for number, receipt in enumerate(planned.receipts):
+        first.know(number, receipt)
+    return _run_stage(
+        "encode", encode_shard, tasks, lambda t: receipt_path(t.out, t.number), config, progress, lease, first
+    )
 
 
 def _run_stage(
     stage: str, function: Callable[[Task], dict[str, Any]], tasks: list[Task], receipt: Callable[[Task], str],
-    config: BuildConfig, progress: Reporter, lease: Lease | None,
+    config: BuildConfig, progress: Reporter, lease: Lease | None, first: FirstErrors,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run the tasks that have no receipt; returns the receipts of all, in order."""
     results: dict[int, dict[str, Any]] = {}
@@ -220,11 +237,11 @@ def _run_stage(
             results[number] = done
     unit = "splits" if stage == "plan" else "shards"
     progress.start(stage, len(tasks), unit)
-    for result in results.values():
+    for number, result in results.items():
         _advance(progress, stage, result)
+        first.show(tasks[number], result)
     if results:
         progress.message(f"{stage}: {len(results)} of {len(tasks)} {unit} were done before")
-    first = FirstErrors(progress.message)
     folder = io.join(config.out, "plan")
     found = [name for name in io.list_folder(folder) if name.startswith(f"{stage}-") and name.endswith(".begun")]
     marks = [io.join(folder, f"{stage}-{number:06d}.begun") for number in left]
@@ -237,7 +254,7 @@ def _run_stage(
             lease.check()
         results[left[at]] = result
         _advance(progress, stage, result)
-        first.show(tasks[left[at]], result, config)
+        first.show(tasks[left[at]], result)
     for name in found:  # of tasks that ended before their mark was removed, or that Ray did
         io.remove(io.join(folder, name))
     progress.finish(stage)
@@ -261,16 +278,6 @@ def _read_receipt(uri: str, task: PlanTask | ShardTask) -> dict[str, Any] | None
         return receipt if io.exists(plan_path(task.out, task.number, ".arrow")) else None
     except (ValueError, FileNotFoundError):
         return None
-
-
-def _lines(planned: Planned) -> list[int]:
-    """Lines of each split; counted only where another split of the same file follows."""
-    splits = planned.splits
-    follows = [n + 1 < len(splits) and splits[n + 1].source == s.source for n, s in enumerate(splits)]
-    return [
-        0 if not follow else count_lines(s) if s.kind == "jsonl" else r["rows"]
-        for s, follow, r in zip(splits, follows, planned.receipts, strict=True)
-    ]
 
 
 __all__ = ["Planned", "build", "plan", "plan_only"]

@@ -4,78 +4,32 @@ import base64
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.build.isolate import find_killers
-from omniprep.build.planfile import PlannedLine, PlanReader, read_facts, to_batch, write_plan
+from omniprep.build.planfile import PlannedLine, PlanReader, to_batch, write_plan
+from omniprep.build.pulse import tell
 from omniprep.build.rowencode import EncodedRow, MediaCache, encode_planned, make_bin
 from omniprep.build.rowplan import PlannedRow, plan_rows, unexpected
+from omniprep.build.tasks import PlanTask, ShardTask, plan_path, receipt_path, shard_name
 from omniprep.build.watch import row_limit, watching
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
-from omniprep.families.context import FamilyContext, FamilySpec, resolve
+from omniprep.families.context import FamilyContext, resolve
 from omniprep.media.fetch import Places
-from omniprep.rows.sources import RawRow, Split, read_split
+from omniprep.rows.sources import RawRow, read_split
 from omniprep.shards.codec import with_codec
 from omniprep.shards.schema import arrow_schema
 from omniprep.shards.writer import ShardWriter
 from omniprep.template.loss import parse_strategy
 
 CHUNK_ROWS, CHUNK_BYTES = 256, 8 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class PlanTask:
-    """Plan one split: where its plan and receipt go."""
-
-    split: Split
-    number: int
-    spec: FamilySpec
-    config: BuildConfig
-    out: str
-    isolate: bool = False
-    """Find the rows that end the process first, since one did (omniprep/build/isolate.py)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """Encode one shard: for each bin, its rows as (split, row within the split), and their numbers in rows.parquet."""
-
-    number: int
-    splits: NDArray[np.int32]
-    rows: NDArray[np.int32]
-    row_ids: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    """Bin b holds rows offsets[b] to offsets[b+1]."""
-    plans: tuple[str, ...]
-    spec: FamilySpec
-    config: BuildConfig
-    out: str
-    isolate: bool = False
-    """As in PlanTask."""
-
-
-def plan_path(out: str, number: int, suffix: str) -> str:
-    """Where the plan (".arrow") or the receipt (".json") of a split lies."""
-    return io.join(out, "plan", f"split-{number:06d}{suffix}")
-
-
-def shard_name(number: int) -> str:
-    """Name of a shard's file."""
-    return f"{number:05d}.arrow"
-
-
-def receipt_path(out: str, number: int) -> str:
-    """Where the receipt of a shard lies."""
-    return io.join(out, "receipts", f"{number:05d}.json")
 
 
 def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
@@ -91,42 +45,52 @@ def _chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
         yield chunk
 
 
-def as_text(raw: Any) -> str:
-    """A raw row as JSON text, for rejected.jsonl; bytes become base64."""
+def as_json_bytes(raw: Any) -> bytes:
+    """A raw row as JSON, for rejected.jsonl; bytes become base64."""
 
     def convert(value: Any) -> Any:
         return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
     try:
-        return json.dumps(raw, ensure_ascii=False, default=convert)
+        # Piece by piece: a text with inline media and one rare letter would take four bytes for each of its letters.
+        pieces = json.JSONEncoder(ensure_ascii=False, default=convert).iterencode(raw)
+        return b"".join([piece.encode(errors="replace") for piece in pieces])
     except (ValueError, RecursionError):
-        return json.dumps(str(raw)[:10_000])
+        return json.dumps(str(raw)[:10_000]).encode()
 
 
 def plan_split(task: PlanTask) -> dict[str, Any]:
     """Plan a split: write plan/split-N.arrow, then its receipt.
 
     Returns:
-        The receipt: rows, rejected, tokens, lines (read lines of the split, for numbering), seconds.
+        The receipt: rows, rejected, codes (rejects of each), tokens, lines (of the split, to number those after it),
+        chunks (rows of each record batch), seconds.
     """
     ctx = resolve(task.spec)
     places = Places(task.split.base, task.config.media_root, task.config.allow_http)
-    receipt: dict[str, Any] = {"rows": 0, "rejected": 0, "tokens": 0}
+    receipt: dict[str, Any] = {"rows": 0, "rejected": 0, "tokens": 0, "lines": 0, "chunks": []}
+    codes = Counter[str]()
     killers = _killers(task)
     began = time.perf_counter()
 
+    def planned(chunk: list[RawRow]) -> pa.RecordBatch:
+        bad = {at: killers[receipt["rows"] + at] for at in range(len(chunk)) if receipt["rows"] + at in killers}
+        lines = _plan_chunk(chunk, bad, ctx, task.config, places)
+        chunk.clear()  # rows with inline media are not held while their bytes are copied, and the next are read
+        receipt["rows"] += len(lines)
+        codes.update(str(entry.row.code) for entry in lines if isinstance(entry.row, Reject))
+        receipt["tokens"] += sum(entry.row.length for entry in lines if isinstance(entry.row, PlannedRow))
+        receipt["chunks"].append(len(lines))
+        tell(f"split {task.number}", receipt["rows"], None, "rows")
+        return to_batch(lines)
+
     def batches() -> Iterator[pa.RecordBatch]:
-        for chunk in _chunks(read_split(task.split)):
-            bad = {at: killers[receipt["rows"] + at] for at in range(len(chunk)) if receipt["rows"] + at in killers}
-            lines = _plan_chunk(chunk, bad, ctx, task.config, places)
-            receipt["rows"] += len(lines)
-            receipt["rejected"] += sum(isinstance(entry.row, Reject) for entry in lines)
-            receipt["tokens"] += sum(entry.row.length for entry in lines if isinstance(entry.row, PlannedRow))
-            yield to_batch(lines)
+        for chunk in _chunks(read_split(task.split, lambda lines: receipt.update(lines=lines))):
+            yield planned(chunk)
 
     with watching(task.config.decode_timeout):
         write_plan(plan_path(task.out, task.number, ".arrow"), batches())
-    receipt["seconds"] = round(time.perf_counter() - began, 3)
+    receipt |= {"rejected": codes.total(), "codes": codes, "seconds": round(time.perf_counter() - began, 3)}
     io.write_atomic(plan_path(task.out, task.number, ".json"), json.dumps(receipt).encode())
     return receipt
 
@@ -143,14 +107,14 @@ def _plan_chunk(
     for raw, row in zip(chunk, planned, strict=True):
         text = None
         if isinstance(row, Reject):
-            text = "null" if isinstance(raw.content, Reject) else as_text(raw.content)
+            text = b"null" if isinstance(raw.content, Reject) else as_json_bytes(raw.content)
         result.append(PlannedLine(raw.line, row, text))
     return result
 
 
 @lru_cache(maxsize=1)
-def _reader(plans: tuple[str, ...]) -> PlanReader:
-    return PlanReader(list(plans))
+def _reader(out: str, run: str) -> PlanReader:
+    return PlanReader(out)
 
 
 def encode_shard(task: ShardTask) -> dict[str, Any]:
@@ -161,7 +125,7 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
         number of the bin in the plan), rejects (row number in rows.parquet, code, message), seconds.
     """
     ctx = resolve(task.spec)
-    reader, cache = _reader(task.plans), MediaCache()
+    reader, cache = _reader(task.out, task.run), MediaCache()
     weighted = parse_strategy(task.config.loss_scale).weighted
     columns = with_codec(ctx.columns, task.config.pixel_codec)
     schema = arrow_schema(columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted)
@@ -172,6 +136,7 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
     rejects: list[dict[str, Any]] = []
     with watching(task.config.decode_timeout), ShardWriter(path, schema) as writer:
         for b in range(len(task.offsets) - 1):
+            tell(f"shard {task.number}", b, len(task.offsets) - 1, "bins")
             rows, ids = _encode_bin(task, b, killers, ctx, reader, cache, rejects)
             if not rows:
                 continue
@@ -223,4 +188,4 @@ def _encode_row(planned: PlannedRow, ctx: FamilyContext, config: BuildConfig, ca
         raise unexpected(error) from error
 
 
-__all__ = ["PlanTask", "ShardTask", "as_text", "encode_shard", "plan_path", "plan_split", "read_facts", "receipt_path"]
+__all__ = ["as_json_bytes", "encode_shard", "plan_split"]

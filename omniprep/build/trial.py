@@ -6,7 +6,6 @@ way when this process ended. An ordinary reject or error is no matter here: the 
 
 import json
 import os
-import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from omniprep.build.planfile import PlanReader
 from omniprep.build.rowencode import MediaCache, encode_planned
 from omniprep.build.rowplan import plan_rows
-from omniprep.build.stages import PlanTask, ShardTask
+from omniprep.build.tasks import PlanTask, ShardTask, task_from_json
 from omniprep.build.workers import single_threaded
 from omniprep.families.context import resolve
 from omniprep.media.fetch import Places
@@ -28,7 +27,8 @@ def main(report: int) -> None:
         report: File descriptor of the report pipe.
     """
     _first_to_go()
-    task, start = pickle.load(sys.stdin.buffer)  # from our parent, nobody else can write there
+    start, text = sys.stdin.buffer.read().split(b"\n", 1)
+    task = task_from_json(text)
     rows = _plan_rows(task) if isinstance(task, PlanTask) else _shard_rows(task)
 
     def say(**event: object) -> None:
@@ -37,7 +37,7 @@ def main(report: int) -> None:
     with single_threaded():
         try:
             for number, attempt in rows:
-                if number < start:
+                if number < int(start):
                     continue
                 say(row=number)
                 try:
@@ -47,9 +47,7 @@ def main(report: int) -> None:
                     return
                 except Exception as error:
                     print(f"row {number}: {type(error).__name__}: {error}", file=sys.stderr)
-        except (
-            Exception
-        ) as error:  # the input or the plan cannot be read: met again, and told, when the task itself is done
+        except Exception as error:  # the input cannot be read: met again, and told, when the task itself is done
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
     say(done=True)
 
@@ -62,7 +60,7 @@ def _plan_rows(task: PlanTask) -> Iterator[tuple[int, Callable[[], object]]]:
 
 
 def _shard_rows(task: ShardTask) -> Iterator[tuple[int, Callable[[], object]]]:
-    ctx, reader, cache = resolve(task.spec), PlanReader(list(task.plans)), MediaCache(0)
+    ctx, reader, cache = resolve(task.spec), PlanReader(task.out), MediaCache(0)
     for at in range(len(task.rows)):
         planned = reader.read(int(task.splits[at]), int(task.rows[at]))
         yield at, lambda planned=planned: encode_planned(planned, ctx, task.config, cache)  # type: ignore[misc]

@@ -55,7 +55,8 @@ def print_summary(out: str, seconds: float) -> None:
     ]
     print_table(out, lines)
     if rows["rejected"]:
-        print(f"{rows['rejected']:,} rows were rejected; each with its reason: {io.join(out, 'rejected.jsonl')}")
+        print(f"{rows['rejected']:,} rows were rejected; each with its reason: {io.join(out, 'rejected.jsonl')},")
+        print(f"or omniprep inspect {out} --rejected")
     if counts["rows_without_labels"]:
         print(f"{counts['rows_without_labels']:,} rows have no trained token; they teach nothing")
 
@@ -111,6 +112,7 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
     """One column of the table of plans."""
     items = ", ".join(f"{count:,} {name}" for name, count in estimate.items.items() if count)
     time = duration(estimate.core_seconds / workers)
+    known = f"{estimate.timed} rows, encoded here" if estimate.timed else "benchmarks; see --measure"
     return {
         "rows read": f"{estimate.read:,}",
         "rows packed": f"{estimate.packed:,}",
@@ -124,21 +126,22 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
         "shards": f"{estimate.shards:,}, about {size(estimate.bytes)}",
         "vision patches, audio frames": f"{estimate.patches:,}, {estimate.audio_frames:,}",
         "encoding takes about": f"{time} on {workers} {'worker' if workers == 1 else 'workers'}",
+        "  known from": known,
     }
 
 
 def print_examples(planned: "Planned", out: str) -> None:
     """A few rejects of each code, with where they are and what is wrong."""
+    from omniprep.build.manifest import lines_before
     from omniprep.build.planfile import read_rejects
-    from omniprep.build.stages import plan_path
+    from omniprep.build.tasks import plan_path
 
     shown: Counter[str] = Counter()
+    before = lines_before(planned.splits, [receipt["lines"] for receipt in planned.receipts])
     for number, split in enumerate(planned.splits):
-        lines = planned.rows.facts["line"][planned.rows.split == number]
-        for at, code, message, _ in read_rejects(plan_path(out, number, ".arrow")):
-            shown[code] += 1
-            if shown[code] <= EXAMPLES:
-                after = f" after byte {split.start:,}" if split.start else ""
-                print(f"{split.source}:{lines[at] + 1}{after}: {code}: {message}")
+        for row in read_rejects(plan_path(out, number, ".arrow")):
+            shown[row.code] += 1
+            if shown[row.code] <= EXAMPLES:
+                print(f"{split.source}:{before[number] + row.line + 1}: {row.code}: {row.message}")
     if left := sum(max(count - EXAMPLES, 0) for count in shown.values()):
         print(f"... and {left:,} more; `omniprep build` writes all of them to rejected.jsonl")

@@ -5,7 +5,6 @@ fallback makes them (audioread on the ffmpeg program): by that program where it 
 decoders may differ in the last bit; the manifest names which. Equal to librosa 0.11 bit by bit: tests/test_audio.py.
 """
 
-import io as _io
 import math
 import shutil
 import struct
@@ -33,7 +32,7 @@ def resampled_length(frames: int, rate: int, target: int) -> int:
 
 
 def _file(source: Source) -> Any:
-    return source.path if source.path is not None else _io.BytesIO(source.read())
+    return source.path if source.path is not None else source.open()
 
 
 def sound_decoder(asked: str = "auto") -> Literal["ffmpeg", "pyav"]:
@@ -120,7 +119,7 @@ def _decode_container(source: Source, first_error: Exception | None, decoder: st
 
     refuse_lists(source)
     try:
-        with av.open(source.path or _io.BytesIO(source.read())) as container:
+        with av.open(source.path or source.open()) as container:
             sound = bool(container.streams.audio)
     except (av.FFmpegError, ValueError, OSError):
         return _decode_with_av(source, first_error)  # says what is wrong with the file
@@ -181,7 +180,7 @@ def _decode_with_av(source: Source, first_error: Exception | None) -> tuple[Wave
 
     refuse_lists(source)
     try:
-        with av.open(source.path or _io.BytesIO(source.read())) as container:
+        with av.open(source.path or source.open()) as container:
             if not container.streams.audio:
                 code = RejectCode.NO_AUDIO_TRACK if first_error is None else RejectCode.BAD_MEDIA
                 raise Reject(code, f"{source.label}: there is no audio in the file")

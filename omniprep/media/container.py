@@ -36,7 +36,7 @@ def refuse_lists(source: Source) -> None:
 
 def _head(source: Source) -> bytes:
     if source.data is not None:
-        return source.data[:HEAD_BYTES]
+        return bytes(source.data[:HEAD_BYTES])
     name = source.path or source.uri or ""
     try:
         return io.read_range(name, 0, min(HEAD_BYTES, io.size(name)))

@@ -7,11 +7,13 @@ resolved.
 """
 
 import binascii
+import errno
 import hashlib
+import io as _io
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from omniprep import io
 from omniprep.errors import Reject, RejectCode
@@ -29,7 +31,7 @@ class Source:
 
     path: str | None = None
     uri: str | None = None
-    data: bytes | None = None
+    data: bytes | memoryview | None = None
 
     @property
     def label(self) -> str:
@@ -48,7 +50,7 @@ class Source:
             Reject: media_not_found, media_fetch_failed, bad_media (empty).
         """
         if self.data is not None:
-            data = self.data
+            data = bytes(self.data)
         else:
             try:
                 self.check_size()
@@ -60,6 +62,16 @@ class Source:
         if not data:
             raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
         return data
+
+    def open(self) -> BinaryIO:
+        """The item as a seekable file in memory; bytes that are there already are not copied.
+
+        Raises:
+            Reject: As `read`.
+        """
+        if isinstance(self.data, memoryview) and len(self.data):
+            return _io.BufferedReader(_View(self.data), 64 << 10)
+        return _io.BytesIO(self.read())
 
     def check_size(self) -> None:
         """Look at the size before a decoder or the memory does.
@@ -73,6 +85,32 @@ class Source:
             raise Reject(RejectCode.MEDIA_TOO_LARGE, f"{self.label}: {size:,} bytes, the limit is {most:,}")
         if not size:
             raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
+
+
+class _View(_io.RawIOBase):
+    """A file over bytes of somebody else, such as a mapped plan."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, "seek before the start")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +218,31 @@ def _inside(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
+_PIECE = 4 << 20
+
+
 def _decode(text: str, start: int = 0) -> bytes:
-    """Base64 from a place in a text on; one copy of the text, since it may be hundreds of MB."""
+    """Base64 from a place in a text on, piece by piece: the text may be hundreds of MB, and is not copied."""
     try:
-        data = binascii.a2b_base64(memoryview(text.encode("ascii"))[start:])
-    except (binascii.Error, ValueError) as error:
-        raise Reject(RejectCode.BAD_BASE64, f"inline media is not base64: {error}") from error
+        whole = _io.BytesIO()
+        for at in range(start, len(text), _PIECE):
+            piece = binascii.a2b_base64(text[at : at + _PIECE])
+            if at + _PIECE < len(text) and len(piece) != _PIECE // 4 * 3:
+                raise binascii.Error("line breaks or padding inside")
+            whole.write(piece)
+        data = whole.getvalue()
+    except (binascii.Error, ValueError):
+        data = _decode_whole(text[start:])
     if not data:
         raise Reject(RejectCode.BAD_BASE64, "inline media is empty")
     return data
+
+
+def _decode_whole(text: str) -> bytes:
+    try:
+        return binascii.a2b_base64(text)
+    except (binascii.Error, ValueError) as error:
+        raise Reject(RejectCode.BAD_BASE64, f"inline media is not base64: {error}") from error
 
 
 def _short(text: str) -> str:

@@ -5,7 +5,6 @@ transparency is dropped, EXIF orientation ignored, animated files give their fir
 `alpha="white"` depart from that.
 """
 
-import io as _io
 import warnings
 from typing import Any
 
@@ -37,7 +36,7 @@ def _open(source: Source) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(_io.BytesIO(source.read()) if source.path is None else source.path)
+            image = Image.open(source.open() if source.path is None else source.path)
     except FileNotFoundError as error:
         raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{source.label}: no such file") from error
     except Image.DecompressionBombError as error:
@@ -99,7 +98,7 @@ def decode_image(source: Source, *, exif: str = "ignore", alpha: str = "drop") -
                 return _on_white(picture)
             if alpha == "frames" and picture.mode == "RGBA":
                 return _on_white(picture)
-            return picture.convert("RGB") if picture.mode != "RGB" or picture is image else picture
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
         except Image.DecompressionBombError as error:
             raise Reject(RejectCode.IMAGE_TOO_LARGE, f"{source.label}: {error}") from error
         except _BROKEN as error:

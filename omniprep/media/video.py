@@ -5,7 +5,6 @@ manifest names the one used. Only asked-for frames are returned; a reader is ope
 """
 
 import importlib.util
-import io as _io
 import math
 from typing import Any, Protocol
 
@@ -66,7 +65,7 @@ def check_streams(source: Source) -> bool:
 
     refuse_lists(source)
     try:
-        with av.open(source.path or _io.BytesIO(source.read())) as container:
+        with av.open(source.path or source.open()) as container:
             if not container.streams.video:
                 raise Reject(RejectCode.NO_VIDEO_STREAM, f"{source.label}: there is no video stream in the file")
             stream = container.streams.video[0]
@@ -89,7 +88,7 @@ class _Decord:
         self._label = source.label
         try:
             # One thread: a worker has one core, and the shard's bytes must not depend on their number.
-            self._reader: Any = decord.VideoReader(source.path or _io.BytesIO(source.read()), num_threads=1)
+            self._reader: Any = decord.VideoReader(source.path or source.open(), num_threads=1)
             self.frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
             self.height: int
             self.width: int
@@ -126,7 +125,7 @@ class _PyAV:
         import av
 
         try:
-            with av.open(self._source.path or _io.BytesIO(self._source.read())) as container:
+            with av.open(self._source.path or self._source.open()) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "NONE"
                 for frame in container.decode(stream):

@@ -9,7 +9,10 @@ import gzip
 import io as _io
 import json
 import os
-from collections.abc import Iterator
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
@@ -174,26 +177,48 @@ def _reading(uri: str) -> BinaryIO:
         raise OmniprepError(f"{uri}: {error.strerror or error}") from error
 
 
-def read_split(split: Split) -> Iterator[RawRow]:
-    """The rows of a split; blank lines are counted but are no rows.
+def read_split(split: Split, ended: Callable[[int], None] = lambda lines: None) -> Iterator[RawRow]:
+    """The rows of a split; blank lines are counted but are no rows. None is held while the next is read.
+
+    Args:
+        split: Of an input.
+        ended: Told at the end how many lines the split has.
 
     Raises:
         OmniprepError: The file cannot be opened, or is damaged as a whole (gzip, zstd, parquet, a JSON array).
     """
     if split.kind == "jsonl":
-        yield from _read_lines(split)
-    elif split.kind == "json":
-        yield from _read_array(split)
-    elif split.kind == "parquet":
-        yield from _read_parquet(split)
-    else:
-        dataset = _hf_dataset(split.source)
-        for line, number in enumerate(range(split.start, split.end)):
-            yield RawRow(line, dataset[number], 0)
+        yield from _read_lines(split, ended)
+        return
+    line = -1
+    for line, content in enumerate(_contents(split)):
+        yield RawRow(line, content, _size(content))
+        del content
+    ended(line + 1)
+
+
+def _contents(split: Split) -> Iterator[Any]:
+    if split.kind == "json":
+        return _read_array(split)
+    if split.kind == "parquet":
+        return _read_parquet(split)
+    dataset = _hf_dataset(split.source)
+    return (dataset[number] for number in range(split.start, split.end))
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a row takes, so that chunks of rows with inline media stay small."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8
 
 
 def count_lines(split: Split) -> int:
-    """Lines of a JSON-lines split that is read to its end; used to number the lines of the next split."""
+    """Lines of a split of JSON lines, rows of another; used to number the lines of the next split."""
+    if split.kind != "jsonl":
+        return sum(1 for _ in read_split(split))
     with _reading(split.source) as file:
         start, end = _line_range(file, split)
         file.seek(start)
@@ -218,7 +243,8 @@ def _line_range(file: BinaryIO, split: Split) -> tuple[int, int]:
                 break
         return file.tell()
 
-    return next_line_start(split.start), next_line_start(split.end)
+    start = next_line_start(split.start)
+    return start, start if start >= split.end else next_line_start(split.end)
 
 
 def _decompress(file: BinaryIO, codec: str) -> BinaryIO:
@@ -231,24 +257,13 @@ def _decompress(file: BinaryIO, codec: str) -> BinaryIO:
     return file
 
 
-def _read_lines(split: Split) -> Iterator[RawRow]:
+def _read_lines(split: Split, ended: Callable[[int], None]) -> Iterator[RawRow]:
     with _reading(split.source) as file:
-        if split.codec:
-            try:
-                for line, text in enumerate(_decompress(file, split.codec)):
-                    if (row := _parse(line, text)) is not None:
-                        yield row
-            except (OSError, EOFError, RuntimeError) as error:
-                raise OmniprepError(f"{split.source}: damaged as {split.codec}: {error}") from error
-            except Exception as error:
-                if type(error).__name__ != "ZstdError":
-                    raise
-                raise OmniprepError(f"{split.source}: damaged as zst: {error}") from error
-            return
-        start, end = _line_range(file, split)
+        start, end = (0, sys.maxsize) if split.codec else _line_range(file, split)
         file.seek(start)
+        whole = _decompress(file, split.codec)
         at, line = start, 0
-        while at < end and (text := file.readline()):
+        while at < end and (text := _next_line(whole, split)):
             at += len(text)
             row = _parse(line, text)
             del text  # not held while the row is planned: with inline media it may be hundreds of MB
@@ -256,6 +271,25 @@ def _read_lines(split: Split) -> Iterator[RawRow]:
             if row is not None:
                 yield row
                 del row
+        ended(line)
+
+
+def _next_line(file: BinaryIO, split: Split) -> bytes:
+    try:
+        return file.readline()
+    except (OSError, EOFError, RuntimeError, zlib.error) as error:
+        if not split.codec:
+            raise
+        raise OmniprepError(f"{split.source}: damaged as {split.codec}: {error}") from error
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise OmniprepError(f"{split.source}: damaged as zst: {error}") from error
+
+
+LONG_LINE = 1 << 20
+"""Base64 texts are taken out of lines of this length before they are parsed."""
+_BASE64 = re.compile(rb'"((?:data:[\w/.+-]{0,99};base64,)?[A-Za-z0-9+/]{4096,}={0,2})"')
 
 
 def _parse(line: int, text: bytes) -> RawRow | None:
@@ -263,13 +297,39 @@ def _parse(line: int, text: bytes) -> RawRow | None:
         text = text.removeprefix(b"\xef\xbb\xbf")
     if not text or text.isspace():
         return None
+    size = len(text)
     try:
-        return RawRow(line, json.loads(text), len(text))
+        return RawRow(line, json.loads(text) if size < LONG_LINE else _parse_long(text), size)
     except (ValueError, RecursionError) as error:
-        return RawRow(line, Reject(RejectCode.BAD_JSON, f"{type(error).__name__}: {error}"), len(text))
+        return RawRow(line, Reject(RejectCode.BAD_JSON, f"{type(error).__name__}: {error}"), size)
 
 
-def _read_array(split: Split) -> Iterator[RawRow]:
+def _parse_long(text: bytes) -> Any:
+    """What json.loads gives, without its copies of the whole line (of which one may take four bytes a letter)."""
+    found = [match.span(1) for match in _BASE64.finditer(text)]
+    if not found:
+        return json.loads(text)
+    mark = "omniprep-"
+    while mark.encode() in text:
+        mark += "-"
+    short, at = [], 0
+    for number, (start, end) in enumerate(found):
+        short += [text[at:start], f"{mark}{number}".encode()]
+        at = end
+    row = json.loads(b"".join([*short, text[at:]]))
+    values = {f"{mark}{number}": str(memoryview(text)[start:end], "ascii") for number, (start, end) in enumerate(found)}
+    return _put_back(row, values)
+
+
+def _put_back(value: Any, values: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        return values.get(value, value)
+    if isinstance(value, dict):
+        return {values.get(key, key): _put_back(entry, values) for key, entry in value.items()}
+    return [_put_back(entry, values) for entry in value] if isinstance(value, list) else value
+
+
+def _read_array(split: Split) -> Iterator[Any]:
     with _reading(split.source) as file:
         try:
             data = _decompress(file, split.codec).read()
@@ -283,21 +343,23 @@ def _read_array(split: Split) -> Iterator[RawRow]:
         rows = [rows]
     if not isinstance(rows, list):
         raise OmniprepError(f"{split.source}: a .json input must be an array of rows")
-    for line, row in enumerate(rows):
-        yield RawRow(line, row, 0)
+    yield from rows
 
 
-def _read_parquet(split: Split) -> Iterator[RawRow]:
+def _read_parquet(split: Split) -> Iterator[dict[str, Any]]:
+    """The rows of a group, a few megabytes at a time, since a group may hold gigabytes of inline media."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with _reading(split.source) as file:
         try:
-            table = pq.ParquetFile(file).read_row_group(split.start)
+            table = pq.ParquetFile(file, buffer_size=1 << 20)
+            group = table.metadata.row_group(split.start)
+            rows = max(1, min(64, (8 << 20) * group.num_rows // max(group.total_byte_size, 1)))
+            for batch in table.iter_batches(rows, row_groups=[split.start], use_threads=False):
+                yield from map(_plain, batch.to_pylist())
         except (pa.ArrowInvalid, OSError) as error:
             raise OmniprepError(f"{split.source}: damaged parquet file: {error}") from error
-    for line, row in enumerate(row for batch in table.to_batches(max_chunksize=64) for row in batch.to_pylist()):
-        yield RawRow(line, _plain(row), 0)
 
 
 def _hf_dataset(source: str) -> Any:
