@@ -6,7 +6,6 @@ placeholders that are not one token, unknown options, bad maxima. What callbacks
 """
 
 import difflib
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -42,6 +41,7 @@ from omniprep.families.registry import (
 from omniprep.rows.normalize import MODALITIES
 from omniprep.shards.schema import Column
 from omniprep.template.chat import TemplateMeta
+from omniprep.template.identity import tokenizer_sha256
 from omniprep.template.tokens import Encoder
 
 
@@ -169,8 +169,8 @@ class FamilyContext:
 
     @cached_property
     def tokenizer_sha256(self) -> str:
-        """SHA-256 of what the tokenizer does: its serialized form."""
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        """Hash of what the tokenizer does, whatever wrote it."""
+        return tokenizer_sha256(self.tokenizer.backend_tokenizer)
 
     @property
     def versions(self) -> dict[str, str]:
