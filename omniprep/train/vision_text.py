@@ -66,8 +66,9 @@ class Packed:
             row_lengths = borders.diff().tolist()
         arguments.pop("labels", None)
         arguments["use_cache"] = False
-        zero = self._touched(core, arguments) if self.touch_towers else None
-        _see(core, arguments)
+        # Always pictures before sound before text: the order of the calls must be the same on every rank, too.
+        seen = _see(core, arguments)
+        zero = self._touched(core, arguments, seen) if self.touch_towers else None
         hidden = core(input_ids=input_ids, row_lengths=row_lengths, **arguments).last_hidden_state
         if zero is not None:
             hidden = hidden + zero.to(hidden.device, hidden.dtype)
@@ -77,17 +78,17 @@ class Packed:
             return token_loss(hidden[0], head, targets)
         return CausalLMOutputWithPast(logits=head(hidden))
 
-    def _touched(self, core: Any, arguments: dict[str, Any]) -> Tensor:
+    def _touched(self, core: Any, arguments: dict[str, Any], seen: bool) -> Tensor:
         """Zero, through every tower that the arguments do not use."""
         visual, ears = getattr(core, "visual", None), getattr(core, "audio_tower", None)
         zero = torch.zeros((), device=next(core.parameters()).device)
-        if visual is not None and not _pictures(arguments):
+        if visual is not None and not seen:
             merge = visual.spatial_merge_size
             patch = visual.config
             width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
             blank = zero.new_zeros(merge * merge, width, dtype=visual.dtype)
-            seen = visual(blank, grid_thw=torch.tensor([[1, merge, merge]], device=zero.device))
-            zero = zero + sum(part.float().sum() for part in _tensors(seen)) * 0
+            nothing = visual(blank, grid_thw=torch.tensor([[1, merge, merge]], device=zero.device))
+            zero = zero + sum(part.float().sum() for part in _tensors(nothing)) * 0
         if ears is not None and arguments.get("input_features") is None:
             zero = zero + self.heard_nothing(core, ears, zero).float().sum() * 0
         return zero
@@ -100,18 +101,18 @@ class Packed:
         return heard
 
 
-def _pictures(arguments: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Patches and grids of images and of videos, of those that there are."""
+def _see(core: Any, arguments: dict[str, Any]) -> bool:
+    """Put what the vision tower makes of all pictures, in one call, in the place of their pixels; whether there are
+    any.
+    """
     names = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
-    found = {kind: (arguments.get(pixels), arguments.get(grid)) for kind, (pixels, grid) in names.items()}
-    return {kind: (p, g) for kind, (p, g) in found.items() if p is not None and g is not None}
-
-
-def _see(core: Any, arguments: dict[str, Any]) -> None:
-    """Put what the vision tower makes of all pictures, in one call, in the place of their pixels."""
-    pictures = _pictures(arguments)
+    pictures = {
+        kind: (arguments.pop(pixels), arguments[grid])
+        for kind, (pixels, grid) in names.items()
+        if arguments.get(pixels) is not None
+    }
     if not pictures:
-        return
+        return False
     visual = core.visual
     pixels = torch.cat([p for p, _ in pictures.values()]).to(visual.dtype)
     seen = visual(pixels, grid_thw=torch.cat([g for _, g in pictures.values()]))
@@ -121,8 +122,7 @@ def _see(core: Any, arguments: dict[str, Any]) -> None:
         kind: SimpleNamespace(pooler_output=(part,), deepstack_features=[(layer[n],) for layer in deeper])
         for n, (kind, part) in enumerate(zip(pictures, torch.split(seen.pooler_output, sizes), strict=True))
     }
-    for name in ("pixel_values", "pixel_values_videos"):
-        arguments.pop(name, None)
+    return True
 
 
 def _tensors(value: Any) -> list[Tensor]:
