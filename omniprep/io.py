@@ -21,12 +21,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from omniprep.errors import OmniprepError
+
 REMOTE_MARK = "://"
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try of a remote call; a quarter is added or taken at random, so that workers spread."""
 _PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EREMOTEIO, errno.EPIPE}
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _CLIENTS = ("aiohttp", "botocore", "urllib3", "requests", "httpx", "gcsfs", "huggingface_hub")
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "'omniprep[s3]'"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+"""What brings a protocol to fsspec."""
 T = TypeVar("T")
 
 
@@ -43,8 +54,15 @@ def local_path(uri: str) -> str:
 def _remote(protocol: str) -> Any:
     import fsspec
 
-    # fsspec keeps instances itself, and knows about forks.
-    return fsspec.filesystem(protocol, use_listings_cache=False)
+    try:
+        # fsspec keeps instances itself, and knows about forks.
+        return fsspec.filesystem(protocol, use_listings_cache=False)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol, "")
+        advice = f"pip install {package}" if package else str(error)
+        raise OmniprepError(f"{protocol}:// needs a package that is not installed here: {advice}") from error
+    except ValueError as error:
+        raise OmniprepError(f"{protocol}://: {error}") from error
 
 
 def _may_pass(error: Exception) -> bool:

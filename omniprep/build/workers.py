@@ -11,6 +11,8 @@ thread everywhere.
 
 import dataclasses
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,14 +60,16 @@ def ray_session(workers: int, address: str | None) -> Iterator[None]:
     if ours:
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         options["runtime_env"] = {"env_vars": ENVIRONMENT}
+        if address is None:
+            # A fixed bound of the object store: tasks and receipts are small, bins never travel.
+            options |= {"num_cpus": workers, "object_store_memory": 256 << 20}
+        handler = signal.getsignal(signal.SIGTERM)
         try:
-            if address is None:
-                # A fixed bound of the object store: tasks and receipts are small, bins never travel.
-                ray.init(num_cpus=workers, object_store_memory=256 << 20, **options)
-            else:
-                ray.init(address=address, **options)
+            ray.init(address=address or "local", **options)  # not one that happens to run on this machine
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise OmniprepError(f"Ray cannot be started or reached ({address or 'local'}): {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which ends the process without a word
     try:
         yield
     finally:
