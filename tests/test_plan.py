@@ -41,6 +41,16 @@ def test_options_side_by_side(omniprep, model_dir):
     ]
 
 
+def test_hours_are_of_another_machine_or_of_rows_timed_here(omniprep, model_dir):
+    options = ("--model", model_dir, "--bin-length", 1024, "--quiet")
+    known = line_of(omniprep("plan", *INPUTS[:2], *options, "--workers", 0).out, "known from")
+    assert known == ["benchmarks; see --measure"]
+    measured = omniprep("plan", *INPUTS[:2], *options, "--workers", 0, "--measure")
+    assert measured.code == 0, measured.err
+    timed = line_of(measured.out, "known from")[0]
+    assert timed.endswith(" rows, encoded here") and 4 <= int(timed.split()[0]) <= 24
+
+
 def test_wrong_comparisons_are_usage_errors(omniprep, model_dir):
     base = ("plan", INPUTS[0], "--model", model_dir, "--bin-length", 512)
     assert omniprep(*base, "--compare", "max-pixels").code == 2

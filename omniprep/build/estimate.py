@@ -1,8 +1,11 @@
 """What a plan promises: rows, tokens, bins, bytes, and about how long encoding takes.
 
 Counts are exact, but for rows that only decoding finds damaged. Bytes are within a tenth or so. Seconds are an order of
-magnitude: the rates below were measured on one core (2.5 GHz Xeon) with the demonstration data, and depend most on how
-much larger the files are than what the model sees of them.
+magnitude, unless rows were timed (omniprep/build/measure.py): they depend on the machine, and on how much larger the
+files are than what the model sees of them. The rates below follow from benchmarks/results/build.json, CPU time of whole
+builds on one core of the machine named there: text rows take 2.6 µs a token; of image rows (4 patches a token) 35 µs a
+token, of audio rows (4 frames a token) 98 µs and of video rows (4 patches a token, 6 to 10 s of 640x360 and 1280x720)
+173 µs.
 """
 
 from collections import Counter
@@ -19,11 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "estimate"]
 
-TOKEN_SECONDS = 2e-6
-IMAGE_PATCH_SECONDS = 12e-6
-VIDEO_PATCH_SECONDS = 200e-6
-"""A video is decoded up to the last frame that is taken, so most of it is frames that nobody sees."""
-FRAME_SECONDS = 36e-6
+TOKEN_SECONDS = 2.6e-6
+IMAGE_PATCH_SECONDS = 8e-6
+VIDEO_PATCH_SECONDS = 43e-6
+"""A video is decoded up to the last frame that is taken; films of an hour take far longer."""
+FRAME_SECONDS = 24e-6
 """A frame of a spectrogram, 10 ms of sound."""
 
 
@@ -47,6 +50,8 @@ class Estimate:
     audio_frames: int
     core_seconds: float
     """Encoding on one core."""
+    timed: int = 0
+    """Rows that were encoded here to know it; 0: it follows from the rates of another machine."""
 
     @property
     def fill(self) -> float:
@@ -54,8 +59,8 @@ class Estimate:
         return self.tokens / max(self.bins * self.bin_length, 1)
 
 
-def estimate(planned: "Planned", config: "BuildConfig") -> Estimate:
-    """The numbers of a plan."""
+def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int] | None = None) -> Estimate:
+    """The numbers of a plan; `timed` is what `omniprep.build.measure` gives."""
     facts, kept = planned.rows.facts, planned.rows.packed
     lengths = facts["length"][kept].astype(np.int64)
     tokens = int(lengths.sum())
@@ -76,8 +81,11 @@ def estimate(planned: "Planned", config: "BuildConfig") -> Estimate:
         bytes=tokens * TOKEN_BYTES + patches * PATCH_BYTES + frames * FRAME_BYTES,
         patches=patches,
         audio_frames=frames,
-        core_seconds=tokens * TOKEN_SECONDS
+        core_seconds=timed[0]
+        if timed
+        else tokens * TOKEN_SECONDS
         + (patches - moving) * IMAGE_PATCH_SECONDS
         + moving * VIDEO_PATCH_SECONDS
         + frames * FRAME_SECONDS,
+        timed=timed[1] if timed else 0,
     )

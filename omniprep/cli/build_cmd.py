@@ -56,6 +56,7 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
         "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --workers 16",
         "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --compare max-pixels=200704 "
         "--compare bin-length=8192",
+        "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --workers 16 --measure",
     ),
 )
 @INPUT
@@ -63,9 +64,12 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
 @click.option(
     "--compare", multiple=True, metavar="OPTION=VALUE", help="Also plan with this option, side by side; repeatable."
 )
+@click.option("--measure", is_flag=True, help="Encode some rows of each kind, to know how long the build takes here.")
 @QUIET
-def plan(inputs: tuple[str, ...], config: str | None, compare: tuple[str, ...], quiet: bool, **given: Any) -> None:
-    """Show what a build would give: lengths, fill, bytes, hours, rejects. Decodes nothing.
+def plan(
+    inputs: tuple[str, ...], config: str | None, compare: tuple[str, ...], measure: bool, quiet: bool, **given: Any
+) -> None:
+    """Show what a build would give: lengths, fill, bytes, hours, rejects. Decodes nothing (but with --measure).
 
     Takes the options of `build`. With --out the plan is kept there, and the build starts from it.
     """
@@ -74,6 +78,7 @@ def plan(inputs: tuple[str, ...], config: str | None, compare: tuple[str, ...], 
     others = {text: changed(options, text) for text in compare}
     began = time.monotonic()
     from omniprep.build.estimate import estimate
+    from omniprep.build.measure import measure as time_rows
     from omniprep.build.run import plan_only
     from omniprep.cli.summary import print_examples, print_plan
     from omniprep.progress import QuietReporter, reporter
@@ -82,10 +87,11 @@ def plan(inputs: tuple[str, ...], config: str | None, compare: tuple[str, ...], 
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder, reporter(quiet=quiet) as progress:
         kept = dataclasses.replace(options, out=options.out or str(Path(folder) / "out"))
         planned = plan_only(kept, progress)
-        estimates = {"as asked": estimate(planned, kept)}
+        estimates = {"as asked": estimate(planned, kept, time_rows(planned, kept) if measure else None)}
         for number, (text, other) in enumerate(others.items()):
             there = dataclasses.replace(other, out=str(Path(folder) / f"other-{number}"))
-            estimates[text] = estimate(plan_only(there, silent), there)
+            also = plan_only(there, silent)
+            estimates[text] = estimate(also, there, time_rows(also, there) if measure else None)
         print_plan(estimates, options.workers, time.monotonic() - began)
         print_examples(planned, kept.out)
 
