@@ -1,9 +1,10 @@
-"""Tokens a second a core of `omniprep build`, writing included, against ms-swift's encode of the same rows.
+"""Tokens a second a core of building and of loading, against ms-swift's encode of the same rows.
 
 Two processes stay warm and take turns, kind by kind and round by round, so both see the same machine; what is compared
 is the CPU time of a process on one thread (a busy machine lengthens both). ms-swift's side counts template.encode
-alone; ours counts all from reading the rows to the renamed shard and its manifest. report.html is apart. ms-swift 3.9.x
-lives in an environment of its own: give its Python with --rival or OMNIPREP_SWIFT_PYTHON.
+alone; the build counts all from reading the rows to the renamed shard and its manifest (report.html is apart), loading
+counts all from the open dataset to the contiguous host tensors of each bin. ms-swift 3.9.x lives in an environment of
+its own: give its Python with --rival or OMNIPREP_SWIFT_PYTHON.
 
     python benchmarks/build.py --model CHECKPOINT [--rival PYTHON] [--data FOLDER] [--rounds 3]
 """
@@ -24,11 +25,26 @@ from record import record
 
 ROWS = {"text": 600, "image": 18, "audio": 9, "video": 4}
 GOALS = {"text": 3.5, "all": 3.0}
+LOADS = 5
 HERE = Path(__file__).resolve().parent
 
 
+def load(folder: str) -> float:
+    """CPU seconds of one pass over a built dataset: the median of some, bins already in the page cache."""
+    from omniprep.data import PackedDataset, stack
+
+    dataset = PackedDataset(folder)
+    seconds = []
+    for _ in range(LOADS):
+        begin = time.process_time()
+        for number in range(len(dataset)):
+            stack([dataset[number]])
+        seconds.append(time.process_time() - begin)
+    return median(seconds)
+
+
 def worker(model: str) -> None:
-    """Build each file that standard input names; answer with CPU seconds and tokens."""
+    """Build, then load, each file that standard input names; answer with CPU seconds and tokens."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import omniprep.build.run as run
@@ -43,8 +59,9 @@ def worker(model: str) -> None:
             begin = time.process_time()
             counts = run.build(options, progress)["counts"]
             seconds = time.process_time() - begin
+            loading = load(f"{folder}/out")
         assert not counts["rows"]["rejected"], counts
-        answer = {"seconds": seconds, "tokens": counts["tokens"], "rows": counts["rows"]["packed"]}
+        answer = {"seconds": seconds, "loading": loading, "tokens": counts["tokens"], "rows": counts["rows"]["packed"]}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -86,18 +103,21 @@ def measure(model: str, rival: str, data: Path | None, rounds: int, folder: Path
                 for side, process in sides.items():
                     answer = ask(process, path)
                     seconds.setdefault((side, kind), []).append(answer["seconds"])
+                    if "loading" in answer:
+                        seconds.setdefault(("loading", kind), []).append(answer["loading"])
                     assert tokens.setdefault(kind, answer["tokens"]) == answer["tokens"], (side, kind, answer)
     finally:
         for process in sides.values():
             process.kill()
             process.wait()
-    for side in sides:
+    for side in (*sides, "loading"):
         seconds[side, "all"] = [sum(parts) for parts in zip(*(seconds[side, kind] for kind in files), strict=True)]
     tokens["all"] = sum(tokens.values())
     rows = []
     for kind in (*files, "all"):
         ours, theirs = seconds["omniprep", kind], seconds["ms-swift", kind]
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        loads = [b / a for a, b in zip(seconds["loading", kind], theirs, strict=True)]
         rows.append(
             {
                 "rows": kind,
@@ -107,6 +127,8 @@ def measure(model: str, rival: str, data: Path | None, rounds: int, folder: Path
                 "ratio": round(median(ratios), 2),
                 "spread": f"{min(ratios):.2f} to {max(ratios):.2f}",
                 "goal": GOALS.get(kind, ""),
+                "loading_ratio": round(median(loads)),
+                "loading_spread": f"{min(loads):.0f} to {max(loads):.0f}",
             }
         )
     return rows

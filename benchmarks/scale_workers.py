@@ -21,7 +21,7 @@ from omniprep.build.workers import ray_session
 from omniprep.config import BuildConfig
 from omniprep.progress import reporter
 
-ROWS = {"text": 400, "image": 32, "audio": 12, "video": 8}
+ROWS = {"text": 3000, "image": 200, "audio": 80, "video": 40}
 
 
 class Stages:

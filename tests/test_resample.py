@@ -52,6 +52,21 @@ def test_any_image_equals_pillow(width: int, height: int, columns: int, rows: in
     assert np.array_equal(ours, np.asarray(image.resize((28 * columns, 28 * rows))))
 
 
+@pytest.mark.parametrize("new", [(140, 252), (448, 28), (399, 56)])
+def test_large_images_in_strips(monkeypatch: pytest.MonkeyPatch, new: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (399, 280, 3), np.uint8))
+    monkeypatch.setattr(resample, "STRIP_PIXELS", 280 * 100)
+    assert np.array_equal(resample.resize_image(image, new[1], new[0]), np.asarray(image.resize((new[1], new[0]))))
+
+
+def test_an_image_that_pillow_holds_in_pieces() -> None:
+    image = Image.effect_noise((4200, 1100), 90).convert("RGB")  # over 16 MiB of four bytes
+    assert image.width * image.height > resample.STRIP_PIXELS
+    words = resample._words(image)
+    assert np.array_equal(words.view(np.uint8).reshape(1100, 4200, 4)[..., :3], np.asarray(image))
+    assert np.array_equal(resample.resize_image(image, 308, 84), np.asarray(image.resize((308, 84))))
+
+
 def test_a_torch_that_computes_otherwise_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = np.random.default_rng(2).integers(0, 256, (1, 30, 40, 3), np.uint8)
     expected = resample.resize_frames(frames, 28, 56)

@@ -12,20 +12,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+U64 = NDArray[np.uint64]
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 ROWS = 32
 """Rows that the horizontal pass takes at once, side by side."""
 GROUP, REST = 4, 3
 """Weights of an output: one, groups of 4, and 3 more, of which the last may be zeros."""
+_WORDS, _PAIRS, _BYTES = np.uint64(0x00000000FFFFFFFF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0x00FF00FF00FF00FF)
+_8, _16, _32 = np.uint64(8), np.uint64(16), np.uint64(32)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False, inline="always")
+def _swap(a: np.uint64, b: np.uint64, mask: np.uint64, shift: np.uint64) -> tuple[np.uint64, np.uint64]:
+    """The part of `b` that the mask covers goes beside that of `a`, and the others likewise."""
+    return (a & mask) | ((b & mask) << shift), ((a >> shift) & mask) | (b & ~mask)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def _turn_words(src: U64, top: int, at: int, step: int, to: U64, row: int, column: int) -> None:
+    """8x8 bytes transposed: src[top + i * step, at] → to[row + i, column], i = 0..7; bytes that are eight a word."""
+    a0, a1, a2, a3 = src[top, at], src[top + step, at], src[top + 2 * step, at], src[top + 3 * step, at]
+    top += 4 * step
+    a4, a5, a6, a7 = src[top, at], src[top + step, at], src[top + 2 * step, at], src[top + 3 * step, at]
+    a0, a4 = _swap(a0, a4, _WORDS, _32)
+    a1, a5 = _swap(a1, a5, _WORDS, _32)
+    a2, a6 = _swap(a2, a6, _WORDS, _32)
+    a3, a7 = _swap(a3, a7, _WORDS, _32)
+    a0, a2 = _swap(a0, a2, _PAIRS, _16)
+    a1, a3 = _swap(a1, a3, _PAIRS, _16)
+    a4, a6 = _swap(a4, a6, _PAIRS, _16)
+    a5, a7 = _swap(a5, a7, _PAIRS, _16)
+    a0, a1 = _swap(a0, a1, _BYTES, _8)
+    a2, a3 = _swap(a2, a3, _BYTES, _8)
+    a4, a5 = _swap(a4, a5, _BYTES, _8)
+    a6, a7 = _swap(a6, a7, _BYTES, _8)
+    to[row, column], to[row + 1, column], to[row + 2, column], to[row + 3, column] = a0, a1, a2, a3
+    to[row + 4, column], to[row + 5, column], to[row + 6, column], to[row + 7, column] = a4, a5, a6, a7
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
 def _turn(src: U8, top: int, rows: int, turned: U8) -> None:
     """Rows top..top+rows of (H, n) → (n, ROWS)."""
-    for start in range(0, src.shape[1], 64):
+    width = src.shape[1]
+    if rows == ROWS and width % 8 == 0:
+        words, to = src.view(np.uint64), turned.view(np.uint64)
+        for at in range(width // 8):
+            for r in range(ROWS // 8):
+                _turn_words(words, top + 8 * r, at, 1, to, 8 * at, r)
+        return
+    for start in range(0, width, 64):
         for r in range(rows):
-            for i in range(start, min(start + 64, src.shape[1])):
+            for i in range(start, min(start + 64, width)):
                 turned[i, r] = src[top + r, i]
 
 
@@ -73,7 +112,7 @@ def _rest_across(block: F32, to: int, turned: U8, at: int, weights: F32, x: int,
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
 def across(src: U8, first: I32, groups: I32, weights: F32, out: F32) -> None:
-    """Horizontal pass: (H, W * 3) uint8 → out (H, w * 3)."""
+    """Horizontal pass: (H, W * 3) uint8 → out (H, 3 * w), each row's channels apart."""
     rows = src.shape[0]
     turned = np.zeros((src.shape[1] + 3 * weights.shape[1], ROWS), np.uint8)
     block = np.empty((out.shape[1], ROWS), np.float32)
@@ -83,7 +122,7 @@ def across(src: U8, first: I32, groups: I32, weights: F32, out: F32) -> None:
         for x in range(len(first)):
             k0, end = weights[x, 0], 1 + GROUP * groups[x]
             for channel in range(3):
-                to = 3 * x + channel
+                to = channel * len(first) + x
                 at = 3 * first[x] + channel
                 for r in range(ROWS):
                     block[to, r] = np.float32(turned[at, r]) * k0
@@ -148,31 +187,54 @@ def _clip(total: I32, out: U8) -> None:
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
-def whole_across(src: U8, first: I32, weights: I32, top: int, out: U8) -> None:
-    """Pillow's horizontal pass over the rows from `top` on: (H, W * 3) → out (rows, w * 3)."""
-    rows, taps = out.shape[0], weights.shape[1]
-    turned = np.zeros((src.shape[1] + 3 * taps, ROWS), np.uint8)
-    total, small = np.empty(ROWS, np.int32), np.empty(ROWS, np.uint8)
+def _add_pixels(total: I32, turned: U32, at: int, k: I32) -> None:
+    """As `_add_whole`, for red, green and blue (the lower three bytes of a pixel) of four columns of pixels."""
+    k0, k1, k2, k3 = k[0], k[1], k[2], k[3]
+    for channel in range(3):
+        shift = np.uint32(8 * channel)
+        for i in range(ROWS):
+            a, b = (turned[at, i] >> shift) & np.uint32(255), (turned[at + 1, i] >> shift) & np.uint32(255)
+            c, d = (turned[at + 2, i] >> shift) & np.uint32(255), (turned[at + 3, i] >> shift) & np.uint32(255)
+            value = np.int32(total[channel, i] + np.int32(np.int32(a) * k0))
+            value = np.int32(value + np.int32(np.int32(b) * k1))
+            value = np.int32(value + np.int32(np.int32(c) * k2))
+            total[channel, i] = np.int32(value + np.int32(np.int32(d) * k3))
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def whole_across(src: U32, first: I32, weights: I32, top: int, rows: int, out: U64) -> None:
+    """Pillow's horizontal pass over `rows` rows from `top` on.
+
+    (H, W) pixels of four bytes → out (rows up to a multiple of ROWS, bytes up to a multiple of 8), as words: a row's
+    channels apart, 3 * w bytes.
+    """
+    width, taps = len(first), weights.shape[1]
+    turned = np.zeros((src.shape[1] + taps, ROWS), np.uint32)
+    total = np.empty((3, ROWS), np.int32)
+    block = np.zeros((8 * out.shape[1], ROWS), np.uint8)
+    words = block.view(np.uint64)
     for y in range(0, rows, ROWS):
         part = min(ROWS, rows - y)
-        _turn(src, top + y, part, turned)
-        for x in range(len(first)):
+        for start in range(0, src.shape[1], 16):
+            for r in range(part):
+                for i in range(start, min(start + 16, src.shape[1])):
+                    turned[i, r] = src[top + y + r, i]
+        for x in range(width):
+            total[:] = np.int32(1 << 21)
+            for j in range(0, taps, GROUP):
+                _add_pixels(total, turned, first[x] + j, weights[x, j:])
             for channel in range(3):
-                at = 3 * first[x] + channel
-                total[:] = np.int32(1 << 21)
-                for j in range(0, taps, GROUP):
-                    _add_whole(total, turned[at], turned[at + 3], turned[at + 6], turned[at + 9], weights[x, j:])
-                    at += 3 * GROUP
-                _clip(total, small)
-                for r in range(part):
-                    out[y + r, 3 * x + channel] = small[r]
+                _clip(total[channel], block[channel * width + x])
+        for column in range(out.shape[1]):
+            for r in range(ROWS // 8):
+                _turn_words(words, 8 * column, r, 1, out, y + 8 * r, column)
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
 def whole_down(src: U8, first: I32, weights: I32, top: int, out: U8) -> None:
-    """Pillow's vertical pass: (rows, n) → out (h, n); `first` counts from row -top of src."""
+    """Pillow's vertical pass: the first n bytes of (rows, >= n) → out (h, n); `first` counts from row -top of src."""
     last = src.shape[0] - 1
-    total = np.empty(src.shape[1], np.int32)
+    total = np.empty(out.shape[1], np.int32)
     for y in range(len(first)):
         total[:] = np.int32(1 << 21)
         at = first[y] - top

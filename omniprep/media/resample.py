@@ -51,34 +51,67 @@ def resize_image(image: Any, width: int, height: int) -> Pixels:
     across, down = (_side(*pair) for pair in zip(image.size, (width, height), strict=True))
     if image.mode != "RGB" or across is False or down is False or (across is None and down is None):
         return np.asarray(image.resize((width, height)), np.uint8)
-    if across is None or image.width * image.height <= STRIP_PIXELS:
-        return _whole(np.asarray(image, np.uint8), across, down)
-    # A large picture goes through the first pass in strips: NumPy's copy of it would be made of a second one.
-    rows = -(-STRIP_PIXELS // image.width)
-    strips = ((0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows))
-    small = [_whole(np.asarray(image.crop(strip), np.uint8), across, None) for strip in strips]
-    return _whole(np.concatenate(small), None, down)
+    return _whole(image, across, down)
 
 
 STRIP_PIXELS = 4 << 20
+"""Larger pictures go through the first pass in strips: Pillow holds them in pieces, so they must be copied."""
 Whole = tuple[NDArray[np.int32], NDArray[np.int32]]
 """First input of each output (outputs,), and the weights from there on (outputs, a multiple of 4), zeros at the end."""
 
 
-def _whole(pixels: Pixels, across: Whole | None, down: Whole | None) -> Pixels:
+def _whole(image: Any, across: Whole | None, down: Whole | None) -> Pixels:
+    """Pillow's two passes. The rows of the result have their channels apart, which is how patches want them."""
     kernels = _kernels()
-    top, bottom = 0, len(pixels)
-    if across is not None:
-        if down is not None:  # the second pass may not need all rows
-            top, bottom = int(down[0][0]), min(int(down[0][-1]) + down[1].shape[1], bottom)
-        between = np.empty((bottom - top, len(across[0]), 3), np.uint8)
-        kernels.whole_across(pixels.reshape(len(pixels), -1), *across, top, between.reshape(bottom - top, -1))
-        pixels = between
+    if across is None:
+        assert down is not None
+        pixels = np.asarray(image, np.uint8)
+        result = np.empty((len(down[0]), *pixels.shape[1:]), np.uint8)
+        kernels.whole_down(pixels.reshape(len(pixels), -1), *down, 0, result.reshape(len(result), -1))
+        return result
+    top, bottom = 0, image.height
+    if down is not None:  # the second pass may not need all rows
+        top, bottom = int(down[0][0]), min(int(down[0][-1]) + down[1].shape[1], bottom)
+    between = _across(image, across, top, bottom)
+    size = 3 * len(across[0])
     if down is None:
-        return pixels
-    result = np.empty((len(down[0]), *pixels.shape[1:]), np.uint8)
-    kernels.whole_down(pixels.reshape(len(pixels), -1), *down, top, result.reshape(len(result), -1))
-    return result
+        return _channels_last(between[:, :size])
+    result = np.empty((len(down[0]), size), np.uint8)
+    kernels.whole_down(between, *down, top, result)
+    return _channels_last(result)
+
+
+def _across(image: Any, weights: Whole, top: int, bottom: int) -> Pixels:
+    """Rows top..bottom after the first pass, (rows, 3 * w and up to 7 bytes more)."""
+    kernels = _kernels()
+    rows = bottom - top
+    result = np.empty((-(-rows // kernels.ROWS) * kernels.ROWS, -(-3 * len(weights[0]) // 8) * 8), np.uint8)
+    words = result.view(np.uint64)
+    if image.width * image.height <= STRIP_PIXELS:
+        kernels.whole_across(_words(image), *weights, top, rows, words)
+        return result[:rows]
+    step = max(STRIP_PIXELS // image.width // kernels.ROWS, 1) * kernels.ROWS
+    for start in range(0, rows, step):
+        end = min(start + step, rows)
+        strip = image.crop((0, top + start, image.width, top + end))
+        kernels.whole_across(_words(strip), *weights, 0, end - start, words[start:])
+    return result[:rows]
+
+
+def _channels_last(rows: NDArray[Any]) -> NDArray[Any]:
+    """A view (..., H, W, 3) of rows (..., H, 3 * W) that have their channels apart."""
+    return np.moveaxis(rows.reshape(*rows.shape[:-1], 3, -1), -2, -1)
+
+
+def _words(image: Any) -> NDArray[np.uint32]:
+    """The pixels of an RGB image of Pillow, four bytes each, (H, W): Pillow's own memory where it is in one piece."""
+    import pyarrow as pa
+
+    try:
+        data = pa.array(image).values.buffers()[1]
+    except (ValueError, TypeError, pa.ArrowInvalid):  # several pieces; a Pillow older than 11.2
+        data = image.tobytes("raw", "RGBX")
+    return np.frombuffer(data, np.uint32)[: image.width * image.height].reshape(image.height, image.width)
 
 
 def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,10 +150,10 @@ def _side(old: int, new: int) -> Whole | Literal[False] | None:
     if _kernels() is None:
         return False
     weights = _whole_weights(old, new)
-    wide = np.random.default_rng(0).integers(0, 256, (2, old, 3), np.uint8)
-    tall = np.ascontiguousarray(wide.transpose(1, 0, 2))
-    same = np.array_equal(_whole(wide, weights, None), np.asarray(Image.fromarray(wide).resize((new, 2))))
-    same = same and np.array_equal(_whole(tall, None, weights), np.asarray(Image.fromarray(tall).resize((2, new))))
+    noise = np.random.default_rng(0).integers(0, 256, (2, old, 3), np.uint8)
+    wide, tall = Image.fromarray(noise), Image.fromarray(np.ascontiguousarray(noise.transpose(1, 0, 2)))
+    same = np.array_equal(_whole(wide, weights, None), np.asarray(wide.resize((new, 2))))
+    same = same and np.array_equal(_whole(tall, None, weights), np.asarray(tall.resize((2, new))))
     return weights if same else False
 
 
@@ -146,14 +179,14 @@ def resize_frames(frames: Pixels, height: int, width: int) -> Pixels:
     if weights is None:
         return _torchvision(frames, height, width)
     kernels = _kernels()
-    result = np.empty((len(frames), height, width, 3), np.uint8)
+    result = np.empty((len(frames), height, 3 * width), np.uint8)
     between = np.empty((frames.shape[1], width * 3), np.float32)
     total = np.empty((height, width * 3), np.float32)
     for frame, out in zip(frames, result, strict=True):  # one by one: what is between the passes stays in the cache
         kernels.across(frame.reshape(len(frame), -1), *weights[0], between)
         kernels.down(between, *weights[1], total)
-        kernels.to_bytes(total, out.reshape(height, -1))
-    return result
+        kernels.to_bytes(total, out)
+    return _channels_last(result)
 
 
 def _torchvision(frames: Pixels, height: int, width: int) -> Pixels:
@@ -201,5 +234,5 @@ def _checked(old_height: int, old_width: int, height: int, width: int) -> tuple[
     between = np.empty((old_height, width * 3), np.float32)
     kernels.across(noise.reshape(old_height, -1), *across, between)
     kernels.down(between, *down, ours)
-    same = np.array_equal(ours.reshape(height, width, 3), theirs[0].permute(1, 2, 0).numpy())
+    same = np.array_equal(_channels_last(ours), theirs[0].permute(1, 2, 0).numpy())
     return (across, down) if same else None
