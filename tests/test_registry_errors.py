@@ -1,9 +1,15 @@
 """Every mistake in a family is an error of its own that names family, modality and fix (table of docs/families.md)."""
 
+import json
+import re
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import toy
 
+from omniprep.build import run
 from omniprep.build.probe import item_limits
 from omniprep.build.rowencode import MediaCache, encode_planned
 from omniprep.build.rowplan import plan_rows
@@ -16,6 +22,7 @@ from omniprep.families.loading import load_families
 from omniprep.families.registry import Expansion, Field, ModelArch, Registry, TemplateMeta
 from omniprep.media.fetch import Places
 from omniprep.registry import REGISTRY, SupportsMultiModal
+from omniprep.rows.sources import find_inputs, find_splits
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +308,39 @@ def test_stop_iteration_never_leaves_a_callback(family, rows):
         encode(family({}, lambda r: r.register_input_processor(processor)), rows)
     with pytest.raises(errors.CallbackError, match="token counter of image raised StopIteration"):
         encode(family({}, lambda r: r.register_token_counter("image", lambda ctx, meta: next(iter([])))), rows)
+
+
+FAULTY = {
+    "register_max_image_tokens(1)": "image 1 of 1: family 'faulty': a image has 2 tokens.*maximum 1.*a true upper bound",
+    "register_token_counter('image', lambda ctx, meta: next(iter([])))": "image 1 of 1: family 'faulty'.*StopIteration",
+    "register_input_processor(lambda ctx, sample: [])": "family 'faulty'.*gives no expansion for image 1",
+}
+
+
+@pytest.mark.parametrize("decorator", FAULTY)
+def test_a_fault_tells_the_row_that_showed_it(omniprep, model, tmp_path, monkeypatch, decorator):
+    """Rows 1 and 2 are text; the image is in line 3, after a blank one, of a file that is read in several splits."""
+    toy.write_rows(tmp_path, 4)
+    plugin = tmp_path / "faulty.py"
+    plugin.write_text(
+        f"from omniprep.registry import REGISTRY\ntoy = REGISTRY.families['toy_vl'].cls\n"
+        f"@REGISTRY.register_family('faulty')\n@REGISTRY.{decorator}\nclass Faulty(toy):\n    pass\n"
+    )
+    chat = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "x"}]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        json.dumps({"messages": chat}) + "\n\n" + json.dumps({"messages": chat, "images": ["0.png"]}) + "\n"
+    )
+    monkeypatch.setattr(run, "list_inputs", partial(list_in_splits, run.list_inputs))
+    options = ("--plugin", toy.FAMILY, "--plugin", plugin, "--family", "faulty", "--workers", 0, "--bin-length", 256)
+    built = omniprep("build", rows, "--model", model, "--out", tmp_path / "out", *options)
+    assert built.code == 1 and "Traceback" not in built.err
+    assert re.search(f"rows.jsonl:3: {FAULTY[decorator]}", built.err), built.err
+
+
+def list_in_splits(list_inputs, config):
+    listed = list_inputs(config)
+    return replace(listed, splits=find_splits(find_inputs(config.inputs), split_bytes=64))
 
 
 # What is no error

@@ -8,6 +8,7 @@ from omniprep.build.planfile import read_rejects
 from omniprep.build.tasks import PlanTask, ShardTask, plan_path
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError
+from omniprep.families.errors import FamilyError
 from omniprep.rows.sources import Split, count_lines
 
 EXAMPLES = 2
@@ -65,19 +66,29 @@ class FirstErrors:
     def _tell(self, split: int, line: int, code: str, message: str) -> None:
         if self._config.on_error != "fail" and self._told[code] == EXAMPLES:
             return
-        source = self._splits[split].source
-        for number in range(split - 1, -1, -1):
-            if self._splits[number].source != source:
-                break
-            if number not in self._lines:  # --on-error fail: the build ends here, so it may take a while
-                self._lines[number] = count_lines(self._splits[number])
-            line += self._lines[number]
-        where = f"{source}:{line + 1}"
+        where = self._where(split, line)
         if self._config.on_error == "fail":
             raise OmniprepError(f"{where}: {code}: {message} (--on-error fail)")
         self._told[code] += 1
         more = " (more of this code are not shown)" if self._told[code] == EXAMPLES else ""
         self._say(f"rejected: {where}: {code}: {message}{more}")
+
+    def placed(self, error: FamilyError) -> FamilyError:
+        """A fault of the family with the source and line of the row that showed it."""
+        if error.place is None:
+            return error
+        return error.within(self._where(*(error.place if isinstance(error.place, tuple) else self._place(error.place))))
+
+    def _where(self, split: int, line: int) -> str:
+        """Source and line (from 1) of a line of a split (from 0)."""
+        source = self._splits[split].source
+        for number in range(split - 1, -1, -1):
+            if self._splits[number].source != source:
+                break
+            if number not in self._lines:  # the build ends here, so it may take a while
+                self._lines[number] = count_lines(self._splits[number])
+            line += self._lines[number]
+        return f"{source}:{line + 1}"
 
 
 def check_error_rate(config: BuildConfig, rejected: int, read: int, where: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode, UsageError
 from omniprep.families.context import FamilyContext
+from omniprep.families.errors import FamilyError
 from omniprep.families.registry import Item, MediaMeta
 from omniprep.media.audio import decode_track, probe_audio
 from omniprep.media.fetch import Places, Source
@@ -58,6 +59,8 @@ def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Places
                 result[modality].append(_probe(what, modality, options, ctx, config, places))
             except Reject as reject:
                 raise Reject(reject.code, f"{modality} {position} of {len(named)}: {reject.message}") from reject
+            except FamilyError as error:
+                raise error.within(f"{modality} {position} of {len(named)}") from error
     if ctx.attribute("pads_clips"):
         _pad_clips(result, ctx)
     return result

@@ -16,7 +16,7 @@ from omniprep.build.rowplan import PlannedRow
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.context import FamilyContext
-from omniprep.families.errors import TokenCountMismatchError
+from omniprep.families.errors import FamilyError, TokenCountMismatchError
 from omniprep.families.registry import Decoded, MediaMeta, Sample, as_json
 from omniprep.media.audio import decode_audio, decode_track
 from omniprep.media.image import decode_image
@@ -85,6 +85,8 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
                 mapped = _mapped(item, ctx, config, cache)
             except Reject as reject:
                 raise Reject(reject.code, f"{modality} {position} of {len(planned)}: {reject.message}") from reject
+            except FamilyError as error:
+                raise error.within(f"{modality} {position} of {len(planned)}") from error
             for column in ctx.columns:
                 if column.modality == modality:
                     array = mapped[column.name]

@@ -21,6 +21,7 @@ from omniprep.build.watch import row_limit
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
+from omniprep.families.errors import FamilyError
 from omniprep.families.registry import MediaMeta
 from omniprep.media.fetch import Places
 from omniprep.rows.normalize import MODALITIES, Row, normalize
@@ -69,15 +70,21 @@ def plan_rows(
         config: The build's options.
         places: Where the rows' media may lie.
         generate: Leave the last answer open (inference).
+
+    Raises:
+        FamilyError: The family is not right; its `place` is the number of the row in the chunk.
     """
     rendered: list[_Rendered | Reject] = []
-    for raw in raws:
+    for number, raw in enumerate(raws):
         try:
             rendered.append(raw if isinstance(raw, Reject) else _render(raw, ctx, config, places, generate))
         except Reject as reject:
             rendered.append(reject)
         except RecursionError as error:
             rendered.append(Reject(RejectCode.BAD_ROW, f"{type(error).__name__}: {error}"))
+        except FamilyError as error:
+            error.place = number
+            raise
         except OmniprepError:
             raise
         except Exception as error:

@@ -35,6 +35,7 @@ from omniprep.build.workers import ray_session, run_tasks
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Terminated, UsageError
 from omniprep.families.context import FamilyContext, FamilySpec
+from omniprep.families.errors import FamilyError
 from omniprep.families.registry import REGISTRY
 from omniprep.media.audio import sound_decoder
 from omniprep.progress import Reporter
@@ -73,7 +74,7 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     with_codec(ctx.columns, config.pixel_codec)  # says at once where its library is absent
     listed = list_inputs(config)
     this = describe(config, ctx, listed)
-    with told(config.out):
+    with told(config.out), stopped_by_signal():
         if (manifest := finished(config, this)) is not None:
             if io.exists(io.join(config.out, LEASE)):  # of a run that was killed at its very end, or that begins anew
                 with hold(config.out, progress.message):
@@ -89,7 +90,7 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
 
 
 def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease, progress: Reporter) -> dict[str, Any]:
-    with ray_session(config.workers, config.ray_address), stopped_by_signal(), REGISTRY.frozen_while():
+    with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
         planned = plan(config, progress, lease, listed)
         shards = _encode(config, planned, progress, lease)
     sweep(config.out)  # of workers that died
@@ -178,9 +179,9 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     if config.out:
         listed = list_inputs(config)
         this = describe(config, family_of(config), listed)
-        with told(config.out), hold(config.out, progress.message) as lease:
+        with told(config.out), stopped_by_signal(), hold(config.out, progress.message) as lease:
             prepare(config, this)
-            with ray_session(config.workers, config.ray_address), stopped_by_signal(), REGISTRY.frozen_while():
+            with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
                 return plan(config, progress, lease, listed)
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
         config = replace(config, out=folder)
@@ -247,14 +248,16 @@ def _run_stage(
     marks = [io.join(folder, f"{stage}-{number:06d}.begun") for number in left]
     # Reporters of other programs may know nothing of workers.
     show = partial(progress.workers, stage) if getattr(progress, "nested", False) else None
-    for at, result in run_tasks(
-        function, [tasks[number] for number in left], config.workers, marks, progress.message, show
-    ):
-        if lease is not None:
-            lease.check()
-        results[left[at]] = result
-        _advance(progress, stage, result)
-        first.show(tasks[left[at]], result)
+    chosen = [tasks[number] for number in left]
+    try:
+        for at, result in run_tasks(function, chosen, config.workers, marks, progress.message, show):
+            if lease is not None:
+                lease.check()
+            results[left[at]] = result
+            _advance(progress, stage, result)
+            first.show(chosen[at], result)
+    except FamilyError as error:
+        raise first.placed(error) from error
     for name in found:  # of tasks that ended before their mark was removed, or that Ray did
         io.remove(io.join(folder, name))
     progress.finish(stage)

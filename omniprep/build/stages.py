@@ -22,6 +22,7 @@ from omniprep.build.watch import row_limit, watching
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext, resolve
+from omniprep.families.errors import FamilyError
 from omniprep.media.fetch import Places
 from omniprep.rows.sources import RawRow, read_split
 from omniprep.shards.codec import with_codec
@@ -75,7 +76,12 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
 
     def planned(chunk: list[RawRow]) -> pa.RecordBatch:
         bad = {at: killers[receipt["rows"] + at] for at in range(len(chunk)) if receipt["rows"] + at in killers}
-        lines = _plan_chunk(chunk, bad, ctx, task.config, places)
+        try:
+            lines = _plan_chunk(chunk, bad, ctx, task.config, places)
+        except FamilyError as error:
+            if isinstance(error.place, int):
+                error.place = task.number, chunk[error.place].line
+            raise
         chunk.clear()  # rows with inline media are not held while their bytes are copied, and the next are read
         receipt["rows"] += len(lines)
         codes.update(str(entry.row.code) for entry in lines if isinstance(entry.row, Reject))
@@ -169,6 +175,9 @@ def _encode_bin(
                 raise killers[at]
             rows.append(_encode_row(planned, ctx, task.config, cache))
             ids.append(int(task.row_ids[at]))
+        except FamilyError as error:
+            error.place = int(task.row_ids[at])
+            raise
         except Reject as reject:
             rejects.append({"row": int(task.row_ids[at]), "code": str(reject.code), "message": reject.message})
     return rows, ids

@@ -10,6 +10,13 @@ from omniprep.errors import OmniprepError, UsageError
 class FamilyError(OmniprepError):
     """A family, or a plug-in that registers one, is not right."""
 
+    place: tuple[int, int] | int | None = None
+    """The row that showed it: its split and line there, or its number in rows.parquet; the build names its file."""
+
+    def within(self, where: str) -> "FamilyError":
+        """The same error, with where it happened before it."""
+        return type(self)(f"{where}: {self}")
+
 
 class RegistrationError(FamilyError, UsageError):
     """A mistake that shows before anything is built."""
