@@ -88,11 +88,11 @@ class Handler(BaseHTTPRequestHandler):
                 assert hashlib.sha256(data).hexdigest() == path[5:]
                 self.hub.stored[path[5:]] = data
             return self.answer({})
-        if found := re.fullmatch(r"/datasets/(.+?/.+?)\.git/info/lfs/objects/batch", path):
+        if found := re.fullmatch(r"(?:/datasets)?/(.+?/.+?)\.git/info/lfs/objects/batch", path):
             return self.lfs_batch(json.loads(data))
-        if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if found := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.resolve(*found.groups())
-        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+))?(/.*)?)?", path):
+        if found := re.fullmatch(r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+))?(/.*)?)?", path):
             return self.api(*found.groups(), data, parse_qs(url.query))  # type: ignore[misc]
         return self.error(404, "EntryNotFound")
 

@@ -142,4 +142,46 @@ def test_refusals_are_one_line(built, hub, python, tmp_path):
     done = python("-m", "omniprep", "push", built, REPO, "--quiet", code=1)
     assert "hf auth login" in done.stderr and "Traceback" not in done.stderr
     done = python("-m", "omniprep", "pull", "org/none", "--out", tmp_path / "x", code=1)
-    assert "no such dataset" in done.stderr and "Traceback" not in done.stderr
+    assert "no such dataset or model" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_trained_model_becomes_a_model_repository(hub, python, tmp_path):
+    """Weights, configs and card go up, the trainer's state stays; a second push sends what changed."""
+    run = tmp_path / "run"
+    run.mkdir()
+    content = {"model-00001-of-00002.safetensors": b"w" * 30_000, "model-00002-of-00002.safetensors": b"v" * 30_000}
+    content |= dict.fromkeys(("config.json", "tokenizer.json", "model.safetensors.index.json"), b"{}")
+    kept = {"optimizer.pt": b"o", "rng_state.pth": b"r", "training_args.bin": b"t", "data_state.json": b"{}"}
+    state = {"global_step": 7, "log_history": [{"loss": 1.23456789, "step": 7}, {"eval_loss": 2.5, "step": 7}]}
+    kept["trainer_state.json"] = json.dumps(state).encode()
+    kept["train_config.yaml"] = b"model: Qwen/Qwen2.5-Omni-7B\nlearning_rate: 1.0e-05\nlora: false\n"
+    for name, data in (content | {"spk_dict.pt": b"s"} | kept).items():
+        (run / name).write_bytes(data)
+    done = python("-m", "omniprep", "push", run, "org/model")
+    assert done.stdout.startswith(f"{hub.url}/org/model: sent 7 files") and hub.repos["org/model"].private
+    assert any(line.endswith("/api/models/org/model/commit/main") for line in hub.log)
+    files = hub.repos["org/model"].branches["main"]
+    assert files.keys() == {*content, "spk_dict.pt", "README.md"}
+    assert all(files[name] == data for name, data in content.items())
+    card = files["README.md"].decode()
+    assert "base_model: Qwen/Qwen2.5-Omni-7B" in card and "| last loss | 1.234568 |" in card and "| steps | 7 |" in card
+    (run / "model.safetensors").write_bytes(b"u" * 30_000)
+    for name in content:
+        if name.startswith("model-") or name.endswith("index.json"):
+            (run / name).unlink()
+    done = python("-m", "omniprep", "push", run, "org/model", "--quiet")
+    assert "sent 1 files" in done.stdout and "3 removed" in done.stdout
+    assert hub.repos["org/model"].branches["main"].keys() == {
+        "model.safetensors", "config.json", "tokenizer.json", "spk_dict.pt", "README.md"
+    }  # fmt: skip
+
+
+def test_the_card_of_an_adapter_names_no_folder_of_this_machine(tmp_path):
+    from omniprep.hub.model import is_checkpoint, model_card
+
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    card = model_card(tmp_path, "org/adapter")
+    assert is_checkpoint(tmp_path) and "library_name: peft" in card and "--base-model BASE" in card
+    assert "base_model:" not in card and str(tmp_path) not in card
+    (tmp_path / "manifest.json").write_text("{}")
+    assert not is_checkpoint(tmp_path)

@@ -11,10 +11,10 @@ from omniprep.cli.command import Command
     examples=(
         "omniprep push packed/ my-org/my-chats --dry-run",
         "omniprep push packed/ my-org/my-chats",
-        "omniprep push packed/ my-org/my-chats --revision v2",
+        "omniprep push run/ my-org/my-model",
     ),
 )
-@click.argument("dataset")
+@click.argument("dataset", metavar="DIR")
 @click.argument("repo_id", metavar="ORG/NAME")
 @click.option("--revision", help="Branch to push to; made where absent.  [default: main]")
 @click.option("--public", is_flag=True, help="Make a new repository public.  [default: private]")
@@ -24,7 +24,10 @@ from omniprep.cli.command import Command
 def push(
     dataset: str, repo_id: str, revision: str | None, public: bool, dry_run: bool, model: str | None, quiet: bool
 ) -> None:
-    """Upload a dataset to the Hugging Face Hub, with a card and a preview for the Hub's viewer.
+    """Upload a dataset to the Hugging Face Hub, with a card and a preview for the Hub's viewer; or a trained model.
+
+    A folder with a model or an adapter (a run of `omniprep train`, a checkpoint of it) becomes a model repository,
+    without the trainer's state.
 
     What is there already is not sent, so the same command goes on after a stop, and later sends what changed.
     """

@@ -1,4 +1,5 @@
-"""Push a dataset to the Hub, and pull one: commits in batches that resume, since what is there already is not sent.
+"""Push a dataset or a model to the Hub, and pull a dataset: commits in batches that resume, since what is there already
+is not sent.
 
 A file is there when the Hub's hash of it is ours: SHA-256 for large files (for shards it stands in the manifest, so
 they are not read for it), git's SHA-1 for small ones. So a push that was stopped goes on, and a second push sends what
@@ -29,6 +30,7 @@ from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, UsageError
 from omniprep.hub.card import card
+from omniprep.hub.model import is_checkpoint, model_card, model_files
 from omniprep.hub.preview import preview
 from omniprep.look.describe import load_vocabulary
 from omniprep.progress import Reporter
@@ -45,8 +47,12 @@ FIRST_WAIT = 1.0
 RETRIED = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 """409 and 412: another commit came between ("A commit has happened since")."""
 LAST = ("index.parquet", "rows.parquet", "rejected.jsonl", "report.html", "README.md", "manifest.json")
-OURS = re.compile(r"(shards/.*\.arrow|preview/.*|plots/.*\.png)")
-"""What a push may remove where the dataset no longer has it."""
+MODEL_LAST = ("model.safetensors.index.json", "README.md", "config.json", "adapter_config.json")
+OURS = {
+    "dataset": re.compile(r"(shards/.*\.arrow|preview/.*|plots/.*\.png)"),
+    "model": re.compile(r"(model|adapter_model)[^/]*\.safetensors(\.index\.json)?"),
+}
+"""What a push may remove where the dataset or model no longer has it."""
 T = TypeVar("T")
 
 
@@ -74,7 +80,7 @@ def push(
     uri: str, repo_id: str, progress: Reporter, *, revision: str | None = None, private: bool = True,
     dry_run: bool = False, model: str | None = None, wait: float = FIRST_WAIT,
 ) -> Pushed:  # fmt: skip
-    """Upload a finished dataset to the Hub, with its card and a preview.
+    """Upload a finished dataset to the Hub, with its card and a preview; or a checkpoint, with its card.
 
     Args:
         uri: A local folder.
@@ -83,7 +89,7 @@ def push(
         revision: Branch to push to; made where absent.
         private: Whether a new repository is private; one that exists stays as it is.
         dry_run: Only say what would be sent.
-        model: Checkpoint whose tokenizer reads the preview (default: the build's).
+        model: Checkpoint whose tokenizer reads a dataset's preview (default: the build's).
         wait: Seconds before the first retry; doubled each time.
 
     Raises:
@@ -91,27 +97,60 @@ def push(
     """
     if not io.is_local(uri):
         raise UsageError(f"{uri}: push takes a local folder; copy the dataset first")
+    root = Path(io.local_path(uri))
+    kind = "model" if is_checkpoint(root) else "dataset"
+    parts = model_parts(root, repo_id) if kind == "model" else parts_of(uri, repo_id, model)
     api, branch = _api(), revision or "main"
-    parts = parts_of(uri, repo_id, model)
+    target = _Target(api, repo_id, kind, branch)
     with _told(repo_id):
         if not dry_run:
-            _retry(
-                lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True), progress, wait
-            )
+            _retry(lambda: api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True), progress, wait)
             if revision:
                 _retry(
-                    lambda: api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True),
-                    progress,
-                    wait,
+                    lambda: api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True), progress, wait
                 )
-        there = _retry(lambda: _remote(api, repo_id, branch), progress, wait)
+        there = _retry(target.files, progress, wait)
         sent = tuple(part for part in parts if not _same(part, there.get(part.name)))
         names = {part.name for part in parts}
-        removed = tuple(sorted(name for name in there if OURS.fullmatch(name) and name not in names))
-        done = Pushed(f"{api.endpoint}/datasets/{repo_id}", sent, len(parts) - len(sent), removed)
+        removed = tuple(sorted(name for name in there if OURS[kind].fullmatch(name) and name not in names))
+        url = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+        done = Pushed(url, sent, len(parts) - len(sent), removed)
         if not dry_run and (sent or removed):
-            _commit(api, repo_id, branch, done, progress, wait)
+            _commit(target, done, progress, wait)
     return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A branch of a repository."""
+
+    api: "HfApi"
+    repo_id: str
+    kind: str
+    branch: str
+
+    def files(self) -> dict[str, Any]:
+        """What is there, by name."""
+        from huggingface_hub.hf_api import RepoFile
+
+        try:
+            tree = list(
+                self.api.list_repo_tree(self.repo_id, recursive=True, revision=self.branch, repo_type=self.kind)
+            )
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return {}
+        return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def model_parts(folder: Path, repo_id: str) -> list[Part]:
+    """All files of a pushed checkpoint, in the order in which they are sent: what names the weights comes last."""
+    order = {name: place for place, name in enumerate(MODEL_LAST)}
+    parts = [_of_bytes("README.md", model_card(folder, repo_id).encode())]
+    for path in model_files(folder):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        parts.append(Part(path.name, path, path.stat().st_size, digest))
+    return sorted(parts, key=lambda part: order.get(part.name, -1))
 
 
 def parts_of(uri: str, repo_id: str, model: str | None = None) -> list[Part]:
@@ -159,16 +198,6 @@ def _api() -> "HfApi":
     return HfApi(library_name="omniprep")
 
 
-def _remote(api: "HfApi", repo_id: str, revision: str) -> dict[str, Any]:
-    from huggingface_hub.hf_api import RepoFile
-
-    try:
-        tree = list(api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type="dataset"))
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return {}
-    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-
-
 def _same(part: Part, there: Any) -> bool:
     if there is None or there.size != part.size:
         return False
@@ -182,7 +211,8 @@ def _batches(parts: tuple[Part, ...]) -> Iterator[list[Part]]:
     batch: list[Part] = []
     for part in parts:
         full = len(batch) >= BATCH_FILES or sum(p.size for p in batch) + part.size > BATCH_BYTES
-        if batch and (full or (part.name in LAST and batch[-1].name not in LAST)):
+        last = {*LAST, *MODEL_LAST}
+        if batch and (full or (part.name in last and batch[-1].name not in last)):
             yield batch
             batch = []
         batch.append(part)
@@ -190,7 +220,7 @@ def _batches(parts: tuple[Part, ...]) -> Iterator[list[Part]]:
         yield batch
 
 
-def _commit(api: "HfApi", repo_id: str, revision: str, what: Pushed, progress: Reporter, wait: float) -> None:
+def _commit(target: _Target, what: Pushed, progress: Reporter, wait: float) -> None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     batches = list(_batches(what.sent)) or [[]]
@@ -202,7 +232,9 @@ def _commit(api: "HfApi", repo_id: str, revision: str, what: Pushed, progress: R
             if number == len(batches):
                 add += [CommitOperationDelete(name) for name in what.removed]
             message = f"omniprep push ({number} of {len(batches)})"
-            api.create_commit(repo_id, add, commit_message=message, repo_type="dataset", revision=revision)
+            target.api.create_commit(
+                target.repo_id, add, commit_message=message, repo_type=target.kind, revision=target.branch
+            )
 
         _retry(send, progress, wait)
         progress.advance("push", sum(part.size for part in batch))
@@ -234,7 +266,7 @@ def _told(repo_id: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         advice = {401: "log in with `hf auth login`, or set HF_TOKEN", 403: "your token may not write there"}
-        advice |= {404: "there is no such dataset, or your token may not see it"}
+        advice |= {404: "there is no such dataset or model, or your token may not see it"}
         text = advice.get(status, " ".join(str(error).split())[:300])
         raise OmniprepError(f"{repo_id}: the Hub says {status}: {text}") from error
     except (HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
