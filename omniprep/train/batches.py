@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from omniprep.data import PackedDataset, stack, to_model
 from omniprep.errors import OmniprepError
+from omniprep.train.compiling import padded
 from omniprep.train.loss import predicted
 from omniprep.train.prefetch import on_device
 from omniprep.train.stream import BinStream
@@ -84,10 +85,11 @@ class Batcher:
     Args:
         modalities: Names of the columns of row_items, to tell the kinds of rows apart.
         sources: Names of the sources, where losses are wanted by source.
+        length: Pad every batch to so many tokens (0: not).
     """
 
-    def __init__(self, modalities: Sequence[str], sources: Sequence[str] = ()) -> None:
-        self.modalities, self.sources = tuple(modalities), tuple(sources)
+    def __init__(self, modalities: Sequence[str], sources: Sequence[str] = (), length: int = 0) -> None:
+        self.modalities, self.sources, self.length = tuple(modalities), tuple(sources), length
         self.kinds = ("text", *self.modalities, "mixed")
 
     def __call__(self, bins: list[dict[str, Any]]) -> dict[str, Any]:
@@ -97,7 +99,7 @@ class Batcher:
             stacked: What `omniprep.data.stack` gives.
             positions, targets (K): Where to predict what. weights (K) or None. kinds (K): index into `kinds` of each
             target's row. sources (K): likewise, or None.
-            tokens: Tokens of the batch.
+            tokens: Tokens of the batch, without padding.
         """
         labels = torch.from_numpy(np.concatenate([b["labels"] for b in bins]).astype(np.int64))
         scale = None
@@ -112,7 +114,7 @@ class Batcher:
             row_sources = np.concatenate([b["sources"] for b in bins]).astype(np.int64)
             sources = torch.from_numpy(np.repeat(row_sources, lengths))[positions + 1]
         return {
-            "stacked": stack(bins),
+            "stacked": padded(stack(bins), self.length),
             "positions": positions,
             "targets": targets,
             "weights": weights,

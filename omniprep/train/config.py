@@ -89,15 +89,15 @@ class TrainConfig:
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them."""
     liger: bool = False
-    """Use the liger kernels where installed (extra package liger-kernel)."""
+    """Compute norms and SwiGLU layers by the Triton kernels of the package liger-kernel (on a GPU)."""
     torch_compile: bool = False
-    """Compile the model; needs --attn flex_attention or flash_attention_2."""
+    """Compile the language model's layers; bins are padded to one length. Not with --attn sdpa."""
     device: Literal["auto", "cpu"] = "auto"
     """Where to train: a GPU where there is one, or the CPU in any case."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer over the ranks (FSDP2); run under torchrun or accelerate launch."""
     deepspeed: str | None = None
-    """DeepSpeed config file (ZeRO-2 or ZeRO-3) in transformers' form."""
+    """DeepSpeed: zero1, zero2, zero2_offload, zero3, zero3_offload, or a config file in transformers' form."""
 
     num_workers: int = 2
     """Reader processes of each rank (0: read in the training process)."""
@@ -147,9 +147,11 @@ class TrainConfig:
             (self.lora or not self.merge_lora, "--merge-lora needs --lora"),
             (self.lora or not self.target_regex, "--target-regex needs --lora"),
             (not (self.fsdp and self.deepspeed), "--fsdp and --deepspeed exclude each other"),
+            (not (self.torch_compile and self.attn == "sdpa"), "--torch-compile needs another --attn than sdpa"),
+            (not (self.dry_run and self.deepspeed), "--dry-run is of one device: leave out --deepspeed"),
             (
-                not self.torch_compile or self.attn in ("flex_attention", "flash_attention_2"),
-                "--torch-compile needs --attn flex_attention or flash_attention_2",
+                not (self.deepspeed and self.amp),
+                "--amp is not for --deepspeed, whose optimizer has float32 copies of bfloat16 weights: leave it out",
             ),
         ]
         for good, text in checks:

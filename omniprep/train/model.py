@@ -14,8 +14,11 @@ from transformers import PreTrainedModel
 
 from omniprep.errors import OmniprepError
 from omniprep.train.attention import check_isolation, choose_attention, use_row_attention
+from omniprep.train.compiling import compile_layers
 from omniprep.train.config import TrainConfig
+from omniprep.train.deepspeed import gathered
 from omniprep.train.freeze import Parts, freeze, lora_regex, resolve_parts
+from omniprep.train.liger import use_liger
 from omniprep.train.loss import make_loss_head
 
 __all__ = ["add_lora", "load_base", "load_qwen2_5_omni", "load_trainable", "weights_dtype"]
@@ -82,7 +85,12 @@ def load_trainable(ctx: Any, path: str, config: TrainConfig, device: torch.devic
         use_row_attention(model)
     make_loss_head(model.get_output_embeddings())
     parts = resolve_parts(model, ctx.arch)
-    check_isolation(model, model.config.get_text_config().vocab_size)
+    with gathered(model):
+        check_isolation(model, model.config.get_text_config().vocab_size)
+    if config.liger:
+        use_liger(model)
+    if config.torch_compile:
+        compile_layers(model, parts.language_model, attention)
     freeze(model, parts, config)
     return model, parts
 

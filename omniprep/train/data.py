@@ -1,0 +1,190 @@
+"""The data of a run: which bins are trained on, in what order, and which are kept to evaluate."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import TrainingArguments
+
+from omniprep.data import PackedDataset
+from omniprep.errors import OmniprepError
+from omniprep.train.batches import Batcher, BatchLoader, Bins, make_loader, number_sources
+from omniprep.train.checkpoint import read_position
+from omniprep.train.config import TrainConfig, parse_source
+from omniprep.train.stream import BinStream, Mixture
+
+__all__ = ["RunData", "open_datasets", "prepare_data", "step_of"]
+
+SPLIT_SEED = 20  # the evaluation split must not move when --seed does
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunData:
+    """What a run reads.
+
+    Attributes:
+        bins: The bins to train on.
+        batcher: Makes batches of them.
+        mixture: Their order.
+        stream: This rank's way through it.
+        evaluation: Batches to evaluate on, or None.
+    """
+
+    bins: Bins
+    batcher: Batcher
+    mixture: Mixture
+    stream: BinStream
+    evaluation: BatchLoader | None
+
+
+def open_datasets(sources: Sequence[str], config: TrainConfig) -> list[PackedDataset]:
+    """The datasets that --data or --eval-data name."""
+    return [PackedDataset(parse_source(source)[0], verify=config.verify) for source in sources]
+
+
+def prepare_data(
+    datasets: list[PackedDataset],
+    evaluation: list[PackedDataset],
+    config: TrainConfig,
+    args: TrainingArguments,
+    checkpoint: Path | None,
+) -> RunData:
+    """The data of this rank, from the checkpoint's place on.
+
+    Raises:
+        OmniprepError: The checkpoint was made with other data, or nothing is left to do.
+    """
+    names, numbers = number_sources(datasets) if config.log_sources else ((), [])
+    bins, held_out = split_bins(datasets, config, numbers)
+    length = 0
+    if config.torch_compile:
+        length = config.batch_size * max(int(d.manifest["bin_length"]) for d in (*datasets, *evaluation))
+    modalities = datasets[0].layout.modalities
+    mixture = Mixture(
+        sizes=[len(b) for b in bins.bins],
+        shares=shares(datasets, bins, config),
+        seed=config.seed,
+        costs=costs(datasets, bins),
+    )
+    return RunData(
+        bins=bins,
+        batcher=Batcher(modalities, names, length),
+        mixture=mixture,
+        stream=make_stream(mixture, config, args, checkpoint),
+        evaluation=evaluation_loader(evaluation, held_out, Batcher(modalities, length=length), config, args),
+    )
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Optimizer steps a checkpoint has behind it."""
+    if checkpoint is None:
+        return 0
+    return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+
+
+def split_bins(
+    datasets: list[PackedDataset], config: TrainConfig, sources: list[np.ndarray]
+) -> tuple[Bins, list[np.ndarray]]:
+    """The bins to train on, and those held out of each dataset (--eval-fraction)."""
+    kept, held = [], []
+    for number, dataset in enumerate(datasets):
+        order = np.random.Generator(np.random.PCG64([SPLIT_SEED, number])).permutation(len(dataset))
+        count = round(config.eval_fraction * len(dataset))
+        if config.eval_fraction and len(dataset) > 1:
+            count = min(max(count, 1), len(dataset) - 1)
+        held.append(np.sort(order[:count]))
+        kept.append(np.sort(order[count:]))
+    return Bins(datasets, kept, sources), held
+
+
+def costs(datasets: list[PackedDataset], bins: Bins) -> np.ndarray:
+    """Cost of each bin that takes part, as the build reckoned it."""
+    return np.concatenate([d.costs[b] for d, b in zip(datasets, bins.bins, strict=True)])
+
+
+def shares(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> list[float] | None:
+    """Share of the bins of an epoch of each dataset, from the weights in --data; None where none is given.
+
+    Raises:
+        OmniprepError: Some have a weight and some have none.
+    """
+    weights = [parse_source(d)[1] for d in config.data]
+    if all(w is None for w in weights):
+        return None
+    if any(w is None for w in weights):
+        raise OmniprepError("give every dataset a weight (DIR:WEIGHT), or none")
+    given = np.array(weights, dtype=np.float64)
+    if config.weight_by == "tokens":
+        given /= [d.index["tokens"][b].mean() for d, b in zip(datasets, bins.bins, strict=True)]
+    return [float(x) for x in given / given.sum()]
+
+
+def make_stream(mixture: Mixture, config: TrainConfig, args: TrainingArguments, checkpoint: Path | None) -> BinStream:
+    """This rank's way through the data, from the checkpoint's place.
+
+    Raises:
+        OmniprepError: The checkpoint was made with other data, weights or seed; or nothing is left to do.
+    """
+    start = done = 0
+    if checkpoint is not None:
+        state, done = read_position(checkpoint), step_of(checkpoint)
+        now = {"sizes": list(mixture.sizes), "shares": mixture.shares, "seed": mixture.seed}
+        changed = [key for key in now if state[key] != now[key]]
+        if changed:
+            names = {"sizes": "--data", "shares": "the weights of --data", "seed": "--seed"}
+            raise OmniprepError(
+                f"--resume {checkpoint}: made with other data: {', '.join(names[c] for c in changed)} changed"
+            )
+        start = state["position"]
+    step = args.world_size * config.batch_size * config.grad_accumulation
+    if config.max_steps:
+        steps = config.max_steps - done
+        total = start + steps * step
+    else:
+        total = round(config.epochs * mixture.epoch_bins)
+        steps = math.ceil((total - start) / step)
+    if steps <= 0:
+        raise OmniprepError(
+            f"--resume {checkpoint}: nothing is left to do after its step {done}; raise --max-steps or --epochs"
+        )
+    return BinStream(
+        mixture,
+        total=total,
+        start=start,
+        steps=steps,
+        rank=args.process_index,
+        world_size=args.world_size,
+        batch_size=config.batch_size,
+        accumulation=config.grad_accumulation,
+    )
+
+
+def evaluation_loader(
+    datasets: list[PackedDataset],
+    held_out: list[np.ndarray],
+    batcher: Batcher,
+    config: TrainConfig,
+    args: TrainingArguments,
+) -> BatchLoader | None:
+    """Batches to evaluate on, shared out over the ranks, or None."""
+    if datasets:
+        bins = Bins(datasets)
+    elif any(len(h) for h in held_out):
+        bins = Bins(open_datasets(config.data, config), held_out)
+    else:
+        return None
+    each = math.ceil(len(bins) / (args.world_size * config.batch_size))
+    stream = BinStream(
+        Mixture(sizes=[len(bins)]),
+        total=len(bins),
+        start=0,
+        steps=each,
+        rank=args.process_index,
+        world_size=args.world_size,
+        batch_size=config.batch_size,
+    )
+    loader = make_loader(bins, stream, batcher, min(config.num_workers, 2), args.device.type == "cuda")
+    return BatchLoader(loader, each, args.device)

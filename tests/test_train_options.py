@@ -1,0 +1,165 @@
+"""Risk: an option of the trainer that does nothing, or something else than it says."""
+
+import json
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import silu
+from train_helpers import ARCH, forward_kwargs, make_row, small_model, write_dataset
+
+from omniprep.data import PackedDataset
+from omniprep.errors import OmniprepError, UsageError
+from omniprep.train import compiling
+from omniprep.train.arguments import check_packages, training_arguments
+from omniprep.train.attention import use_row_attention
+from omniprep.train.batches import Batcher
+from omniprep.train.batches import forward_kwargs as batch_kwargs
+from omniprep.train.compiling import compile_layers, padded
+from omniprep.train.config import TrainConfig
+from omniprep.train.deepspeed import PRESETS, deepspeed_config
+from omniprep.train.freeze import resolve_parts
+from omniprep.train.liger import use_liger
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> PackedDataset:
+    return PackedDataset(str(write_dataset(tmp_path_factory.mktemp("options") / "d", bins=3, weighted=True)))
+
+
+def losses(model, batch) -> torch.Tensor:
+    kwargs = batch_kwargs(batch, torch.device("cpu"), torch.float32)
+    return model(**kwargs, logits_to_keep=batch["positions"], targets=batch["targets"]).losses
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_deepspeed_presets_are_what_their_names_say(name, tmp_path):
+    config = deepspeed_config(name)
+    zero = config["zero_optimization"]
+    assert zero["stage"] == int(name[4]) and ("offload_optimizer" in zero) == name.endswith("offload")
+    assert zero.get("stage3_gather_16bit_weights_on_model_save", False) == (name[4] == "3")
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps(config | {"zero_optimization": zero | {"reduce_bucket_size": "auto"}}))
+    assert deepspeed_config(str(file))["zero_optimization"]["reduce_bucket_size"] == 4096 * 4096
+    file.write_text("{")
+    with pytest.raises(OmniprepError, match="not valid JSON"):
+        deepspeed_config(str(file))
+
+
+def test_deepspeed_that_is_not_there_is_refused():
+    with pytest.raises(OmniprepError, match="zero4.*no such file.*zero2_offload"):
+        deepspeed_config("zero4")
+    with pytest.raises(UsageError, match="--amp"):
+        TrainConfig(deepspeed="zero2", amp=True)
+
+
+def test_deepspeeds_configuration_reaches_the_trainer(tmp_path, monkeypatch):
+    """transformers fills in the run's values; the bf16 of the weights becomes DeepSpeed's."""
+    pytest.importorskip("deepspeed", reason="the package deepspeed is not installed")
+    config = TrainConfig(out=str(tmp_path), device="cpu", deepspeed="zero3", dtype="bfloat16", grad_accumulation=3)
+    found = training_arguments(config).hf_deepspeed_config.config
+    assert found["bf16"]["enabled"] is True and found["gradient_accumulation_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "package"),
+    [
+        ({"liger": True}, "liger-kernel"),
+        ({"deepspeed": "zero2"}, "deepspeed"),
+        ({"report_to": ("wandb",)}, "wandb"),
+        ({"report_to": ("tensorboard", "trackio")}, "trackio"),
+    ],
+)
+def test_packages_that_are_not_there_are_named(monkeypatch, options, package):
+    import importlib.util
+
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n.replace("_", "-") == package else original(n))
+    with pytest.raises(OmniprepError, match=f"pip install {package}"):
+        check_packages(TrainConfig(**options))
+
+
+def test_padding_to_one_length_changes_no_loss(dataset):
+    model = small_model().eval()
+    use_row_attention(model)
+    plain, longer = Batcher(dataset.layout.modalities), Batcher(dataset.layout.modalities, length=400)
+    for number in range(len(dataset)):
+        short, long = plain([dataset[number]]), longer([dataset[number]])
+        assert long["stacked"]["input_ids"].shape == (1, 400) and long["stacked"]["position_ids"].shape == (4, 1, 400)
+        assert long["stacked"]["cu_seq_lens_q"][-1] == 400 and long["tokens"] == short["tokens"]
+        with torch.no_grad():
+            torch.testing.assert_close(losses(model, long), losses(model, short), rtol=1e-5, atol=1e-5)
+    full = plain([dataset[0]])["stacked"]
+    assert padded(full, full["input_ids"].shape[1]) is full
+
+
+@pytest.mark.slow
+def test_layers_are_compiled_once_for_all_bins(dataset, monkeypatch):
+    """One graph for every layer and bin, and the losses and gradients of the model as it was."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    batcher = Batcher(dataset.layout.modalities, length=400)
+    batches = [batcher([dataset[number]]) for number in range(len(dataset))]
+    found = []
+    for compiled in (False, True):
+        model = small_model()
+        model.set_attn_implementation("eager")
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+            assert compile_layers(model, resolve_parts(model, ARCH).language_model, "eager") == 2
+        values = [losses(model.train(), batch) for batch in batches]
+        sum(v.sum() for v in values).backward()
+        found.append(
+            ([v.detach() for v in values], model.thinker.model.language_model.layers[0].mlp.up_proj.weight.grad)
+        )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    for ours, theirs in zip(*(values for values, _ in found), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
+
+
+def test_row_by_row_attention_is_not_compiled():
+    model = small_model()
+    with pytest.raises(OmniprepError, match="flash_attention_2"):
+        compile_layers(model, ("thinker.model.language_model",), "sdpa")
+
+
+@pytest.fixture
+def liger(monkeypatch) -> list[str]:
+    """The two functions of liger-kernel that we call, in plain torch (its own need a GPU); what was called."""
+    called: list[str] = []
+
+    def liger_rms_norm(x, weight, eps, offset, casting_mode, in_place):
+        assert (offset, casting_mode, in_place) == (0.0, "llama", False)
+        called.append("norm")
+        wide = x.float()
+        return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+    def liger_swiglu(gate, up):
+        called.append("swiglu")
+        return silu(gate) * up
+
+    module = ModuleType("liger_kernel.transformers.functional")
+    module.liger_rms_norm, module.liger_swiglu = liger_rms_norm, liger_swiglu
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return called
+
+
+def test_liger_replaces_every_norm_and_swiglu_and_changes_nothing(liger):
+    model = small_model().eval()
+    use_row_attention(model)
+    kwargs = forward_kwargs([make_row("mixed", np.random.default_rng(0))])
+    with torch.no_grad():
+        before = model(**kwargs).logits
+        # Of each kind: 2 language layers, 2 vision blocks, the merger's norm and the last norm.
+        assert use_liger(model) == 2 * 3 + 2 * 3 + 1 + 1
+        after = model(**kwargs).logits
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+    assert (liger.count("norm"), liger.count("swiglu")) == (2 * 2 + 2 * 2 + 2, 2 + 2)
+    with pytest.raises(OmniprepError, match="no part"):
+        use_liger(torch.nn.Linear(2, 2))
