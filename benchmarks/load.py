@@ -123,7 +123,7 @@ def methods(folder: Path) -> dict[str, Callable[[], Iterator[object]]]:
 
     def pairs() -> Iterator[object]:
         for number in range(0, len(ds), 2):
-            yield stack([ds[number], ds[number + 1]])
+            yield stack(ds.__getitems__([number, number + 1]))
 
     loader = DataLoader(ds, collate_fn=stack, num_workers=1, prefetch_factor=2, persistent_workers=True)
 

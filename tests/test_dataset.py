@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +261,43 @@ def test_a_remote_dataset_reads_the_same(built):
         for name, value in collate([near[b]]).items():
             other = collate([far[b]])[name]
             assert torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
+
+
+def test_a_batch_is_what_its_bins_are_and_its_pixels_are_not_copied(built):
+    folder, _ = built
+    ds = PackedDataset(folder, verify="always")
+    for numbers in ([0, 1], [3, 0, -1], list(range(len(ds))), [1, 1], [2], []):
+        batch = ds.__getitems__(numbers)
+        for item, number in zip(batch, numbers, strict=True):
+            alone = ds[number]
+            assert item.keys() == alone.keys()
+            for name, value in alone.items():
+                same = np.array_equal(item[name], value) if isinstance(value, np.ndarray) else item[name] == value
+                assert same, name
+        if not numbers:
+            continue
+        expected = stack([ds[number] for number in numbers])
+        stacked = stack(batch)
+        for name, value in expected.items():
+            same = torch.equal(stacked[name], value) if isinstance(value, torch.Tensor) else stacked[name] == value
+            assert same, name
+        for name in ("pixel_values", "pixel_values_videos"):
+            holding = [item[name] for item in batch if name in item]
+            if holding:
+                assert stacked[name].data_ptr() == holding[0].ctypes.data
+
+
+def test_a_damaged_bin_of_a_batch_is_named(built, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(built[0], folder)
+    place = PackedDataset(folder).index
+    with (folder / "shards" / "00000.arrow").open("r+b") as file:
+        file.seek(int(place["offset"][1] + place["length"][1]) - 100)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(DamagedDataError, match=r"bin 1: .*00000\.arrow is damaged"):
+        PackedDataset(folder).__getitems__([0, 1, 2])
 
 
 def test_first_batch_of_ten_thousand_shards(built, tmp_path):

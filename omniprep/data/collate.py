@@ -2,7 +2,8 @@
 
 `stack` is what DataLoader workers run; `to_model` finishes on the device; `collate` is both. One bin is not copied,
 apart from its few kilobytes of integers, which the model wants as int64: its media tensors look into the buffer that
-the bin was read into. Several bins are laid end to end, as one longer bin. What a media column becomes is said by its
+the bin was read into. Several bins are laid end to end, as one longer bin; where they were read as a batch
+(`PackedDataset.__getitems__`) their pixels lie so already. What a media column becomes is said by its
 `Column.load`, never by its name.
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from omniprep.data.device import to_model
+from omniprep.shards.joined import adjacent
 from omniprep.shards.reader import BufferPool, item_sizes
 from omniprep.shards.schema import Column
 
@@ -133,8 +135,9 @@ def _joined(column: Column, parts: list[np.ndarray]) -> torch.Tensor:
     if column.kind == "items":
         values = np.concatenate(parts)
         return _tensor(column, values.astype(np.int64) if values.dtype == np.int32 else values)
-    if len(parts) == 1:
-        return _tensor(column, parts[0])
+    whole = parts[0] if len(parts) == 1 else adjacent(parts)
+    if whole is not None:
+        return _tensor(column, whole)
     size = sum(part.nbytes for part in parts)
     joined = _POOL.take(size)[:size].view(parts[0].dtype).reshape(-1, *parts[0].shape[1:])
     return _tensor(column, np.concatenate(parts, out=joined))

@@ -24,7 +24,7 @@ from omniprep.shards.cache import BinCache
 from omniprep.shards.codec import decode_pixels
 from omniprep.shards.schema import Column, Layout, storage_dtype
 
-__all__ = ["BufferPool", "ShardReader", "decode", "item_sizes", "read_schema"]
+__all__ = ["BufferPool", "ShardReader", "arrays_of", "buffers_of", "decode", "item_sizes", "read_schema"]
 
 _OPEN_FILES = 64
 _KEPT_BUFFERS = 8
@@ -103,6 +103,14 @@ class ShardReader:
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = BufferPool()
+        self._blank = np.empty(0, np.uint8)
+
+    def blank(self, length: int) -> np.ndarray:
+        """A uint8 array (length or more,) for the head of a record batch; pages never written to take no memory."""
+        self._start_if_forked()
+        if len(self._blank) < length:
+            self._blank = np.empty(2 * length, np.uint8)
+        return self._blank
 
     def read(self, shard: int, offset: int, length: int, checksum: int | None = None) -> np.ndarray:
         """The bytes of one record batch, uint8 (length,), at the start of a pooled buffer.
@@ -116,27 +124,64 @@ class ShardReader:
         Raises:
             DamagedDataError: The file is absent or too short, or its bytes have another checksum; names the file.
         """
-        if os.getpid() != self._pid:  # forked: leave the parent its files and buffers
-            self._start()
+        data = self.buffer(length)
+        if self.is_local(shard):
+            self.read_into(shard, offset, [data], checksum)
+            return data
         uri = self._uris[shard]
-        data = self._pool.take(length)[:length]
-        digest = None if checksum is None else xxhash.xxh3_64()
         try:
-            if io.is_local(uri):
-                got = _read_local(self._open(shard), offset, data, digest)
-            else:
-                got = _read_remote(uri, offset, data, digest, self._cache)
+            got = _read_remote(uri, offset, data, self._cache)
         except OSError as error:
             raise DamagedDataError(f"{uri}: cannot read bytes {offset} to {offset + length}: {error}") from error
         if got != length:
             raise DamagedDataError(f"{uri}: ends at byte {offset + got}, but a bin reaches to {offset + length}")
-        if digest is not None and digest.intdigest() != checksum:
+        if checksum is not None and xxhash.xxh3_64_intdigest(data.data) != checksum:
             if self._cache is not None:
                 self._cache.drop(uri, offset, length)
             raise DamagedDataError(f"{uri} is damaged: bytes {offset} to {offset + length} have another checksum")
         return data
 
+    def read_into(self, shard: int, offset: int, views: Sequence[np.ndarray], checksum: int | None = None) -> None:
+        """Read bytes of a local shard, one after the other, into some uint8 arrays.
+
+        Raises:
+            DamagedDataError: As `read`.
+        """
+        uri, length = self._uris[shard], sum(len(view) for view in views)
+        digest = None if checksum is None else xxhash.xxh3_64()
+        try:
+            got = _read_local(self._open(shard), offset, views, digest)
+        except OSError as error:
+            raise DamagedDataError(f"{uri}: cannot read bytes {offset} to {offset + length}: {error}") from error
+        if got != length:
+            raise DamagedDataError(f"{uri}: ends at byte {offset + got}, but a bin reaches to {offset + length}")
+        if digest is not None and digest.intdigest() != checksum:
+            raise DamagedDataError(f"{uri} is damaged: bytes {offset} to {offset + length} have another checksum")
+
+    def expect(self, shard: int, offset: int, length: int) -> None:
+        """Tell the kernel that bytes of a local shard are read soon, where it takes such advice."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._open(shard).number, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def buffer(self, length: int) -> np.ndarray:
+        """A uint8 array (length,) at the start of a pooled buffer that nothing else refers to."""
+        self._start_if_forked()
+        return self._pool.take(length)[:length]
+
+    def is_local(self, shard: int) -> bool:
+        """Whether a shard is a file of this machine."""
+        return io.is_local(self._uris[shard])
+
+    def name(self, shard: int) -> str:
+        """URI of a shard."""
+        return self._uris[shard]
+
+    def _start_if_forked(self) -> None:
+        if os.getpid() != self._pid:  # leave the parent its files and buffers
+            self._start()
+
     def _open(self, shard: int) -> _File:
+        self._start_if_forked()
         with self._lock:
             if shard in self._files:
                 self._files.move_to_end(shard)
@@ -153,27 +198,29 @@ class ShardReader:
             self._files.clear()
 
 
-def _read_local(file: _File, offset: int, data: np.ndarray, digest: xxhash.xxh3_64 | None) -> int:
-    view, got = memoryview(data.data), 0
-    piece = len(view) if digest is None else _HASHED_BYTES
-    while got < len(view):
-        step = os.preadv(
-            file.number, [view[got : got + piece]], offset + got
-        )  # may end early: at 2 GiB, or at a signal
+def _read_local(file: _File, offset: int, views: Sequence[np.ndarray], digest: xxhash.xxh3_64 | None) -> int:
+    """One scattering read where nothing is hashed; it may end early: at 2 GiB, or at a signal."""
+    waiting = [memoryview(view.data) for view in views if len(view)]
+    got = 0
+    while waiting:
+        asked = waiting if digest is None else [waiting[0][:_HASHED_BYTES]]
+        step = os.preadv(file.number, asked, offset + got)
         if step == 0:
             break
         if digest is not None:
-            digest.update(view[got : got + step])
+            digest.update(waiting[0][:step])
         got += step
+        while waiting and step >= len(waiting[0]):
+            step -= len(waiting.pop(0))
+        if step:
+            waiting[0] = waiting[0][step:]
     return got
 
 
-def _read_remote(uri: str, offset: int, data: np.ndarray, digest: xxhash.xxh3_64 | None, cache: BinCache | None) -> int:
+def _read_remote(uri: str, offset: int, data: np.ndarray, cache: BinCache | None) -> int:
     end = offset + len(data)
     got = io.read_range(uri, offset, end) if cache is None else cache.read(uri, offset, len(data))
     data[: len(got)] = np.frombuffer(got, np.uint8)
-    if digest is not None:
-        digest.update(got)
     return len(got)
 
 
@@ -191,27 +238,42 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
         flat array. Null columns are absent. bfloat16 is uint16. "columns" declares the media columns, "modalities"
         names the M of row_items.
     """
+    places = buffers_of(data, schema)
+    return arrays_of({name: data[start : start + size] for name, (start, size) in places.items()}, schema, layout)
+
+
+def buffers_of(data: np.ndarray, schema: pa.Schema) -> dict[str, tuple[int, int]]:
+    """First byte and number of bytes of the values of each column that is not null, within a record batch.
+
+    Args:
+        data: uint8, as long as the record batch; only its head is looked at.
+        schema: Schema of the shard.
+    """
     batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(data)), schema)
-    base = data.ctypes.data
+    places = {}
+    for field, array in zip(schema, batch.columns, strict=True):
+        if not array.null_count:
+            values = array.buffers()[-1]  # an empty column may have none
+            places[field.name] = (values.address - data.ctypes.data, values.size) if values else (0, 0)
+    return places
+
+
+def arrays_of(values: Mapping[str, np.ndarray], schema: pa.Schema, layout: Layout) -> dict[str, Any]:
+    """What `decode` returns, from the bytes of each column, uint8."""
     arrays: dict[str, Any] = {"columns": layout.columns, "modalities": layout.modalities}
     kinds = {column.name: column for column in layout.columns}
-    for field, array in zip(schema, batch.columns, strict=True):
-        if array.null_count:
+    for field in schema:
+        if field.name not in values:
             continue
-        column = kinds.get(field.name)
-        if column is not None and column.kind == "flat":
-            values = array.buffers()[2]
-            view = data[values.address - base :][: values.size].view(storage_dtype(column.dtype))
-            if "codec" in column.params:
-                arrays[field.name] = _decoded(column, view, arrays)
-                continue
+        column, data = kinds.get(field.name), values[field.name]
+        if column is None or column.kind == "items":
+            view = data.view(field.type.value_type.to_pandas_dtype())
+            arrays[field.name] = view if column is None else view.reshape(-1, *column.shape)
+        elif "codec" in column.params:
+            arrays[field.name] = _decoded(column, data.view(storage_dtype(column.dtype)), arrays)
+        else:
+            view = data.view(storage_dtype(column.dtype))
             arrays[field.name] = view if column.load == "mel" else view.reshape(-1, *column.shape)
-            continue
-        values = array.values
-        dtype = values.type.to_pandas_dtype()
-        start = values.buffers()[1].address - base if len(values) else 0
-        view = data[start : start + len(values) * np.dtype(dtype).itemsize].view(dtype)
-        arrays[field.name] = view if column is None else view.reshape(-1, *column.shape)
     if "position_ids" in arrays:
         arrays["position_ids"] = arrays["position_ids"].reshape(3, -1)
     arrays["row_items"] = arrays["row_items"].reshape(len(arrays["row_ids"]), len(layout.modalities))
