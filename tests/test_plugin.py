@@ -177,7 +177,7 @@ def test_the_guide_makes_this_family(omniprep, build, packed, checkpoint, rows, 
 def test_families_are_listed(omniprep):
     result = omniprep("families", "--plugin", toy.FAMILY)
     assert result.code == 0
-    for name in ("qwen2_5_omni", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_audio"):
+    for name in ("qwen2_5_omni", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_audio", "qwen3_omni"):
         assert f"{name}  (version 1, from omniprep.families." in result.out
     ours = result.out[result.out.index("toy_vl") :]
     assert "toy_family.py" in ours and "any number a row" in ours and "max_side=1024" in ours

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerForConditionalGeneration as Thinker
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeThinkerModel as Thinker3
 
+from omniprep.families.qwen3_omni import audio_tokens
 from omniprep.families.qwen_omni_layout import Block, chunks, interleave, positions, to_bfloat16
 
 IMAGE, VIDEO, AUDIO = 151655, 151656, 151646
@@ -27,14 +29,25 @@ THINKER.get_llm_pos_ids_for_vision = Thinker.get_llm_pos_ids_for_vision.__get__(
 THINKER.get_chunked_index = Thinker.get_chunked_index.__get__(THINKER)
 
 
-def frames_of(tokens: int) -> int:
+THINKER3 = SimpleNamespace(
+    config=SimpleNamespace(
+        **{**vars(THINKER.config), "position_id_per_seconds": 13}, audio_config=SimpleNamespace(n_window=50)
+    ),
+    spatial_merge_size=2,
+)
+THINKER3.get_llm_pos_ids_for_vision = Thinker3.get_llm_pos_ids_for_vision.__get__(THINKER3)
+RULES = {"qwen2_5_omni": (Thinker, THINKER, 25, 50), "qwen3_omni": (Thinker3, THINKER3, 13, None)}
+both = pytest.mark.parametrize("family", RULES)
+
+
+def frames_of(tokens: int, family: str) -> int:
     """A number of mel frames that gives this many audio tokens."""
+    if family == "qwen3_omni":
+        return tokens // 13 * 100 + (8 * (tokens % 13) - 7 if tokens % 13 else 0)
     return 4 * tokens - 1 if tokens else 0
 
 
-def lay_out(
-    parts: list[tuple[int, Block | None]], tail: int, order_bf16: bool = False
-) -> tuple[list[int], list[int], list[Block]]:
+def lay_out(family: str, parts: list[tuple[int, Block | None]], tail: int) -> tuple[list[int], list[int], list[Block]]:
     ids: list[int] = []
     starts, blocks = [], []
     for text, block in parts:
@@ -47,7 +60,7 @@ def lay_out(
             body, end = [AUDIO] * block.audio_tokens, [SOUND[1]]
         elif block.kind == "video_audio":
             ids += [VISION[0], SOUND[0]]
-            flags = interleave(block, 25, 50, bfloat16=order_bf16)
+            flags = interleave(block, *RULES[family][2:], bfloat16=False)
             body, end = np.where(flags, VIDEO, AUDIO).tolist(), [SOUND[1], VISION[1]]
         else:
             ids.append(VISION[0])
@@ -58,19 +71,20 @@ def lay_out(
     return ids + [101] * tail, starts, blocks
 
 
-def reference(ids: list[int], blocks: list[Block], use_audio: bool) -> np.ndarray:
+def reference(family: str, ids: list[int], blocks: list[Block], use_audio: bool) -> np.ndarray:
+    cls, thinker, *_ = RULES[family]
     images = [b.grid for b in blocks if b.kind == "image"]
     videos = [b for b in blocks if b.kind.startswith("video")]
-    frames = [frames_of(b.audio_tokens) for b in blocks if b.audio_tokens]
+    frames = [frames_of(b.audio_tokens, family) for b in blocks if b.audio_tokens]
     grids = [
         torch.tensor([(t, 2 * h, 2 * w) for t, h, w in g]) if g else None for g in (images, [v.grid for v in videos])
     ]
     row = torch.tensor([ids])
-    result, _ = Thinker.get_rope_index(
-        THINKER, row, grids[0], grids[1], torch.ones_like(row), use_audio,
+    result, _ = cls.get_rope_index(
+        thinker, row, grids[0], grids[1], torch.ones_like(row), use_audio,
         torch.tensor(frames) if frames else None, torch.tensor([v.seconds for v in videos]) if videos else None,
     )  # fmt: skip
-    return result[:, 0].numpy()
+    return result[:, 0].long().numpy()
 
 
 SIDE = st.integers(1, 6)
@@ -88,22 +102,26 @@ def rows(video: st.SearchStrategy[Block]) -> st.SearchStrategy[tuple[list[tuple[
     return st.tuples(st.lists(st.tuples(st.integers(0, 7), blocks), min_size=1, max_size=5), st.integers(0, 5))
 
 
+@both
 @settings(max_examples=120, deadline=None)
-@given(rows(VIDEO_BLOCK))
-def test_positions_equal_transformers(row: tuple[list[tuple[int, Block]], int]) -> None:
-    ids, starts, blocks = lay_out(*row)
+@given(row=rows(VIDEO_BLOCK))
+def test_positions_equal_transformers(family: str, row: tuple[list[tuple[int, Block]], int]) -> None:
+    ids, starts, blocks = lay_out(family, *row)
     if not any(b.kind in ("image", "video") for b in blocks):
         return
-    assert np.array_equal(positions(len(ids), starts, blocks), reference(ids, blocks, use_audio=False))
+    ours = positions(len(ids), starts, blocks, *RULES[family][2:])
+    assert np.array_equal(ours, reference(family, ids, blocks, use_audio=False))
 
 
+@both
 @settings(max_examples=120, deadline=None)
-@given(rows(SOUND_BLOCK))
-def test_positions_with_sound_equal_transformers(row: tuple[list[tuple[int, Block]], int]) -> None:
-    ids, starts, blocks = lay_out(*row)
+@given(row=rows(SOUND_BLOCK))
+def test_positions_with_sound_equal_transformers(family: str, row: tuple[list[tuple[int, Block]], int]) -> None:
+    ids, starts, blocks = lay_out(family, *row)
     if not any(b.kind in ("image", "video_audio") for b in blocks):
         return
-    assert np.array_equal(positions(len(ids), starts, blocks), reference(ids, blocks, use_audio=True))
+    ours = positions(len(ids), starts, blocks, *RULES[family][2:])
+    assert np.array_equal(ours, reference(family, ids, blocks, use_audio=True))
 
 
 def slow_chunks(values: list[float], size: int) -> list[tuple[int, int]]:
@@ -140,3 +158,25 @@ def test_bfloat16_order_is_what_torch_computes(steps: int) -> None:
 def test_rounding_to_bfloat16_equals_torch() -> None:
     values = np.random.default_rng(0).normal(0, 1e3, 10_000).astype(np.float32)
     assert np.array_equal(to_bfloat16(values), torch.from_numpy(values).bfloat16().float().numpy())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30, 150])
+def test_bfloat16_order_token_by_token_is_what_torch_computes(steps: int) -> None:
+    """ms-swift compares scalar tensors, bfloat16 with int64: so the sound's index is rounded too."""
+    block = Block("video_audio", (steps, 1, 2), 2.0, audio_tokens=26 * steps + 5)
+    video = torch.arange(steps).reshape(-1, 1, 1).expand(steps, 1, 2).reshape(-1)
+    video, audio = video * torch.tensor([2.0], dtype=torch.bfloat16)[0] * 13.0, torch.arange(block.audio_tokens)
+    expected: list[bool] = []
+    v = a = 0
+    while v < len(video) and a < len(audio):
+        expected.append(bool(video[v] <= audio[a]))
+        v, a = v + expected[-1], a + (not expected[-1])
+    expected += [True] * (len(video) - v) + [False] * (len(audio) - a)
+    assert interleave(block, 13, None, bfloat16=True).tolist() == expected
+
+
+def test_sound_tokens_equal_transformers() -> None:
+    from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
+
+    frames = torch.arange(1, 30_001)
+    assert [audio_tokens(n) for n in frames.tolist()] == _get_feat_extract_output_lengths(frames).tolist()

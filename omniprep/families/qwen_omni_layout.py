@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int = NDArray[np.int64]
+Series = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,39 +99,44 @@ def interleave(block: Block, per_second: int, chunk: int | None, *, bfloat16: bo
     return order
 
 
-def _vision(grid: tuple[int, int, int], times: Int, base: int) -> Int:
+def _count(size: int) -> Series:
+    return np.arange(size, dtype=np.float32)
+
+
+def _vision(grid: tuple[int, int, int], times: Series, base: np.float32) -> Series:
     t, h, w = grid
-    result = np.empty((3, t, h, w), np.int64)
+    result = np.empty((3, t, h, w), np.float32)
     result[0] = times[:, None, None]
     result[1] = np.arange(h)[None, :, None]
     result[2] = np.arange(w)[None, None, :]
     return result.reshape(3, -1) + base
 
 
-def _times(block: Block, per_second: int) -> Int:
-    steps = np.arange(block.grid[0], dtype=np.float32)
-    return (steps * np.float32(block.seconds) * np.float32(per_second)).astype(np.int64)
+def _times(block: Block, per_second: int, chunk: int | None) -> Series:
+    """Temporal positions of the frames, from 0: whole numbers where there are chunks, else as they come."""
+    if block.kind == "image":
+        return np.zeros(block.grid[0], np.float32)
+    times: Series = _count(block.grid[0]) * np.float32(block.seconds) * np.float32(per_second)
+    return times if chunk is None else np.floor(times)
 
 
-def _merged(block: Block, video: Int, audio: Int, per_second: int) -> tuple[list[Int], int]:
+def _merged(block: Block, video: Series, audio: Series, per_second: int) -> tuple[list[Series], np.float32]:
     """Frames and sound token by token; the last piece is what is left of one when the other has ended."""
     order = interleave(block, per_second, None, bfloat16=False)
-    whole = np.empty((3, len(order)), np.int64)
+    whole = np.empty((3, len(order)), np.float32)
     whole[:, order], whole[:, ~order] = video, audio
     last = int(np.flatnonzero(order != order[-1])[-1]) + 1 if order.any() and not order.all() else 0
-    return [whole], int(whole[:, last:].max())
+    return [whole], whole[:, last:].max()
 
 
-def _body(block: Block, base: int, per_second: int, chunk: int | None) -> tuple[list[Int], int]:
+def _body(block: Block, base: np.float32, per_second: int, chunk: int | None) -> tuple[list[Series], np.float32]:
     """The pieces of a block's body, and the maximum of the last one."""
+    audio = np.broadcast_to(base + _count(block.audio_tokens), (3, block.audio_tokens))
     if block.kind == "audio":
-        piece = np.broadcast_to(np.arange(base, base + block.audio_tokens), (3, block.audio_tokens))
-        return [piece], base + block.audio_tokens - 1
-    times = np.zeros(block.grid[0], np.int64) if block.kind == "image" else _times(block, per_second)
-    video = _vision(block.grid, times, base)
+        return [audio], audio[0, -1]
+    video = _vision(block.grid, _times(block, per_second, chunk), base)
     if block.kind != "video_audio":
-        return [video], int(video.max())
-    audio = np.broadcast_to(np.arange(base, base + block.audio_tokens), (3, block.audio_tokens))
+        return [video], video.max()
     if chunk is None:
         return _merged(block, video, audio, per_second)
     video_chunks = chunks(video[0] - base, chunk)
@@ -140,13 +146,16 @@ def _body(block: Block, base: int, per_second: int, chunk: int | None) -> tuple[
         for whole, cuts in ((video, video_chunks), (audio, audio_chunks)):
             if j < len(cuts):
                 pieces.append(whole[:, cuts[j][0] : cuts[j][1]])
-    return pieces, int(pieces[-1].max())
+    return pieces, pieces[-1].max()
 
 
 def positions(
     length: int, starts: list[int], blocks: list[Block], per_second: int = 25, chunk: int | None = 50
 ) -> NDArray[np.int32]:
     """M-rope ids int32 (3, L): temporal, height, width.
+
+    Qwen3-Omni's are fractions where a grid step is no whole number of ids; they are summed in float32, as the model
+    does, and cut at the very end.
 
     Args:
         length: L, tokens of the row.
@@ -155,21 +164,21 @@ def positions(
         per_second: Position ids a second.
         chunk: Position ids a chunk of interleaved sound, or None: token by token.
     """
-    pieces: list[Int] = []
-    cursor = base = 0
+    pieces: list[Series] = []
+    cursor, base = 0, np.float32(0)
     for start, block in zip(starts, blocks, strict=True):
         marks = 2 if block.kind == "video_audio" else 1
         text = start - marks - cursor
         if text:
-            pieces.append(np.broadcast_to(np.arange(base, base + text), (3, text)))
-            base += text
-        mark = np.zeros(marks, np.int64) if chunk is not None else np.arange(marks)
+            pieces.append(np.broadcast_to(base + _count(text), (3, text)))
+            base += np.float32(text)
+        mark = _count(marks) if chunk is None else np.zeros(marks, np.float32)
         pieces.append(np.broadcast_to(base + mark, (3, marks)))
-        body, last = _body(block, base + int(mark[-1]) + 1, per_second, chunk)
+        body, last = _body(block, base + mark[-1] + np.float32(1), per_second, chunk)
         pieces += body
-        pieces.append(np.broadcast_to(last + 1 + mark, (3, marks)))
-        base = last + int(mark[-1]) + 2
+        pieces.append(np.broadcast_to(last + np.float32(1) + mark, (3, marks)))
+        base = last + mark[-1] + np.float32(2)
         cursor = start + sum(piece.shape[1] for piece in body) + marks
     rest = length - cursor
-    pieces.append(np.broadcast_to(np.arange(base, base + rest), (3, rest)))
+    pieces.append(np.broadcast_to(base + _count(rest), (3, rest)))
     return np.concatenate(pieces, axis=1, dtype=np.int32, casting="unsafe")
