@@ -45,6 +45,7 @@ BENCHMARKS := pack balance load cli build storage scale scale_workers
 bench: $(STAMP)
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	@echo "== goals"; $(BIN)/python benchmarks/summary.py
+	@$(BIN)/python docs/make_tables.py
 
 # What programs import, with its docstrings; build/api/index.html.
 API := omniprep omniprep.data.dataset omniprep.data.sampler omniprep.data.collate omniprep.data.device omniprep.packing \
@@ -53,6 +54,7 @@ API := omniprep omniprep.data.dataset omniprep.data.sampler omniprep.data.collat
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_rejects.py
+	$(BIN)/python docs/make_tables.py
 	$(BIN)/python -m pdoc --docformat google --output-directory build/api $(API)
 
 clean:

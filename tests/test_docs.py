@@ -110,11 +110,16 @@ def test_what_a_page_does_not_run_is_said():
     assert sum(map(len, left.values())) <= 12 and len(commands) > 30, left
 
 
-def test_rejects_page_is_current():
-    done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "make_rejects.py", "--check"], capture_output=True, text=True
-    )
+@pytest.mark.parametrize("name", ["make_rejects.py", "make_tables.py"])
+def test_generated_pages_are_current(name):
+    done = subprocess.run([sys.executable, ROOT / "docs" / name, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_pictures_are_small():
+    """All but the plots of a card are made by docs/make_screenshots.py."""
+    assert all(path.stat().st_size < 300_000 for path in (ROOT / "docs" / "images").iterdir())
+    assert "http" not in re.sub(r"http://www.w3.org/\S+", "", (ROOT / "docs/images/build.svg").read_text())
 
 
 def test_every_reject_code_is_explained():

@@ -1,0 +1,69 @@
+"""Write tables of measured numbers into README.md and docs/performance.md, from benchmarks/results; --check compares.
+
+A table stands under a marker, `<!-- table: NAME -->`, and ends at the next blank line. "goals" is what `make bench`
+prints at its end; "short" is its lines that a newcomer asks for.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+MARKED = re.compile(r"(<!-- table: (?P<name>\w+)[^>]*-->\n)(?:\|[^\n]*\n)*")
+SHORT = {
+    "build, all kinds, against ms-swift's encode": "build, tokens a second a core, of ms-swift's encode",
+    "build, text rows": "the same, text rows alone",
+    "loading, tokens/s against ms-swift's encode": "loading a bin, of ms-swift's encode of its rows",
+    "loading, one bin, of a memory copy": "loading a bin, of a plain memory copy",
+    "bytes stored, of bf16, raw": "bytes stored, of what the collator would hold in bf16",
+    "bytes stored, of bf16, webp": "the same, `--pixel-codec webp` (lossless)",
+    "packing 1,000,000 rows, seconds": "packing 1,000,000 rows, seconds on one core",
+    "packing, fill": "fill of the bins, one million rows",
+    "most loaded of 8 ranks, of the mean": "most loaded of 8 ranks, of a step's mean",
+}
+
+
+def measured() -> list[dict[str, str]]:
+    """What is claimed, the goal, the number, its spread."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from record import RESULTS
+    from summary import CLAIMS
+
+    lines = []
+    for what, goal, name, take in CLAIMS:
+        path = RESULTS / f"{name}.json"
+        value, spread = take(json.loads(path.read_text())["rows"]) if path.exists() else ("not measured", "")
+        text = f"{value:,}" if isinstance(value, int | float) else str(value)
+        lines.append({"what": what, "goal": goal, "measured": text, "spread": str(spread)})
+    return lines
+
+
+def table(name: str) -> str:
+    """A table as Markdown."""
+    lines = measured()
+    if name == "short":
+        found = {line["what"]: line for line in lines}
+        lines = [{**found[what], "what": text} for what, text in SHORT.items() if what in found]
+    columns = ("what", "goal", "measured") if name == "short" else ("what", "goal", "measured", "spread")
+    rows = [columns, ("---",) * len(columns), *(tuple(line[column] for column in columns) for line in lines)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def main() -> int:
+    """Write or check the pages."""
+    stale = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = MARKED.sub(lambda match: match[1] + table(match["name"]), text)
+        if new != text and "--check" in sys.argv[1:]:
+            print(f"{page.relative_to(ROOT)}: tables are stale: run python docs/make_tables.py", file=sys.stderr)
+            stale = 1
+        elif new != text:
+            page.write_text(new, encoding="utf-8")
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())
