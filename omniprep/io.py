@@ -77,9 +77,9 @@ def _may_pass(error: Exception) -> bool:
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if isinstance(status, int):
         return status >= 500 or status in (408, 429)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING
-    return type(error).__module__.split(".")[0] in _CLIENTS
+    return type(error).__module__.split(".")[0] in _CLIENTS  # its timeouts, some of which are OSErrors without a number
 
 
 def _patiently(uri: str, call: Callable[[], T]) -> T:

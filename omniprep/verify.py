@@ -7,7 +7,6 @@ finding is a sentence that names the file; no finding means that the dataset is 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ import xxhash
 
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
+from omniprep.rows.sources import parse_line
 
 __all__ = ["check_rows", "check_shard", "check_shards"]
 
@@ -130,7 +130,7 @@ def _check_rejects(dataset: PackedDataset, rejected: int) -> Iterator[str]:
         for number, line in enumerate(file, 1):
             lines += 1
             try:
-                json.loads(line)
+                parse_line(line)
             except ValueError:
                 yield f"rejected.jsonl: line {number} is not valid JSON"
     if lines != rejected:

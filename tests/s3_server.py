@@ -1,5 +1,6 @@
 """moto's S3 on loopback behind a layer that counts requests and can make some fail."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 
 BUCKET = "lake"
+HANG_SECONDS = 4
 
 
 @dataclass
 class Store:
-    """A running server; `fault` may answer a request (method, path) with an HTTP status, or "hang" it."""
+    """A running server; `fault` may answer a request (method, path) with an HTTP status, "hang" it, or "reset" its
+    connection."""
 
     url: str
     requests: list[tuple[str, str, str]] = field(default_factory=list)
@@ -50,8 +53,11 @@ def store() -> Iterable[Store]:
             return inner(environ, start)  # type: ignore[no-any-return]
         made.faults += 1
         if answer == "hang":
-            time.sleep(3)
+            time.sleep(HANG_SECONDS)
             answer = 503
+        if answer == "reset":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            return []
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         code = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}[int(answer)]
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()

@@ -2,10 +2,12 @@
 command goes on."""
 
 import builtins
+import ctypes
 import errno
 import os
 import random
 import signal
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +130,41 @@ def test_a_clock_that_jumps(tmp_path: Path, model_dir: Path, undisturbed) -> Non
 
     assert wait_for(in_fork(under_a_wild_clock, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
     assert outcome(tmp_path / "out") == expected
+
+
+def without_privileges(work: Callable[[], int]) -> int:
+    """Do the work bound by permissions as everybody is: in a container tests run as root, whom they do not bind."""
+    if os.geteuid() == 0:
+        header = struct.pack("Ii", 0x20080522, 0)  # capset(2), version 3, this process
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.capset(header, bytes(24)) == 0, os.strerror(ctypes.get_errno())
+    return work()
+
+
+def test_folders_that_may_not_be_written(tmp_path: Path, model_dir: Path, undisturbed) -> None:
+    """chmod -w on --out, on its parent, and on the folder of shards in the middle of a build."""
+    inputs, expected = undisturbed
+    log = tmp_path / "log"
+    log.touch()
+    parent, out = tmp_path / "parent", tmp_path / "parent" / "out"
+    out.mkdir(parents=True)
+
+    def run(target: Path) -> int:
+        args = command(inputs, model_dir, target)
+        return wait_for(in_fork(lambda: without_privileges(lambda: run_cli(args)), log))
+
+    for folder, target in ((out, out), (parent, parent / "new")):
+        folder.chmod(0o555)
+        assert run(target) == 1, log.read_text()
+        assert "no permission to write" in last_line(log) and str(target) in last_line(log)
+        assert "Traceback" not in log.read_text() and not list(out.iterdir())
+        folder.chmod(0o755)
+    (out / "shards").mkdir(mode=0o555)
+    assert run(out) == 1 and "no permission to write" in last_line(log) and "shards" in last_line(log), log.read_text()
+    assert not (out / "manifest.json").exists() and not (out / "lease.json").exists()
+    (out / "shards").chmod(0o755)
+    assert run(out) == 0, log.read_text()
+    assert outcome(out) == expected
 
 
 def test_places_that_cannot_be_written(tmp_path: Path, model_dir: Path, undisturbed) -> None:

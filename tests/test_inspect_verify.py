@@ -13,6 +13,7 @@ from PIL import Image
 from synthetic import make_dataset
 
 from omniprep.data.dataset import PackedDataset
+from omniprep.errors import DamagedDataError
 from omniprep.look.describe import describe_bin, find_row, load_vocabulary
 from omniprep.look.pictures import half_blocks, pictures_of, rebuild
 from omniprep.verify import check_rows, check_shards
@@ -99,6 +100,20 @@ def test_cut_and_missing_shards(copy):
     found = findings(copy)
     assert any("00000.arrow" in f and "bytes, written as" in f for f in found)
     assert any("00001.arrow: the file is missing" in f for f in found)
+
+
+def test_swapped_shards(copy, omniprep):
+    """Two shards under each other's name: both are whole files of this dataset, and neither is the one it should be."""
+    first, second = copy / "shards" / "00000.arrow", copy / "shards" / "00001.arrow"
+    data = first.read_bytes(), second.read_bytes()
+    first.write_bytes(data[1])
+    second.write_bytes(data[0])
+    found = findings(copy)
+    assert any("00000.arrow" in f for f in found) and any("00001.arrow" in f for f in found), found
+    assert not any("00002.arrow" in f for f in found)
+    assert omniprep("verify", copy).code == 1
+    with pytest.raises(DamagedDataError, match=r"00000\.arrow"):
+        PackedDataset(copy, verify="always")[0]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ request a bin."""
 import itertools
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,42 @@ def test_faults_that_pass(omniprep, model_dir: Path, local, store: Store, tmp_pa
     assert store.faults > 10
     store.fault = lambda method, path: None
     same_but_for_sources(out, local[1], tmp_path)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, store: Store) -> Iterator[None]:
+    """A client that waits not long for an answer and leaves trying again to omniprep."""
+    import fsspec
+    import s3fs
+
+    settings = {"config_kwargs": {"read_timeout": 1.5, "connect_timeout": 1.5, "retries": {"total_max_attempts": 1}}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("kind", ["hang", "reset"])
+def test_stalls_and_broken_connections(local, store: Store, impatient: None, kind: str) -> None:
+    """Two requests in a row get no answer, the third does; where none does, one line names the object."""
+    uri = f"s3://{BUCKET}/in/chats0.jsonl"
+    expected = io.read_bytes(uri)
+    count = itertools.count()
+    store.fault = lambda method, path: kind if next(count) < 2 else None
+    assert io.read_bytes(uri) == expected
+    assert store.faults == 2
+    count = itertools.count()
+    store.fault = lambda method, path: kind if method == "PUT" and next(count) < 2 else None
+    io.write_atomic(f"s3://{BUCKET}/written/{kind}", expected)
+    assert store.faults == 4
+    store.fault = lambda method, path: None
+    assert io.read_bytes(f"s3://{BUCKET}/written/{kind}") == expected
+    if kind == "reset":
+        store.fault = lambda method, path: kind
+        with pytest.raises(OSError, match="after 6 tries") as caught:
+            io.read_bytes(uri)
+        assert caught.value.filename == uri
 
 
 def test_errors_that_stay(omniprep, model_dir: Path, local, store: Store) -> None:

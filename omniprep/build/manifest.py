@@ -237,16 +237,18 @@ def _write_rejects(
                 file.write(b"}\n")
 
 
-def _read_again(split: Split, wanted: dict[int, dict[str, Any]]) -> Iterator[tuple[int, str, str, bytes]]:
+def _read_again(split: Split, wanted: dict[int, dict[str, Any]]) -> Iterator[tuple[int, str, str, memoryview]]:
     """Rows of a split that failed while encoding, by line; one that is not there any more without its content."""
     left = dict(wanted)
     if wanted:
         for raw in read_split(split):
             if (reject := left.pop(raw.line, None)) is not None:
                 content = b"null" if isinstance(raw.content, Reject) else as_json_bytes(raw.content)
-                yield reject["row"], reject["code"], reject["message"], content
+                yield reject["row"], reject["code"], reject["message"], memoryview(content)
+                del content
+            del raw  # not held while the next is read
     for reject in left.values():
-        yield reject["row"], reject["code"], reject["message"], b"null"
+        yield reject["row"], reject["code"], reject["message"], memoryview(b"null")
 
 
 def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def to_batch(lines: list[PlannedLine]) -> pa.RecordBatch:
         pa.array([0 if row is None else row.length for row in good], pa.int32()),
         pa.array([None if row is None else str(row.code) for row in bad], pa.string()),
         pa.array([None if row is None else row.message for row in bad], pa.string()),
-        pa.array([entry.raw for entry in lines], pa.large_string()),
+        _texts([entry.raw for entry in lines]),
         _lists([None if row is None else row.ids for row in good], np.int32),
         _lists([None if row is None else row.run_lengths for row in good], np.int32),
         _lists([None if row is None else row.run_weights for row in good], np.float32),
@@ -103,6 +103,15 @@ def _lists(arrays: list[NDArray[Any] | None], dtype: type[np.generic]) -> pa.Arr
     present = [a for a in arrays if a is not None]
     values = np.concatenate(present) if present else np.empty(0, dtype)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(dtype, copy=False)))
+
+
+def _texts(values: list[bytes | None]) -> pa.LargeStringArray:
+    """Without the copies that Arrow would make of a text of hundreds of MB."""
+    present = [value for value in values if value is not None]
+    data = present[0] if len(present) == 1 else b"".join(present)
+    offsets = np.cumsum([0, *(0 if value is None else len(value) for value in values)], dtype=np.int64)
+    valid = pa.array([value is not None for value in values]).buffers()[1]
+    return pa.LargeStringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(data), valid)
 
 
 def _media(rows: list[PlannedRow | None]) -> pa.Array:
@@ -163,8 +172,8 @@ class RejectedRow:
     """Its line in the split, from 0."""
     code: str
     message: str
-    raw: bytes
-    """The row as JSON."""
+    raw: memoryview
+    """The row as JSON: bytes of the plan."""
 
 
 def read_rejects(uri: str) -> Iterator[RejectedRow]:
@@ -173,9 +182,9 @@ def read_rejects(uri: str) -> Iterator[RejectedRow]:
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
         line, code, message, raw = (batch.column(name) for name in ("line", "code", "message", "raw"))
-        raw = raw.cast(pa.large_binary())  # not copied: it may be hundreds of MB
+        texts = _views(raw.cast(pa.large_binary()))
         for at in pc.indices_nonzero(code.is_valid()).to_pylist():
-            text = raw[at].as_py() or b"null"
+            text = texts[at] or memoryview(b"null")
             yield RejectedRow(first + at, line[at].as_py(), code[at].as_py(), message[at].as_py(), text)
         first += batch.num_rows
 

@@ -32,6 +32,7 @@ from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.progress import Reporter
 from omniprep.rows.normalize import MODALITIES
+from omniprep.rows.sources import parse_line
 from omniprep.shards.codec import with_codec
 from omniprep.shards.index import write_index, write_rows
 from omniprep.shards.reader import decode, item_sizes
@@ -345,7 +346,7 @@ def _write_rejects(datasets: Sequence[PackedDataset], chosen: Chosen, rows: Rows
             continue
         with io.open_input(uri) as file:
             for line in file:
-                reject = json.loads(line)
+                reject = parse_line(line)
                 if (reject["source"], reject["line"]) in wanted:
                     old[reject["source"], reject["line"]] = line
     lengths = chosen.table["length"].to_pylist()

@@ -79,7 +79,7 @@ def plan_rows(
         try:
             rendered.append(raw if isinstance(raw, Reject) else _render(raw, ctx, config, places, generate))
         except Reject as reject:
-            rendered.append(reject)
+            rendered.append(_alone(reject))
         except RecursionError as error:
             rendered.append(Reject(RejectCode.BAD_ROW, f"{type(error).__name__}: {error}"))
         except FamilyError as error:
@@ -100,8 +100,13 @@ def plan_rows(
         try:
             result.append(_assemble(entry, tokens, ctx, config))
         except Reject as reject:
-            result.append(reject)
+            result.append(_alone(reject))
     return result
+
+
+def _alone(reject: Reject) -> Reject:
+    """The same without the frames it came through, which hold the row's media."""
+    return Reject(reject.code, reject.message)
 
 
 def unexpected(error: Exception) -> Reject:

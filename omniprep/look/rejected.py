@@ -10,6 +10,7 @@ from rich.text import Text
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import RejectCode, UsageError, did_you_mean
+from omniprep.rows.sources import parse_line
 
 __all__ = ["check_code", "read_rejected", "show_rejected"]
 
@@ -44,7 +45,7 @@ def read_rejected(dataset: PackedDataset, code: str | None, limit: int) -> Itera
         return
     with io.open_input(io.join(dataset.uri, "rejected.jsonl")) as file:
         for line in file:
-            reject = json.loads(line)
+            reject = parse_line(line)
             if code in (None, reject["code"]):
                 yield reject
                 left -= 1

@@ -299,13 +299,19 @@ def _parse(line: int, text: bytes) -> RawRow | None:
         return None
     size = len(text)
     try:
-        return RawRow(line, json.loads(text) if size < LONG_LINE else _parse_long(text), size)
+        return RawRow(line, parse_line(text), size)
     except (ValueError, RecursionError) as error:
         return RawRow(line, Reject(RejectCode.BAD_JSON, f"{type(error).__name__}: {error}"), size)
 
 
-def _parse_long(text: bytes) -> Any:
-    """What json.loads gives, without its copies of the whole line (of which one may take four bytes a letter)."""
+def parse_line(text: bytes) -> Any:
+    """What json.loads gives, without its copies of a long line (of which one may take four bytes a letter).
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    if len(text) < LONG_LINE:
+        return json.loads(text)
     found = [match.span(1) for match in _BASE64.finditer(text)]
     if not found:
         return json.loads(text)
