@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange
 
 from omniprep.errors import OmniprepError
 
-__all__ = ["PRESETS", "deepspeed_config", "gathered", "numel"]
+__all__ = ["PRESETS", "deepspeed_config", "gathered", "keep_names", "numel"]
 
 PRESETS = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 _BUCKET = 200_000_000
@@ -76,16 +79,31 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has the weights, each rank its part."""
+    return any(hasattr(p, "ds_id") for p in model.parameters())
+
+
+def keep_names(model: PreTrainedModel) -> None:
+    """See that weights which ZeRO-3 has loaded are saved under their original names.
+
+    transformers 5.23 notes for saving which renamings a load has used; under ZeRO-3 it notes all that it knows, and
+    would save `thinker.visual` as `thinker.thinker.model.thinker.visual`.
+    """
+    if is_shared_out(model):
+        known = get_model_conversion_mapping(model, add_legacy=False)
+        model._weight_conversions = [c for c in known if not isinstance(c, PrefixChange)]
+
+
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """All weights of the model in place; only ZeRO-3 has them elsewhere (every rank must come here)."""
-    parameters = list(model.parameters())
-    if not any(hasattr(p, "ds_id") for p in parameters):
+    if not is_shared_out(model):
         yield
         return
     from deepspeed.runtime.zero import GatheredParameters
 
-    with GatheredParameters(parameters):
+    with GatheredParameters(list(model.parameters())):
         yield
 
 

@@ -16,7 +16,7 @@ from omniprep.errors import OmniprepError
 from omniprep.train.attention import check_isolation, choose_attention, use_row_attention
 from omniprep.train.compiling import compile_layers
 from omniprep.train.config import TrainConfig
-from omniprep.train.deepspeed import gathered
+from omniprep.train.deepspeed import gathered, keep_names
 from omniprep.train.freeze import Parts, freeze, lora_regex, resolve_parts
 from omniprep.train.liger import use_liger
 from omniprep.train.loss import make_loss_head
@@ -81,6 +81,7 @@ def load_trainable(ctx: Any, path: str, config: TrainConfig, device: torch.devic
     attention = choose_attention(config.attn, device.type, dtype)
     model = load_base(ctx, path, dtype, attention, trust_remote_code=config.trust_remote_code)
     model.config.use_cache = False
+    keep_names(model)
     if attention == "sdpa":
         use_row_attention(model)
     make_loss_head(model.get_output_embeddings())
