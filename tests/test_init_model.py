@@ -138,3 +138,17 @@ def test_merges_follow_ranks():
     assert split_token(ranks, b"ab", 3) == (b"a", b"b")
     assert split_token(ranks, b"abc", 5) == (b"ab", b"c")
     assert split_token({b"a": 0, b"b": 1, b"c": 2, b"abc": 3}, b"abc", 3) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"), [("qwen2_5_omni_thinker", "qwen2_5_omni"), ("qwen3_omni_moe_thinker", "qwen3_omni")]
+)
+def test_the_thinker_alone_is_refused_for_training(tmp_path, kind, module):
+    import importlib
+
+    import torch
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    load_model = importlib.import_module(f"omniprep.train.{module}").load_model
+    with pytest.raises(OmniprepError, match="holds the thinker alone; give the whole model"):
+        load_model(str(tmp_path), torch.float32, "sdpa")

@@ -122,7 +122,7 @@ def _ids(ctx: "FamilyContext") -> dict[str, int]:
 
 def _chunk(ctx: "FamilyContext") -> tuple[int, int | None]:
     """Position ids a second, and a chunk of interleaved sound (None: no chunks)."""
-    thinker = ctx.config.get("thinker_config", {})
+    thinker = ctx.config.get("thinker_config", ctx.config)  # which may be that of the thinker alone
     per_second = int(thinker.get("position_id_per_seconds", ctx.attribute("ids_per_second")))
     return per_second, int(per_second * thinker.get("seconds_per_chunk", 2)) if ctx.attribute("chunked") else None
 

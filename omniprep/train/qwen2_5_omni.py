@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers import Qwen2_5OmniForConditionalGeneration as Omni
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from omniprep.errors import OmniprepError
 from omniprep.train.loss import TokenLoss, token_loss
 
 __all__ = ["Qwen2_5OmniForConditionalGeneration", "load_model"]
@@ -173,8 +174,13 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> Qwen2
         path: Folder or Hub name.
         dtype: Type of the weights.
         attn_implementation: transformers' name, for the language model and the towers.
+
+    Raises:
+        OmniprepError: A checkpoint of the thinker alone.
     """
     config = AutoConfig.from_pretrained(path)
+    if not hasattr(config, "thinker_config"):
+        raise OmniprepError(f"model {path!r}: holds the thinker alone; give the whole model, whose names it keeps")
     config.enable_audio_output = False
     # Not Omni.from_pretrained: that one insists on the talker's speakers.
     load = PreTrainedModel.from_pretrained.__func__

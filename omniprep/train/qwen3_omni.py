@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers import Qwen3OmniMoeForConditionalGeneration as Omni
 
+from omniprep.errors import OmniprepError
 from omniprep.train.vision_text import Packed, keep_borders
 
 __all__ = ["Qwen3OmniMoeForConditionalGeneration", "load_model"]
@@ -58,8 +59,13 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> Qwen3
         path: Folder or Hub name.
         dtype: Type of the weights.
         attn_implementation: transformers' name, for the language model and the towers.
+
+    Raises:
+        OmniprepError: A checkpoint of the thinker alone.
     """
     config = AutoConfig.from_pretrained(path)
+    if not hasattr(config, "thinker_config"):
+        raise OmniprepError(f"model {path!r}: holds the thinker alone; give the whole model, whose names it keeps")
     config.enable_audio_output = False
     load = PreTrainedModel.from_pretrained.__func__
     model = load(
