@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, SAMPLES
 
 from omniprep.data.dataset import PackedDataset
+from tests.reliability import make_chats
 
 REPO = "org/chats"
 
@@ -104,6 +105,12 @@ assert picture.size[0] > 20, picture
 assert [m["role"] for m in preview[0]["messages"]][-1] == "assistant"
 packed = datasets.load_dataset("{REPO}", "packed", split="train")
 assert len(packed) == {len(PackedDataset(built))} and len(packed[0]["input_ids"]) > 0
+# As the Hub's viewer reads: by name, as a stream, features from the file.
+assert datasets.get_dataset_config_names("{REPO}") == ["preview", "packed"]
+stream = datasets.load_dataset("{REPO}", split="train", streaming=True)
+assert isinstance(stream.features["thumbnail"], datasets.Image) and next(iter(stream)) == preview[0]
+table = datasets.load_dataset("parquet", data_files="hf://datasets/{REPO}/preview/train.parquet", split="train")
+assert table.features == preview.features and table[0] == preview[0]
 print("loaded")
 """
     assert "loaded" in python("-c", code).stdout
@@ -185,3 +192,18 @@ def test_the_card_of_an_adapter_names_no_folder_of_this_machine(tmp_path):
     assert "base_model:" not in card and str(tmp_path) not in card
     (tmp_path / "manifest.json").write_text("{}")
     assert not is_checkpoint(tmp_path)
+
+
+def test_a_build_reads_chats_and_media_from_the_hub(hub, python, model_dir, tmp_path, omniprep):
+    """hf:// inputs, media beside them: the shards of a build of local copies."""
+    make_chats(tmp_path / "in", rows=12)
+    hub.repos[REPO] = fake_hub.Repo(private=False)
+    hub.repos[REPO].branches["main"] = {f"chats/{path.name}": path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    options = ("--model", model_dir, "--bin-length", 512, "--workers", 0, "--quiet")
+    names = [f"hf://datasets/{REPO}/chats/chats{n}.jsonl" for n in range(2)]
+    python("-m", "omniprep", "build", *names, *options, "--out", tmp_path / "there")
+    local = [tmp_path / "in" / f"chats{n}.jsonl" for n in range(2)]
+    assert omniprep("build", *local, *options, "--out", tmp_path / "here").code == 0
+    shard = "shards/00000.arrow"
+    assert (tmp_path / "there" / shard).read_bytes() == (tmp_path / "here" / shard).read_bytes()
+    assert json.loads((tmp_path / "there" / "manifest.json").read_text())["counts"]["items"]["image"] == 4

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from omniprep import PackedDataset, io
 from omniprep.errors import DamagedDataError, Reject
@@ -214,3 +215,19 @@ def test_one_range_request_a_bin(omniprep, model_dir: Path, local, store: Store,
     with pytest.raises(DamagedDataError, match=r"bin 0: s3://lake/read/shards/00000.arrow"):
         PackedDataset(out, verify="always")._reader and there[0]
     assert json.loads(io.read_bytes(f"{out}/manifest.json"))["counts"]["bins"] == len(here)
+
+
+def test_the_recipe_for_clusters(omniprep, model_dir: Path, local, store: Store, tmp_path: Path) -> None:
+    """pipelines/s3_cluster.yaml as it stands, with this bucket and checkpoint, without its 64 workers."""
+    for path in local[0].iterdir():
+        io.write_atomic(
+            f"s3://{BUCKET}/{'chats' if path.suffix == '.jsonl' else 'media'}/{path.name}", path.read_bytes()
+        )
+    recipe = tmp_path / "s3_cluster.yaml"
+    recipe.write_text((ROOT / "pipelines" / "s3_cluster.yaml").read_text().replace("BUCKET", BUCKET))
+    done = omniprep("build", "--config", recipe, "--model", model_dir, "--workers", 0)
+    assert done.code == 0, done.err
+    dataset = PackedDataset(f"s3://{BUCKET}/packed/qwen2.5-omni-16k")
+    counts = dataset.manifest["counts"]
+    assert counts["rows"] == {"read": 24, "packed": 24, "rejected": 0} and counts["items"]["image"] == 8
+    assert dataset.manifest["config"]["special_tokens_in_text"] == "reject"

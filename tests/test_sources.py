@@ -9,9 +9,10 @@ import pytest
 
 from omniprep.build.options import family_of
 from omniprep.build.single import encode_row
+from omniprep.build.stages import _chunks
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
-from omniprep.rows.sources import count_lines, find_inputs, find_splits, read_split
+from omniprep.rows.sources import count_lines, find_inputs, find_splits, parse_line, read_split
 
 MEDIA = Path(__file__).parent / "golden" / "media"
 IMAGE = MEDIA / "s28x28.png"
@@ -106,3 +107,34 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, data: by
     with pytest.raises(OmniprepError, match=message) as caught:
         contents(tmp_path / name)
     assert name in str(caught.value)
+
+
+def test_long_lines_are_parsed_as_json_does() -> None:
+    """Base64 is taken out of long lines before they are parsed, and nobody can tell."""
+    media = "iVBORw0KGgo+/" * 100_000
+    row = {
+        "messages": [{"role": "user", "content": "中😀 <image>omniprep-0 " + media[:9000]}],
+        "images": [f"data:image/png;base64,{media}==", media, media[:5000], {"bytes": media}],
+        media[:6000]: ["omniprep-1", "omniprep--0", None, 1.5, True, '\\"' + media[:5000]],
+    }
+    for ascii_only in (False, True):
+        text = json.dumps(row, ensure_ascii=ascii_only).encode()
+        assert parse_line(text) == row == json.loads(text)
+    for broken in (text[:-1], text.replace(b'"images"', b'images"', 1)):
+        with pytest.raises(ValueError, match="."):
+            parse_line(broken)
+
+
+def test_groups_of_parquet_are_read_in_pieces(tmp_path: Path) -> None:
+    """A row group of large rows does not become one chunk, and blocks of rows come in order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"n": n, "images": [{"bytes": bytes([n]) * (3 << 20)}]} for n in range(8)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    (split,) = find_splits(find_inputs((str(tmp_path / "a.parquet"),)))
+    ended: list[int] = []
+    found = list(read_split(split, ended.append))
+    assert [row.content for row in found] == rows and ended == [8]
+    assert all(row.size > 3 << 20 for row in found)
+    assert [len(chunk) for chunk in _chunks(iter(found))] == [3, 3, 2]

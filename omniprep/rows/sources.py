@@ -289,7 +289,7 @@ def _next_line(file: BinaryIO, split: Split) -> bytes:
 
 LONG_LINE = 1 << 20
 """Base64 texts are taken out of lines of this length before they are parsed."""
-_BASE64 = re.compile(rb'"((?:data:[\w/.+-]{0,99};base64,)?[A-Za-z0-9+/]{4096,}={0,2})"')
+_BASE64 = re.compile(rb'(?<!\\)"((?:data:[\w/.+-]{0,99};base64,)?[A-Za-z0-9+/]{4096,}={0,2})"')
 
 
 def _parse(line: int, text: bytes) -> RawRow | None:

@@ -1,0 +1,45 @@
+"""Stores other than S3 go the same way: fsspec's own memory store as a whole build, and what is said where a store's
+package is absent."""
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from omniprep import PackedDataset, io
+from omniprep.errors import OmniprepError
+from tests.reliability import command, make_chats
+
+
+def test_a_build_from_memory_to_memory(omniprep, model_dir: Path, tmp_path: Path) -> None:
+    make_chats(tmp_path / "in", rows=12)
+    for path in (tmp_path / "in").iterdir():
+        io.write_atomic(f"memory://stores/in/{path.name}", path.read_bytes())
+    here = command([tmp_path / "in" / "*.jsonl"], model_dir, tmp_path / "out")
+    assert omniprep(*here).code == 0
+    there = [arg.replace(f"{tmp_path}/", "memory://stores/") if "model" not in arg else arg for arg in here]
+    for said in ("bins", "already built"):
+        done = omniprep(*there)
+        assert done.code == 0 and said in done.out + done.err, done.err
+    for name in (*(f"shards/{path.name}" for path in (tmp_path / "out" / "shards").iterdir()), "index.parquet"):
+        assert io.read_bytes(f"memory://stores/out/{name}") == (tmp_path / "out" / name).read_bytes(), name
+    assert omniprep("verify", "memory://stores/out").code == 0
+    assert len(PackedDataset("memory://stores/out")) == len(PackedDataset(tmp_path / "out"))
+    assert not [name for name in io.list_folder("memory://stores/out") if name == "lease.json"]
+
+
+@pytest.mark.parametrize(("protocol", "advice"), [("gs", "pip install gcsfs"), ("az", "pip install adlfs")])
+def test_a_store_without_its_package(omniprep, model_dir: Path, monkeypatch, protocol: str, advice: str) -> None:
+    def absent(*args: object, **more: object) -> None:
+        raise ImportError("Please install it")
+
+    monkeypatch.setattr(fsspec, "filesystem", absent)
+    with pytest.raises(OmniprepError, match=advice):
+        io.exists(f"{protocol}://bucket/file")
+    done = omniprep(*command([], model_dir, Path("out")), f"{protocol}://bucket/chats.jsonl")
+    assert done.code == 1 and advice in done.err and len(done.err.splitlines()) == 1, done.err
+
+
+def test_no_such_store() -> None:
+    with pytest.raises(OmniprepError, match="nosuchstore://"):
+        io.exists("nosuchstore://bucket/file")
