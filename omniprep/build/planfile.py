@@ -141,6 +141,10 @@ def write_plan(uri: str, batches: Iterable[pa.RecordBatch]) -> None:
     with io.atomic_writer(uri) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), SCHEMA) as writer:
         for batch in batches:
             writer.write_batch(batch)
+            large = batch.nbytes > _KEPT_BYTES // 4
+            del batch  # not held while the next is made
+            if large:  # Arrow's pool keeps what it was given for a while
+                pa.default_memory_pool().release_unused()
 
 
 def _open(uri: str, columns: Iterable[str] = ()) -> pa.ipc.RecordBatchFileReader:

@@ -205,7 +205,8 @@ def _examples(uri: str, counts: dict[str, int]) -> list[dict[str, Any]]:
             if seen[code] < wanted.get(code, 0):
                 seen[code] += 1
                 size = len(line) - at - len(_ROW) - len(b"}\n")  # not parsed: with inline media it may be huge
-                text = line[at + len(_ROW) :][: min(size, EXAMPLE_CHARS)].decode(errors="ignore")
+                start = at + len(_ROW)
+                text = line[start : start + min(size, EXAMPLE_CHARS)].decode(errors="ignore")
                 found.append({**reject, "row": text if size <= EXAMPLE_CHARS else f"{text}… ({size:,} bytes)"})
             if all(seen[code] >= count for code, count in wanted.items()):
                 break
