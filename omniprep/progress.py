@@ -247,8 +247,9 @@ class RichReporter:
         self.progress.update(self.tasks[stage], completed=state.done, facts=state.facts() + left)
 
     def finish(self, stage: str) -> None:
-        """Fill the bar and leave it standing."""
-        self.workers(stage, ())
+        """Fill the bar and leave it standing; the lines of its workers go."""
+        while self.slots:
+            self.progress.remove_task(self.slots.pop())
         state = self.stages.pop(stage, None)
         if state is not None:
             self.progress.update(self.tasks[stage], total=state.done, completed=state.done, facts=state.facts())

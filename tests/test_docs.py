@@ -152,9 +152,11 @@ def test_commands_and_options_named_in_the_text_exist(page):
         "--port",
         "--address",
     }
-    if page != "docs/migrating-from-ms-swift.md":
-        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", re.sub(r"<!--.*?-->", "", text)):
-            assert option in known or option in OTHERS.get(page, ()), f"{page}: {option}"
+    if page == "docs/migrating-from-ms-swift.md":  # the second column is ours
+        text = "\n".join(row.split("|")[2] for row in text.splitlines() if row.startswith("| `"))
+        assert text.count("--") > 40
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", re.sub(r"<!--.*?-->", "", text)):
+        assert option in known or option in OTHERS.get(page, ()), f"{page}: {option}"
 
 
 def test_no_paths_of_one_machine_in_the_tree():

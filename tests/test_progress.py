@@ -1,5 +1,6 @@
 """Progress must never disturb results: all of it on standard error, plain where there is no terminal."""
 
+import dataclasses
 import io
 import json
 import re
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from omniprep.build.pulse import Doing, heard_by, tell
+from omniprep.build.workers import ray_session, run_tasks
 from omniprep.progress import (
     JsonReporter,
     PlainReporter,
@@ -186,3 +188,32 @@ def test_json_lines_tell_what_the_plain_ones_tell():
     assert [line["event"] for line in lines] == ["progress", "message", "finish"]
     assert lines[0]["stage"] == "encode" and lines[0]["tokens"] == 10 and lines[0]["total"] == 2
     assert lines[1]["text"] == "a word" and all(line["time"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_whoever_runs_the_tasks_shows_what_is_under_way(tmp_path, workers):
+    @dataclasses.dataclass(frozen=True)
+    class Task:  # in here, as `work` is, so that it travels to Ray's worker by value
+        number: int
+        isolate: bool = False
+
+    def work(task):
+        import time
+
+        from omniprep.build.pulse import tell
+
+        for number in range(4):
+            tell(f"shard {task.number}", number, 4, "bins")
+            time.sleep(0.35)
+        return task.number
+
+    shown = []
+    tasks = [Task(7), Task(8)]
+    marks = [str(tmp_path / str(task.number)) for task in tasks]
+    with ray_session(workers, None):
+        results = dict(run_tasks(work, tasks, workers, marks, print, lambda doing: shown.append(list(doing))))
+    assert results == {0: 7, 1: 8}
+    told = [entry for doing in shown for entry in doing]
+    assert {entry.task for entry in told} == {"shard 7", "shard 8"} and {entry.total for entry in told} == {4}
+    assert {entry.worker for entry in told} == ({""} if workers == 0 else {"worker 1"})
+    assert max(entry.done for entry in told) > 0

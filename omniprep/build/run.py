@@ -81,7 +81,7 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
                     pass
             sweep(config.out)
             if not io.exists(io.join(config.out, "report.html")):  # killed while it was written
-                _write_report(config.out, progress)
+                _write_report(config.out, ctx, progress)
             progress.message(f"{config.out}: already built with these options and inputs; nothing to do")
             return manifest
         with hold(config.out, progress.message) as lease:
@@ -106,7 +106,7 @@ def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease
         planned.inputs,
         plan_seconds=sum(receipt["seconds"] for receipt in planned.receipts),
     )
-    _write_report(config.out, progress)
+    _write_report(config.out, ctx, progress)
     return manifest
 
 
@@ -127,11 +127,12 @@ def stopped_by_signal() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write_report(out: str, progress: Reporter) -> None:
+def _write_report(out: str, ctx: FamilyContext, progress: Reporter) -> None:
+    from omniprep.look.describe import Vocabulary
     from omniprep.report.page import write_report
 
     try:
-        write_report(out)
+        write_report(out, vocabulary=Vocabulary(ctx.tokenizer.backend_tokenizer))
     except Exception as error:  # the dataset is whole without its picture
         progress.message(f"{out}: report.html was not written ({type(error).__name__}: {error})")
 

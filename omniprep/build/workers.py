@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omniprep import io
@@ -191,7 +192,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _single_threaded(function: Callable[[Task], Result]) -> Callable[[Task, int, Any], Result]:
+    here = Path.cwd()
+
     def run(task: Task, number: int, board: Any) -> Result:
+        if here.is_dir():  # relative paths mean the same on a cluster whose nodes have the driver's folder
+            os.chdir(here)
         with single_threaded(), heard_by(ray_listener(board, number)):
             return function(task)
 

@@ -84,14 +84,15 @@ def plan(
     from omniprep.progress import QuietReporter, reporter
 
     silent = QuietReporter(io.StringIO())  # what the other plans have to say was said of the first
-    with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder, reporter(quiet=quiet) as progress:
-        kept = dataclasses.replace(options, out=options.out or str(Path(folder) / "out"))
-        planned = plan_only(kept, progress)
-        estimates = {"as asked": estimate(planned, kept, time_rows(planned, kept) if measure else None)}
-        for number, (text, other) in enumerate(others.items()):
-            there = dataclasses.replace(other, out=str(Path(folder) / f"other-{number}"))
-            also = plan_only(there, silent)
-            estimates[text] = estimate(also, there, time_rows(also, there) if measure else None)
+    with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
+        with reporter(quiet=quiet) as progress:
+            kept = dataclasses.replace(options, out=options.out or str(Path(folder) / "out"))
+            planned = plan_only(kept, progress)
+            estimates = {"as asked": estimate(planned, kept, time_rows(planned, kept) if measure else None)}
+            for number, (text, other) in enumerate(others.items()):
+                there = dataclasses.replace(other, out=str(Path(folder) / f"other-{number}"))
+                also = plan_only(there, silent)
+                estimates[text] = estimate(also, there, time_rows(also, there) if measure else None)
         print_plan(estimates, options.workers, time.monotonic() - began)
         print_examples(planned, kept.out)
 
