@@ -2,17 +2,19 @@
 
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import silu
-from train_helpers import ARCH, forward_kwargs, make_row, small_model, write_dataset
+from train_helpers import ARCH, forward_kwargs, make_row, small_family, small_model, write_dataset, write_model
 
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError, UsageError
+from omniprep.progress import QuietReporter
 from omniprep.train import compiling
+from omniprep.train import run as run_module
 from omniprep.train.arguments import check_packages, training_arguments
 from omniprep.train.attention import use_row_attention
 from omniprep.train.batches import Batcher
@@ -22,6 +24,7 @@ from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import PRESETS, deepspeed_config
 from omniprep.train.freeze import resolve_parts
 from omniprep.train.liger import use_liger
+from omniprep.train.trainer import BinTrainer
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +166,44 @@ def test_liger_replaces_every_norm_and_swiglu_and_changes_nothing(liger):
     assert (liger.count("norm"), liger.count("swiglu")) == (2 * 2 + 2 * 2 + 2, 2 + 2)
     with pytest.raises(OmniprepError, match="no part"):
         use_liger(torch.nn.Linear(2, 2))
+
+
+def lost(losses: list[float], **options) -> str:
+    """What a run says that logs these losses."""
+    state = SimpleNamespace(global_step=12)
+    run = SimpleNamespace(state=state, config=TrainConfig(**options), weights_dtype=torch.bfloat16)
+    run.best_loss, run.bad_logs = float("inf"), 0
+    with pytest.raises(OmniprepError) as caught:
+        for loss in losses:
+            BinTrainer._stop_when_lost(run, loss)
+    return str(caught.value)
+
+
+def test_a_run_that_is_lost_ends_with_the_settings_that_help():
+    text = lost([2.0, float("nan")], learning_rate=3e-4)
+    assert "nan at step 12" in text and "--learning-rate (now 0.0003)" in text and "--dtype float32 --amp" in text
+    text = lost([2.0, 9.0, 2.1, 7.0, 8.0, 9.0])
+    assert "diverges: 9.00 at step 12, after 2.00" in text and "--warmup" in text
+
+
+def test_three_bad_logs_in_a_row_are_needed():
+    with pytest.raises(pytest.fail.Exception):
+        lost([2.0, 9.0, 9.0, 2.0, 9.0, 9.0, 3.0])
+
+
+def test_memory_that_does_not_suffice_ends_with_the_settings_that_are_left(tmp_path, dataset, monkeypatch):
+    """Raised within a real run; only what this run has not set is named."""
+    model = write_model(tmp_path / "model")
+    monkeypatch.setattr(run_module, "resolve_family", lambda *_: small_family(model))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(BinTrainer, "token_losses", full)
+    given = {"max_steps": 1, "num_workers": 0, "device": "cpu", "report_to": ("none",), "lora": True, "batch_size": 2}
+    config = TrainConfig(model=str(model), data=(dataset.uri,), out=str(tmp_path / "run"), **given)
+    with pytest.raises(OmniprepError) as caught:
+        run_module.train(config, QuietReporter())
+    text = str(caught.value)
+    assert "allocate 20 GiB" in text and "--batch-size 1 with --grad-accumulation 2" in text and "--fsdp" in text
+    assert "--lora" not in text and "--gradient-checkpointing" not in text

@@ -97,6 +97,31 @@ def test_resume_is_exact(model, data, tmp_path, lora):
         assert str(x) == str(y)
 
 
+# Some names of Qwen/Qwen2.5-Omni-7B's model.safetensors.index.json, which ms-swift and vLLM look for.
+ORIGINAL = {
+    "thinker.model.embed_tokens.weight", "thinker.model.norm.weight", "thinker.lm_head.weight",
+    "thinker.model.layers.0.self_attn.q_proj.bias", "thinker.model.layers.0.mlp.down_proj.weight",
+    "thinker.visual.patch_embed.proj.weight", "thinker.visual.blocks.0.attn.q.weight",
+    "thinker.visual.blocks.0.norm1.weight", "thinker.visual.merger.ln_q.weight", "thinker.visual.merger.mlp.0.bias",
+    "thinker.audio_tower.conv1.weight", "thinker.audio_tower.layers.0.self_attn.q_proj.weight",
+    "thinker.audio_tower.ln_post.bias", "thinker.audio_tower.proj.weight",
+    "thinker.audio_tower.audio_bos_eos_token.weight", "talker.thinker_to_talker_proj.weight",
+}  # fmt: skip
+
+
+def test_a_checkpoint_has_the_layout_of_the_original(model, data, tmp_path):
+    """Names, shapes and types of all tensors, each in the file that the index names."""
+    train(model, data, tmp_path / "run", max_steps=1)
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-1"):
+        index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+        assert index.keys() >= ORIGINAL
+        assert index.keys() == json.loads((model / "model.safetensors.index.json").read_text())["weight_map"].keys()
+        for name, source in tensors(model).items():
+            with safe_open(folder / index[name], "pt") as file:
+                there = file.get_slice(name)
+                assert tuple(there.get_shape()) == tuple(source.shape) and there.get_dtype() == "F32"
+
+
 def test_checkpoint_is_loaded_by_transformers(model, data, tmp_path):
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
