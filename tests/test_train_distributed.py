@@ -23,12 +23,26 @@ COMMON = {
 }
 
 
-def launch(ranks: int, model: Path, data: Path, out: Path, **options):
-    worker = [str(HERE / "train_worker.py"), str(model), str(data), str(out), json.dumps(COMMON | options)]
-    start = [sys.executable, *worker]
-    if ranks > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *worker]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+def launch(ranks: int, model: Path, data: Path, out: Path, launcher: str = "torchrun", **options):
+    start = [sys.executable]
+    if launcher == "accelerate":
+        # Its --cpu would start one process, or MPI; the run itself finds that there is no GPU.
+        start += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(ranks)]
+        start += [
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+        ]
+    elif ranks > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    start += [str(HERE / "train_worker.py"), str(model), str(data), str(out), json.dumps(COMMON | options)]
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}
     result = subprocess.run(start, env=env, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr[-3000:]
     logs = json.loads((out / f"checkpoint-{options.get('max_steps', 3)}" / "trainer_state.json").read_text())[
@@ -61,10 +75,15 @@ def alone(files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "accelerate", "zero2", "zero3"])
 def test_two_ranks_learn_what_one_does_with_two_passes(files, alone, kind):
     model, data, root = files
-    logs = launch(2, model, data, root / kind, freeze_vit=False, freeze_aligner=False, fsdp=kind == "fsdp")
+    options = {"freeze_vit": False, "freeze_aligner": False, "fsdp": kind == "fsdp"}
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="the package deepspeed is not installed")
+        options["deepspeed"] = kind
+    launcher = "accelerate" if kind == "accelerate" else "torchrun"
+    logs = launch(2, model, data, root / kind, launcher, **options)
     for ours, theirs in zip(logs, alone[0], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
@@ -73,6 +92,21 @@ def test_two_ranks_learn_what_one_does_with_two_passes(files, alone, kind):
     assert found.keys() == alone[1].keys()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, alone[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks_in_the_middle_of_an_epoch(files, alone):
+    """Two ranks for two of the four steps of an epoch, then one rank with twice the passes: the run that never broke."""
+    model, data, root = files
+    options = {"freeze_vit": False, "freeze_aligner": False, "seen": str(root / "seen")}
+    launch(2, model, data, root / "two", max_steps=2, **options)
+    last = str(root / "two" / "checkpoint-2")
+    rest = launch(1, model, data, root / "then_one", grad_accumulation=2, resume=last, max_steps=4, **options)
+    for ours, theirs in zip(rest[:3], alone[0], strict=True):
+        assert (ours["step"], ours["epoch"]) == (theirs["step"], theirs["epoch"])
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    bins = [int(line) for file in root.glob("seen.*") for line in file.read_text().split()]
+    assert sorted(bins) == list(range(8)), "every bin of the epoch once"
 
 
 @pytest.mark.slow

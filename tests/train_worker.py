@@ -1,13 +1,16 @@
 """One rank of a run on the small family: `torchrun … train_worker.py MODEL DATA OUT OPTIONS_JSON`."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from train_helpers import small_family
 
 from omniprep.progress import QuietReporter
 from omniprep.train import run as run_module
+from omniprep.train.batches import Bins
 from omniprep.train.config import TrainConfig
 
 
@@ -18,7 +21,18 @@ def main() -> None:
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    config = TrainConfig(model=model, data=(data,), out=out, device="cpu", report_to=("none",), **json.loads(options))
+    given = json.loads(options)
+    seen = given.pop("seen", None)
+    if seen:  # bins that this rank reads, for the test that counts them
+        original = Bins.__getitem__
+
+        def record(self: Bins, number: int) -> dict[str, Any]:
+            with open(f"{seen}.{os.getpid()}", "a") as file:
+                print(number, file=file)
+            return original(self, number)
+
+        Bins.__getitem__ = record
+    config = TrainConfig(model=model, data=(data,), out=out, device="cpu", report_to=("none",), **given)
     run_module.train(config, QuietReporter())
 
 

@@ -39,6 +39,11 @@ def read_bytes_option(value: str) -> int:
         raise click.BadParameter(f"{value!r} is not a number of bytes, such as 1000000 or 512MiB") from error
 
 
+def is_bytes(field: str) -> bool:
+    """Whether a field holds a number of bytes: --shard-size, not --batch-size."""
+    return field.endswith("_size") and field != "batch_size"
+
+
 @cache
 def field_docs(cls: type) -> dict[str, str]:
     """The string under each field of a class, which Python itself does not keep; read from the class's source."""
@@ -69,7 +74,7 @@ def click_type(name: str, hint: Any) -> "click.ParamType[Any, Any]":
     """How click reads a field's value."""
     if get_origin(hint) is Literal:
         return click.Choice([str(choice) for choice in get_args(hint)])
-    if hint is int and name.endswith("_size"):
+    if hint is int and is_bytes(name):
         return click.types.FuncParamType(read_bytes_option)
     if hint is int:
         return click.INT
@@ -98,7 +103,7 @@ def options_of(cls: type, *, skip: tuple[str, ...] = ()) -> Callable[[Command], 
             return click.option(f"{name}/--no-{name[2:]}", field.name, default=None, help=text)
         if get_origin(hint) is tuple:
             return click.option(name, field.name, multiple=True, help=text)
-        metavar = "BYTES" if field.name.endswith("_size") else None
+        metavar = "BYTES" if is_bytes(field.name) else None
         kind = click_type(field.name, hint)
         return click.option(name, field.name, type=kind, metavar=metavar, default=None, help=text)
 
