@@ -7,6 +7,7 @@ one place.
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -27,11 +28,17 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM). No ValueError: nothing that decodes a row may take it for a bad file."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The words "; did you mean 'build'?" where a known word is close (case apart), else nothing."""
+def did_you_mean(word: str, known: Iterable[str], folder: str = "") -> str:
+    """The words "; did you mean 'build'?" where a known word is close (case apart), else nothing.
+
+    Args:
+        word: What was typed.
+        known: What could have been meant.
+        folder: For names of files: what stands before them, which is not compared.
+    """
     names = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
-    return f"; did you mean {names[close[0]]!r}?" if close else ""
+    return f"; did you mean {os.path.join(folder, names[close[0]])!r}?" if close else ""
 
 
 class RejectCode(StrEnum):

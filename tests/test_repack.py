@@ -83,6 +83,14 @@ def test_merge_of_parts_is_the_whole(omniprep, model_dir, wide, tmp_path):
     assert twice.code == 1 and "two of the datasets" in twice.err
 
 
+def test_a_source_of_a_dataset_is_a_fresh_build_of_that_input(omniprep, model_dir, wide, tmp_path):
+    fresh = build(omniprep, model_dir, tmp_path / "fresh", "--bin-length", 1024, names=("images.jsonl",))
+    out = repack(omniprep, tmp_path / "part", wide, "--bin-length", 1024, "--source", "images.jsonl")
+    assert shards(out) == shards(fresh)
+    for name in ("index.parquet", "rows.parquet"):
+        assert (out / name).read_bytes() == (fresh / name).read_bytes(), name
+
+
 def test_choice_of_sources_and_kinds(omniprep, wide, tmp_path):
     out = repack(
         omniprep, tmp_path / "images", wide, "--bin-length", 1024, "--source", "images.jsonl", "--kind", "image"
@@ -124,5 +132,8 @@ def test_sample_writes_rows_and_media(omniprep, wide, tmp_path):
     files = [tmp_path / "s" / name for row in rows for media in row["media"] for name in media["files"]]
     assert files and all(file.stat().st_size > 50 for file in files) and len(set(files)) == len(files)
     assert {m["modality"] for row in rows for m in row["media"]} == {"image", "audio", "video"}
+    assert all(row["messages"][-1]["role"] == "assistant" for row in rows)
+    spoken = next(row for row in rows if row["media"] and row["media"][0]["modality"] == "audio")
+    assert "[<|AUDIO|> x " in spoken["messages"][-2]["content"]
     one = omniprep("sample", wide, "--out", tmp_path / "t", "--row", "images.jsonl:2")
     assert one.code == 0 and len((tmp_path / "t" / "rows.jsonl").read_text().splitlines()) == 1

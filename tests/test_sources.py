@@ -94,7 +94,8 @@ def test_bad_lines_cost_themselves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("none.jsonl", None, "no such file"),
+        ("none.jsonl", None, "no such file$"),
+        ("chast.jsonl", None, r"no such file; did you mean '.*chats\.jsonl'\?$"),
         ("rows.csv", b"a,b", "not a kind of file"),
         ("rows.jsonl.gz", b"not gzip", "damaged as gz"),
         ("rows.json", b"{", "not valid JSON"),
@@ -102,6 +103,7 @@ def test_bad_lines_cost_themselves(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:
+    (tmp_path / "chats.jsonl").write_text("")
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(OmniprepError, match=message) as caught:

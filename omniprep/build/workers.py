@@ -68,7 +68,9 @@ def ray_session(workers: int, address: str | None) -> Iterator[None]:
         try:
             ray.init(address=address or "local", **options)  # not one that happens to run on this machine
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise OmniprepError(f"Ray cannot be started or reached ({address or 'local'}): {error}") from error
+            raise OmniprepError(
+                f"Ray cannot be started or reached ({address or 'local'}): {error}; --workers 0 needs no Ray"
+            ) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which ends the process without a word
     try:

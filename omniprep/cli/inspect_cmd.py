@@ -117,5 +117,6 @@ def packed_bin(dataset: "PackedDataset", row_id: int) -> int:
     """
     row = dataset.rows.slice(row_id, 1).to_pylist()[0]
     if row["bin"] is None:
-        raise OmniprepError(f"{row['source']}:{row['line']} was rejected: {row['code']} (see rejected.jsonl)")
+        where = f"omniprep inspect {dataset.uri} --rejected {row['code']}"
+        raise OmniprepError(f"{row['source']}:{row['line']} was rejected: {row['code']}; {where} shows why")
     return int(row["bin"])

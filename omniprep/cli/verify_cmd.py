@@ -47,7 +47,8 @@ def verify(dataset: str, deep: bool, sample: int, quiet: bool) -> None:
     for finding in findings:
         print(finding)
     if findings:
-        print(f"{dataset} is damaged: {len(findings)} faults", file=sys.stderr)
+        advice = "copy or pull it again, or build it again with --overwrite"
+        print(f"{dataset} is damaged: {len(findings)} faults; {advice}", file=sys.stderr)
         sys.exit(1)
     rows = ds.manifest["counts"]["rows"]
     print(

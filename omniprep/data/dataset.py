@@ -200,7 +200,10 @@ def _read_manifest(uri: str) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(io.read_bytes(path))
     except FileNotFoundError as error:
-        raise OmniprepError(f"{uri}: no manifest.json, so this is no finished omniprep dataset") from error
+        raise OmniprepError(
+            f"{uri}: no manifest.json, so this is no finished omniprep dataset; the command that built it, run again, "
+            "finishes it"
+        ) from error
     except json.JSONDecodeError as error:
         raise DamagedDataError(f"{path}: not valid JSON: {error}") from error
     if manifest.get("format") != FORMAT:

@@ -21,17 +21,19 @@ KNOWN = (
 
 def guess_model(model: str) -> str:
     """The words "; did you mean 'Qwen/Qwen2.5-Omni-7B'?" where a checkpoint of a like name is near, else nothing."""
-    return did_you_mean(model, [*_folders(model), *_cached(), *KNOWN])
-
-
-def _folders(model: str) -> Iterator[str]:
-    """Checkpoints in the folder itself, and beside it, as they would be typed."""
     path = Path(model)
-    for folder in (path, path.parent):
-        if folder.is_dir():
-            for entry in sorted(folder.iterdir())[:1000]:
-                if entry != path and (entry / "config.json").is_file():
-                    yield str(entry)
+    if inside := _checkpoints(path):
+        return f"; did you mean {str(path / inside[-1])!r}?"
+    beside = did_you_mean(
+        path.name, [name for name in _checkpoints(path.parent) if name != path.name], str(path.parent)
+    )
+    return beside or did_you_mean(model, [*_cached(), *KNOWN])
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    """Names of the checkpoints in a folder."""
+    entries = sorted(folder.iterdir())[:1000] if folder.is_dir() else []
+    return [entry.name for entry in entries if (entry / "config.json").is_file()]
 
 
 def _cached() -> Iterator[str]:

@@ -6,7 +6,6 @@ preview is an Arrow file as the shards are; the Parquet file beside it is for ev
 
 import io as memory
 import json
-import re
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,15 @@ from PIL import Image
 
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
-from omniprep.look.describe import Piece, Vocabulary, pieces_of
+from omniprep.look.describe import Vocabulary, messages_of, pieces_of
 from omniprep.look.pictures import few, pictures_of
 from omniprep.report.bins import spread
 from omniprep.report.numbers import KINDS, row_kinds
 
-__all__ = ["messages_of", "preview"]
+__all__ = ["preview"]
 
 ROWS = 200
 THUMBNAIL = (384, 256)
-_MESSAGE = re.compile(r"<\|im_start\|>([^\n]*)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
 _CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _SCHEMA = pa.schema(
     [
@@ -94,13 +92,6 @@ def _line(dataset: PackedDataset, place: dict[str, Any], kind: str, vocabulary: 
         "messages": messages_of(pieces_of(cut, vocabulary)),
         "thumbnail": {"bytes": _thumbnail(pictures[0][1]), "path": None} if pictures else None,
     }
-
-
-def messages_of(pieces: list[Piece]) -> list[dict[str, str]]:
-    """The messages of a row in ChatML; of other templates the whole text, with the role "text"."""
-    text = "".join(f"[{piece.text} x {piece.tokens}]" if piece.media else piece.text for piece in pieces)
-    found = [{"role": role, "content": content} for role, content in _MESSAGE.findall(text)]
-    return found or [{"role": "text", "content": text}]
 
 
 def _thumbnail(frames: np.ndarray) -> bytes:

@@ -4,6 +4,7 @@ This is what `inspect --json` prints and what the terminal view draws. Text is d
 at a time, since a token of a byte-level vocabulary may be half a character.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -20,8 +21,9 @@ from omniprep.families.guess import guess_model
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Media", "Piece", "Row", "Vocabulary", "describe_bin", "find_row", "load_vocabulary"]
+__all__ = ["Media", "Piece", "Row", "Vocabulary", "describe_bin", "find_row", "load_vocabulary", "messages_of"]
 
+_MESSAGE = re.compile(r"<\|im_start\|>([^\n]*)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
 REPEATS = 4
 """So many equal special tokens in a row are a media span, shown once with their number."""
 
@@ -161,6 +163,13 @@ def pieces_of(cut: Mapping[str, Any], vocabulary: Vocabulary) -> list[Piece]:
         weight = None if weights is None else float(weights[start])
         pieces.append(Piece(text, end - start, bool(trained[start]), media, weight))
     return pieces
+
+
+def messages_of(pieces: list[Piece]) -> list[dict[str, str]]:
+    """The messages of a row in ChatML; of other templates the whole text, with the role "text"."""
+    text = "".join(f"[{piece.text} x {piece.tokens}]" if piece.media else piece.text for piece in pieces)
+    found = [{"role": role, "content": content} for role, content in _MESSAGE.findall(text)]
+    return found or [{"role": "text", "content": text}]
 
 
 def _media_spans(ids: np.ndarray, special: np.ndarray) -> np.ndarray:

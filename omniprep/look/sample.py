@@ -12,7 +12,7 @@ from PIL import Image
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
-from omniprep.look.describe import find_row, load_vocabulary, media_of, pieces_of
+from omniprep.look.describe import find_row, load_vocabulary, media_of, messages_of, pieces_of
 from omniprep.look.pictures import rebuild
 from omniprep.report.bins import spectrogram_picture
 from omniprep.report.numbers import KINDS, row_kinds
@@ -58,7 +58,8 @@ def write_sample(
             media = [{"modality": m.modality, **m.facts, "files": f} for m, f in zip(media_of(cut), files, strict=True)]
             text = "".join(f"{p.text}*{p.tokens}" if p.media else p.text for p in pieces)
             line = {name: row[name] for name in ("source", "line", "bin", "start", "length")}
-            content = {**line, "text": text, "media": media, "pieces": [asdict(piece) for piece in pieces]}
+            content = {**line, "messages": messages_of(pieces), "media": media}
+            content |= {"text": text, "pieces": [asdict(piece) for piece in pieces]}
             file.write(json.dumps(content, ensure_ascii=False) + "\n")
     return len(numbers)
 

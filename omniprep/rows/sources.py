@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
 from omniprep import io
-from omniprep.errors import OmniprepError, Reject, RejectCode
+from omniprep.errors import OmniprepError, Reject, RejectCode, did_you_mean
 
 Kind = Literal["jsonl", "json", "parquet", "hf"]
 SPLIT_BYTES = 16 << 20
@@ -105,9 +105,17 @@ def _exists(name: str) -> bool:
         raise OmniprepError(f"{name}: {error}") from error
 
 
+def _near(name: str) -> str:
+    """The file in the same folder that may have been meant."""
+    if not io.is_local(name):
+        return ""
+    folder, word = os.path.split(io.local_path(name))
+    return did_you_mean(word, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], folder)
+
+
 def _folder_or_file(name: str) -> list[Input]:
     if not _exists(name):
-        raise OmniprepError(f"{name}: no such file")
+        raise OmniprepError(f"{name}: no such file{_near(name)}")
     if io.is_local(name) and os.path.isdir(io.local_path(name)):
         inside = io.list_folder(name)
         if "dataset_info.json" in inside or "dataset_dict.json" in inside or "state.json" in inside:
