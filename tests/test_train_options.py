@@ -213,18 +213,3 @@ def test_help_names_what_an_option_takes(omniprep):
     shown = omniprep("train", "--help").out
     assert "--batch-size INTEGER" in shown and "zero3_offload" in shown
     assert "--shard-size BYTES" in omniprep("build", "--help").out
-
-
-def test_every_option_that_the_page_names_is_there(omniprep):
-    """docs/training.md, against the help of the commands it uses."""
-    import re
-
-    from conftest import ROOT
-
-    text = (ROOT / "docs" / "training.md").read_text()
-    known = set()
-    for command in ("train", "infer", "build", "repack", "push", "init-model"):
-        known |= set(re.findall(r"--[a-z][a-z0-9-]+", omniprep(command, "--help").out))
-    ours = {word for line in text.splitlines() for word in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", line)}
-    of_launchers = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--num-processes"}
-    assert ours - known - of_launchers == set()
