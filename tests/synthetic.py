@@ -1,7 +1,10 @@
 """Small datasets made with the writer alone: no model, no media files, every kind of column."""
 
 import json
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,6 +110,59 @@ def make_bin(rows: list[dict], row_ids: list[int], weighted: bool = False) -> Bi
     )
 
 
+def write_bins(
+    folder: Path,
+    bins: Iterable[Bin],
+    columns: Sequence[Column],
+    *,
+    family: str,
+    modalities: Sequence[str],
+    weighted: bool = False,
+    bins_per_shard: int = 1 << 30,
+    costs: Sequence[float] | None = None,
+    **manifest: Any,
+) -> None:
+    """Write a finished dataset of these bins, but for rows.parquet.
+
+    Args:
+        folder: Made.
+        bins: In their order; one is held at a time.
+        columns: Of the media.
+        family, modalities, weighted: As in `arrow_schema`.
+        bins_per_shard: Bins of a file.
+        costs: Of the bins (default: their tokens).
+        manifest: More of manifest.json.
+    """
+    schema = arrow_schema(tuple(columns), family=family, modalities=tuple(modalities), weighted=weighted)
+    (folder / "shards").mkdir(parents=True)
+    entries: list[IndexEntry] = []
+    shards = []
+    left = iter(bins)
+    for first in left:
+        path, before = f"shards/{len(shards):05d}.arrow", len(entries)
+        with ShardWriter(str(folder / path), schema) as writer:
+            for item in chain([first], islice(left, bins_per_shard - 1)):
+                entry = writer.write(item)
+                tokens = len(item.input_ids)
+                entries.append(
+                    IndexEntry(
+                        shard=len(shards),
+                        offset=entry.offset,
+                        length=entry.length,
+                        tokens=tokens,
+                        rows=len(item.row_ids),
+                        patches=sum(len(p) for p in item.media.get("pixel_values", ())),
+                        audio_frames=sum(int(f) for f in item.media.get("audio_frames", ())),
+                        cost=float(tokens if costs is None else costs[len(entries)]),
+                        checksum=entry.checksum,
+                    )
+                )
+        info = writer.close()
+        shards.append({"path": path, "bins": len(entries) - before, "bytes": info.bytes, "sha256": info.sha256})
+    write_index(str(folder / "index.parquet"), entries)
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "shards": shards, **manifest}))
+
+
 def make_dataset(
     folder: Path,
     n_rows: int = 60,
@@ -122,33 +178,12 @@ def make_dataset(
     bins = pack(lengths[kept], bin_length, seed)
     lay = layout(lengths[kept], bins, seed)
     costs = bin_cost(lengths[kept], bins)
-    schema = arrow_schema(COLUMNS, family="synthetic", modalities=MODALITIES, weighted=weighted)
-    (folder / "shards").mkdir(parents=True)
-    entries, shards = [], []
-    for first in range(0, len(costs), bins_per_shard):
-        path = f"shards/{len(shards):05d}.arrow"
-        numbers = range(first, min(first + bins_per_shard, len(costs)))
-        with ShardWriter(str(folder / path), schema) as writer:
-            for b in numbers:
-                ids = kept[lay.order[lay.offsets[b] : lay.offsets[b + 1]]].tolist()
-                item = make_bin([rows[i] for i in ids], ids, weighted)
-                entry = writer.write(item)
-                entries.append(
-                    IndexEntry(
-                        shard=len(shards),
-                        offset=entry.offset,
-                        length=entry.length,
-                        tokens=len(item.input_ids),
-                        rows=len(ids),
-                        patches=sum(len(p) for p in item.media["pixel_values"]),
-                        audio_frames=sum(int(f) for f in item.media["audio_frames"]),
-                        cost=float(costs[b]),
-                        checksum=entry.checksum,
-                    )
-                )
-        info = writer.close()
-        shards.append({"path": path, "bins": len(numbers), "bytes": info.bytes, "sha256": info.sha256})
-    write_index(str(folder / "index.parquet"), entries)
+    ids = [kept[lay.order[lay.offsets[b] : lay.offsets[b + 1]]].tolist() for b in range(len(costs))]
+    made = (make_bin([rows[i] for i in numbers], numbers, weighted) for numbers in ids)
+    write_bins(
+        folder, made, COLUMNS, family="synthetic", modalities=MODALITIES, weighted=weighted,
+        bins_per_shard=bins_per_shard, costs=costs, bin_length=bin_length,
+    )  # fmt: skip
     place = {int(row): (int(bins[k]), int(lay.starts[k]), int(lengths[row])) for k, row in enumerate(kept)}
     columns = {
         "source": [f"{'ab'[i % 2]}.jsonl" for i in range(n_rows)],
@@ -161,6 +196,4 @@ def make_dataset(
         },
     }
     write_rows(str(folder / "rows.parquet"), pa.table(columns))
-    manifest = {"format": 1, "bin_length": bin_length, "shards": shards}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
     return rows

@@ -1,6 +1,7 @@
 """A Qwen2.5-Omni of 0.3 million weights with a vocabulary of 1,000 words, and hand-made rows for it."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +10,11 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from synthetic import write_bins
 from transformers import Qwen2_5OmniConfig
 
-from omniprep.shards.index import IndexEntry, write_index, write_rows
-from omniprep.shards.schema import Bin, Column, arrow_schema
-from omniprep.shards.writer import ShardWriter
+from omniprep.shards.index import write_rows
+from omniprep.shards.schema import Bin, Column
 from omniprep.train.qwen2_5_omni import Qwen2_5OmniForConditionalGeneration, load_model
 
 KINDS = ("text", "image", "audio", "video", "mixed")
@@ -212,52 +213,21 @@ def to_bin(rows: list[dict], first_row: int, rng: np.random.Generator, weighted:
 def write_dataset(folder: Path, bins: int = 6, seed: int = 0, weighted: bool = False, kinds=KINDS, **manifest) -> Path:
     """A small built dataset: bins of three rows of the kinds in turn."""
     rng = np.random.default_rng(seed)
-    schema = arrow_schema(COLUMNS, family="small", modalities=MODALITIES, weighted=weighted)
-    (folder / "shards").mkdir(parents=True)
-    index, rows = [], []
-    with ShardWriter(str(folder / "shards" / "00000.arrow"), schema) as writer:
-        for number in range(bins):
-            made = [make_row(kinds[(number + i) % len(kinds)], rng) for i in range(3)]
-            item = to_bin(made, 3 * number, rng, weighted)
-            entry = writer.write(item)
-            tokens = len(item.input_ids)
-            index.append(
-                IndexEntry(
-                    shard=0,
-                    offset=entry.offset,
-                    length=entry.length,
-                    tokens=tokens,
-                    rows=3,
-                    patches=0,
-                    audio_frames=0,
-                    cost=float(tokens),
-                    checksum=entry.checksum,
-                )
-            )
-            borders = item.cu_seqlens
-            rows += [
-                (
-                    "chats.jsonl",
-                    3 * number + i + 1,
-                    "packed",
-                    None,
-                    number,
-                    int(borders[i]),
-                    int(borders[i + 1] - borders[i]),
-                )
-                for i in range(3)
-            ]
-        info = writer.close()
-    write_index(str(folder / "index.parquet"), index)
-    names = ["source", "line", "status", "code", "bin", "start", "length"]
-    write_rows(
-        str(folder / "rows.parquet"),
-        pa.table(
-            {n: pa.array([r[i] for r in rows], pa.string() if n == "code" else None) for i, n in enumerate(names)}
-        ),
+    made = [
+        to_bin([make_row(kinds[(number + i) % len(kinds)], rng) for i in range(3)], 3 * number, rng, weighted)
+        for number in range(bins)
+    ]
+    write_bins(
+        folder, made, COLUMNS, family="small", modalities=MODALITIES, weighted=weighted, bin_length=1024, **manifest
     )
-    shard = {"path": "shards/00000.arrow", "bins": bins, "bytes": info.bytes, "sha256": info.sha256}
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "bin_length": 1024, "shards": [shard], **manifest}))
+    rows = {name: [] for name in ("source", "line", "status", "code", "bin", "start", "length")}
+    for number, item in enumerate(made):
+        for i, (start, end) in enumerate(pairwise(item.cu_seqlens.tolist())):
+            place = ("chats.jsonl", 3 * number + i + 1, "packed", None, number, start, end - start)
+            for name, value in zip(rows, place, strict=True):
+                rows[name].append(value)
+    table = {name: pa.array(values, pa.string() if name == "code" else None) for name, values in rows.items()}
+    write_rows(str(folder / "rows.parquet"), pa.table(table))
     return folder
 
 
