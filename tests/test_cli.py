@@ -240,6 +240,12 @@ def test_a_wrong_model_is_guessed(omniprep, tmp_path, given, meant):
     assert f"did you mean '{meant.format(folder=tmp_path)}'?" in result.err
 
 
+def test_a_dataset_that_is_not_there_is_guessed_and_an_unfinished_one_told(omniprep, tmp_path):
+    (tmp_path / "packed").mkdir()
+    assert f"did you mean '{tmp_path}/packed'?" in omniprep("stats", tmp_path / "pakced").err
+    assert "run again, finishes it" in omniprep("stats", tmp_path / "packed").err
+
+
 def test_plain_and_log_json_are_asked_for_before_the_command(omniprep, monkeypatch, tmp_path):
     for option, name in (("--log-json", "OMNIPREP_LOG_JSON"), ("--plain", "OMNIPREP_PLAIN")):
         monkeypatch.setenv(name, "")

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from omniprep import io
 from omniprep.data.collate import collate, cut_row
-from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.errors import DamagedDataError, OmniprepError, did_you_mean
 from omniprep.shards.cache import BinCache
 from omniprep.shards.index import read_index, read_rows
 from omniprep.shards.joined import Place, read_joined
@@ -200,10 +200,11 @@ def _read_manifest(uri: str) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(io.read_bytes(path))
     except FileNotFoundError as error:
-        raise OmniprepError(
-            f"{uri}: no manifest.json, so this is no finished omniprep dataset; the command that built it, run again, "
-            "finishes it"
-        ) from error
+        advice = "; the command that built it, run again, finishes it"
+        if io.is_local(uri) and not os.path.isdir(io.local_path(uri)):
+            folder, name = os.path.split(io.local_path(uri).rstrip("/"))
+            advice = did_you_mean(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], folder)
+        raise OmniprepError(f"{uri}: no manifest.json, so this is no finished omniprep dataset{advice}") from error
     except json.JSONDecodeError as error:
         raise DamagedDataError(f"{path}: not valid JSON: {error}") from error
     if manifest.get("format") != FORMAT:
