@@ -10,6 +10,7 @@ your own machine's with the build benchmark.
 import argparse
 import mmap
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +24,10 @@ from record import record
 from torch.utils.data import DataLoader
 
 from omniprep.data import PackedDataset, stack
-from omniprep.shards.index import IndexEntry, write_index
-from omniprep.shards.schema import Bin, Column, arrow_schema
-from omniprep.shards.writer import ShardWriter
+from omniprep.shards.schema import Bin, Column
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for the writer of hand-made bins
+from synthetic import write_bins
 
 REFERENCE_TOKENS = 8_500
 PARAMS = {"mean": [0.5] * 3, "std": [0.5] * 3, "patch_size": 14, "temporal_patch_size": 2}
@@ -49,14 +51,12 @@ def write_dataset(folder: Path, bins: int, megabytes: float) -> None:
     rng = np.random.default_rng(0)
     side = int((megabytes * 1e6 / 588 / 8) ** 0.5) // 2 * 2
     length = side * side // 4 * 3 // 2
-    (folder / "shards").mkdir(parents=True)
-    entries = []
-    schema = arrow_schema(COLUMNS, family="benchmark", modalities=("image",))
-    with ShardWriter(str(folder / "shards" / "00000.arrow"), schema) as writer:
-        for number in range(bins):
+
+    def made() -> Iterator[Bin]:
+        for _ in range(bins):
             labels = rng.integers(0, 150_000, 8 * length, np.int32)
             labels[::length] = -100
-            item = Bin(
+            yield Bin(
                 input_ids=rng.integers(0, 150_000, 8 * length, np.int32),
                 labels=labels,
                 position_ids=rng.integers(0, length, (3, 8 * length), np.int32),
@@ -68,25 +68,8 @@ def write_dataset(folder: Path, bins: int, megabytes: float) -> None:
                     "pixel_values": [rng.integers(0, 256, (side * side, 588), np.uint8) for _ in range(8)],
                 },
             )
-            entry = writer.write(item)
-            entries.append(
-                IndexEntry(
-                    shard=0,
-                    offset=entry.offset,
-                    length=entry.length,
-                    tokens=8 * length,
-                    rows=8,
-                    patches=8 * side * side,
-                    audio_frames=0,
-                    cost=float(8 * length),
-                    checksum=entry.checksum,
-                )
-            )
-            assert number < bins
-    info = writer.close()
-    write_index(str(folder / "index.parquet"), entries)
-    shard = f'{{"path": "shards/00000.arrow", "bins": {bins}, "bytes": {info.bytes}, "sha256": "{info.sha256}"}}'
-    (folder / "manifest.json").write_text(f'{{"format": 1, "shards": [{shard}]}}')
+
+    write_bins(folder, made(), COLUMNS, family="benchmark", modalities=("image",), bin_length=8 * length)
 
 
 def methods(folder: Path) -> dict[str, Callable[[], Iterator[object]]]:
