@@ -110,8 +110,14 @@ def facts_of(row: dict, positions: object) -> dict:
         masks = row["feature_attention_mask"].bool()
         facts["audio_frames"] = masks.sum(-1).tolist()
         clips = zip(row["input_features"], masks, strict=True)
-        facts["input_features"] = [digest(f[:, m].to(torch.bfloat16).float(), np.float32) for f, m in clips]
+        facts["input_features"] = [sample(f[:, m].to(torch.bfloat16)) for f, m in clips]
     return facts
+
+
+def sample(features: torch.Tensor) -> list[float]:
+    """Some values of a spectrogram: on another CPU the last bit may differ, so no hash."""
+    flat = features.float().flatten()
+    return flat[:: len(flat) // 24 | 1].tolist()
 
 
 def keep_floats() -> dict:
