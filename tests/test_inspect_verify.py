@@ -1,6 +1,8 @@
 """`inspect` shows what is stored, and `verify` finds every kind of damage and names where it is."""
 
+import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SAMPLES
 from PIL import Image
+from rich.console import Console
 from synthetic import make_dataset
 
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
-from omniprep.look.describe import describe_bin, find_row, load_vocabulary
+from omniprep.look.describe import Piece, Row, describe_bin, find_row, load_vocabulary
 from omniprep.look.pictures import half_blocks, pictures_of, rebuild
+from omniprep.look.terminal import show_row
 from omniprep.verify import check_rows, check_shards
 
 N_ROWS = 60
@@ -151,6 +155,17 @@ def test_rebuild_is_the_inverse_of_the_image_processor(model_dir):
     assert np.array_equal(frames[0], pixels) and np.array_equal(frames[1], pixels)
     stored = patches.reshape(len(patches), 3, 2, 196)[:, :, 0].reshape(len(patches), 588)
     assert np.array_equal(rebuild(stored, grid, {"patch_size": 14}), pixels[None])
+
+
+@pytest.mark.parametrize("value", ["", "1"])
+def test_no_color_marks_trained_text_with_signs(monkeypatch, value):
+    monkeypatch.setenv("NO_COLOR", value)
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system="truecolor", width=80)
+    row = Row("a.jsonl", 1, 0, 0, 2, 1, [Piece("say ", 1, False, False), Piece("yes", 1, True, False)], [])
+    show_row(console, row, [])
+    text = stream.getvalue()
+    assert ("{+yes+}" in text) == bool(value) and bool(re.search(r"\x1b\[(1;)?(3|9)\dm", text)) != bool(value)
 
 
 def test_half_blocks_keep_the_shape():
