@@ -99,6 +99,7 @@ class Batcher:
             stacked: What `omniprep.data.stack` gives.
             positions, targets (K): Where to predict what. weights (K) or None. kinds (K): index into `kinds` of each
             target's row. sources (K): likewise, or None.
+            row_lengths: The rows' lengths on the host, so that no forward pass waits for the device to know them.
             tokens: Tokens of the batch, without padding.
         """
         labels = torch.from_numpy(np.concatenate([b["labels"] for b in bins]).astype(np.int64))
@@ -113,8 +114,10 @@ class Batcher:
         if self.sources:
             row_sources = np.concatenate([b["sources"] for b in bins]).astype(np.int64)
             sources = torch.from_numpy(np.repeat(row_sources, lengths))[positions + 1]
+        stacked = padded(stack(bins), self.length)
         return {
-            "stacked": padded(stack(bins), self.length),
+            "stacked": stacked,
+            "row_lengths": stacked["cu_seq_lens_q"].diff().tolist(),
             "positions": positions,
             "targets": targets,
             "weights": weights,
