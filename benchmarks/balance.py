@@ -13,6 +13,8 @@ from record import record
 
 from omniprep.packing import balanced_order, bin_cost, pack, permutation
 
+GOAL = 1.05
+
 
 def corpus(rows: int, bin_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, vision patches and audio frames of each row."""
@@ -48,9 +50,11 @@ def main() -> None:
                     "order": name,
                     "bins": len(costs),
                     "slowest_of_mean": round(float(ratio.mean()), 4),
+                    "p99_step": round(float(np.percentile(ratio, 99)), 4),
+                    "steps_above_goal": round(float((ratio > GOAL).mean()), 4),
                     "worst_step": round(float(ratio.max()), 3),
                     "step_time_of_random": round(float(slowest[name].sum() / slowest["random"].sum()), 4),
-                    "goal": 1.05,
+                    "goal": GOAL,
                 }
             )
     record("balance", rows, bin_length=options.bin_length, rows_of_corpus=options.rows)

@@ -1,10 +1,12 @@
 """Tokens a second a core of building and of loading, against ms-swift's encode of the same rows.
 
-Two processes stay warm and take turns, kind by kind and round by round, so both see the same machine; what is compared
-is the CPU time of a process on one thread (a busy machine lengthens both). ms-swift's side counts template.encode
-alone; the build counts all from reading the rows to the renamed shard and its manifest (report.html is apart), loading
-counts all from the open dataset to the contiguous host tensors of each bin. ms-swift 3.9.x lives in an environment of
-its own: give its Python with --rival or OMNIPREP_SWIFT_PYTHON.
+Processes stay warm and take turns, kind by kind and round by round, so all see the same machine; what is compared is the
+CPU time of a process on one thread (a busy machine lengthens both). ms-swift's side counts template.encode alone; the
+build counts all from reading the rows to the renamed shard and its manifest (report.html is apart), loading counts all
+from the open dataset to the contiguous host tensors of each bin. Beside them, transformers' own processor row by row
+(no labels, no writing; by tokens a second, since it takes other frames of videos), and once the whole command
+`swift export --to_cached_dataset`, which writes to disk as we do, less its start-up. ms-swift 3.9.x lives in an
+environment of its own: give its Python with --rival or OMNIPREP_SWIFT_PYTHON.
 
     python benchmarks/build.py --model CHECKPOINT [--rival PYTHON] [--data FOLDER] [--rounds 3]
 """
@@ -91,9 +93,11 @@ def measure(model: str, rival: str, data: Path | None, rounds: int, folder: Path
     sides = {
         "omniprep": start([sys.executable, str(Path(__file__).resolve()), "--worker", "--model", model]),
         "ms-swift": start([rival, str(HERE / "ms_swift_worker.py"), model]),
+        "processor": start([sys.executable, str(HERE / "processor_worker.py"), model]),
     }
     seconds: dict[tuple[str, str], list[float]] = {}
     tokens: dict[str, int] = {}
+    rate: dict[str, list[float]] = {}
     try:
         for path in warm.values():
             for process in sides.values():
@@ -103,6 +107,9 @@ def measure(model: str, rival: str, data: Path | None, rounds: int, folder: Path
                 for side, process in sides.items():
                     answer = ask(process, path)
                     seconds.setdefault((side, kind), []).append(answer["seconds"])
+                    if side == "processor":
+                        rate.setdefault(kind, []).append(answer["tokens"] / answer["seconds"])
+                        continue
                     if "loading" in answer:
                         seconds.setdefault(("loading", kind), []).append(answer["loading"])
                     assert tokens.setdefault(kind, answer["tokens"]) == answer["tokens"], (side, kind, answer)
@@ -110,7 +117,7 @@ def measure(model: str, rival: str, data: Path | None, rounds: int, folder: Path
         for process in sides.values():
             process.kill()
             process.wait()
-    for side in (*sides, "loading"):
+    for side in ("omniprep", "ms-swift", "loading"):
         seconds[side, "all"] = [sum(parts) for parts in zip(*(seconds[side, kind] for kind in files), strict=True)]
     tokens["all"] = sum(tokens.values())
     rows = []
@@ -127,11 +134,37 @@ def measure(model: str, rival: str, data: Path | None, rounds: int, folder: Path
                 "ratio": round(median(ratios), 2),
                 "spread": f"{min(ratios):.2f} to {max(ratios):.2f}",
                 "goal": GOALS.get(kind, ""),
+                "processor_tokens_per_second": round(median(rate[kind])) if kind in rate else "",
                 "loading_ratio": round(median(loads)),
                 "loading_spread": f"{min(loads):.0f} to {max(loads):.0f}",
             }
         )
     return rows
+
+
+def export(model: str, rival: str, files: dict[str, Path], folder: Path) -> float:
+    """CPU seconds of `swift export --to_cached_dataset` over some files, start and end of the program included."""
+    command = [str(Path(rival).with_name("swift")), "export", "--model", model, "--model_type", "qwen2_5_omni"]
+    command += ["--dataset", *map(str, files.values()), "--to_cached_dataset", "true", "--output_dir", str(folder)]
+    command += ["--max_length", str(1 << 17), "--split_dataset_ratio", "0", "--dataset_num_proc", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    where = next(iter(files.values())).parent
+    before = os.times()
+    subprocess.run(
+        command, check=True, cwd=where, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def exported(model: str, rival: str, data: Path | None, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """The whole command against ours over all kinds: its seconds on the corpus less those on two rows of each kind."""
+    files = make(folder / "corpus", ROWS, data)
+    few = make(folder / "warm", dict.fromkeys(ROWS, 2), data)
+    seconds = export(model, rival, files, folder / "all") - export(model, rival, few, folder / "few")
+    whole = next(row for row in rows if row["rows"] == "all")
+    ours = whole["tokens"] / whole["omniprep_tokens_per_second"]
+    return {"cpu_seconds": round(seconds, 2), "omniprep_cpu_seconds": round(ours, 2), "ratio": round(seconds / ours, 2)}
 
 
 def main() -> None:
@@ -151,7 +184,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="omniprep-build-") as name:
         rows = measure(options.model, options.rival, options.data, options.rounds, Path(name))
-    record("build", rows, corpus=ROWS, rounds=options.rounds)
+        cached = exported(options.model, options.rival, options.data, rows, Path(name))
+    record("build", rows, corpus=ROWS, rounds=options.rounds, swift_export=cached)
+    print(f"swift export --to_cached_dataset: {cached['ratio']} times the CPU time of the build")
 
 
 if __name__ == "__main__":

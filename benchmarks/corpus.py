@@ -85,13 +85,13 @@ def _copies(files: list[Path], folder: Path, number: int) -> Iterator[str]:
 
 
 def _readable(path: Path, kind: str) -> bool:
-    """Whether a file is what its name says: data_samples holds broken ones too."""
+    """Whether a file is what its name says, to its end: data_samples holds broken ones too."""
     import av
 
     try:
         with av.open(str(path)) as container:
             stream = (container.streams.audio if kind == "audio" else container.streams.video)[0]
-            return next(container.decode(stream), None) is not None
+            return sum(1 for _ in container.decode(stream)) > 0
     except (av.FFmpegError, IndexError):
         return False
 

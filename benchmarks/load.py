@@ -1,8 +1,7 @@
 """Loading bins of about 20 MB from the page cache to contiguous host tensors, against a plain copy of the same bytes.
 
-All methods take turns in each round, so that they see the same machine; medians are reported. `tokens_ratio` compares
-with the 8,500 tokens a second a core that ms-swift's encode reached on a mixed corpus (docs/architecture.md); measure
-your own machine's with the build benchmark.
+All methods take turns in each round, so that they see the same machine; medians are reported. Tokens a second against
+ms-swift's encode: benchmarks/build.py.
 
     python benchmarks/load.py [--bins 16] [--rounds 5] [--megabytes 20]
 """
@@ -29,7 +28,6 @@ from omniprep.shards.schema import Bin, Column
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for the writer of hand-made bins
 from synthetic import write_bins
 
-REFERENCE_TOKENS = 8_500
 PARAMS = {"mean": [0.5] * 3, "std": [0.5] * 3, "patch_size": 14, "temporal_patch_size": 2}
 COLUMNS = (
     Column(name="image_grid_thw", modality="image", kind="items", shape=(3,)),
@@ -155,7 +153,6 @@ def main() -> None:
             "gb_per_second": round(volume / median(times) / 1e9, 2),
             "of_plain_copy": round(copy / median(times), 3),
             "tokens_per_second": round(tokens / median(times)),
-            "tokens_ratio": round(tokens / median(times) / REFERENCE_TOKENS),
         }
         for label, times in seconds.items()
     ]

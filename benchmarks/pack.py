@@ -1,4 +1,4 @@
-"""Packing log-normal lengths: time on one core, fill, memory; against next-fit and windows of 1,000 rows.
+"""Packing log-normal lengths: time on one core, fill, memory; against next-fit, first-fit and windows of 1,000 rows.
 
 The windowed rival is what ms-swift 3.9.3 does (binpacking.to_constant_volume on windows of 1,000 rows, the last bin
 carried over), with `binpacking` where it is installed (pip install binpacking), else with best-fit-decreasing inside
@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Callable
 
+import numba
 import numpy as np
 from record import record
 
@@ -30,6 +31,37 @@ def next_fit(lengths: np.ndarray, bin_length: int) -> np.ndarray:
             number, used = number + 1, 0
         bins[row] = number
         used += length
+    return bins
+
+
+@numba.njit(cache=True)
+def _first_fit(lengths: np.ndarray, bin_length: int) -> np.ndarray:
+    """A tree of the room that is left finds the first bin with enough of it."""
+    leaves = 1
+    while leaves < len(lengths):
+        leaves *= 2
+    room = np.full(2 * leaves, bin_length, np.int64)
+    bins = np.empty(len(lengths), np.int64)
+    for row in range(len(lengths)):
+        node = 1
+        while node < leaves:
+            node = 2 * node if room[2 * node] >= lengths[row] else 2 * node + 1
+        bins[row] = node - leaves
+        room[node] -= lengths[row]
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
+    return bins
+
+
+def first_fit(lengths: np.ndarray, bin_length: int) -> np.ndarray:
+    return _first_fit(lengths, bin_length)
+
+
+def first_fit_decreasing(lengths: np.ndarray, bin_length: int) -> np.ndarray:
+    order = np.argsort(-lengths, kind="stable")
+    bins = np.empty(len(lengths), np.int64)
+    bins[order] = _first_fit(lengths[order], bin_length)
     return bins
 
 
@@ -87,10 +119,13 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="also 10 times as many rows (peak_mib counts the process)")
     options = parser.parse_args()
     lengths = log_normal(options.rows, options.bin_length)
+    first_fit(lengths[:10], options.bin_length)  # compiled apart
     rival = "binpacking" if to_constant_volume else "best-fit"
     rows = [
         measure("omniprep.pack", lambda a, b: pack(a, b, seed=1), lengths, options.bin_length),
         measure("next-fit", next_fit, lengths, options.bin_length),
+        measure("first-fit", first_fit, lengths, options.bin_length),
+        measure("first-fit, longest first", first_fit_decreasing, lengths, options.bin_length),
         measure(f"windows of 1000 ({rival})", windows, lengths, options.bin_length),
     ]
     if options.large:

@@ -195,5 +195,5 @@ def make_dataset(
             for k, name in enumerate(("bin", "start", "length"))
         },
     }
-    write_rows(str(folder / "rows.parquet"), pa.table(columns))
+    write_rows(str(folder / "rows.parquet"), [pa.table(columns)])
     return rows

@@ -186,7 +186,8 @@ def test_index_and_rows_tables(tmp_path):
     write_index(str(tmp_path / "index.parquet"), entries)
     assert (tmp_path / "index.parquet").read_bytes() == first
     rows = {"line": [1], "source": ["a"], "bin": [None], "start": [None], "length": [None], "status": ["rejected"]}
-    write_rows(str(tmp_path / "rows.parquet"), pa.table({**rows, "extra": [1.5], "code": ["bad_json"]}))
+    table = pa.table({**rows, "extra": [1.5], "code": ["bad_json"]})
+    write_rows(str(tmp_path / "rows.parquet"), [table])
     table = read_rows(str(tmp_path / "rows.parquet"))
     assert table.column_names == ["source", "line", "status", "code", "bin", "start", "length", "extra"]
     assert table["bin"].type == pa.int64() and table["code"].to_pylist() == ["bad_json"]

@@ -227,7 +227,7 @@ def write_dataset(folder: Path, bins: int = 6, seed: int = 0, weighted: bool = F
             for name, value in zip(rows, place, strict=True):
                 rows[name].append(value)
     table = {name: pa.array(values, pa.string() if name == "code" else None) for name, values in rows.items()}
-    write_rows(str(folder / "rows.parquet"), pa.table(table))
+    write_rows(str(folder / "rows.parquet"), [pa.table(table)])
     return folder
 
 

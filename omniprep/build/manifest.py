@@ -32,6 +32,8 @@ from omniprep.shards.index import IndexEntry, write_index, write_rows
 from omniprep.shards.schema import FORMAT
 
 # Packages whose version can change a byte of a shard.
+PART_ROWS = 1 << 20
+"""Lines of rows.parquet that are held as texts at once, and of its row groups."""
 SHAPING_PACKAGES = (
     "omniprep", "pyarrow", "numpy", "torch", "torchvision", "transformers", "tokenizers", "pillow", "soundfile", "soxr",
     "av", "decord",
@@ -75,28 +77,36 @@ def finish(
         codes[number] = reject["code"]
     packed = rows.packed.copy()
     packed[list(late)] = False
-    where = places(rows, placement, packed)
-    numbers = rows.facts["line"] + lines_before(splits, lines)[rows.split] + 1
     entries = index_entries(rows, placement, packed, receipts)
     write_index(io.join(config.out, "index.parquet"), entries)
-    sources = pa.DictionaryArray.from_arrays(pa.array(rows.split), pa.array([s.source for s in splits], pa.string()))
-    table = pa.table(
-        {
-            "source": sources.cast(pa.string()),
-            "line": numbers,
-            "status": pa.DictionaryArray.from_arrays((~packed).astype(np.int8), ["packed", "rejected"]).cast(
-                pa.string()
-            ),
-            "code": pa.array(codes, pa.string()),
-            **{
-                name: pa.array(values, mask=~packed)
-                for name, values in (*where.items(), ("length", rows.facts["length"].astype(np.int64)))
-            },
-            **{f"{m}s": counts for m, counts in item_counts(rows).items()},
-            **{name: rows.facts[name] for name in ("trained", "patches", "audio_frames", "control")},
-        }
-    )
-    write_rows(io.join(config.out, "rows.parquet"), table)
+    where = places(rows, placement, packed)
+    numbers = lines_before(splits, lines)[rows.split]
+    numbers += rows.facts["line"]
+    numbers += 1
+    names = pa.array([s.source for s in splits], pa.string())
+
+    def part(at: slice) -> pa.Table:
+        status = pa.DictionaryArray.from_arrays((~packed[at]).astype(np.int8), ["packed", "rejected"])
+        lengths = rows.facts["length"][at].astype(np.int64)
+        return pa.table(
+            {
+                "source": names.take(pa.array(rows.split[at])),
+                "line": numbers[at],
+                "status": status.cast(pa.string()),
+                "code": pa.array(codes[at], pa.string()),
+                **{
+                    name: pa.array(values, mask=~packed[at])
+                    for name, values in (("bin", where["bin"][at]), ("start", where["start"][at]), ("length", lengths))
+                },
+                **{f"{m}s": counts[at] for m, counts in item_counts(rows).items()},
+                "trained": rows.facts["trained"][at],
+                **{name: rows.facts[name][at].astype(np.int64) for name in ("patches", "audio_frames")},
+                "control": rows.facts["control"][at],
+            }
+        )
+
+    begins = range(0, max(len(rows), 1), PART_ROWS)
+    write_rows(io.join(config.out, "rows.parquet"), (part(slice(a, a + PART_ROWS)) for a in begins))
     _write_rejects(config, splits, rows, numbers, late)
     check_error_rate(config, int((~packed).sum()), len(rows), f"see {io.join(config.out, 'rejected.jsonl')}")
     counts = count(config.out, rows, packed, codes, entries)
@@ -182,16 +192,16 @@ def index_entries(
     rows: Rows, placement: Placement, packed: NDArray[np.bool_], receipts: list[dict[str, Any]]
 ) -> list[IndexEntry]:
     """The lines of index.parquet, from where the receipts say that the bins are."""
-    kept = packed[placement.order]
-    which = np.repeat(np.arange(placement.bins), np.diff(placement.offsets))[kept]
-    order = placement.order[kept]
-    lengths = rows.facts["length"][order].astype(np.int64)
-    patches, frames = rows.facts["patches"][order], rows.facts["audio_frames"][order]
-    cost = bin_cost(lengths, which, patches, frames) if len(order) else np.zeros(0)
+    order, which = placement.order, np.repeat(np.arange(placement.bins), np.diff(placement.offsets))
+    if not packed.all():
+        kept = packed[order]
+        order, which = order[kept], which[kept]
+    facts = {name: rows.facts[name][order] for name in ("length", "patches", "audio_frames")}
     sums = {
-        "patches": np.bincount(which, patches, placement.bins).astype(np.int64),
-        "audio_frames": np.bincount(which, frames, placement.bins).astype(np.int64),
+        name: np.bincount(which, facts[name], placement.bins).astype(np.int64) for name in ("patches", "audio_frames")
     }
+    cost = bin_cost(facts["length"], which, facts["patches"], facts["audio_frames"]) if len(order) else np.zeros(0)
+    del order, which, facts
     entries = []
     for shard, receipt in enumerate(receipts):
         first = int(placement.shard_bins[shard])

@@ -6,6 +6,7 @@ later works on the same plan, and plan/plan.json holds its hash.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,8 @@ from omniprep.build.planfile import read_facts
 from omniprep.build.tasks import plan_path
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
-from omniprep.packing import layout, pack
+from omniprep.packing import pack
+from omniprep.packing.order import arrange
 from omniprep.rows.normalize import MODALITIES
 
 # Bytes that a token, a patch and an audio frame take in a shard, to cut shards before anything is encoded.
@@ -61,23 +63,72 @@ class Placement:
         return len(self.offsets) - 1
 
 
-def gather(out: str, splits: int) -> Rows:
-    """Facts of all rows from the plans of all splits."""
-    parts = [read_facts(plan_path(out, number, ".arrow")) for number in range(splits)]
-    sizes = [len(part["length"]) for part in parts]
-    names = parts[0].keys() if parts else ()
-    return Rows(
-        split=np.repeat(np.arange(splits, dtype=np.int32), sizes),
-        within=np.concatenate([np.arange(n, dtype=np.int32) for n in sizes]) if sizes else np.empty(0, np.int32),
-        facts={name: np.concatenate([part[name] for part in parts]) for name in names},
+FACTS: dict[str, Any] = {
+    **dict.fromkeys(("line", "length", "patches", "audio_frames", "images", "audios", "videos", "trained"), np.int32),
+    "code": object,
+    "control": np.bool_,
+}
+"""Types of the facts here: 49 bytes a row, with split and place."""
+
+
+def gather(out: str, sizes: Sequence[int]) -> Rows:
+    """Facts of all rows from the plans of all splits.
+
+    Args:
+        out: Folder of the build.
+        sizes: Rows of each split, as its receipt says.
+    """
+    begins = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    rows = Rows(
+        split=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+        within=np.empty(begins[-1], np.int32),
+        facts={name: np.empty(begins[-1], dtype) for name, dtype in FACTS.items()},
     )
+    # Split by split into arrays that are there already: what a split gives is gone before the next.
+    for number, size in enumerate(sizes):
+        at = slice(begins[number], begins[number + 1])
+        rows.within[at] = np.arange(size)
+        for name, values in read_facts(plan_path(out, number, ".arrow")).items():
+            if len(values) != size:
+                raise DamagedDataError(
+                    f"{plan_path(out, number, '.arrow')}: {len(values)} rows, but its receipt says {size}; build again "
+                    "with --overwrite"
+                )
+            rows.facts[name][at] = values
+    return rows
+
+
+WINDOW_ROWS = 1 << 22
+"""Rows that are packed at once. A shard's rows come from one window, so a worker reads a part of a large plan, not all
+of it, and packing takes no more memory for more rows; each window leaves one bin that is not full."""
 
 
 def place(rows: Rows, config: BuildConfig) -> Placement:
     """Pack the kept rows: a pure function of their lengths and costs, the bin length, the limits and the seed."""
     kept = np.flatnonzero(rows.packed)
-    lengths = rows.facts["length"][kept].astype(np.int64)
-    patches, frames = rows.facts["patches"][kept], rows.facts["audio_frames"][kept]
+    order = np.empty_like(kept)
+    offsets, before = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+    for begin in range(0, len(kept), WINDOW_ROWS):
+        window = kept[begin : begin + WINDOW_ROWS]
+        inner, ends, sizes = _place_window(rows, window, config)
+        order[begin : begin + len(window)] = window[inner]
+        offsets.append(begin + ends)
+        before.append(before[-1][-1] + np.cumsum(sizes))
+    bins, sums = np.concatenate(offsets), np.concatenate(before)
+    cuts = [0]
+    while cuts[-1] < len(bins) - 1:
+        end = int(np.searchsorted(sums, sums[cuts[-1]] + config.shard_size, side="right")) - 1
+        cuts.append(max(end, cuts[-1] + 1))
+    return Placement(order, bins, np.array(cuts, np.int64))
+
+
+def _place_window(
+    rows: Rows, window: NDArray[np.int64], config: BuildConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Order of some rows, where each of their bins ends in it, and about how many bytes each bin takes."""
+    lengths, patches, frames = (
+        rows.facts[name][window].astype(np.int64) for name in ("length", "patches", "audio_frames")
+    )
     limits = [
         (costs, limit)
         for costs, limit in ((patches, config.max_bin_patches), (frames, config.max_bin_audio_frames))
@@ -87,14 +138,9 @@ def place(rows: Rows, config: BuildConfig) -> Placement:
     bins = pack(
         lengths, config.bin_length, config.seed, costs, np.array([limit for _, limit in limits]) if limits else None
     )
-    plan = layout(lengths, bins, config.seed)
+    order, offsets = arrange(bins, config.seed)
     size = lengths * TOKEN_BYTES + patches * PATCH_BYTES + frames * FRAME_BYTES
-    before = np.concatenate([[0], np.cumsum(size[plan.order])])[plan.offsets]
-    cuts = [0]
-    while cuts[-1] < len(plan.offsets) - 1:
-        end = int(np.searchsorted(before, before[cuts[-1]] + config.shard_size, side="right")) - 1
-        cuts.append(max(end, cuts[-1] + 1))
-    return Placement(kept[plan.order], plan.offsets, np.array(cuts, np.int64))
+    return order, offsets[1:], np.add.reduceat(size[order], offsets[:-1])
 
 
 def freeze(out: str, rows: Rows, placement: Placement, config: BuildConfig) -> str:

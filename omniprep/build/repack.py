@@ -31,8 +31,8 @@ from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.progress import Reporter
+from omniprep.rows.longline import parse_line
 from omniprep.rows.normalize import MODALITIES
-from omniprep.rows.sources import parse_line
 from omniprep.shards.codec import with_codec
 from omniprep.shards.index import write_index, write_rows
 from omniprep.shards.reader import decode, item_sizes
@@ -310,7 +310,7 @@ def _finish(
     columns |= {name: pa.array(values, mask=~packed) for name, values in where.items()}
     columns |= {f"{m}s": counts for m, counts in item_counts(rows).items()}
     columns |= {name: rows.facts[name] for name in FACTS}
-    write_rows(io.join(config.out, "rows.parquet"), pa.table(columns))
+    write_rows(io.join(config.out, "rows.parquet"), [pa.table(columns)])
     _write_rejects(datasets, chosen, rows, config)
     counts = count(config.out, rows, packed, rows.facts["code"], entries)
     inputs = {entry["source"]: entry for ds in datasets for entry in ds.manifest["inputs"]}

@@ -165,7 +165,7 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
     rejected, read = sum(r["rejected"] for r in receipts), sum(r["rows"] for r in receipts)
     check_error_rate(config, rejected, read, "omniprep plan with the same options shows examples of each code")
-    rows = gather(config.out, len(splits))
+    rows = gather(config.out, [receipt["rows"] for receipt in receipts])
     progress.start("pack", int(rows.packed.sum()), "rows")
     placement = place(rows, config)
     plan_hash = freeze(config.out, rows, placement, config)

@@ -61,11 +61,13 @@ def bin_cost(
         float64 (bins,), in text tokens.
     """
     model = model or CostModel()
-    work = np.asarray(lengths, np.float64)
-    work = model.token * work + model.pair * work * work
+    tokens = np.asarray(lengths, np.float64)
+    work = model.pair * tokens * tokens
+    work = model.token * tokens + work
+    del tokens
     for amount, price in ((patches, model.patch), (audio_frames, model.audio_frame)):
         if amount is not None:
-            work = work + price * np.asarray(amount, np.float64)
+            work += price * np.asarray(amount, np.float64)
     return np.bincount(np.asarray(bins, np.int64), weights=work)
 
 

@@ -99,8 +99,11 @@ def _pack_limited(sizes: np.ndarray, bin_length: int, seed: int, costs: np.ndarr
 
 def _best_fit(sizes: np.ndarray, bin_length: int, space: np.ndarray, seed: int) -> np.ndarray:
     """Best-fit-decreasing into open bins with that much space left, numbered 0.., and then into new ones."""
-    shuffled = permutation(len(sizes), seed, 0)
-    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    order = permutation(len(sizes), seed, 0)
+    falling = sizes[order]
+    np.negative(falling, out=falling)
+    order = order[np.argsort(falling, kind="stable")]
+    del falling
     values, counts = np.unique(sizes, return_counts=True)
     placed = _fill(values[::-1].tolist(), counts[::-1].tolist(), bin_length, space)
     bins = np.empty(len(sizes), np.int64)

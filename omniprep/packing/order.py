@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Layout", "layout", "permutation"]
+__all__ = ["Layout", "arrange", "layout", "permutation"]
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
@@ -43,11 +43,21 @@ def layout(lengths: np.ndarray, bins: np.ndarray, seed: int = 0) -> Layout:
         seed: Seed of the order.
     """
     lengths, bins = np.asarray(lengths, np.int64), np.asarray(bins, np.int64)
-    shuffled = permutation(len(bins), seed, 1)
-    order = shuffled[np.argsort(bins[shuffled], kind="stable")]
-    counts = np.bincount(bins) if len(bins) else np.zeros(0, np.int64)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    order, offsets = arrange(bins, seed)
     before = np.concatenate([[0], np.cumsum(lengths[order])])  # tokens before each row, over all bins
     starts = np.empty(len(bins), np.int64)
-    starts[order] = before[:-1] - np.repeat(before[offsets[:-1]], counts)
+    starts[order] = before[:-1] - np.repeat(before[offsets[:-1]], np.diff(offsets))
     return Layout(order=order, offsets=offsets, starts=starts)
+
+
+def arrange(bins: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`order` and `offsets` of the layout alone.
+
+    Args:
+        bins: Bin of each row, as `pack` returns it, (n,).
+        seed: Seed of the order.
+    """
+    order = permutation(len(bins), seed, 1)
+    order = order[np.argsort(bins[order], kind="stable")]
+    counts = np.bincount(bins) if len(bins) else np.zeros(0, np.int64)
+    return order, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -99,12 +99,20 @@ def read_index(uri: str) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in INDEX_SCHEMA.names}
 
 
-def write_rows(uri: str, table: pa.Table) -> None:
-    """Write rows.parquet; the columns of ROWS_SCHEMA come first, others keep their order after them."""
-    names = [*ROWS_SCHEMA.names, *(n for n in table.column_names if n not in ROWS_SCHEMA.names)]
-    table = table.select(names)
-    fields = [ROWS_SCHEMA.field(n) if n in ROWS_SCHEMA.names else table.schema.field(n) for n in names]
-    _write(uri, table.cast(pa.schema(fields)))
+def write_rows(uri: str, tables: Iterable[pa.Table]) -> None:
+    """Write rows.parquet, part after part; the columns of ROWS_SCHEMA come first, others after them in their order."""
+    with io.atomic_writer(uri) as file:
+        writer = None
+        for table in tables:
+            names = [*ROWS_SCHEMA.names, *(n for n in table.column_names if n not in ROWS_SCHEMA.names)]
+            table = table.select(names)
+            fields = [ROWS_SCHEMA.field(n) if n in ROWS_SCHEMA.names else table.schema.field(n) for n in names]
+            table = table.cast(pa.schema(fields))
+            if writer is None:
+                writer = pq.ParquetWriter(file, table.schema, compression="zstd", store_schema=False)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
 
 
 def read_rows(uri: str) -> pa.Table:
