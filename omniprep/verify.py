@@ -17,7 +17,7 @@ import xxhash
 
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
-from omniprep.rows.sources import parse_line
+from omniprep.rows.longline import parse_line
 
 __all__ = ["check_rows", "check_shard", "check_shards"]
 

@@ -12,7 +12,8 @@ from omniprep.build.single import encode_row
 from omniprep.build.stages import _chunks
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
-from omniprep.rows.sources import count_lines, find_inputs, find_splits, parse_line, read_split
+from omniprep.rows.longline import parse_line
+from omniprep.rows.sources import count_lines, find_inputs, find_splits, read_split
 
 MEDIA = Path(__file__).parent / "golden" / "media"
 IMAGE = MEDIA / "s28x28.png"

@@ -10,7 +10,7 @@ from rich.text import Text
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import RejectCode, UsageError, did_you_mean
-from omniprep.rows.sources import parse_line
+from omniprep.rows.longline import parse_line
 
 __all__ = ["check_code", "read_rejected", "show_rejected"]
 

@@ -9,7 +9,6 @@ import gzip
 import io as _io
 import json
 import os
-import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from omniprep import io
 from omniprep.errors import OmniprepError, Reject, RejectCode, did_you_mean
+from omniprep.rows.longline import parse_line
 
 Kind = Literal["jsonl", "json", "parquet", "hf"]
 SPLIT_BYTES = 16 << 20
@@ -295,11 +295,6 @@ def _next_line(file: BinaryIO, split: Split) -> bytes:
         raise OmniprepError(f"{split.source}: damaged as zst: {error}") from error
 
 
-LONG_LINE = 1 << 20
-"""Base64 texts are taken out of lines of this length before they are parsed."""
-_BASE64 = re.compile(rb'(?<!\\)"((?:data:[\w/.+-]{0,99};base64,)?[A-Za-z0-9+/]{4096,}={0,2})"')
-
-
 def _parse(line: int, text: bytes) -> RawRow | None:
     if line == 0:
         text = text.removeprefix(b"\xef\xbb\xbf")
@@ -310,37 +305,6 @@ def _parse(line: int, text: bytes) -> RawRow | None:
         return RawRow(line, parse_line(text), size)
     except (ValueError, RecursionError) as error:
         return RawRow(line, Reject(RejectCode.BAD_JSON, f"{type(error).__name__}: {error}"), size)
-
-
-def parse_line(text: bytes) -> Any:
-    """What json.loads gives, without its copies of a long line (of which one may take four bytes a letter).
-
-    Raises:
-        ValueError: It is not JSON.
-    """
-    if len(text) < LONG_LINE:
-        return json.loads(text)
-    found = [match.span(1) for match in _BASE64.finditer(text)]
-    if not found:
-        return json.loads(text)
-    mark = "omniprep-"
-    while mark.encode() in text:
-        mark += "-"
-    short, at = [], 0
-    for number, (start, end) in enumerate(found):
-        short += [text[at:start], f"{mark}{number}".encode()]
-        at = end
-    row = json.loads(b"".join([*short, text[at:]]))
-    values = {f"{mark}{number}": str(memoryview(text)[start:end], "ascii") for number, (start, end) in enumerate(found)}
-    return _put_back(row, values)
-
-
-def _put_back(value: Any, values: dict[str, str]) -> Any:
-    if isinstance(value, str):
-        return values.get(value, value)
-    if isinstance(value, dict):
-        return {values.get(key, key): _put_back(entry, values) for key, entry in value.items()}
-    return [_put_back(entry, values) for entry in value] if isinstance(value, list) else value
 
 
 def _read_array(split: Split) -> Iterator[Any]:
