@@ -1,10 +1,10 @@
 """Tokens a second a core of building and of loading, against ms-swift's encode of the same rows.
 
-Processes stay warm and take turns, kind by kind and round by round, so all see the same machine; what is compared is the
-CPU time of a process on one thread (a busy machine lengthens both). ms-swift's side counts template.encode alone; the
-build counts all from reading the rows to the renamed shard and its manifest (report.html is apart), loading counts all
-from the open dataset to the contiguous host tensors of each bin. Beside them, transformers' own processor row by row
-(no labels, no writing; by tokens a second, since it takes other frames of videos), and once the whole command
+Processes stay warm and take turns, kind by kind and round by round, so all see the same machine; what is compared is
+the CPU time of a process on one thread (a busy machine lengthens both). ms-swift's side counts template.encode alone;
+the build counts all from reading the rows to the renamed shard and its manifest (report.html is apart), loading counts
+all from the open dataset to the contiguous host tensors of each bin. Beside them, transformers' own processor row by
+row (no labels, no writing; by tokens a second, since it takes other frames of videos), and once the whole command
 `swift export --to_cached_dataset`, which writes to disk as we do, less its start-up. ms-swift 3.9.x lives in an
 environment of its own: give its Python with --rival or OMNIPREP_SWIFT_PYTHON.
 

@@ -1,8 +1,8 @@
 """Cost against rows: text rows from 1,000 to 1,000,000, each size in a process of its own; CPU time, peak memory.
 
-The whole build runs in one process here, so its memory bounds that of the driver (which holds numbers only, some 60
-bytes a row) and of a worker together. `estimate` reckons 100,000,000 rows on 64 nodes of 32 cores from the measured CPU
-time a row, packing on one core included.
+The whole build runs in one process here, so its memory bounds that of the driver (which holds numbers only, some 115
+bytes a row) and of a worker together. `estimate` reckons 100,000,000 rows on 64 nodes of 32 cores from the CPU time and
+bytes of the largest size measured; requests are counted from what a task does on an object store.
 
     python benchmarks/scale.py --model CHECKPOINT [--most 100000]
 """
@@ -19,6 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from record import record
+
+from omniprep.build.stages import CHUNK_ROWS
+from omniprep.rows.sources import SPLIT_BYTES
 
 WORDS = [
     "the",
@@ -81,6 +84,10 @@ def worker(model: str, path: str) -> None:
                 "tokens": manifest["counts"]["tokens"],
                 "cpu_seconds": round(seconds, 2),
                 "microseconds_a_row": round(seconds / manifest["counts"]["rows"]["read"] * 1e6, 1),
+                "input_bytes_a_row": round(Path(path).stat().st_size / manifest["counts"]["rows"]["read"], 1),
+                "shard_bytes_a_row": round(
+                    sum(shard["bytes"] for shard in manifest["shards"]) / manifest["counts"]["rows"]["read"], 1
+                ),
                 "tokens_per_second": round(manifest["counts"]["tokens"] / seconds),
                 "fill": round(manifest["fill"], 5),
                 "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
@@ -115,14 +122,22 @@ def main() -> None:
             rows.append(json.loads(done.stdout.splitlines()[-1]))
     each = rows[-1]["microseconds_a_row"] * 1e-6
     cores = 64 * 32
+    splits, shards = 1e8 * rows[-1]["input_bytes_a_row"] / SPLIT_BYTES, 1e8 * rows[-1]["shard_bytes_a_row"] / 2**29
     estimate = {
         "rows": 100_000_000,
         "cores": cores,
         "worker_hours": round(1e8 * each / 3600, 1),
         "minutes_on_all_cores": round(1e8 * each / cores / 60, 2),
         "minutes_of_packing_on_one_core": round(1e8 * 0.7e-6 / 60, 1),
-        "terabytes_of_shards": round(1e8 * rows[-1]["tokens"] / rows[-1]["rows"] * 8.3 / 1e12, 3),
-        "gibibytes_of_driver": round(1e8 * 60 / 2**30, 1),
+        "terabytes_of_input": round(1e8 * rows[-1]["input_bytes_a_row"] / 1e12, 3),
+        "terabytes_of_shards": round(1e8 * rows[-1]["shard_bytes_a_row"] / 1e12, 3),
+        "gibibytes_of_driver": round(1e8 * 115 / 2**30, 1),
+        "splits": round(splits),
+        "shards": round(shards),
+        # A split: read its range, put plan and receipt, look for the receipt, read the facts for packing. A shard: look
+        # for the receipt, put shard (parts of 64 MiB, begun and ended) and receipt. A chunk of the plan (256 rows) is
+        # read by the shards of its window: about twice, since a shard is cut from one window or two.
+        "requests": round(5 * splits + (3 + 2**29 / 2**26 + 1) * shards + 2 * 1e8 / CHUNK_ROWS),
     }
     record("scale", rows, estimate=estimate)
     print(json.dumps(estimate, indent=1))

@@ -1,6 +1,7 @@
 """Risk: a row lost, a bin overfull or half empty, an order that varies by machine, ranks that wait for others."""
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -235,6 +236,7 @@ def test_large_plans_are_packed_in_windows(monkeypatch):
     config = BuildConfig(inputs=("a",), model="m", bin_length=4096, out="o", shard_size=1 << 20, max_bin_patches=4000)
     whole = place(rows, config)
     monkeypatch.setattr(packstage, "WINDOW_ROWS", 700)
+    monkeypatch.setattr(packstage, "WINDOW_BINS", 256)
     parts = place(rows, config)
     kept = np.flatnonzero(lengths)
     for placement in (whole, parts):
@@ -245,7 +247,9 @@ def test_large_plans_are_packed_in_windows(monkeypatch):
         assert np.add.reduceat(facts["patches"][placement.order], begins).max() <= 4000
         assert placement.shard_bins[0] == 0 and placement.shard_bins[-1] == placement.bins
     assert parts.bins <= 1.02 * whole.bins
-    # A window's rows lie together: so do those of a shard, which is cut from one window or two.
-    assert [set(parts.order[a : a + 700]) for a in range(0, len(kept), 700)] == [
-        set(kept[a : a + 700]) for a in range(0, len(kept), 700)
-    ]
+    # A window's rows lie together, and so do those of a shard, which is cut from one window or two.
+    edges = packstage._windows(lengths[kept], 4096)
+    assert edges[0] == 0 and edges[-1] == len(kept) and len(edges) == 8
+    for begin, end in pairwise(edges):
+        assert end - begin >= 700 and lengths[kept][begin:end].sum() >= 256 * 4096
+        assert set(parts.order[begin:end]) == set(kept[begin:end])

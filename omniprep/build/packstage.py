@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,9 +99,10 @@ def gather(out: str, sizes: Sequence[int]) -> Rows:
     return rows
 
 
-WINDOW_ROWS = 1 << 22
-"""Rows that are packed at once. A shard's rows come from one window, so a worker reads a part of a large plan, not all
-of it, and packing takes no more memory for more rows; each window leaves one bin that is not full."""
+WINDOW_ROWS, WINDOW_BINS = 1 << 17, 2048
+"""Rows, and bins, that a window has at least. Rows are packed window by window, so the rows of a shard come from nearby
+parts of the plan: a worker reads each part once, not a part for each row, and packing takes no more memory for more
+rows. Each window leaves one bin that is not full."""
 
 
 def place(rows: Rows, config: BuildConfig) -> Placement:
@@ -108,10 +110,11 @@ def place(rows: Rows, config: BuildConfig) -> Placement:
     kept = np.flatnonzero(rows.packed)
     order = np.empty_like(kept)
     offsets, before = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
-    for begin in range(0, len(kept), WINDOW_ROWS):
-        window = kept[begin : begin + WINDOW_ROWS]
+    edges = _windows(rows.facts["length"][kept], config.bin_length)
+    for begin, end in pairwise(edges):
+        window = kept[begin:end]
         inner, ends, sizes = _place_window(rows, window, config)
-        order[begin : begin + len(window)] = window[inner]
+        order[begin:end] = window[inner]
         offsets.append(begin + ends)
         before.append(before[-1][-1] + np.cumsum(sizes))
     bins, sums = np.concatenate(offsets), np.concatenate(before)
@@ -120,6 +123,18 @@ def place(rows: Rows, config: BuildConfig) -> Placement:
         end = int(np.searchsorted(sums, sums[cuts[-1]] + config.shard_size, side="right")) - 1
         cuts.append(max(end, cuts[-1] + 1))
     return Placement(order, bins, np.array(cuts, np.int64))
+
+
+def _windows(lengths: NDArray[np.int32], bin_length: int) -> list[int]:
+    """Where windows begin and end; what would be less than half of one belongs to the one before."""
+    tokens = np.cumsum(lengths, dtype=np.int64)
+    edges = [0]
+    while edges[-1] < len(lengths):
+        begin = edges[-1]
+        enough = (tokens[begin - 1] if begin else 0) + WINDOW_BINS * bin_length
+        end = max(begin + WINDOW_ROWS, int(np.searchsorted(tokens, enough)) + 1)
+        edges.append(len(lengths) if len(lengths) - end < (end - begin) // 2 else end)
+    return edges
 
 
 def _place_window(
