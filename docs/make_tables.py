@@ -1,7 +1,7 @@
 """Write tables of measured numbers into README.md and docs/performance.md, from benchmarks/results; --check compares.
 
 A table stands under a marker, `<!-- table: NAME -->`, and ends at the next blank line. "goals" is what `make bench`
-prints at its end; "short" is its lines that a newcomer asks for.
+prints at its end; "short" is its lines that a newcomer asks for; any other name is a file of results, whole.
 """
 
 import json
@@ -45,6 +45,8 @@ def measured() -> list[dict[str, str]]:
 
 def table(name: str) -> str:
     """A table as Markdown."""
+    if name not in ("goals", "short"):
+        return results(name)
     lines = measured()
     if name == "short":
         found = {line["what"]: line for line in lines}
@@ -52,6 +54,20 @@ def table(name: str) -> str:
     columns = ("what", "goal", "measured") if name == "short" else ("what", "goal", "measured", "spread")
     rows = [columns, ("---",) * len(columns), *(tuple(line[column] for column in columns) for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def results(name: str) -> str:
+    """The rows of benchmarks/results/NAME.json as Markdown, or nothing where that benchmark has not run."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "goal"))
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    head = [[column.replace("_", " ") for column in columns], ["---"] * len(columns)] if rows else []
+    return "".join(f"| {' | '.join(row)} |\n" for row in head + cells)
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from omniprep import BinSampler, PackedDataset, collate, stack, to_model, unpack_pixels
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.index import INDEX_SCHEMA
+from omniprep.train.batches import Bins
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +286,17 @@ def test_a_batch_is_what_its_bins_are_and_its_pixels_are_not_copied(built):
             holding = [item[name] for item in batch if name in item]
             if holding:
                 assert stacked[name].data_ptr() == holding[0].ctypes.data
+
+
+def test_batches_of_the_trainer_are_read_as_a_batch(built):
+    ds = PackedDataset(built[0])
+    bins = Bins([ds, ds], [None, np.array([2, 0])], [np.arange(100, dtype=np.int16)] * 2)
+    for numbers in ([0, 1, ~2], [len(ds), ~(len(ds) + 1)], [0, len(ds)], [3]):
+        for item, number in zip(bins.__getitems__(numbers), numbers, strict=True):
+            alone = bins[number]
+            assert item.keys() == alone.keys()
+            assert all(np.array_equal(item[n], alone[n]) for n in ("input_ids", "labels", "sources", "cu_seqlens"))
+            assert (number >= 0) == bool((item["labels"] >= 0).any())
 
 
 def test_a_damaged_bin_of_a_batch_is_named(built, tmp_path):

@@ -52,11 +52,27 @@ class Bins(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """A bin, as `PackedDataset` gives it."""
-        counts = number >= 0
-        number = number if counts else ~number
+        d, place = self._place(number)
+        return self._told(number, d, self.datasets[d][place])
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """The bins of a batch; those of one dataset as `PackedDataset.__getitems__` gives them."""
+        places = [self._place(number) for number in numbers]
+        if len({d for d, _ in places}) != 1:
+            return [self[number] for number in numbers]
+        d = places[0][0]
+        found = self.datasets[d].__getitems__([place for _, place in places])
+        return [self._told(number, d, item) for number, item in zip(numbers, found, strict=True)]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Which dataset, and which of its bins."""
+        number = number if number >= 0 else ~number
         d = int(np.searchsorted(self.begins, number, side="right")) - 1
-        found: dict[str, Any] = dict(self.datasets[d][int(self.bins[d][number - self.begins[d]])])
-        if not counts:
+        return d, int(self.bins[d][number - self.begins[d]])
+
+    def _told(self, number: int, d: int, item: dict[str, Any]) -> dict[str, Any]:
+        found = dict(item)
+        if number < 0:
             found["labels"] = np.full_like(found["labels"], IGNORED)
         if self.sources:
             found["sources"] = self.sources[d][found["row_ids"]]
