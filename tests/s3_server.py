@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib import request
 
 import pytest
 
@@ -76,6 +77,8 @@ def store() -> Iterable[Store]:
         patch.setenv("NO_PROXY", "127.0.0.1")
         import s3fs
 
+        # moto's state belongs to the process, in which another file of tests may have used it.
+        request.urlopen(request.Request(f"{made.url}/moto-api/reset", method="POST")).close()
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem(use_listings_cache=False).mkdir(BUCKET)
         yield made
