@@ -1,13 +1,19 @@
-"""Build on 2 Ray workers against 1: time of the stages, start-up apart; the goal is 1.8 times.
+"""Build on 2 Ray workers against 1: time of the encode stage, start-up apart; the goal is 1.8 times.
 
-Seconds are from the first to the last receipt of a stage's tasks as the driver sees them, after a first build has
-warmed the workers. Needs two free cores: on a busy machine the ratio says more about its other users.
+Seconds are from the first to the last receipt of the stage's tasks as the driver sees them, after a first build has
+warmed the workers. A worker is one core for Ray, so one worker (and the driver) is held to one core here, and two to
+two; the line of one worker on two cores tells how much the second core helps a single worker, whose video decoder and
+driver run beside it. Needs two free cores: on a busy machine the ratio says more about its other users.
 
     python benchmarks/scale_workers.py --model CHECKPOINT [--data FOLDER] [--rounds 3]
 """
 
 import argparse
+import json
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,8 +27,8 @@ from omniprep.build.workers import ray_session
 from omniprep.config import BuildConfig
 from omniprep.progress import reporter
 
-ROWS = {"text": 3000, "image": 200, "audio": 80, "video": 40}
-SESSIONS = 2
+ROWS = {"text": 2000, "image": 120, "audio": 40, "video": 16}
+SESSIONS = 1
 
 
 class Stages:
@@ -56,29 +62,58 @@ def once(files: list[Path], model: str, workers: int, out: Path) -> dict[str, fl
     return stages.seconds
 
 
+def session(files: list[Path], model: str, workers: int, cores: int, rounds: int, folder: Path) -> list[float]:
+    """Seconds of the encode stage in some builds of a Ray session held to some cores, in a process of its own."""
+    command = [sys.executable, __file__, "--model", model, "--rounds", str(rounds), "--session", str(workers)]
+    command += ["--cores", str(cores), "--out", str(folder), *map(str, files)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    answer: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def run_session(files: list[Path], model: str, workers: int, cores: int, rounds: int, folder: Path) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    seconds = []
+    with reporter(quiet=True), ray_session(workers, None):
+        for turn in range(rounds + 1):
+            stages = once(files, model, workers, folder / str(turn))
+            shutil.rmtree(folder / str(turn))
+            if turn:  # the first warms the workers
+                seconds.append(stages["encode"])
+    print(json.dumps(seconds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("OMNIPREP_BENCH_MODEL"))
     parser.add_argument("--data", type=Path, default=os.environ.get("OMNIPREP_BENCH_DATA"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--session", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.session:
+        run_session(options.files, options.model, options.session, options.cores, options.rounds, options.out)
+        return
     if not options.model:
         print("skipped: needs --model (OMNIPREP_BENCH_MODEL)")
         return
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    seconds: dict[tuple[int, int], list[float]] = {(1, 1): [], (2, 2): [], (1, 2): []}
     with tempfile.TemporaryDirectory(prefix="omniprep-workers-") as name:
-        folder = Path(name)
-        files = list(make(folder / "corpus", ROWS, options.data).values())
-        for session in range(SESSIONS):
-            for workers in seconds:
-                with reporter(quiet=True), ray_session(workers, None):
-                    for turn in range(options.rounds + 1):
-                        stages = once(files, options.model, workers, folder / f"out-{session}-{workers}-{turn}")
-                        if turn:  # the first warms the workers
-                            seconds[workers].append(stages["encode"])
+        files = list(make(Path(name) / "corpus", ROWS, options.data).values())
+        for _ in range(SESSIONS):
+            for (workers, cores), times in seconds.items():
+                times += session(files, options.model, workers, cores, options.rounds, Path(name))
     rows = [
-        {"workers": n, "seconds": round(median(times), 2), "speedup": round(median(seconds[1]) / median(times), 2)}
-        for n, times in seconds.items()
+        {
+            "workers": workers,
+            "cores": cores,
+            "seconds": round(median(times), 2),
+            "speedup": round(median(seconds[1, 1]) / median(times), 2),
+            "spread": f"{min(times):.2f} to {max(times):.2f} s",
+        }
+        for (workers, cores), times in seconds.items()
     ]
     record("scale_workers", rows, corpus=ROWS, goal=1.8, load_average=os.getloadavg()[0], stage="encode")
 

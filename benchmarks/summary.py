@@ -22,7 +22,7 @@ CLAIMS: list[tuple[str, str, str, Callable[[Rows], tuple[Any, str]]]] = [
     ("build, image rows", "", "build", lambda r: _ratio(row(r, rows="image"))),
     ("build, audio rows", "", "build", lambda r: _ratio(row(r, rows="audio"))),
     ("build, video rows", "", "build", lambda r: _ratio(row(r, rows="video"))),
-    ("build, 2 workers against 1", "≥ 1.8", "scale_workers", lambda r: (row(r, workers=2)["speedup"], "")),
+    ("build, 2 workers against 1", "≥ 1.8", "scale_workers", lambda r: _workers(row(r, workers=2))),
     ("loading, one bin, of a memory copy", "≥ 0.5", "load", lambda r: (_load(r, "omniprep, one bin"), "")),
     (
         "loading, two bins joined, of a memory copy",
@@ -63,6 +63,10 @@ def _help(found: dict[str, Any]) -> tuple[Any, str]:
 
 def _load(rows: Rows, method: str) -> Any:
     return row(rows, method=method)["of_plain_copy"]
+
+
+def _workers(found: dict[str, Any]) -> tuple[Any, str]:
+    return found["speedup"], f"one core a worker; {found['spread']}"
 
 
 def _loading(found: dict[str, Any]) -> tuple[Any, str]:
