@@ -83,30 +83,7 @@ def finish(
     numbers = lines_before(splits, lines)[rows.split]
     numbers += rows.facts["line"]
     numbers += 1
-    names = pa.array([s.source for s in splits], pa.string())
-
-    def part(at: slice) -> pa.Table:
-        status = pa.DictionaryArray.from_arrays((~packed[at]).astype(np.int8), ["packed", "rejected"])
-        lengths = rows.facts["length"][at].astype(np.int64)
-        return pa.table(
-            {
-                "source": names.take(pa.array(rows.split[at])),
-                "line": numbers[at],
-                "status": status.cast(pa.string()),
-                "code": pa.array(codes[at], pa.string()),
-                **{
-                    name: pa.array(values, mask=~packed[at])
-                    for name, values in (("bin", where["bin"][at]), ("start", where["start"][at]), ("length", lengths))
-                },
-                **{f"{m}s": counts[at] for m, counts in item_counts(rows).items()},
-                "trained": rows.facts["trained"][at],
-                **{name: rows.facts[name][at].astype(np.int64) for name in ("patches", "audio_frames")},
-                "control": rows.facts["control"][at],
-            }
-        )
-
-    begins = range(0, max(len(rows), 1), PART_ROWS)
-    write_rows(io.join(config.out, "rows.parquet"), (part(slice(a, a + PART_ROWS)) for a in begins))
+    _write_row_table(config, splits, rows, packed, codes, where, numbers)
     _write_rejects(config, splits, rows, numbers, late)
     check_error_rate(config, int((~packed).sum()), len(rows), f"see {io.join(config.out, 'rejected.jsonl')}")
     counts = count(config.out, rows, packed, codes, entries)
@@ -137,6 +114,37 @@ def finish(
     }
     io.write_atomic(io.join(config.out, "manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     return manifest
+
+
+def _write_row_table(
+    config: BuildConfig, splits: list[Split], rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any],
+    where: dict[str, NDArray[np.int64]], numbers: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """rows.parquet, part by part: its texts are many times the numbers that they are made of."""
+    names = pa.array([s.source for s in splits], pa.string())
+
+    def part(at: slice) -> pa.Table:
+        status = pa.DictionaryArray.from_arrays((~packed[at]).astype(np.int8), ["packed", "rejected"])
+        lengths = rows.facts["length"][at].astype(np.int64)
+        return pa.table(
+            {
+                "source": names.take(pa.array(rows.split[at])),
+                "line": numbers[at],
+                "status": status.cast(pa.string()),
+                "code": pa.array(codes[at], pa.string()),
+                **{
+                    name: pa.array(values, mask=~packed[at])
+                    for name, values in (("bin", where["bin"][at]), ("start", where["start"][at]), ("length", lengths))
+                },
+                **{f"{m}s": counts[at] for m, counts in item_counts(rows).items()},
+                "trained": rows.facts["trained"][at],
+                **{name: rows.facts[name][at].astype(np.int64) for name in ("patches", "audio_frames")},
+                "control": rows.facts["control"][at],
+            }
+        )
+
+    begins = range(0, max(len(rows), 1), PART_ROWS)
+    write_rows(io.join(config.out, "rows.parquet"), (part(slice(a, a + PART_ROWS)) for a in begins))
 
 
 def count(
