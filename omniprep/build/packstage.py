@@ -1,7 +1,7 @@
 """The pack stage, in the driver: lengths and costs of all rows → bins → shards, frozen with a hash.
 
-Only numbers are held: about 60 bytes a row. The placement is written to plan/placement.arrow, so a build that goes on
-later works on the same plan, and plan/plan.json holds its hash.
+Only numbers are held: 49 bytes a row and 8 of its placement. The placement is written to plan/placement.arrow, so a
+build that goes on later works on the same plan, and plan/plan.json holds its hash.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.build.planfile import read_facts
+from omniprep.build.planfile import FACTS, read_facts
 from omniprep.build.tasks import plan_path
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
@@ -62,14 +62,6 @@ class Placement:
     def bins(self) -> int:
         """Number of bins."""
         return len(self.offsets) - 1
-
-
-FACTS: dict[str, Any] = {
-    **dict.fromkeys(("line", "length", "patches", "audio_frames", "images", "audios", "videos", "trained"), np.int32),
-    "code": object,
-    "control": np.bool_,
-}
-"""Types of the facts here: 49 bytes a row, with split and place."""
 
 
 def gather(out: str, sizes: Sequence[int]) -> Rows:

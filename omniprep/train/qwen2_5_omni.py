@@ -11,7 +11,7 @@ being the same:
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from omniprep.errors import OmniprepError
 from omniprep.train.loss import TokenLoss, token_loss
 
-__all__ = ["Qwen2_5OmniForConditionalGeneration", "load_model"]
+__all__ = ["Qwen2_5OmniForConditionalGeneration", "load_model", "load_thinker"]
+
+Thinker = TypeVar("Thinker", bound=nn.Module)
 
 
 class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # the name is kept: it is saved
@@ -178,14 +180,17 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> Qwen2
     Raises:
         OmniprepError: A checkpoint of the thinker alone.
     """
+    return load_thinker(Qwen2_5OmniForConditionalGeneration, path, dtype, attn_implementation)
+
+
+def load_thinker(kind: type[Thinker], path: str, dtype: torch.dtype, attn_implementation: str) -> Thinker:
+    """Load the thinker of a whole checkpoint as one of our classes; arguments and errors as `load_model`."""
     config = AutoConfig.from_pretrained(path)
     if not hasattr(config, "thinker_config"):
         raise OmniprepError(f"model {path!r}: holds the thinker alone; give the whole model, whose names it keeps")
     config.enable_audio_output = False
-    # Not Omni.from_pretrained: that one insists on the talker's speakers.
+    # Not kind.from_pretrained: that one insists on the talker's speakers.
     load = PreTrainedModel.from_pretrained.__func__
-    model = load(
-        Qwen2_5OmniForConditionalGeneration, path, config=config, dtype=dtype, attn_implementation=attn_implementation
-    )
-    assert isinstance(model, Qwen2_5OmniForConditionalGeneration)
+    model = load(kind, path, config=config, dtype=dtype, attn_implementation=attn_implementation)
+    assert isinstance(model, kind)
     return model

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
 from transformers import Qwen3OmniMoeForConditionalGeneration as Omni
 
-from omniprep.errors import OmniprepError
+from omniprep.train.qwen2_5_omni import load_thinker
 from omniprep.train.vision_text import Packed, keep_borders
 
 __all__ = ["Qwen3OmniMoeForConditionalGeneration", "load_model"]
@@ -63,14 +62,6 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> Qwen3
     Raises:
         OmniprepError: A checkpoint of the thinker alone.
     """
-    config = AutoConfig.from_pretrained(path)
-    if not hasattr(config, "thinker_config"):
-        raise OmniprepError(f"model {path!r}: holds the thinker alone; give the whole model, whose names it keeps")
-    config.enable_audio_output = False
-    load = PreTrainedModel.from_pretrained.__func__
-    model = load(
-        Qwen3OmniMoeForConditionalGeneration, path, config=config, dtype=dtype, attn_implementation=attn_implementation
-    )
-    assert isinstance(model, Qwen3OmniMoeForConditionalGeneration)
+    model = load_thinker(Qwen3OmniMoeForConditionalGeneration, path, dtype, attn_implementation)
     keep_borders(model.thinker.model, mrope=True)
     return model
