@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 import xxhash
 from synthetic import COLUMNS, MODALITIES, make_bin, make_row
 
+from omniprep.build.shardfile import ShardFile
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.index import IndexEntry, read_index, read_rows, write_index, write_rows
 from omniprep.shards.reader import BufferPool, ShardReader, decode, item_sizes, read_schema
@@ -132,6 +134,65 @@ def test_nothing_is_left_after_an_error(tmp_path):
         writer.write(small_bins()[0])
         raise RuntimeError
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def dataset_folder(tmp_path):
+    for name in ("shards", "receipts"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["small bins", "bins too large to wait"])
+def test_a_bin_is_written_while_the_next_is_made(dataset_folder, monkeypatch, waits):
+    began, go, really = threading.Event(), threading.Event(), ShardWriter.write
+
+    def slowly(self, item):
+        began.set()
+        assert go.wait(60 if waits else 0.2) is waits
+        return really(self, item)
+
+    monkeypatch.setattr(ShardWriter, "write", slowly)
+    if not waits:
+        monkeypatch.setattr("omniprep.build.shardfile.BEHIND_BYTES", 0)
+    with ShardFile(str(dataset_folder), 3, schema()) as shard:
+        for number, item in enumerate(small_bins()):
+            shard.put(number, item)
+            assert began.wait(60)  # under way, and not waited for, unless it is large
+            if waits:
+                go.set()
+    receipt = shard.finish([])
+    monkeypatch.undo()
+    entries, info = write(dataset_folder / "plain.arrow", small_bins())
+    assert (receipt["bytes"], receipt["sha256"]) == (info.bytes, info.sha256)
+    places = [{"offset": e.offset, "length": e.length, "checksum": e.checksum} for e in entries]
+    assert [{k: b[k] for k in ("offset", "length", "checksum")} for b in receipt["bins"]] == places
+    assert json.loads((dataset_folder / "receipts" / "00003.json").read_text()) == receipt
+
+
+@pytest.mark.parametrize("bad", [0, 2])  # found at the bin after it; found at the end
+def test_a_bin_that_cannot_be_written_leaves_nothing(dataset_folder, monkeypatch, bad):
+    left, really = [bad], ShardWriter.write
+
+    def full(self, item):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return really(self, item)
+
+    monkeypatch.setattr(ShardWriter, "write", full)
+    with pytest.raises(OSError, match="No space"), ShardFile(str(dataset_folder), 0, schema()) as shard:
+        for number, item in enumerate(small_bins()):
+            shard.put(number, item)
+    assert os.listdir(dataset_folder / "shards") == []
+
+
+def test_long_shards_go_to_the_disk_as_they_grow(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("omniprep.shards.writer._SYNC_BYTES", 1)
+    monkeypatch.setattr("omniprep.shards.writer.os.fsync", lambda number: synced.append(os.fstat(number).st_size))
+    entries, info = write(tmp_path / "s.arrow", small_bins())
+    assert synced == [*(e.offset + e.length for e in entries), info.bytes]
 
 
 def test_written_to_any_store(tmp_path):

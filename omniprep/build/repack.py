@@ -11,7 +11,6 @@ them kept, so pull a large dataset first. Resume is as in a build: a shard with 
 
 import dataclasses
 import json
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from omniprep import io
 from omniprep.build.manifest import count, fill, index_entries, places
 from omniprep.build.packstage import Placement, Rows, freeze, item_counts, place
 from omniprep.build.rowencode import EncodedRow, make_bin
-from omniprep.build.tasks import receipt_path, shard_name
+from omniprep.build.shardfile import ShardFile
+from omniprep.build.tasks import receipt_path
 from omniprep.config import BuildConfig, config_hash, shaping
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
@@ -37,7 +37,6 @@ from omniprep.shards.codec import with_codec
 from omniprep.shards.index import write_index, write_rows
 from omniprep.shards.reader import decode, item_sizes
 from omniprep.shards.schema import Layout, arrow_schema
-from omniprep.shards.writer import ShardWriter
 
 __all__ = ["Chosen", "choose", "repack"]
 
@@ -279,21 +278,12 @@ def _shard(
     layout = like.layout
     schema = arrow_schema(columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted)
     first, last = (int(b) for b in placement.shard_bins[number : number + 2])
-    bins, began = [], time.perf_counter()
-    with ShardWriter(io.join(config.out, "shards", shard_name(number)), schema) as writer:
+    with ShardFile(config.out, number, schema) as shard:
         for b in range(first, last):
             ids = placement.order[placement.offsets[b] : placement.offsets[b + 1]]
             rows = [reader.read(int(chosen.dataset[row]), int(chosen.line[row])) for row in ids]
-            entry = writer.write(item := make_bin(rows, ids.tolist(), columns, weighted=layout.weighted))
-            facts = {"offset": entry.offset, "length": entry.length, "checksum": entry.checksum}
-            bins.append({"bin": b - first, **facts, "tokens": len(item.input_ids), "rows": len(rows)})
-    info = writer.close()
-    receipt = {
-        "path": f"shards/{shard_name(number)}", "bytes": info.bytes, "sha256": info.sha256, "bins": bins, "rejects": [],
-        "seconds": round(time.perf_counter() - began, 3),
-    }  # fmt: skip
-    io.write_atomic(path, json.dumps(receipt).encode())
-    return receipt
+            shard.put(b - first, make_bin(rows, ids.tolist(), columns, weighted=layout.weighted))
+    return shard.finish([])
 
 
 def _finish(

@@ -17,7 +17,8 @@ from omniprep.build.planfile import PlannedLine, PlanReader, to_batch, write_pla
 from omniprep.build.pulse import tell
 from omniprep.build.rowencode import EncodedRow, MediaCache, encode_planned, make_bin
 from omniprep.build.rowplan import PlannedRow, plan_rows, unexpected
-from omniprep.build.tasks import PlanTask, ShardTask, plan_path, receipt_path, shard_name
+from omniprep.build.shardfile import ShardFile
+from omniprep.build.tasks import PlanTask, ShardTask, plan_path
 from omniprep.build.watch import row_limit, watching
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
@@ -27,7 +28,6 @@ from omniprep.media.fetch import Places
 from omniprep.rows.sources import RawRow, read_split
 from omniprep.shards.codec import with_codec
 from omniprep.shards.schema import arrow_schema
-from omniprep.shards.writer import ShardWriter
 from omniprep.template.loss import parse_strategy
 
 CHUNK_ROWS, CHUNK_BYTES = 256, 8 << 20
@@ -127,40 +127,22 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
     """Encode a shard: write shards/N.arrow, then its receipt.
 
     Returns:
-        The receipt: path, bytes, sha256, bins (offset, length, checksum, tokens, rows, patches, audio_frames a bin; the
-        number of the bin in the plan), rejects (row number in rows.parquet, code, message), seconds.
+        The receipt (omniprep/build/shardfile.py); its rejects have the row's number in rows.parquet, code, message.
     """
     ctx = resolve(task.spec)
     reader, cache = _reader(task.out, task.run), MediaCache()
     weighted = parse_strategy(task.config.loss_scale).weighted
     columns = with_codec(ctx.columns, task.config.pixel_codec)
     schema = arrow_schema(columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted)
-    path = io.join(task.out, "shards", shard_name(task.number))
     killers = _killers(task)
-    began = time.perf_counter()
-    bins: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
-    with watching(task.config.decode_timeout), ShardWriter(path, schema) as writer:
+    with watching(task.config.decode_timeout), ShardFile(task.out, task.number, schema) as shard:
         for b in range(len(task.offsets) - 1):
             tell(f"shard {task.number}", b, len(task.offsets) - 1, "bins")
             rows, ids = _encode_bin(task, b, killers, ctx, reader, cache, rejects)
-            if not rows:
-                continue
-            item = make_bin(rows, ids, ctx.columns, weighted=weighted)
-            entry = writer.write(item)
-            facts = {"offset": entry.offset, "length": entry.length, "checksum": entry.checksum}
-            bins.append({"bin": b, **facts, "tokens": len(item.input_ids), "rows": len(rows)})
-    info = writer.close()
-    receipt = {
-        "path": f"shards/{shard_name(task.number)}",
-        "bytes": info.bytes,
-        "sha256": info.sha256,
-        "bins": bins,
-        "rejects": rejects,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
-    io.write_atomic(receipt_path(task.out, task.number), json.dumps(receipt).encode())
-    return receipt
+            if rows:
+                shard.put(b, make_bin(rows, ids, ctx.columns, weighted=weighted))
+    return shard.finish(rejects)
 
 
 def _encode_bin(

@@ -10,6 +10,7 @@ The bytes are a pure function of the schema and the bins: no time, no name, no o
 
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dty
 __all__ = ["ShardInfo", "ShardWriter", "serialize_bin"]
 
 _MAGIC_SIZE = 8  # "ARROW1" and two zeros open an IPC file
+_SYNC_BYTES = 32 << 20  # on their way to the disk while more is made, so that the fsync at the end has little left
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +52,7 @@ class ShardWriter:
         self._schema = schema
         self._layout = read_layout(schema, uri)
         self._target: AbstractContextManager[BinaryIO] = io.atomic_writer(uri)
+        self._local = io.is_local(uri)
         self._sink: _HashingSink | None = None
         self._info: ShardInfo | None = None
         self._joined: dict[str, np.ndarray] = {}
@@ -77,6 +80,8 @@ class ShardWriter:
         self._writer.write_batch(batch)
         offset = self._sink.position - length
         assert offset == self._sink.batch_start, (offset, self._sink.batch_start)
+        if self._local:
+            self._sink.sync(_SYNC_BYTES)
         return BatchEntry(offset=offset, length=length, checksum=self._sink.batch_hash.intdigest())
 
     def close(self) -> ShardInfo:
@@ -126,6 +131,7 @@ class _HashingSink:
         self._file = file
         self._header = header
         self.position = 0
+        self.synced = 0
         self.batch_start = 0
         self.file_hash = hashlib.sha256()
         self.batch_hash = xxhash.xxh3_64()
@@ -144,6 +150,13 @@ class _HashingSink:
         self._file.write(view)
         self.position += view.nbytes
         return view.nbytes
+
+    def sync(self, size: int) -> None:
+        """Bring what was written to the disk, where it is more than `size` bytes."""
+        if self.position - self.synced > size:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.synced = self.position
 
     def tell(self) -> int:
         return self.position
