@@ -135,7 +135,7 @@ def map_image(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
         height, width = fetched_size(ctx, item.meta)
         pixels = resize_bytes(resize_image(item.image, width, height)[None], h * patch, w * patch)
         patches.append(image_patches(pixels[0], patch))
-    return {"image_grid_thw": np.array(grids, np.int32), "pixel_values": np.concatenate(patches)}
+    return {"image_grid_thw": np.array(grids, np.int32), "pixel_values": _joined(patches)}
 
 
 def map_video(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[Any]]:
@@ -151,7 +151,11 @@ def map_video(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
         height, width = final_size(ctx, "video", plan.height, plan.width)
         grids.append((len(frames) // 2, height // patch, width // patch))
         patches.append(video_patches(resize_bytes(frames, height, width), patch))
-    return {"video_grid_thw": np.array(grids, np.int32), "pixel_values_videos": np.concatenate(patches)}
+    return {"video_grid_thw": np.array(grids, np.int32), "pixel_values_videos": _joined(patches)}
+
+
+def _joined(patches: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return patches[0] if len(patches) == 1 else np.concatenate(patches)
 
 
 def frame_list(item: Decoded, plan: VideoPlan, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -90,9 +90,8 @@ class _Decord:
             # One thread: a worker has one core, and the shard's bytes must not depend on their number.
             self._reader: Any = decord.VideoReader(source.path or source.open(), num_threads=1)
             self.frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
-            self.height: int
-            self.width: int
-            self.height, self.width = self._reader[0].shape[:2] if self.frames else (0, 0)
+            first: tuple[int, int] = self._reader[0].shape[1::-1] if size is None and self.frames else (0, 0)
+            self.width, self.height = size or first
         except (decord.DECORDError, RuntimeError, StopIteration, IndexError) as error:
             raise Reject(RejectCode.DECODE_ERROR, f"{self._label}: {_first_line(error)}") from error
 
