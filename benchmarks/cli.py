@@ -1,7 +1,8 @@
-"""Time until `omniprep --help` answers (the goal is 0.4 s), what `import omniprep.data` leaves out, and a small build.
+"""Small things users feel: `omniprep --help` (the goal is 0.4 s), a small build, the first batch of a large dataset.
 
-The build is of the 40-odd rows of data_samples with `--workers 0`, report included, in a process of its own; what it
-takes to import is told apart.
+The build is of the 40-odd rows of data_samples with `--workers 0`, report included; the dataset has 10,000 shards of 50
+bins, and its first batch comes through a DataLoader that shuffles (the goal is 3 s). Both in processes of their own;
+what those take to import is told apart. `import omniprep.data` must load neither transformers nor Ray.
 
     python benchmarks/cli.py [--model CHECKPOINT] [--rounds 7]
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from load import write_dataset
 from record import record
 
 PROGRAMS = {
@@ -37,6 +39,18 @@ with reporter(quiet=True) as progress:
     manifest = build(BuildConfig(inputs=tuple(inputs), model=model, bin_length=4096, out=out, workers=0), progress)
 print(json.dumps([imported - begin, time.perf_counter() - imported, manifest["counts"]["rows"]["read"]]))
 """
+FIRST = """
+import json, sys, time
+begin = time.perf_counter()
+from torch.utils.data import DataLoader
+from omniprep.data import BinSampler, PackedDataset, stack
+imported = time.perf_counter()
+dataset = PackedDataset(sys.argv[1])
+sampler = BinSampler(len(dataset), seed=0, costs=dataset.costs)
+next(iter(DataLoader(dataset, sampler=sampler, collate_fn=stack)))
+print(json.dumps([imported - begin, time.perf_counter() - imported, len(dataset)]))
+"""
+SHARDS, BINS = 10_000, 50
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
 LEFT_OUT = "import sys, omniprep.data; sys.exit(any(name in sys.modules for name in ('transformers', 'ray')))"
 
@@ -65,6 +79,7 @@ def main() -> None:
         }
         for name, times in seconds.items()
     ]
+    rows += first_batch()
     if options.model:
         rows += small_build(options.model)
     record("cli", rows, import_of_data_loads_transformers_or_ray=False)
@@ -75,12 +90,46 @@ def small_build(model: str) -> list[dict[str, Any]]:
     answers = []
     for _ in range(4):
         with tempfile.TemporaryDirectory(prefix="omniprep-cli-") as folder:
-            command = [sys.executable, "-c", BUILD, model, f"{folder}/out", *inputs]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            answers.append(json.loads(done.stdout.splitlines()[-1]))
+            answers.append(run(BUILD, model, f"{folder}/out", *inputs))
+    what = f"build of {answers[0][2]} rows after them"
+    return timed(("imports of a build", what), answers[1:])  # the first compiled the kernels, perhaps
+
+
+def first_batch() -> list[dict[str, Any]]:
+    """One shard of 50 bins under 10,000 names."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from omniprep.shards.index import INDEX_SCHEMA
+
+    with tempfile.TemporaryDirectory(prefix="omniprep-first-") as name:
+        folder = Path(name)
+        write_dataset(folder, BINS, 0.2)
+        table = pq.read_table(folder / "index.parquet")
+        numbers = [np.repeat(np.arange(SHARDS, dtype=np.int32), BINS)]
+        table = table.take(np.tile(np.arange(BINS), SHARDS)).set_column(0, INDEX_SCHEMA.field("shard"), numbers)
+        pq.write_table(table, folder / "index.parquet")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        shards = [{**manifest["shards"][0], "path": f"shards/{i:05d}.arrow"} for i in range(SHARDS)]
+        for shard in shards[1:]:
+            os.link(folder / "shards" / "00000.arrow", folder / shard["path"])
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "shards": shards}))
+        answers = [run(FIRST, name) for _ in range(5)]
+    return timed(("imports of a loader", f"first batch of {SHARDS:,} shards after them"), answers)
+
+
+def run(program: str, *arguments: str) -> list[float]:
+    """What a program prints last."""
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    answer: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def timed(names: tuple[str, str], answers: list[list[float]]) -> list[dict[str, Any]]:
     found = []
-    for at, name in enumerate(("imports of a build", f"build of {answers[0][2]} rows after them")):
-        times = [answer[at] for answer in answers[1:]]  # the first compiled the kernels, perhaps
+    for at, name in enumerate(names):
+        times = [answer[at] for answer in answers]
         spread = f"{min(times):.2f} to {max(times):.2f}"
         found.append({"command": name, "seconds": round(median(times), 3), "spread": spread})
     return found

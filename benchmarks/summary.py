@@ -17,6 +17,8 @@ def row(found: Rows, /, **wanted: Any) -> dict[str, Any]:
 
 
 CLAIMS: list[tuple[str, str, str, Callable[[Rows], tuple[Any, str]]]] = [
+    ("rows and samples equal to the reference, of those tested", "all", "exact", lambda r: _equal(r[0])),
+    ("builds killed with -9, equal to those never killed", "all", "exact", lambda r: _equal(r[1])),
     ("build, all kinds, against ms-swift's encode", "≥ 3", "build", lambda r: _ratio(row(r, rows="all"))),
     ("build, text rows", "≥ 3.5", "build", lambda r: _ratio(row(r, rows="text"))),
     ("build, image rows", "", "build", lambda r: _ratio(row(r, rows="image"))),
@@ -42,6 +44,8 @@ CLAIMS: list[tuple[str, str, str, Callable[[Rows], tuple[Any, str]]]] = [
         "balance",
         lambda r: _balance(row(r, ranks=64, order="balanced")),
     ),
+    ("first batch of 10,000 shards, seconds", "≤ 3", "cli", lambda r: _small(r, "first batch")),
+    ("build of 39 small rows after imports, seconds", "", "cli", lambda r: _small(r, "build of")),
     ("omniprep --help, seconds", "≤ 0.4", "cli", lambda r: _help(row(r, command="omniprep --help"))),
     ("driver of a build of 10,000,000 rows, peak MiB", "≤ 2048", "planner", lambda r: (r[-1]["peak_mib"], "")),
     ("text rows, largest build: peak MiB", "", "scale", lambda r: (r[-1]["peak_mib"], f"{r[-1]['rows']:,} rows")),
@@ -59,6 +63,15 @@ def _balance(found: dict[str, Any]) -> tuple[Any, str]:
 
 def _help(found: dict[str, Any]) -> tuple[Any, str]:
     return found["seconds"], f"{found['spread']}; CPU {found['cpu_seconds']}"
+
+
+def _equal(found: dict[str, Any]) -> tuple[Any, str]:
+    return f"{found['equal']:,} of {found['compared']:,}", f"{found['skipped']} skipped" if found["skipped"] else ""
+
+
+def _small(rows: Rows, begins: str) -> tuple[Any, str]:
+    found = next(r for r in rows if r["command"].startswith(begins))
+    return found["seconds"], found["spread"]
 
 
 def _load(rows: Rows, method: str) -> Any:
