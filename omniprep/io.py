@@ -1,10 +1,9 @@
 """Every file omniprep touches goes through here: local paths and fsspec URIs (s3://, gs://, hf://, memory://) alike.
 
 Local files take the short way (plain `open`, rename after fsync); remote stores make an object visible only when its
-upload
-ends, which is the same promise: a name that exists is whole. Remote calls are tried `len(WAITS) + 1` times where the
-fault may pass (HTTP 5xx and 429, timeouts, broken connections); what stays is an OSError that names the URI:
-FileNotFoundError for 404, PermissionError for 403. Listings are never cached: other machines write here too.
+upload ends, which is the same promise: a name that exists is whole. Remote calls are tried `len(WAITS) + 1` times
+where the fault may pass (HTTP 5xx and 429, timeouts, broken connections); what stays is an OSError that names the
+URI: FileNotFoundError for 404, PermissionError for 401 and 403. Listings are never cached: other machines write here.
 """
 
 import errno
@@ -28,7 +27,7 @@ WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try of a remote call; a quarter is added or taken at random, so that workers spread."""
 _PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EREMOTEIO, errno.EPIPE}
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_CLIENTS = ("aiohttp", "botocore", "urllib3", "requests", "httpx", "gcsfs", "huggingface_hub")
+_CLIENTS = ("aiohttp", "botocore", "urllib3", "requests", "httpx", "gcsfs", "google", "huggingface_hub")
 _PACKAGES = {
     **dict.fromkeys(("s3", "s3a"), "'omniprep[s3]'"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
@@ -71,15 +70,24 @@ def _may_pass(error: Exception) -> bool:
         return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if isinstance(status, int):
+    status = _status(error)
+    if status is not None:
         return status >= 500 or status in (408, 429)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING
     return type(error).__module__.split(".")[0] in _CLIENTS  # its timeouts, some of which are OSErrors without a number
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error of one of the stores' clients carries, wherever that client keeps it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:  # aiohttp; requests and httpx; gcsfs and Google's own
+        found = getattr(error, "status", None) or getattr(response, "status_code", None) or getattr(error, "code", None)
+    if isinstance(error, OSError) and error.errno is None and str(error).startswith("Forbidden: "):
+        return 403  # gcsfs says it in words alone
+    return found if isinstance(found, int) else None
 
 
 def _patiently(uri: str, call: Callable[[], T]) -> T:
@@ -92,15 +100,16 @@ def _patiently(uri: str, call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:
+            said = " ".join(str(error).split())  # some clients use several lines
             if isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(errno.ENOENT, "no such object", uri) from error
-            if isinstance(error, PermissionError):
-                raise PermissionError(errno.EACCES, f"access denied ({error})", uri) from error
+            if isinstance(error, PermissionError) or _status(error) in (401, 403):
+                raise PermissionError(errno.EACCES, f"access denied ({said})", uri) from error
             if not _may_pass(error):
                 foreign = type(error).__module__.split(".")[0] in _CLIENTS
-                raise (OSError(errno.EIO, str(error), uri) if foreign else error) from error
+                raise (OSError(errno.EIO, said, uri) if foreign else error) from error
             if wait is None:
-                raise OSError(errno.EIO, f"{error} (after {len(WAITS) + 1} tries)", uri) from error
+                raise OSError(errno.EIO, f"{said} (after {len(WAITS) + 1} tries)", uri) from error
             time.sleep(wait * random.uniform(0.75, 1.25))
     raise AssertionError("not reached")
 

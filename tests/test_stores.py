@@ -43,3 +43,40 @@ def test_a_store_without_its_package(omniprep, model_dir: Path, monkeypatch, pro
 def test_no_such_store() -> None:
     with pytest.raises(OmniprepError, match="nosuchstore://"):
         io.exists("nosuchstore://bucket/file")
+
+
+class HttpError(Exception):
+    """As gcsfs has it: the status is its `code`."""
+
+    __module__ = "gcsfs.retry"
+
+    def __init__(self, code: int):
+        super().__init__(f"said\n\tso, {code}")
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "tries"),
+    [
+        (HttpError(400), OSError, 1),
+        (HttpError(401), PermissionError, 1),
+        (OSError("Forbidden: http://there\ninjected"), PermissionError, 1),
+        (HttpError(429), OSError, 6),
+        (HttpError(503), OSError, 6),
+    ],
+    ids=["400", "401", "403 in words", "429", "503"],
+)
+def test_what_stays_is_not_tried_again(monkeypatch, error: Exception, raised: type[OSError], tries: int) -> None:
+    """Errors as the clients of stores raise them, whether or not those are installed; told in one line."""
+    monkeypatch.setattr(io, "WAITS", (0.0,) * 5)
+    calls = []
+
+    def failing(*_: object) -> None:
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "size", failing)
+    with pytest.raises(OSError) as caught:
+        io.size("memory://stores/file")
+    assert type(caught.value) is raised and len(calls) == tries
+    assert caught.value.filename == "memory://stores/file" and "\n" not in str(caught.value)
