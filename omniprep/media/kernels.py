@@ -110,6 +110,39 @@ def _rest_across(block: F32, to: int, turned: U8, at: int, weights: F32, x: int,
         block[to, i] = value + np.float32(turned[at + 6, i]) * k2
 
 
+@numba.njit(cache=True, nogil=True, boundscheck=False, fastmath={"contract"})
+def _fused(value: np.float32, pixel: np.uint8, k: np.float32) -> np.float32:
+    """The product is added without rounding it."""
+    return value + np.float32(pixel) * k
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def _no_group_across(block: F32, to: int, turned: U8, at: int, weights: F32, x: int) -> None:
+    """One product and the rest, with the sum in a register: frames that become larger."""
+    k0, k1, k2, k3 = weights[x, 0], weights[x, 1], weights[x, 2], weights[x, 3]
+    for i in range(ROWS):
+        value = np.float32(turned[at, i]) * k0
+        value = _fused(value, turned[at + 3, i], k1)
+        value = _fused(value, turned[at + 6, i], k2)
+        block[to, i] = _fused(value, turned[at + 9, i], k3)
+
+
+@numba.njit(cache=True, nogil=True, boundscheck=False)
+def _one_group_across(block: F32, to: int, turned: U8, at: int, weights: F32, x: int) -> None:
+    """One product, a group and the rest, likewise: frames that keep half their size, or more."""
+    k0, k1, k2, k3 = weights[x, 0], weights[x, 1], weights[x, 2], weights[x, 3]
+    k4, k5, k6, k7 = weights[x, 4], weights[x, 5], weights[x, 6], weights[x, 7]
+    for i in range(ROWS):
+        value = np.float32(turned[at, i]) * k0
+        value = value + np.float32(turned[at + 3, i]) * k1
+        value = value + np.float32(turned[at + 6, i]) * k2
+        value = value + np.float32(turned[at + 9, i]) * k3
+        value = value + np.float32(turned[at + 12, i]) * k4
+        value = _fused(value, turned[at + 15, i], k5)
+        value = _fused(value, turned[at + 18, i], k6)
+        block[to, i] = _fused(value, turned[at + 21, i], k7)
+
+
 @numba.njit(cache=True, nogil=True, boundscheck=False)
 def across(src: U8, first: I32, groups: I32, weights: F32, out: F32) -> None:
     """Horizontal pass: (H, W * 3) uint8 → out (H, 3 * w), each row's channels apart."""
@@ -124,6 +157,12 @@ def across(src: U8, first: I32, groups: I32, weights: F32, out: F32) -> None:
             for channel in range(3):
                 to = channel * len(first) + x
                 at = 3 * first[x] + channel
+                if groups[x] == 0:
+                    _no_group_across(block, to, turned, at, weights, x)
+                    continue
+                if groups[x] == 1:
+                    _one_group_across(block, to, turned, at, weights, x)
+                    continue
                 for r in range(ROWS):
                     block[to, r] = np.float32(turned[at, r]) * k0
                 at += 3
@@ -137,10 +176,14 @@ def across(src: U8, first: I32, groups: I32, weights: F32, out: F32) -> None:
 @numba.njit(cache=True, nogil=True, boundscheck=False)
 def _turn_back(block: F32, top: int, rows: int, out: F32) -> None:
     """(n, ROWS) → rows top..top+rows of (H, n)."""
-    for start in range(0, block.shape[0], 16):
+    whole = len(block) // 16 * 16
+    for start in range(0, whole, 16):
         for r in range(rows):
-            for i in range(start, min(start + 16, block.shape[0])):
-                out[top + r, i] = block[i, r]
+            for i in range(16):
+                out[top + r, start + i] = block[start + i, r]
+    for r in range(rows):
+        for i in range(whole, len(block)):
+            out[top + r, i] = block[i, r]
 
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
