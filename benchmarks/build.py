@@ -51,9 +51,11 @@ def worker(model: str) -> None:
     os.dup2(2, 1)
     import omniprep.build.run as run
     from omniprep.config import BuildConfig
+    from omniprep.media.resample import image_is_fast, video_is_fast
     from omniprep.progress import reporter
 
     run._write_report = lambda *_: None
+    image_is_fast(), video_is_fast()  # compiled by now
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         with tempfile.TemporaryDirectory(prefix="omniprep-bench-") as folder, reporter(quiet=True) as progress:

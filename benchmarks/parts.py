@@ -30,7 +30,7 @@ from omniprep.families.registry import MediaMeta
 from omniprep.media.audio import decode_audio
 from omniprep.media.fetch import Source
 from omniprep.media.image import decode_image
-from omniprep.media.resample import resize_frames, resize_image
+from omniprep.media.resample import image_is_fast, resize_frames, resize_image, video_is_fast
 from omniprep.media.video import open_video
 from omniprep.shards.schema import Bin, arrow_schema
 from omniprep.shards.writer import ShardWriter
@@ -160,6 +160,7 @@ def main() -> None:
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
+    image_is_fast(), video_is_fast()  # compiled by now
     ctx = resolve_family(options.model)
     with tempfile.TemporaryDirectory(prefix="omniprep-parts-") as name:
         folder = Path(name)

@@ -11,6 +11,29 @@ from torchvision.transforms.functional import resize
 
 from omniprep.media import resample
 
+
+@pytest.fixture(autouse=True)
+def kernels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "FEW", 0)
+
+
+def test_a_few_pictures_do_not_wait_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "FEW", 3)
+    monkeypatch.setattr(resample, "_done", 0)
+    monkeypatch.setattr(resample, "_compiled", lambda kernel: kernel == "across")
+    pixels = np.random.default_rng(7).integers(0, 256, (2, 40, 50, 3), np.uint8)
+    image, taken = Image.fromarray(pixels[0]), []
+    whole, checked = resample._whole, resample._checked
+    monkeypatch.setattr(resample, "_whole", lambda *args: taken.append("image") or whole(*args))
+    monkeypatch.setattr(resample, "_checked", lambda *args: taken.append("frames") or checked(*args))
+    for left in (2, 1, 0):
+        assert np.array_equal(resample.resize_image(image, 28, 56), np.asarray(image.resize((28, 56))))
+        assert (taken, resample.FEW - resample._done) == ([], left)
+    resample.resize_frames(pixels, 28, 56)  # their kernel is there: nothing to wait for
+    resample.resize_image(image, 28, 56)
+    assert taken[0] == "frames" and "image" in taken
+
+
 SIZES = [
     ((360, 640), (364, 644)), ((240, 320), (280, 392)), ((720, 1280), (560, 1008)), ((1080, 1920), (560, 1008)),
     ((144, 176), (28, 28)),     ((7, 9), (56, 84)), ((100, 3), (28, 28)), ((33, 47), (28, 476)), ((224, 224), (224, 336)),

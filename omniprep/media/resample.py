@@ -3,11 +3,13 @@
 The weights are Pillow's formula, or read off torch itself. Each pair of lengths (Pillow) or sizes (torch) is tried out
 once in every process, on noise, and only where the library's results are equal to ours in every bit do our kernels
 (omniprep/media/kernels.py) take its place. So a library that computes differently, or a machine without numba, costs
-time and never a bit.
+time and never a bit. Where the kernels must be compiled first, which takes some ten seconds once on a machine, the
+libraries do the first `FEW` pictures of a process: a small build is over before that would pay.
 """
 
 import math
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +30,31 @@ def _kernels() -> Any:
     return kernels
 
 
+FEW = 64
+_done = 0
+"""Pictures that the libraries resized in this process while no compiled kernels were there."""
+
+
+@lru_cache(maxsize=2)
+def _compiled(kernel: str) -> bool:
+    """Whether numba keeps code of this very kernel on the disk (a wrong guess costs time alone)."""
+    kernels = _kernels()
+    if kernels is None:
+        return True
+    made = Path(kernels.__file__).stat().st_mtime
+    folder = Path(getattr(kernels, kernel).stats.cache_path)
+    return any(path.stat().st_mtime >= made for path in folder.glob(f"kernels.{kernel}-*.nbi"))
+
+
+def _worth_it(kernel: str, pictures: int) -> bool:
+    """Whether to use a kernel for some more pictures, compiling it where it is not."""
+    global _done
+    if _done >= FEW or _compiled(kernel):
+        return True
+    _done += pictures
+    return False
+
+
 def image_is_fast() -> bool:
     """Whether pictures are resized by our kernels here (tried on one pair of lengths); for `omniprep doctor`."""
     return bool(_side(640, 448))
@@ -46,7 +73,8 @@ def resize_image(image: Any, width: int, height: int) -> Pixels:
         width: New width.
         height: New height.
     """
-    if image.height > 100 * image.width:  # Pillow may then take the passes the other way round
+    # Of a very tall image, Pillow may take the passes the other way round.
+    if image.height > 100 * image.width or not _worth_it("whole_across", 1):
         return np.asarray(image.resize((width, height)), np.uint8)
     across, down = (_side(*pair) for pair in zip(image.size, (width, height), strict=True))
     if image.mode != "RGB" or across is False or down is False or (across is None and down is None):
@@ -175,7 +203,7 @@ def resize_frames(frames: Pixels, height: int, width: int) -> Pixels:
     """Frames (T, H, W, 3) resized by torchvision's antialiased bicubic kernel on uint8, as the reference does."""
     if frames.shape[1:3] == (height, width):
         return frames
-    weights = _checked(frames.shape[1], frames.shape[2], height, width)
+    weights = _checked(frames.shape[1], frames.shape[2], height, width) if _worth_it("across", len(frames)) else None
     if weights is None:
         return _torchvision(frames, height, width)
     kernels = _kernels()
