@@ -30,7 +30,7 @@ def _kernels() -> Any:
     return kernels
 
 
-FEW = 64
+FEW = 256
 _done = 0
 """Pictures that the libraries resized in this process while no compiled kernels were there."""
 
