@@ -94,7 +94,7 @@ def test_names_of_templates_and_architectures():
         registry.register_template("yours")
     with pytest.raises(errors.UnknownTemplateError, match="arch 'yours'.*registered: mine"):
         registry.named("arch", "yours")
-    with pytest.raises(UsageError, match="agent_template 'reactor' is not known; known: hermes"):
+    with pytest.raises(UsageError, match="agent_template 'reactor' is not known; known: hermes, react_en"):
         TemplateMeta(agent_template="reactor")
 
 

@@ -163,10 +163,10 @@ def _check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
 def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, generate: bool) -> _Rendered:
     row = normalize(raw)
     control = _check_text(row, ctx, config)
-    row = prepare(row, places.is_file)
+    meta = _template(ctx, config.use_chat_template)
+    row = prepare(row, places.is_file, meta.agent_template)
     if config.surplus_tags == "reject":
         check_surplus_tags(row)
-    meta = _template(ctx, config.use_chat_template)
     loss = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
     if any(row.media(m) for m in MODALITIES):
         with row_limit("a row's media"):

@@ -61,9 +61,9 @@ def probe_audio(source: Source, target: int, decoder: str = "auto") -> int:
         info = soundfile.info(_file(source))
     except (soundfile.LibsndfileError, TypeError, ValueError):
         return len(decode_audio(source, target, decoder))
+    if info.format == "MP3":  # without a Xing header the number of frames is a guess from the size of the file
+        return len(decode_audio(source, target, decoder))
     if info.samplerate <= 0 or info.frames > info.samplerate * MAX_SECONDS:
-        if info.format == "MP3":  # its header may only guess
-            return len(decode_audio(source, target, decoder))
         raise Reject(RejectCode.AUDIO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s")
     if info.frames <= 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")

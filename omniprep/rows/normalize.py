@@ -8,6 +8,7 @@ they stand), all others first pass AutoPreprocessor; a `system` column counts in
 
 import ast
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,7 +151,7 @@ def _chat(messages: Any, system: Any) -> list[dict[str, Any]]:
         messages = _literal(messages, "messages")
     if not messages:
         raise Reject(RejectCode.EMPTY_ROW, "the row has no messages")
-    if not isinstance(messages, list):
+    if not isinstance(messages, list | tuple):
         raise Reject(RejectCode.BAD_ROW, f"messages must be a list, not {type(messages).__name__}")
     for position, message in enumerate(messages, 1):
         if not isinstance(message, dict):
@@ -168,7 +169,7 @@ def _chat(messages: Any, system: Any) -> list[dict[str, Any]]:
             known = "system (first message only)" if role == "system" else ", ".join(sorted(ROLES))
             raise Reject(RejectCode.BAD_ROLE, f"message {position} has role {role!r}; known: {known}")
         content = message.get("content", message.get("value"))
-        if content is None and not (role == "assistant" and position == len(messages)):
+        if content is None and not (role == "system" or (role == "assistant" and position == len(messages))):
             raise Reject(RejectCode.BAD_MESSAGE, f"message {position} ({role}) has no content")
         role = "tool" if role == "tool_response" else role
         if role in ("tool_call", "tool") and not isinstance(content, str):
@@ -189,7 +190,7 @@ def _loss(value: Any, position: int) -> float:
         raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: loss must be true, false or a number") from error
 
 
-def _pairs(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
+def _pairs(messages: Sequence[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
     """ShareGPT's pair form: each element holds both sides of a turn."""
     result: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     for position, message in enumerate(messages, 1):
@@ -262,7 +263,7 @@ def _lift_inline_media(messages: list[dict[str, Any]]) -> dict[str, list[Any]]:
                 text += value
                 continue
             kind = kind.removesuffix("_url")
-            if kind not in media:
+            if kind not in media and value:
                 raise Reject(
                     RejectCode.UNSUPPORTED_MODALITY, f"message {position}: items of type {kind!r} are not known"
                 )

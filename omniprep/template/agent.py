@@ -1,6 +1,7 @@
-"""Tools and tool calls as text: the hermes format (ms-swift: swift/plugin/agent_template/hermes.py, base.py).
+"""Tools and tool calls as text: the hermes and react_en formats (ms-swift: swift/plugin/agent_template/).
 
-The texts are what Qwen's own chat template writes; they must not change by a byte.
+The texts of hermes are what Qwen's own chat template writes; they must not change by a byte. react_en is what the
+reference falls back to where there is no chat template (pre-training).
 """
 
 import ast
@@ -18,6 +19,7 @@ _TAIL = (
     "<tool_call></tool_call> XML tags:\n<tool_call>\n"
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
+FORMATS = ("hermes", "react_en")
 _ACTION, _ACTION_INPUT, _OBSERVATION = "Action:", "Action Input:", "Observation:"
 
 
@@ -60,13 +62,59 @@ def parse_tools(tools: Any) -> list[dict[str, Any]] | None:
     return [_wrap(tool) for tool in parsed]
 
 
-def format_tools(tools: list[dict[str, Any]], system: str | None) -> str:
-    """The system text with the tools section."""
+_REACT = """
+
+Use the following format:
+
+Question: the input question you must answer
+Thought: you should always think about what to do
+Action: the action to take, should be one of [{names}]
+Action Input: the input to the action
+Observation: the result of the action
+... (this Thought/Action/Action Input/Observation can be repeated zero or more times)
+Thought: I now know the final answer
+Final Answer: the final answer to the original input question
+
+Begin!
+"""
+
+
+def format_tools(tools: list[dict[str, Any]], system: str | None, style: str = "hermes") -> str:
+    """The system text with the tools section (react_en has no place for the row's own system text).
+
+    Raises:
+        Reject: bad_tools.
+    """
+    if style == "react_en":
+        described = [_described(tool["function"] if "type" in tool and "function" in tool else tool) for tool in tools]
+        head = "Answer the following questions as best you can. You have access to the following tools:\n\n"
+        names = ",".join(str(name) for name, _ in described)
+        return head + "\n\n".join(text for _, text in described) + _REACT.replace("{names}", names)
     return (system or "") + _HEAD + "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools) + _TAIL
 
 
-def format_tool_calls(contents: list[str]) -> str:
+def _described(tool: dict[str, Any]) -> tuple[Any, str]:
+    """Name of a tool, and the sentence that react_en describes it with (base.py _parse_tool)."""
+    name = tool.get("name_for_model") or tool.get("name")
+    human = tool.get("name_for_human") or name
+    about = tool["description"] if tool.get("description") is not None else tool.get("description_for_model")
+    if name is None or about is None:
+        raise Reject(RejectCode.BAD_TOOLS, "react_en needs the name and description of each tool")
+    parameters = tool.get("parameters") or {}
+    if not isinstance(parameters, str):
+        parameters = json.dumps(parameters, ensure_ascii=False)
+    return name, (
+        f"{name}: Call this tool to interact with the {human} API. What is the {human} API useful for? {about} "
+        f"Parameters: {parameters} Format the arguments as a JSON object."
+    )
+
+
+def format_tool_calls(contents: list[str], style: str = "hermes") -> str:
     """A run of tool_call messages as one assistant text.
+
+    Args:
+        contents: JSON text of each call.
+        style: One of FORMATS.
 
     Raises:
         Reject: bad_tools.
@@ -80,13 +128,16 @@ def format_tool_calls(contents: list[str]) -> str:
         arguments = parse_json(call.get("parameters") if arguments is None else arguments)
         if arguments is None:
             raise Reject(RejectCode.BAD_TOOLS, f"tool call {call['name']!r} has no arguments that can be parsed")
+        if style == "react_en":
+            calls.append(f"{_ACTION} {call['name']}\n{_ACTION_INPUT} {arguments}\n")
+            continue
         text = json.dumps({"name": call["name"], "arguments": arguments}, ensure_ascii=False)
         calls.append(f"<tool_call>\n{text}\n</tool_call>")
-    return "\n".join(calls)
+    return "".join([*calls, _OBSERVATION]) if style == "react_en" else "\n".join(calls)
 
 
 def format_tool_responses(
-    answer: str, contents: list[str], prompt: tuple[str, ...], chat_sep: tuple[str, ...]
+    answer: str, contents: list[str], prompt: tuple[str, ...], chat_sep: tuple[str, ...], style: str = "hermes"
 ) -> tuple[str, list[str]]:
     """The tool messages after an assistant message: (the assistant text, the contexts of the tool round).
 
@@ -99,5 +150,7 @@ def format_tool_responses(
         for position, content in enumerate(contents):
             contexts += [_OBSERVATION] * (position > 0) + [content] + ["\n"] * (not content.endswith("\n"))
         return answer, contexts
+    if style == "react_en":
+        return answer, contents
     text = "\n".join(f"<tool_response>\n{content}\n</tool_response>" for content in contents)
     return answer, [*chat_sep, *(context.replace("{{QUERY}}", text) for context in prompt)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from omniprep.errors import Reject, RejectCode, UsageError
 from omniprep.rows.normalize import MODALITIES, Row
-from omniprep.template.agent import format_tool_calls, format_tool_responses, format_tools, parse_tools
+from omniprep.template.agent import FORMATS, format_tool_calls, format_tool_responses, format_tools, parse_tools
 from omniprep.template.loss import OTHER, RESPONSE, SUFFIX, Pieces, Strategy, parse_strategy, weigh
 
 # Strategies under which ms-swift 3.9.3 drops the thoughts of earlier answers.
@@ -45,7 +45,7 @@ class TemplateMeta:
     def __post_init__(self) -> None:
         """Refuse names that mean nothing, where they are written."""
         known = {
-            "agent_template": (self.agent_template, ("hermes",)),
+            "agent_template": (self.agent_template, FORMATS),
             "norm_bbox": (self.norm_bbox, ("none", "norm1000")),
             "bbox_format": (self.bbox_format, ("legacy", "new")),
         }
@@ -65,10 +65,11 @@ def without_roles(meta: TemplateMeta, end_of_text: str) -> TemplateMeta:
         suffix=(end_of_text,),
         stop_words=meta.stop_words,
         norm_bbox=meta.norm_bbox,
+        agent_template="react_en",
     )
 
 
-def merge_tool_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge_tool_calls(messages: list[dict[str, Any]], style: str) -> list[dict[str, Any]]:
     """Runs of tool_call messages become one assistant message."""
     result: list[dict[str, Any]] = []
     calls: list[str] = []
@@ -77,7 +78,7 @@ def merge_tool_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             calls.append(message["content"])
             continue
         if calls:
-            result.append({"role": "assistant", "content": format_tool_calls(calls)})
+            result.append({"role": "assistant", "content": format_tool_calls(calls, style)})
             calls = []
         if message is not None:
             result.append(message)
@@ -124,7 +125,7 @@ def _merge(messages: list[dict[str, Any]], meta: TemplateMeta) -> list[dict[str,
                 end += 1
             contents = [m["content"] for m in messages[i:end]]
             previous["content"], contexts = format_tool_responses(
-                previous["content"], contents, meta.prompt, meta.chat_sep or ()
+                previous["content"], contents, meta.prompt, meta.chat_sep or (), meta.agent_template
             )
             result.append({"role": "tool", "content": contexts})
             i = end
@@ -177,7 +178,7 @@ def contexts(
     system = row.system if row.system is not None else default_system
     system = meta.default_system if system is None else system
     if row.tools is not None:
-        system = format_tools(row.tools, system)
+        system = format_tools(row.tools, system, meta.agent_template)
     if messages[0]["role"] == "assistant":
         messages.insert(0, {"role": "user", "content": ""})
     if len(messages) % 2 == 1:
@@ -231,15 +232,16 @@ def contexts(
 _LEGACY_IMAGE = re.compile(r"<img>(.+?)</img>")
 
 
-def prepare(row: Row, is_file: Any) -> Row:
+def prepare(row: Row, is_file: Any, agent_template: str = "hermes") -> Row:
     """What comes before the template: tools parsed, tool calls rendered, old image tags, missing tags added.
 
     Args:
         row: Changed in place, and returned.
         is_file: Tells whether a legacy `<img>path</img>` names a file.
+        agent_template: How calls are written.
     """
     row.tools = parse_tools(row.tools)
-    row.messages = merge_tool_calls(row.messages)
+    row.messages = merge_tool_calls(row.messages, agent_template)
     if not row.images:
         for message in row.messages:
             if message["content"] and "<img>" in message["content"]:

@@ -33,7 +33,8 @@ def normalize_boxes(objects: dict[str, Any], original: list[Size], resized: list
     unit = objects.get("bbox_type") == "norm1"
     result = []
     for position, (box, image) in enumerate(zip(boxes, ids, strict=False), 1):
-        if not isinstance(image, int) or not -len(original) <= image < len(original):
+        absolute = unit and norm == "norm1000"  # neither the image's size nor that of its resized form is asked for
+        if not absolute and (not isinstance(image, int) or not -len(original) <= image < len(original)):
             raise Reject(RejectCode.BAD_OBJECTS, f"box {position} names image {image}, but the row has {len(original)}")
         source = (1, 1) if unit else original[image]
         target = (1000, 1000) if norm == "norm1000" else resized[image]

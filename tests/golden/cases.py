@@ -79,6 +79,7 @@ case(k, "one_turn", chat(u("Hello there."), a("Hi! How can I help?")))
 case(k, "two_turns", chat(*TWO))
 case(k, "system", chat(s("You are terse."), *TWO))
 case(k, "system_empty", chat(s(""), *TWO))
+case(k, "system_none", chat(s(None), *TWO))
 case(k, "system_newlines", chat(s("\nLine one.\n\nLine two.\n"), *TWO))
 case(k, "system_option", chat(*TWO), system="Answer in French.")
 case(k, "system_option_row_wins", chat(s("Row system."), *TWO), system="Answer in French.")
@@ -127,6 +128,7 @@ case(k, "sharegpt_role_value", {"conversation": [{"role": "human", "value": "Hi"
 case(k, "sharegpt_pairs", {"conversation": [{"human": "h1", "assistant": "a1"}, {"human": "h2", "assistant": "a2"}]})
 case(k, "sharegpt_pairs_system", {"system": "S", "conversation": [{"user": "h1", "gpt": "a1"}, {"user": "h2", "gpt": "a2"}]})
 case(k, "sharegpt_text", {"conversations": "[{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hello'}]"})
+case(k, "sharegpt_text_tuple", {"conversations": "({'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hello'})"})
 case(k, "sharegpt_loss", {"conversations": [{"from": "human", "value": "q1"}, {"from": "gpt", "value": "r1", "loss": False}, {"from": "human", "value": "q2"}, {"from": "gpt", "value": "r2", "loss": True}]})
 case(k, "sharegpt_bad_role", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "narrator", "value": "Hello"}]}, code="bad_role")
 case(k, "messages_from_value", chat({"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}), via="dataset")
@@ -264,6 +266,8 @@ case(k, "response_image_untagged", chat(u("q"), call(CALL2), answer("seen"), a("
 case(k, "react_fallback", chat(u("q"), a("Thought: x\nAction: f\nAction Input: {}"), answer("r1"), a("Final Answer: y")))
 case(k, "react_two_responses", chat(u("q"), a("Action: f\nAction Input: {}\nObservation:"), answer("r1"), answer("r2\n"), a("ok")))
 case(k, "call_loss_false", chat(u("q"), call(CALL2, loss=False), answer("r"), a("ok")))
+case(k, "pretrain", chat(*ROUND), use_chat_template=False, loss_scale="all")
+case(k, "pretrain_call_last", chat(u("Weather?"), call(CALL)), use_chat_template=False, loss_scale="all")
 case(k, "sharegpt", {"conversations": [{"from": "human", "value": "Weather?"}, {"from": "function_call", "value": CALL}, {"from": "observation", "value": "21"}, {"from": "gpt", "value": "21."}], "tools": json.dumps([WEATHER])})
 case(k, "sharegpt_names", {"conversations": [{"from": "human", "value": "q"}, {"from": "function-call", "value": CALL2}, {"from": "function-response", "value": "r"}, {"from": "observations", "value": "r2"}, {"from": "gpt", "value": "ok"}], "tools": "[]"})
 case(k, "query_response", {"query": "Weather?", "response": "Sunny.", "tools": [json.dumps(WEATHER)]})
@@ -336,6 +340,7 @@ case(k, "typed_image_url", chat(u([{"type": "text", "text": "What?"}, {"type": "
 case(k, "typed_image_url_text", chat(u([{"type": "image_url", "image_url": "data:image/png;base64," + b64("s28x28.png")}]), a("A disc.")))
 case(k, "typed_image_no_value", chat(u([{"type": "image"}, {"type": "text", "text": "What?"}]), a("A disc."), images=["s56x84.png"]))
 case(k, "typed_and_column", chat(u([{"type": "image", "image": "s56x84.png"}]), a("A disc."), images=["s28x28.png"]), code="bad_column")
+case(k, "typed_tags", chat(u([{"type": "image"}, {"type": "ref-object"}, {"type": "smell"}]), a([{"type": "bbox"}]), images=["s56x84.png"], objects={"ref": ["disc"], "bbox": [[1, 2, 3, 4]]}))
 case(k, "typed_mixed", chat(u([{"type": "audio", "audio": "ms100.wav"}, {"type": "image", "image": "s28x28.png"}, {"type": "text", "text": "?"}, {"type": "video", "video": "frames3.mp4"}]), a("Ok.")))
 case(k, "typed_audio_url", chat(u([{"type": "audio_url", "audio_url": {"url": "ms100.wav"}}, {"type": "text", "text": "?"}]), a("Ok.")))
 case(k, "typed_image_and_audio_column", chat(u([{"type": "image", "image": "s28x28.png"}, {"type": "audio"}]), a("Ok."), audios=["ms100.wav"]))
@@ -401,6 +406,7 @@ case(k, "two_images_ids", chat(u("<image><image><ref-object> <ref-object>"), a("
 case(k, "two_images_short_ids", chat(u("<image><image>"), a("<bbox><bbox><bbox>"), images=["s20x15.png", "rgb.jpg"], objects={"ref": [], "bbox": [[10, 20, 30, 40], [2, 3, 9, 12], [1, 1, 5, 5]], "image_id": [1]}))
 case(k, "two_images_norm1_id", chat(u("<image><image>"), a("<bbox><bbox>"), images=["s20x15.png", "rgb.jpg"], objects={"ref": [], "bbox": [[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]], "bbox_type": "norm1", "image_id": [1, 0]}))
 case(k, "image_id_absent", chat(*FIND, images=["rgb.jpg"], objects={"ref": ["a"], "bbox": [[10, 20, 30, 40]], "image_id": [3]}), code="bad_objects")
+case(k, "norm1_norm1000_absent", chat(*FIND, images=["rgb.jpg"], objects={"ref": ["a"], "bbox": [[0.1, 0.2, 0.3, 0.4]], "bbox_type": "norm1", "image_id": [3]}), norm_bbox="norm1000")
 case(k, "surplus_tags", chat(u("<image><ref-object><ref-object>"), a("<bbox> <bbox>"), images=["s28x28.png"], objects={"ref": ["one"], "bbox": [[1, 2, 3, 4]]}))
 case(k, "surplus_boxes", chat(u("<image><ref-object>"), a("<bbox>"), images=["s28x28.png"], objects={"ref": ["one", "two"], "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]}))
 case(k, "box_in_question", chat(u("<image>What is at <bbox>?"), a("<ref-object>"), images=["rgb.jpg"], objects={"ref": ["the disc"], "bbox": [[1, 2, 30, 40]]}))
@@ -462,7 +468,7 @@ def hear(*names: str) -> dict[str, Any]:
 
 for name in (
     "mono16k.wav stereo44k.wav mono8k.wav stereo48k.wav pcm24.wav float.wav double11k.wav u8.wav ulaw8k.wav six48k.wav mono.aiff speech.mp3 "
-    "stereo.mp3 mono32k.flac stereo24.flac stereo.ogg mono.opus ms21.wav ms25.wav ms30.wav ms40.wav ms100.wav samples321.wav s30.flac s300.flac"
+    "stereo.mp3 no_xing.mp3 cut.mp3 mono32k.flac stereo24.flac stereo.ogg mono.opus ms21.wav ms25.wav ms30.wav ms40.wav ms100.wav samples321.wav s30.flac s300.flac"
 ).split():
     case(k, name, hear(name))
 case(k, "ms0", hear("ms0.wav"), rejects="audio_too_short", reason="no token would stand for the audio")

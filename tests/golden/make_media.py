@@ -156,6 +156,15 @@ def make_audio():
     soundfile.write(OUT / "samples1.wav", sound(1 / 16000, 16000, 12), 16000)
     wav("speech.mp3", 3.2, 44100, 13, 1, "MPEG_LAYER_III", format="MP3")
     wav("stereo.mp3", 1.1, 24000, 14, 2, "MPEG_LAYER_III", format="MP3")
+    cut = (OUT / "stereo.mp3").read_bytes()  # its header promises more than there is
+    (OUT / "cut.mp3").write_bytes(cut[: len(cut) * 2 // 3])
+    with av.open(OUT / "no_xing.mp3", "w", format="mp3", container_options={"write_xing": "0"}) as file:
+        stream = file.add_stream("libmp3lame", rate=22050, layout="mono", options={"qscale": "4"})
+        pcm = np.int16(sound(0.9, 22050, 20).reshape(1, -1) * 32767)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(pcm), format="s16", layout="mono")
+        frame.sample_rate = 22050
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            file.mux(packet)
     wav("mono32k.flac", 0.8, 32000, 15, 1, "PCM_16", format="FLAC")
     wav("stereo24.flac", 0.3, 44100, 16, 2, "PCM_24", format="FLAC")
     wav("stereo.ogg", 1.5, 44100, 17, 2, "VORBIS", format="OGG")
