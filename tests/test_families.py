@@ -302,6 +302,42 @@ def test_builds_loads_and_trains(family, ctx, omniprep, tmp_path):
     changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
     assert before.keys() == after.keys() and any("visual" in n or "audio_tower" in n for n in changed)
     assert any("self_attn" in n for n in changed)
+    answered = omniprep(
+        *("infer", tmp_path / "rows.jsonl", "--model", tmp_path / "run", "--out", tmp_path / "answers.jsonl"),
+        *("--max-new-tokens", 2, "--device", "cpu"),
+    )
+    assert answered.code == 0, answered.err
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [(a["line"], a["label"]) for a in answers] == [(n + 1, f"answer {n}") for n in range(8)]
+    assert all("response" in a for a in answers)
+
+
+def test_answers_are_the_likeliest_tokens(family, ctx, tmp_path):
+    """`infer` with its cache and padding, against whole forward passes over each row alone, a token at a time."""
+    from omniprep.build.single import encode_prompt
+    from omniprep.train.config import InferConfig
+    from omniprep.train.infer import answer
+    from omniprep.train.model import load_base
+
+    write_rows(tmp_path / "rows.jsonl", ctx.modalities)
+    build = BuildConfig(model=str(family[1]), bin_length=32768, media_root=(str(MEDIA),))
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()[: len(ctx.modalities) + 1]
+    rows = [encode_prompt(json.loads(line), ctx, build, str(tmp_path)) for line in lines]
+    model = load_base(ctx, str(family[1]), torch.float32, "sdpa").eval()
+    config = InferConfig(model=str(family[1]), inputs=(), max_new_tokens=4)
+    expected = []
+    for row in rows:
+        row = {
+            k: v.float() if getattr(v, "is_floating_point", bool)() else v for k, v in row.items() if "_seq" not in k
+        }
+        row = {k: v for k, v in row.items() if not k.startswith("max_length")}
+        for _ in range(4):
+            with torch.no_grad():
+                likeliest = model(**row).logits[0, -1].argmax()
+            row["input_ids"] = torch.cat([row["input_ids"], likeliest.view(1, 1)], 1)
+            row["position_ids"] = torch.cat([row["position_ids"], row["position_ids"][..., -1:] + 1], 2)
+        expected.append(ctx.tokenizer.decode(row["input_ids"][0, -4:], skip_special_tokens=True))
+    assert answer(model, rows, ctx, config, torch.float32) == expected
 
 
 def test_zero_weighted_media_reach_every_tower(family, ctx):

@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Sequence
+from copy import copy
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
@@ -77,6 +78,14 @@ class Packed:
         if targets is not None:
             return token_loss(hidden[0], head, targets)
         return CausalLMOutputWithPast(logits=head(hidden))
+
+    def generate(self, **kwargs: Any) -> Tensor:
+        """Token ids, from transformers' own generation: that of the class behind this one, with its own forward pass,
+        since the one here keeps no cache.
+        """
+        bare = copy(self)  # the same modules
+        bare.__class__ = type(self).__mro__[2]
+        return cast(Tensor, cast(Any, bare).generate(**kwargs))
 
     def _touched(self, core: Any, arguments: dict[str, Any], seen: bool) -> Tensor:
         """Zero, through every tower that the arguments do not use."""
