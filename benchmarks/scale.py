@@ -4,7 +4,7 @@ The whole build runs in one process here, so its memory bounds that of the drive
 bytes a row) and of a worker together. `estimate` reckons 100,000,000 rows on 64 nodes of 32 cores from the CPU time and
 bytes of the largest size measured; requests are counted from what a task does on an object store.
 
-    python benchmarks/scale.py --model CHECKPOINT [--most 100000]
+    python benchmarks/scale.py --model CHECKPOINT [--most 1000000]
 """
 
 import argparse
@@ -100,7 +100,7 @@ def worker(model: str, path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("OMNIPREP_BENCH_MODEL"))
-    parser.add_argument("--most", type=int, default=100_000)
+    parser.add_argument("--most", type=int, default=1_000_000)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.model:

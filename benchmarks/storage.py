@@ -4,7 +4,7 @@ ms-swift's side is reckoned from its shapes (and checked by benchmarks/build.py'
 and videos, spectrograms of 300 s for every clip, ids and labels and three rows of positions as int64. Every codec's
 dataset is read back and compared with raw, bit by bit. Decoding is timed where the loader does it.
 
-    python benchmarks/storage.py --model CHECKPOINT [--data FOLDER] [--screens FOLDER] [--codecs raw,webp]
+    python benchmarks/storage.py --model CHECKPOINT [--data FOLDER] [--screens FOLDER] [--codecs raw,webp,jxl]
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=os.environ.get("OMNIPREP_BENCH_MODEL"))
     parser.add_argument("--data", type=Path, default=os.environ.get("OMNIPREP_BENCH_DATA"))
-    parser.add_argument("--screens", type=Path, help="folder with .png screenshots, charts or pages")
-    parser.add_argument("--codecs", default="raw,webp")
+    screenshots = Path(__file__).resolve().parent.parent / "docs"
+    parser.add_argument("--screens", type=Path, default=screenshots, help="folder with .png screenshots below it")
+    installed = "raw,webp,jxl" if find_spec("pillow_jxl") else "raw,webp"
+    parser.add_argument("--codecs", default=installed)
     options = parser.parse_args()
     if not options.model:
         print("skipped: needs --model (OMNIPREP_BENCH_MODEL)")
@@ -92,8 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="omniprep-storage-") as name:
         folder = Path(name)
         files = make(folder / "corpus", ROWS, options.data)
-        if options.screens:
-            files["screen"] = screens(folder / "screens", options.screens, 12)
+        files["screen"] = screens(folder / "screens", options.screens, 12)
         for kind, path in files.items():
             raw: PackedDataset | None = None
             for codec in options.codecs.split(","):
