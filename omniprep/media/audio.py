@@ -61,13 +61,14 @@ def probe_audio(source: Source, target: int, decoder: str = "auto") -> int:
         info = soundfile.info(_file(source))
     except (soundfile.LibsndfileError, TypeError, ValueError):
         return len(decode_audio(source, target, decoder))
+    frames = info.frames
     if info.format == "MP3":  # without a Xing header the number of frames is a guess from the size of the file
-        return len(decode_audio(source, target, decoder))
-    if info.samplerate <= 0 or info.frames > info.samplerate * MAX_SECONDS:
+        frames = len(_read(source)[0])
+    if info.samplerate <= 0 or frames > info.samplerate * MAX_SECONDS:
         raise Reject(RejectCode.AUDIO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s")
-    if info.frames <= 0:
+    if frames <= 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
-    return resampled_length(info.frames, info.samplerate, target)
+    return resampled_length(frames, info.samplerate, target)
 
 
 def decode_audio(source: Source, target: int, decoder: str = "auto") -> Waveform:
@@ -77,18 +78,27 @@ def decode_audio(source: Source, target: int, decoder: str = "auto") -> Waveform
         Reject: bad_media, media_not_found, decode_error, bad_audio, no_audio_track.
     """
     try:
-        file = soundfile.SoundFile(_file(source))
+        frames, rate = _read(source)
+        samples = frames.T
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         samples, rate = _decode_container(source, error, decoder)
-    else:
-        with file:
-            try:
-                rate, samples = file.samplerate, file.read(dtype="float32", always_2d=True).T
-            except (soundfile.LibsndfileError, ValueError, MemoryError) as error:
-                raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: {error}") from error
     if samples.size == 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
     return _to_mono_at(np.ascontiguousarray(samples), rate, target, source)
+
+
+def _read(source: Source) -> tuple[Waveform, int]:
+    """What libsndfile decodes, (frames, channels) and their rate.
+
+    Raises:
+        Reject: decode_error, of a file that it opens and cannot read.
+        LibsndfileError, TypeError, ValueError: It cannot open the file.
+    """
+    with soundfile.SoundFile(_file(source)) as file:
+        try:
+            return file.read(dtype="float32", always_2d=True), file.samplerate
+        except (soundfile.LibsndfileError, ValueError, MemoryError) as error:
+            raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: {error}") from error
 
 
 def decode_track(source: Source, target: int, decoder: str = "auto") -> Waveform:
