@@ -7,9 +7,11 @@ import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,8 @@ SHAPING_PACKAGES = (
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
+@lru_cache(maxsize=1)
+def versions() -> Mapping[str, str]:
     """Installed versions of what shapes the bytes."""
     found = {}
     for name in SHAPING_PACKAGES:
@@ -48,7 +51,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return MappingProxyType(found)
 
 
 def tokenizer_hash(ctx: FamilyContext) -> str:
