@@ -6,9 +6,11 @@ again.
 """
 
 import json
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,7 @@ SCHEMA = pa.schema(
 """A line a row. line: within the split, from 0; length: tokens after expansion, 0 where rejected; raw: the row as JSON,
 where rejected; trained: labeled tokens; control: control tokens were typed in the text."""
 
+_LISTS = ("ids", "run_lengths", "run_weights")
 _KEPT_BYTES = 128 << 20
 FACTS: dict[str, Any] = {
     "line": np.int32,
@@ -210,27 +213,27 @@ class PlanReader:
     def __init__(self, out: str, keep: int = 64) -> None:
         """Open nothing yet."""
         self._out, self._keep = out, keep
-        self._edges: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._edges: dict[int, list[int]] = {}
         self._files: OrderedDict[int, pa.ipc.RecordBatchFileReader] = OrderedDict()
-        self._batches: OrderedDict[tuple[int, int], pa.RecordBatch] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int], _Chunk] = OrderedDict()
         self._bytes = 0
 
     def read(self, split: int, number: int) -> PlannedRow:
         """Planned row `number` of a split. Inline media are views of the plan's bytes."""
         if split not in self._edges:
             receipt = json.loads(io.read_bytes(plan_path(self._out, split, ".json")))
-            self._edges[split] = np.cumsum([0, *receipt["chunks"]])
+            self._edges[split] = list(accumulate(receipt["chunks"], initial=0))
         edges = self._edges[split]
-        chunk = int(np.searchsorted(edges, number, side="right")) - 1
+        chunk = bisect_right(edges, number) - 1
         key = (split, chunk)
-        if key not in self._batches:
-            self._batches[key] = self._file(split).get_batch(chunk)
-            self._bytes += self._batches[key].nbytes
+        if key not in self._chunks:
+            self._chunks[key] = _Chunk(self._file(split).get_batch(chunk))
+            self._bytes += self._chunks[key].nbytes
             # Rows with inline media make batches of hundreds of MB: bounded by bytes, not by number alone.
             # Rows come in packed order, from anywhere, and opening a batch costs more than a row: many are kept.
-            while len(self._batches) > 1 and self._bytes > _KEPT_BYTES:
-                self._bytes -= self._batches.popitem(last=False)[1].nbytes
-        return _from_batch(self._batches[key], number - int(edges[chunk]))
+            while len(self._chunks) > 1 and self._bytes > _KEPT_BYTES:
+                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
+        return self._chunks[key].row(number - edges[chunk])
 
     def _file(self, split: int) -> pa.ipc.RecordBatchFileReader:
         if split in self._files:
@@ -245,30 +248,31 @@ class PlanReader:
         return reader
 
 
-def _values(batch: pa.RecordBatch, name: str, at: int) -> NDArray[Any]:
-    column = batch.column(SCHEMA.get_field_index(name))
-    start, end = column.offsets.to_numpy()[at : at + 2].tolist()
-    values: NDArray[Any] = column.values.to_numpy()[start:end]
-    return values
+class _Chunk:
+    """A record batch of a plan; what its columns look into is found once and not for every row."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.nbytes = batch.nbytes
+        columns = {name: batch.column(SCHEMA.get_field_index(name)) for name in (*_LISTS, "length", "media")}
+        self._edges = {name: columns[name].offsets.to_numpy() for name in (*_LISTS, "media")}
+        self._values = {name: columns[name].values.to_numpy() for name in _LISTS}
+        self._lengths = columns["length"].to_numpy()
+        self._media = columns["media"]
+
+    def row(self, at: int) -> PlannedRow:
+        """A planned row."""
+        ids, run_lengths, run_weights = (
+            self._values[name][self._edges[name][at] : self._edges[name][at + 1]] for name in _LISTS
+        )
+        row = PlannedRow(ids, run_lengths, run_weights, length=int(self._lengths[at]))
+        first, last = self._edges["media"][at : at + 2].tolist()
+        if first != last:
+            for item, sources in _items(self._media.values.slice(first, last - first)):
+                row.items[item.modality].append(PlannedItem(item, sources))
+        return row
 
 
-def _from_batch(batch: pa.RecordBatch, at: int) -> PlannedRow:
-    row = PlannedRow(
-        ids=_values(batch, "ids", at),
-        run_lengths=_values(batch, "run_lengths", at),
-        run_weights=_values(batch, "run_weights", at),
-        length=batch.column(SCHEMA.get_field_index("length"))[at].as_py(),
-    )
-    for item, sources in _items(batch.column(SCHEMA.get_field_index("media")), at):
-        row.items[item.modality].append(PlannedItem(item, sources))
-    return row
-
-
-def _items(media: pa.ListArray, at: int) -> Iterator[tuple[Item, list[Source]]]:
-    start, end = media.offsets.to_numpy()[at : at + 2].tolist()
-    if start == end:
-        return
-    items = media.values.slice(start, end - start)
+def _items(items: pa.StructArray) -> Iterator[tuple[Item, list[Source]]]:
     edges = items.field("sources").offsets.to_numpy()
     sources = items.field("sources").values.slice(edges[0], edges[-1] - edges[0])
     paths, uris = (sources.field(name).to_pylist() for name in ("path", "uri"))

@@ -91,14 +91,15 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
                 if column.modality == modality:
                     array = mapped[column.name]
                     media[column.name].append(array[0] if column.kind == "items" else array)
+    with_media = any(row.items.values())
     sample = Sample(row.ids, {m: [p.item for p in row.items[m]] for m in row.items})
-    ids, weights, is_media = expand(row.ids, row.weights(), ctx.expand(sample) if any(row.items.values()) else [])
+    ids, weights, is_media = expand(row.ids, row.weights(), ctx.expand(sample) if with_media else [])
     if len(ids) != row.length:
         raise TokenCountMismatchError(
             f"family {ctx.name!r}: the counters promised {row.length} tokens for a row, its expansion gives {len(ids)}"
         )
-    labels = np.where((weights > 0) & ~is_media, ids, np.int32(IGNORE)).astype(np.int32)
-    positions = ctx.positions(Sample(ids, sample.items)) if any(row.items.values()) else None
+    labels = np.where((weights > 0) & ~is_media, ids, np.int32(IGNORE)).astype(np.int32, copy=False)
+    positions = ctx.positions(Sample(ids, sample.items)) if with_media else None
     return EncodedRow(ids, labels, weights, positions, [len(row.items[m]) for m in ctx.modalities], media)
 
 

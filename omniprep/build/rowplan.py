@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -259,12 +260,11 @@ def _assemble(entry: _Rendered, tokens: list[NDArray[np.int32]], ctx: FamilyCont
         ids, weights, length = ids[keep], weights[keep], int(keep.sum())
     if config.bin_length and length > config.bin_length:
         raise Reject(RejectCode.ROW_EXCEEDS_BIN, f"{length} tokens, the bin holds {config.bin_length}")
-    edges = np.flatnonzero(np.diff(weights)) + 1
-    starts = np.concatenate([[0], edges])
+    borders = [0, *(np.flatnonzero(weights[1:] != weights[:-1]) + 1).tolist(), len(ids)]
     return PlannedRow(
         ids=ids,
-        run_lengths=np.diff(np.concatenate([starts, [len(ids)]])).astype(np.int32),
-        run_weights=weights[starts],
+        run_lengths=np.array([end - start for start, end in pairwise(borders)], np.int32),
+        run_weights=weights[borders[:-1]],
         length=length,
         items=entry.items,
         control_tokens=entry.control_tokens,
