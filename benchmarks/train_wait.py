@@ -6,7 +6,7 @@ The wait is the time from asking for a batch to having it. ms-swift's side encod
 multimodal data in every epoch, and joins them until a bin is full; it runs in an environment of its own.
 
     python benchmarks/train_wait.py --model MODEL [--ms-swift PYTHON] [--step 0.25]
-    [--workers 1]
+    [--data FOLDER] [--workers 1]
 """
 
 import argparse
@@ -88,19 +88,23 @@ def swift_waits(
 def main() -> None:
     """Build, measure both, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", default=os.environ.get("OMNIPREP_BENCH_MODEL"))
+    parser.add_argument("--data", type=Path, default=os.environ.get("OMNIPREP_BENCH_DATA"))
     parser.add_argument("--ms-swift", type=Path, default=Path(os.environ.get("OMNIPREP_SWIFT_PYTHON", "")))
     parser.add_argument("--step", type=float, default=0.25, help="seconds a step computes")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--bin-length", type=int, default=4096)
     parser.add_argument("--bins", type=int, default=12)
     options = parser.parse_args()
+    if not options.model:
+        print("skipped: needs --model (OMNIPREP_BENCH_MODEL)")
+        return
     from corpus import make
     from record import record
 
     with tempfile.TemporaryDirectory(prefix="omniprep-wait-") as name:
         folder = Path(name)
-        lines = [text for path in make(folder, ROWS).values() for text in path.read_text().splitlines()]
+        lines = [text for path in make(folder, ROWS, options.data).values() for text in path.read_text().splitlines()]
         rows = folder / "mixed.jsonl"
         import random
 
@@ -114,7 +118,7 @@ def main() -> None:
         if options.ms_swift.exists():
             theirs = swift_waits(
                 options.ms_swift,
-                options.model.resolve(),
+                Path(options.model).resolve(),
                 rows,
                 options.bin_length,
                 options.workers,
