@@ -138,6 +138,7 @@ class BuildConfig:
             (self.decode_timeout >= 0, "--decode-timeout must be 0 or more"),
             (self.decode_memory > 0, "--decode-memory must be positive"),
             (self.fps is None or self.fps > 0, "--fps must be positive"),
+            (self.use_chat_template or not self.system, "--use-chat-template off has no place for --system"),
         ]
         checks += [
             (value is None or value > 0, f"--{name.replace('_', '-')} must be positive")

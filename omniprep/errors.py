@@ -56,13 +56,21 @@ class RejectCode(StrEnum):
     # The row itself
     BAD_JSON = "bad_json", "The line is not valid JSON. Mend the line; its first bytes are kept in rejected.jsonl."
     BAD_ROW = "bad_row", "The row is not an object, or has no column that a chat can be read from."
-    BAD_MESSAGE = "bad_message", "A message has no content, or is not an object with a role and a content."
+    BAD_MESSAGE = (
+        "bad_message",
+        "A message has no content, or is not an object with a role and a content; or it is a system message and "
+        "--use-chat-template is off, which has no place for it.",
+    )
     BAD_ROLE = (
         "bad_role",
         "A message has a role that is none of system, user, assistant, tool_call, tool_response, tool.",
     )
     EMPTY_ROW = "empty_row", "The row has no messages, or nothing is left of it."
-    BAD_TOOLS = "bad_tools", "`tools` is neither a JSON string nor a list of tools, or a tool call cannot be parsed."
+    BAD_TOOLS = (
+        "bad_tools",
+        "`tools` is neither a JSON string nor a list of tools, or a tool call cannot be parsed; or "
+        "--use-chat-template is off, which has no place for tools.",
+    )
     BAD_OBJECTS = (
         "bad_objects",
         "`objects` (grounding) lacks boxes, has boxes of other than 2 or 4 numbers, or names an image that is absent.",

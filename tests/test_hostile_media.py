@@ -223,6 +223,29 @@ def test_playlists_open_nothing(tmp_path: Path) -> None:
             assert video.value.code == audio.value.code == "bad_media"
 
 
+@pytest.mark.parametrize("container", ["mjpeg.avi", "mjpeg.mov"])
+def test_an_mjpeg_frame_cut_short_is_rejected(container: str, tmp_path: Path) -> None:
+    """Its missing part would be whatever the memory held: other bytes in each build."""
+    import av
+
+    from omniprep.media.video import check_streams
+
+    name = tmp_path / container
+    options = {"movflags": "faststart"} if container.endswith("mov") else {}
+    with av.open(str(MEDIA / "mjpeg.avi")) as source, av.open(str(name), "w", options=options) as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    assert check_streams(Source(path=str(name))) is False
+    data = name.read_bytes()
+    name.write_bytes(data[: len(data) * 4 // 5])
+    with pytest.raises(Reject) as caught:
+        check_streams(Source(path=str(name)))
+    assert caught.value.code == RejectCode.DECODE_ERROR
+
+
 def test_inline_nonsense() -> None:
     for named in (
         "data:image/png;base64,@@@",

@@ -73,7 +73,11 @@ def check_streams(source: Source) -> bool:
                 raise Reject(
                     RejectCode.VIDEO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s or {MAX_FRAMES} frames"
                 )
-            return bool(container.streams.audio)
+            sound = bool(container.streams.audio)
+            # What is missing of an MJPEG frame stays as the memory was: the only codec here without concealment.
+            if stream.codec_context.name == "mjpeg" and any(packet.is_corrupt for packet in container.demux(stream)):
+                raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: a frame is cut short")
+            return sound
     except FileNotFoundError as error:
         raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{source.label}: no such file") from error
     except (av.FFmpegError, ValueError, MemoryError, OSError) as error:

@@ -2,8 +2,8 @@
 
 What each shape becomes is ms-swift 3.9.3's AutoPreprocessor (swift/llm/dataset/preprocessor/core.py) followed by
 StdTemplateInputs.from_dict (swift/llm/template/template_inputs.py). Column presence is judged row by row, since rows of
-one file may differ. Rows with `messages` are what template.encode makes of them directly (typed content lists, boxes as
-they stand), all others first pass AutoPreprocessor; a `system` column counts in both.
+one file may differ. Rows with `messages` in the standard form are what template.encode makes of them directly (typed
+content lists, boxes as they stand), all others first pass AutoPreprocessor; a `system` column counts in both.
 """
 
 import ast
@@ -89,9 +89,10 @@ def normalize(raw: Any) -> Row:
     """
     if not isinstance(raw, dict):
         raise Reject(RejectCode.BAD_ROW, f"a row must be a JSON object, not {type(raw).__name__}")
+    direct = _is_standard(raw.get("messages"))
     if any(key in raw for key in ("conversation", "conversations", "messages")):
         row = _rename(raw, _MESSAGE_ALIASES)
-        messages = _chat(row.get("messages"), row.get("system"))
+        messages = _chat(row.get("messages"), row.get("system"), direct=direct)
     else:
         row = _rename(raw, _RESPONSE_ALIASES)
         messages = _single_turn(row, alpaca="instruction" in raw and "input" in raw)
@@ -110,7 +111,7 @@ def normalize(raw: Any) -> Row:
         if items and media[modality]:
             raise Reject(RejectCode.BAD_COLUMN, f"{modality}s stand both in the messages and in the column {modality}s")
         media[modality] = items or media[modality]
-    if "messages" not in raw:
+    if not direct:
         row["tools"] = _as_arrow(row.get("tools"))
     kwargs = row.get("chat_template_kwargs") or {}
     if not isinstance(kwargs, dict):
@@ -122,7 +123,7 @@ def normalize(raw: Any) -> Row:
         images=media["image"],
         audios=media["audio"],
         videos=media["video"],
-        objects=_objects(row.get("objects"), dataset_path="messages" not in raw),
+        objects=_objects(row.get("objects"), dataset_path=not direct),
         kwargs={k: v for k, v in kwargs.items() if v is not None},
     )
 
@@ -145,7 +146,15 @@ def _literal(text: str, what: str) -> Any:
         raise Reject(RejectCode.BAD_MESSAGE, f"{what} is text, but not a Python or JSON literal") from error
 
 
-def _chat(messages: Any, system: Any) -> list[dict[str, Any]]:
+def _is_standard(messages: Any) -> bool:
+    """Whether template.encode takes the messages as they stand: no other names of keys and roles, no text."""
+    return isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and m["role"] in ROLES and "content" in m
+        for m in messages
+    )
+
+
+def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
     """Messages, or sharegpt conversations of either form (core.py MessagesPreprocessor)."""
     if isinstance(messages, str):
         messages = _literal(messages, "messages")
@@ -169,7 +178,7 @@ def _chat(messages: Any, system: Any) -> list[dict[str, Any]]:
             known = "system (first message only)" if role == "system" else ", ".join(sorted(ROLES))
             raise Reject(RejectCode.BAD_ROLE, f"message {position} has role {role!r}; known: {known}")
         content = message.get("content", message.get("value"))
-        if content is None and not (role == "system" or (role == "assistant" and position == len(messages))):
+        if content is None and not (direct and role == "system"):
             raise Reject(RejectCode.BAD_MESSAGE, f"message {position} ({role}) has no content")
         role = "tool" if role == "tool_response" else role
         if role in ("tool_call", "tool") and not isinstance(content, str):
@@ -312,6 +321,8 @@ def _objects(value: Any, *, dataset_path: bool) -> dict[str, Any]:
         boxes.append(box)
     if "bbox" in result:
         result["bbox"] = boxes
+    elif dataset_path:
+        raise Reject(RejectCode.BAD_OBJECTS, "objects have no bbox")
     return result
 
 

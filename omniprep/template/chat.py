@@ -144,6 +144,14 @@ def _without_thoughts(messages: list[dict[str, Any]]) -> None:
             message["content"] = message["content"].split("</think>")[-1].strip()
 
 
+def _refuse_lost_system(row: Row) -> None:
+    """A template without a place for the system text must not lose it without a word (base.py check_system)."""
+    if row.system:
+        raise Reject(RejectCode.BAD_MESSAGE, "the chat template has no place for the row's system text")
+    if row.tools:
+        raise Reject(RejectCode.BAD_TOOLS, "the chat template has no system text that the row's tools could stand in")
+
+
 def _joined(first: str | None, second: str | None) -> str:
     if first is None or second is None:
         raise Reject(RejectCode.BAD_MESSAGE, "two assistant messages in a row, one of them without content")
@@ -177,6 +185,8 @@ def contexts(
         _without_thoughts(messages)
     system = row.system if row.system is not None else default_system
     system = meta.default_system if system is None else system
+    if not meta.system_prefix:
+        _refuse_lost_system(row)
     if row.tools is not None:
         system = format_tools(row.tools, system, meta.agent_template)
     if messages[0]["role"] == "assistant":
