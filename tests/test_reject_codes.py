@@ -104,3 +104,11 @@ def test_limits_of_a_row_are_those_of_a_build(model_dir: Path, tmp_path: Path) -
         assert by_row["input_ids"].tolist() == expected["input_ids"].tolist() != default["input_ids"].tolist()
         key = "pixel_values" if "images" in media else "pixel_values_videos"
         assert (by_row[key] == expected[key]).all()
+    tight = BuildConfig(model=str(model_dir), bin_length=32768, max_pixels=3136)
+    free = encode_row(
+        {**chat(images=["medium.jpg"]), "chat_template_kwargs": {"max_pixels": 50_176}},
+        family_of(tight),
+        tight,
+        str(tmp_path),
+    )
+    assert int((free["input_ids"] == 151655).sum()) > family_of(tight).maxima["image"]

@@ -242,10 +242,11 @@ class FamilyContext:
 
         Raises:
             Reject: The item cannot be used.
-            MaxTokensExceededError: The registered maximum is not an upper bound.
+            MaxTokensExceededError: The registered maximum is not an upper bound under the build's limits.
         """
         tokens = int(call(self, f"counter:{modality}", meta))
-        if tokens > self.maxima[modality]:
+        # The maximum is of the build's limits: a row's own go before them, and lists of frames may have any length.
+        if tokens > self.maxima[modality] and not (meta.options or meta.sizes):
             raise MaxTokensExceededError(
                 f"family {self.name!r}: a {modality} has {tokens} tokens, more than the registered maximum "
                 f"{self.maxima[modality]}; "

@@ -535,6 +535,7 @@ case(k, "frame_list_missing", watch(["frame0.jpg", "nowhere.jpg"]), code="media_
 case(k, "frame_list_max_pixels", watch(["frame0.jpg", "frame1.jpg", "frame2.jpg"]), max_pixels=3920)
 case(k, "frame_list_video_max_pixels", watch(["frame0.jpg", "frame1.jpg"]), video_max_pixels=3136)
 case(k, "frame_list_min_pixels", watch(["frame0.jpg", "frame1.jpg"]), min_pixels=50176)
+case(k, "frame_list_beyond_limits", watch([f"frame{i % 5}.jpg" for i in range(9)]), fps_min_frames=2, fps_max_frames=2, video_min_pixels=3136, video_total_pixels=10000)
 case(k, "frame_list_file_uri", watch(["file://frame0.jpg", "frame1.jpg"]))
 case(k, "frame_list_and_file", watch(["frame0.jpg", "frame1.jpg"], "frames3.mp4"))
 for option, value in (("fps", 1.0), ("fps", 4.0), ("fps", 0.5), ("fps_max_frames", 6), ("fps_min_frames", 8), ("video_max_pixels", 200704)):
