@@ -246,6 +246,13 @@ def test_an_mjpeg_frame_cut_short_is_rejected(container: str, tmp_path: Path) ->
     assert caught.value.code == RejectCode.DECODE_ERROR
 
 
+def test_messages_of_decord_hold_no_time() -> None:
+    from omniprep.media.video import _first_line
+
+    error = RuntimeError("[08:45:29] /github/workspace/src/video/reader.cc:270: [a.mp4] Failed to measure duration")
+    assert _first_line(error) == "[a.mp4] Failed to measure duration"
+
+
 def test_inline_nonsense() -> None:
     for named in (
         "data:image/png;base64,@@@",

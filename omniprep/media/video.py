@@ -6,6 +6,7 @@ manifest names the one used. Only asked-for frames are returned; a reader is ope
 
 import importlib.util
 import math
+import re
 from typing import Any, Protocol
 
 import numpy as np
@@ -150,4 +151,6 @@ class _PyAV:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+    """The message without the time and the source line that decord writes before it: the same in each run."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return re.sub(r"^\[[\d:]+\] \S+:\d+: *", "", line)[:300]
