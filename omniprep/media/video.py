@@ -76,7 +76,8 @@ def check_streams(source: Source) -> bool:
                 )
             sound = bool(container.streams.audio)
             # What is missing of an MJPEG frame stays as the memory was: the only codec here without concealment.
-            if stream.codec_context.name == "mjpeg" and any(packet.is_corrupt for packet in container.demux(stream)):
+            codec = stream.codec_context  # None where PyAV knows no decoder
+            if codec and codec.name == "mjpeg" and any(packet.is_corrupt for packet in container.demux(stream)):
                 raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: a frame is cut short")
             return sound
     except FileNotFoundError as error:
