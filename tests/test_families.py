@@ -19,6 +19,7 @@ from omniprep.config import BuildConfig
 from omniprep.doctor import try_family
 from omniprep.families.init_model import init_model
 from omniprep.families.qwen2_vl import token_types
+from omniprep.template.agent import format_tools
 
 HERE = Path(__file__).resolve().parent
 MEDIA = HERE / "golden" / "media"
@@ -350,3 +351,26 @@ def test_zero_weighted_media_reach_every_tower(family, ctx):
     without = [n for n, p in packed.named_parameters() if p.grad is None]
     towers = [n for n in without if "visual" in n or "audio_tower" in n or "projector" in n]
     assert not towers, towers
+
+
+def test_tools_of_react_en_are_the_references():
+    """What ms-swift 3.9.3 makes of these tools (agent_templates["react_en"]._format_tools); its own system text is lost."""
+    look = {
+        "name": "look",
+        "description": "Looks up a word.",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}},
+    }
+    tools = [
+        {"type": "function", "function": look},
+        {"name": "wait", "name_for_human": "Waiting", "description": "Waits."},
+    ]
+    assert format_tools(tools, "Be brief.", "react_en") == (
+        "Answer the following questions as best you can. You have access to the following tools:\n\nlook: Call this tool to interact with the look API. "
+        'What is the look API useful for? Looks up a word. Parameters: {"type": "object", "properties": {"word": {"type": "string"}}} '
+        "Format the arguments as a JSON object.\n\nwait: Call this tool to interact with the Waiting API. What is the Waiting API useful for? Waits. "
+        "Parameters: {} Format the arguments as a JSON object.\n\nUse the following format:\n\nQuestion: the input question you must answer\n"
+        "Thought: you should always think about what to do\nAction: the action to take, should be one of [look,wait]\n"
+        "Action Input: the input to the action\nObservation: the result of the action\n"
+        "... (this Thought/Action/Action Input/Observation can be repeated zero or more times)\nThought: I now know the final answer\n"
+        "Final Answer: the final answer to the original input question\n\nBegin!\n"
+    )

@@ -144,12 +144,19 @@ def _without_thoughts(messages: list[dict[str, Any]]) -> None:
             message["content"] = message["content"].split("</think>")[-1].strip()
 
 
-def _refuse_lost_system(row: Row) -> None:
-    """A template without a place for the system text must not lose it without a word (base.py check_system)."""
-    if row.system:
+def _system_text(row: Row, meta: TemplateMeta, default: str | None) -> str | None:
+    """The system text with the row's tools.
+
+    Raises:
+        Reject: The template has no place for it: it must not be lost without a word (base.py check_system).
+    """
+    if not meta.system_prefix and row.system:
         raise Reject(RejectCode.BAD_MESSAGE, "the chat template has no place for the row's system text")
-    if row.tools:
+    if not meta.system_prefix and row.tools:
         raise Reject(RejectCode.BAD_TOOLS, "the chat template has no system text that the row's tools could stand in")
+    system = row.system if row.system is not None else default
+    system = meta.default_system if system is None else system
+    return system if row.tools is None else format_tools(row.tools, system, meta.agent_template)
 
 
 def _joined(first: str | None, second: str | None) -> str:
@@ -183,12 +190,7 @@ def contexts(
     messages = _merge(row.messages, meta)
     if not meta.keeps_thoughts and (generate or strategy in _LAST_ALONE):
         _without_thoughts(messages)
-    system = row.system if row.system is not None else default_system
-    system = meta.default_system if system is None else system
-    if not meta.system_prefix:
-        _refuse_lost_system(row)
-    if row.tools is not None:
-        system = format_tools(row.tools, system, meta.agent_template)
+    system = _system_text(row, meta, default_system)
     if messages[0]["role"] == "assistant":
         messages.insert(0, {"role": "user", "content": ""})
     if len(messages) % 2 == 1:
