@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from omniprep import io
+
 # Widths of images on which the planted family dies, while a header is counted (plan) or while pixels are mapped
 # (encode).
 DEADLY = {
@@ -162,3 +164,13 @@ def run_cli(args: list[str]) -> int:
     from omniprep.cli.main import run
 
     return run(args)
+
+
+def built_locally(folder: Path, lake: str, model_dir: Path, omniprep: Any) -> tuple[Path, Path]:
+    """Folders of chats, which are also put into a store under lake/in, and of a local build of them."""
+    inputs = make_chats(folder / "in")
+    done = omniprep(*command(inputs, model_dir, folder / "out"))
+    assert done.code == 0, done.err
+    for path in (folder / "in").iterdir():
+        io.write_atomic(f"{lake}/in/{path.name}", path.read_bytes())
+    return folder / "in", folder / "out"

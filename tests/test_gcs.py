@@ -18,7 +18,7 @@ from omniprep import PackedDataset, io
 from omniprep.progress import QuietReporter
 from omniprep.train import run as run_module
 from omniprep.train.config import TrainConfig
-from tests.reliability import command, make_chats, outcome
+from tests.reliability import built_locally, command, outcome
 
 LAKE = "gs://lake"
 
@@ -87,13 +87,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, faults: Faults) -> None:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, omniprep, faults: Faults) -> Path:
     """A local build of chats that are also put into the bucket."""
-    folder = tmp_path_factory.mktemp("local")
-    inputs = make_chats(folder / "in")
-    done = omniprep(*command(inputs, model_dir, folder / "out"))
-    assert done.code == 0, done.err
-    for path in (folder / "in").iterdir():
-        io.write_atomic(f"{LAKE}/in/{path.name}", path.read_bytes())
-    return folder / "out"
+    return built_locally(tmp_path_factory.mktemp("local"), LAKE, model_dir, omniprep)[1]
 
 
 def build(omniprep, model_dir: Path, out: str) -> Any:

@@ -14,7 +14,7 @@ from conftest import ROOT
 from omniprep import PackedDataset, io
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.media.fetch import Places
-from tests.reliability import command, make_chats, outcome
+from tests.reliability import built_locally, command, outcome
 from tests.s3_server import BUCKET, Store, store
 
 __all__ = ["store"]
@@ -32,13 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, omniprep, store: Store) -> tuple[Path, Path]:
     """Chats (also put on S3 under in/) and a local build of them."""
-    folder = tmp_path_factory.mktemp("local")
-    inputs = make_chats(folder / "in")
-    done = omniprep(*command(inputs, model_dir, folder / "out"))
-    assert done.code == 0, done.err
-    for path in (folder / "in").iterdir():
-        io.write_atomic(f"s3://{BUCKET}/in/{path.name}", path.read_bytes())
-    return folder / "in", folder / "out"
+    return built_locally(tmp_path_factory.mktemp("local"), f"s3://{BUCKET}", model_dir, omniprep)
 
 
 def same_but_for_sources(remote: str, local: Path, tmp_path: Path) -> None:
