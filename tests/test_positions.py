@@ -1,5 +1,7 @@
 """M-rope ids and the interleave of sound and frames equal transformers' own, on random layouts."""
 
+import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,55 +126,115 @@ def test_positions_with_sound_equal_transformers(family: str, row: tuple[list[tu
     assert np.array_equal(ours, reference(family, ids, blocks, use_audio=True))
 
 
-def slow_chunks(values: list[float], size: int) -> list[tuple[int, int]]:
-    """The loop of get_chunked_index."""
-    result, start, chunk = [], 0, 1
-    for i, value in enumerate(values):
-        if value >= chunk * size:
-            result.append((start, i))
-            start, chunk = i, chunk + 1
-    return [*result, (start, len(values))]
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 400), max_size=60).map(sorted), st.integers(1, 60))
 def test_chunks_equal_the_loop(values: list[int], size: int) -> None:
-    assert chunks(np.array(values), size) == slow_chunks(values, size)
+    assert chunks(np.array(values), size) == loop_chunks(len(values), lambda i, edge: values[i] >= edge, size)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 30, 150, 384])
-def test_bfloat16_order_is_what_torch_computes(steps: int) -> None:
-    """ms-swift casts the seconds of a grid step to the checkpoint's dtype before it multiplies."""
-    block = Block("video_audio", (steps, 2, 3), 1.0, audio_tokens=25 * steps)
-    times = torch.arange(steps).reshape(-1, 1, 1).expand(steps, 2, 3).reshape(-1)
-    times = times * torch.tensor([1.0], dtype=torch.bfloat16)[0] * 25
-    video, audio = slow_chunks(times.float().tolist(), 50), slow_chunks(list(range(25 * steps)), 50)
-    expected: list[bool] = []
-    for j in range(max(len(video), len(audio))):
-        for pieces, flag in ((video, True), (audio, False)):
-            if j < len(pieces):
-                expected += [flag] * (pieces[j][1] - pieces[j][0])
-    assert interleave(block, 25, 50, bfloat16=True).tolist() == expected
+MOST_STEPS = 384
+# Seconds of a grid step: 1 and 2 are what the reference gives (2 over its processors' fps), the others are
+# --video-timing actual for videos of 30 and 23.976 frames a second, --fps 3 and --fps 0.3, a video of 29.97 cut to fit.
+STEP_SECONDS = [
+    1.0,
+    2.0,
+    2.0 / (14 / 210 * 30),
+    2.0 / (46 / 553 * 23.976023976),
+    2 / 3,
+    2.0 / 0.3,
+    2.0 / (8 / 121 * 29.97),
+]
+PRECISIONS = {"reference": torch.bfloat16, "actual": torch.float32}
+timings = pytest.mark.parametrize("timing", PRECISIONS)
+
+
+class TorchOrder:
+    """ms-swift's own expressions (template/qwen.py) on scalar tensors, each of which is computed once.
+
+    The times of a longer video begin with those of a shorter one, so one walk serves all lengths.
+    """
+
+    def __init__(self, seconds: float, per_second: float, dtype: torch.dtype) -> None:
+        self.times = torch.arange(MOST_STEPS) * torch.tensor([seconds]).to(dtype)[0] * per_second
+        self.sound = torch.arange(MOST_STEPS * 30)
+        assert self.times.dtype == dtype
+        self.reaches = functools.cache(lambda step, edge: bool(self.times[step] >= edge))
+        self.not_after = functools.cache(lambda step, token: bool(self.times[step] <= self.sound[token]))
+
+    def chunked(self, steps: int, side: int, audio: int) -> list[bool]:
+        """Qwen2.5-Omni: chunks of 50 position ids."""
+        video_chunks = loop_chunks(steps * side, lambda i, edge: self.reaches(i // side, edge), 50)
+        audio_chunks = loop_chunks(audio, lambda i, edge: i >= edge, 50)
+        res: list[bool] = []
+        for j in range(max(len(video_chunks), len(audio_chunks))):
+            if j < len(video_chunks):
+                res += [True] * (video_chunks[j][1] - video_chunks[j][0])
+            if j < len(audio_chunks):
+                res += [False] * (audio_chunks[j][1] - audio_chunks[j][0])
+        return res
+
+    def by_token(self, steps: int, side: int, audio: int) -> list[bool]:
+        """Qwen3-Omni: whichever is earlier."""
+        res: list[bool] = []
+        v = a = 0
+        while v < steps * side and a < audio:
+            res.append(self.not_after(v // side, a))
+            v, a = v + res[-1], a + (not res[-1])
+        return res + [True] * (steps * side - v) + [False] * (audio - a)
+
+
+def loop_chunks(length: int, reaches: Callable[[int, int], bool], size: int) -> list[tuple[int, int]]:
+    """The loop of get_chunked_index."""
+    result, start, chunk = [], 0, 1
+    for i in range(length):
+        if reaches(i, chunk * size):
+            result.append((start, i))
+            start, chunk = i, chunk + 1
+    return [*result, (start, length)]
+
+
+@timings
+@pytest.mark.parametrize("seconds", STEP_SECONDS)
+@pytest.mark.parametrize(("per_second", "chunk"), [(25, 50), (13, None)], ids=list(RULES))
+def test_the_order_of_every_length_is_what_torch_computes(
+    timing: str, seconds: float, per_second: int, chunk: int | None
+) -> None:
+    """Each length of 1 to 384 grid steps; sound as long as the frames, and shorter and longer by some seconds."""
+    reference = TorchOrder(seconds, per_second if chunk else float(per_second), PRECISIONS[timing])
+    expected = reference.chunked if chunk else reference.by_token
+    for steps in range(1, MOST_STEPS + 1):
+        sound = round(steps * seconds * per_second) + (0, -37, 60)[steps % 3]
+        sound = min(max(sound, 1), len(reference.sound))
+        block = Block("video_audio", (steps, 1, 2), seconds, audio_tokens=sound)
+        ours = interleave(block, per_second, chunk, bfloat16=timing == "reference")
+        assert ours.tolist() == expected(steps, 2, sound), f"{steps} grid steps"
+
+
+def test_the_reference_rounds_the_edges_of_chunks() -> None:
+    """Step 26 of a video stands at 650 ids: in bfloat16 it is 648, and so is the edge of the 14th chunk."""
+    assert (torch.tensor(648.0).bfloat16() >= 650).item()
+    times = np.array([625.0, 648.0, 676.0], np.float32)
+    assert chunks(times, 650, bfloat16=True) == [(0, 1), (1, 3)] and chunks(times, 650) == [(0, 2), (2, 3)]
+
+
+@both
+@settings(max_examples=60, deadline=None)
+@given(
+    fps=st.sampled_from([30.0, 15.0, 7.5, 3.0, 25.0]) | st.floats(0.2, 60), steps=st.integers(1, 60), text=st.integers(0, 3000), sound=st.integers(1, 900)
+)  # fmt: skip
+def test_positions_of_real_timings_equal_transformers(
+    family: str, fps: float, steps: int, text: int, sound: int
+) -> None:
+    """Fractions of seconds behind long text: Qwen3-Omni compares float32 sums, which may round to whole numbers."""
+    block = Block("video_audio", (steps, 1, 2), 2.0 / fps, audio_tokens=sound)
+    ids, starts, blocks = lay_out(family, [(text, block), (2, Block("image", (1, 2, 2)))], 3)
+    ours = positions(len(ids), starts, blocks, *RULES[family][2:])
+    assert np.array_equal(ours, reference(family, ids, blocks, use_audio=True))
 
 
 def test_rounding_to_bfloat16_equals_torch() -> None:
     values = np.random.default_rng(0).normal(0, 1e3, 10_000).astype(np.float32)
     assert np.array_equal(to_bfloat16(values), torch.from_numpy(values).bfloat16().float().numpy())
-
-
-@pytest.mark.parametrize("steps", [1, 2, 30, 150])
-def test_bfloat16_order_token_by_token_is_what_torch_computes(steps: int) -> None:
-    """ms-swift compares scalar tensors, bfloat16 with int64: so the sound's index is rounded too."""
-    block = Block("video_audio", (steps, 1, 2), 2.0, audio_tokens=26 * steps + 5)
-    video = torch.arange(steps).reshape(-1, 1, 1).expand(steps, 1, 2).reshape(-1)
-    video, audio = video * torch.tensor([2.0], dtype=torch.bfloat16)[0] * 13.0, torch.arange(block.audio_tokens)
-    expected: list[bool] = []
-    v = a = 0
-    while v < len(video) and a < len(audio):
-        expected.append(bool(video[v] <= audio[a]))
-        v, a = v + expected[-1], a + (not expected[-1])
-    expected += [True] * (len(video) - v) + [False] * (len(audio) - a)
-    assert interleave(block, 13, None, bfloat16=True).tolist() == expected
 
 
 def test_sound_tokens_equal_transformers() -> None:

@@ -2,9 +2,10 @@
 position ids.
 
 Sources: transformers modeling_qwen2_5_omni and modeling_qwen3_omni_moe get_rope_index, get_chunked_index; ms-swift
-3.9.3 template/qwen.py _get_new_tokens_use_audio_in_video. No model, no Python loop over tokens. Two traps are kept on
-purpose: the next position is the maximum of the *last piece* plus one, and ms-swift computes the interleave with the
-seconds of a grid step cast to the checkpoint's dtype (bfloat16), the positions with float32.
+3.9.3 template/qwen.py _get_new_tokens_use_audio_in_video. No model, no Python loop over tokens. Three traps are kept on
+purpose: the next position is the maximum of the *last piece* plus one; ms-swift computes the interleave with the
+seconds of a grid step cast to the checkpoint's dtype (bfloat16), and torch rounds what such a number is compared with
+to bfloat16 too (650 becomes 648); positions are float32, and Qwen3-Omni's are compared with what precedes them added.
 
 Qwen2.5-Omni takes frames and sound chunk by chunk, and gives the two tokens that open (or close) a video with sound one
 position. Qwen3-Omni has no chunks (`chunk` None): token by token, whichever is earlier, frames first; its two tokens
@@ -33,17 +34,20 @@ class Block:
     audio_tokens: int = 0
 
 
-def chunks(values: NDArray[np.floating] | Int, size: int) -> list[tuple[int, int]]:
+def chunks(values: NDArray[np.floating] | Int, size: int, *, bfloat16: bool = False) -> list[tuple[int, int]]:
     """(start, end) of chunks: a new one opens where a value reaches the next multiple of `size`, at most one a token.
 
     Args:
         values: Non-decreasing, one a token.
         size: Width of a chunk in position ids.
+        bfloat16: The values are bfloat16 numbers; the multiples are then rounded to bfloat16 before the comparison, as
+            torch does (`tensor >= 650` compares with 648).
     """
     result, start, after = [], 0, 0
     edge = size
     while True:
-        cut = max(int(np.searchsorted(values, edge, side="left")), after)
+        limit = to_bfloat16(np.array([edge], np.float32))[0] if bfloat16 else edge
+        cut = max(int(np.searchsorted(values, limit, side="left")), after)
         if cut >= len(values):
             result.append((start, len(values)))
             return result
@@ -86,7 +90,7 @@ def interleave(block: Block, per_second: int, chunk: int | None, *, bfloat16: bo
         sound = np.arange(block.audio_tokens, dtype=np.float32)
         # torch compares a bfloat16 scalar with an int64 scalar as bfloat16
         return merge(np.repeat(times, h * w), to_bfloat16(sound) if bfloat16 else sound)
-    video = chunks(np.repeat(times if bfloat16 else np.floor(times), h * w), chunk)
+    video = chunks(np.repeat(times, h * w), chunk, bfloat16=bfloat16)
     audio = chunks(np.arange(block.audio_tokens), chunk)
     order = np.empty(t * h * w + block.audio_tokens, dtype=bool)
     at = 0
@@ -120,9 +124,12 @@ def _times(block: Block, per_second: int, chunk: int | None) -> Series:
     return times if chunk is None else np.floor(times)
 
 
-def _merged(block: Block, video: Series, audio: Series, per_second: int) -> tuple[list[Series], np.float32]:
-    """Frames and sound token by token; the last piece is what is left of one when the other has ended."""
-    order = interleave(block, per_second, None, bfloat16=False)
+def _merged(video: Series, audio: Series) -> tuple[list[Series], np.float32]:
+    """Frames and sound token by token; the last piece is what is left of one when the other has ended.
+
+    The model compares positions with their start added, where float32 may round a frame's fraction to a whole number.
+    """
+    order = merge(video[0], audio[0])
     whole = np.empty((3, len(order)), np.float32)
     whole[:, order], whole[:, ~order] = video, audio
     last = int(np.flatnonzero(order != order[-1])[-1]) + 1 if order.any() and not order.all() else 0
@@ -138,7 +145,7 @@ def _body(block: Block, base: np.float32, per_second: int, chunk: int | None) ->
     if block.kind != "video_audio":
         return [video], video.max()
     if chunk is None:
-        return _merged(block, video, audio, per_second)
+        return _merged(video, audio)
     video_chunks = chunks(video[0] - base, chunk)
     audio_chunks = chunks(audio[0] - base, chunk)
     pieces = []
