@@ -12,6 +12,7 @@ import io as _io
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 import uuid
@@ -27,7 +28,6 @@ WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try of a remote call; a quarter is added or taken at random, so that workers spread."""
 _PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EREMOTEIO, errno.EPIPE}
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_CLIENTS = ("aiohttp", "botocore", "urllib3", "requests", "httpx", "gcsfs", "google", "huggingface_hub")
 _PACKAGES = {
     **dict.fromkeys(("s3", "s3a"), "'omniprep[s3]'"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
@@ -66,7 +66,7 @@ def _remote(protocol: str) -> Any:
 
 def _may_pass(error: Exception) -> bool:
     """Whether a remote call that failed like this may work in a moment."""
-    if isinstance(error, _LASTING):
+    if isinstance(error, _LASTING) or type(error).__name__ == "OfflineModeIsEnabled":  # HF_HUB_OFFLINE is set
         return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
@@ -75,7 +75,13 @@ def _may_pass(error: Exception) -> bool:
         return status >= 500 or status in (408, 429)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING
-    return type(error).__module__.split(".")[0] in _CLIENTS  # its timeouts, some of which are OSErrors without a number
+    return _of_client(error)  # its timeouts, some of which are OSErrors without a number
+
+
+def _of_client(error: Exception) -> bool:
+    """Whether an error is of a class of the store's client or its HTTP library, whatever these are called this year."""
+    package = type(error).__module__.split(".")[0]
+    return package not in sys.stdlib_module_names and package != "omniprep"
 
 
 def _status(error: Exception) -> int | None:
@@ -106,8 +112,7 @@ def _patiently(uri: str, call: Callable[[], T]) -> T:
             if isinstance(error, PermissionError) or _status(error) in (401, 403):
                 raise PermissionError(errno.EACCES, f"access denied ({said})", uri) from error
             if not _may_pass(error):
-                foreign = type(error).__module__.split(".")[0] in _CLIENTS
-                raise (OSError(errno.EIO, said, uri) if foreign else error) from error
+                raise (OSError(errno.EIO, said, uri) if _of_client(error) else error) from error
             if wait is None:
                 raise OSError(errno.EIO, f"{said} (after {len(WAITS) + 1} tries)", uri) from error
             time.sleep(wait * random.uniform(0.75, 1.25))

@@ -1,13 +1,16 @@
 """A small Hugging Face Hub on localhost: the endpoints that huggingface_hub and datasets call, LFS, and faults.
 
 Repositories live in memory. `faults` is a list of (method, part of the path, status, text): the first that fits a
-request answers it once and is taken off.
+request answers it once and is taken off. Status 0 breaks the connection instead (RST); 1 does what was asked and
+then breaks it, so that the answer is lost.
 """
 
 import base64
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 import uuid
 from dataclasses import dataclass, field
@@ -41,6 +44,7 @@ class Hub:
 
 class Handler(BaseHTTPRequestHandler):
     hub: Hub
+    lost = False
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args: Any) -> None:
@@ -56,7 +60,15 @@ class Handler(BaseHTTPRequestHandler):
             return whole
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
+    def break_connection(self) -> None:
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
     def answer(self, content: Any, status: int = 200, **headers: str) -> None:
+        if self.lost:
+            self.lost = False
+            return self.break_connection()
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in headers.items():
@@ -78,6 +90,11 @@ class Handler(BaseHTTPRequestHandler):
             method, part, status, text = fault
             if method == self.command and part in path:
                 self.hub.faults.remove(fault)
+                if status == 0:
+                    return self.break_connection()
+                if status == 1:
+                    self.lost = True
+                    break
                 return self.answer({"error": text}, status, X_Error_Message=text)
         if path == "/api/repos/create":
             return self.create(json.loads(data))
@@ -211,6 +228,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.stored[value["oid"]]
                 repo.lfs.add(value["path"])
             elif line["key"] == "deletedFile":
+                if value["path"] not in files:
+                    return self.answer({"error": "no such file"}, 400, X_Error_Message="no such file")
                 del files[value["path"]]
         repo.branches[branch] = files
         repo.heads[branch] = uuid.uuid4().hex + "0" * 8

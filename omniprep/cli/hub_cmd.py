@@ -18,7 +18,7 @@ from omniprep.cli.command import Command
 @click.argument("repo_id", metavar="ORG/NAME")
 @click.option("--revision", help="Branch to push to; made where absent.  [default: main]")
 @click.option("--public", is_flag=True, help="Make a new repository public.  [default: private]")
-@click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be sent; works without a network too.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the preview.  [default: the build's]")
 @click.option("--quiet", is_flag=True, help="No progress, only the result.")
 def push(
@@ -36,6 +36,8 @@ def push(
 
     with reporter(quiet=quiet) as progress:
         done = run_push(dataset, repo_id, progress, revision=revision, private=not public, dry_run=dry_run, model=model)
+    if done.remark:
+        click.echo(done.remark, err=True)
     if dry_run:
         for part in done.sent:
             print(f"{size(part.size):>12}  {part.name}")
@@ -57,8 +59,12 @@ def push(
 @click.argument("repo_id", metavar="ORG/NAME")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to download into.")
 @click.option("--revision", help="Branch, tag or commit.  [default: main]")
-def pull(repo_id: str, out: str, revision: str | None) -> None:
+@click.option("--quiet", is_flag=True, help="No progress, only the result.")
+def pull(repo_id: str, out: str, revision: str | None, quiet: bool) -> None:
     """Download a pushed dataset; what is in --out already is not fetched again."""
-    from omniprep.hub.upload import pull as run_pull
+    from omniprep.hub.download import pull as run_pull
+    from omniprep.progress import reporter
 
-    print(run_pull(repo_id, out, revision=revision))
+    with reporter(quiet=quiet) as progress:
+        folder = run_pull(repo_id, out, progress, revision=revision)
+    print(folder)

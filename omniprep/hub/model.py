@@ -24,9 +24,10 @@ def is_checkpoint(folder: Path) -> bool:
     return here and not (folder / "manifest.json").is_file()
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint that are pushed: weights, configs, tokenizer, processor."""
-    return sorted(p for p in folder.iterdir() if p.is_file() and any(fnmatch(p.name, pattern) for pattern in PUSHED))
+def model_files(folder: Path) -> list[str]:
+    """Names of the files of a checkpoint that are pushed: weights, configs, tokenizer, processor."""
+    names = (path.name for path in folder.iterdir() if not path.is_dir())
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PUSHED))
 
 
 def model_card(folder: Path, repo_id: str) -> str:

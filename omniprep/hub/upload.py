@@ -1,5 +1,4 @@
-"""Push a dataset or a model to the Hub, and pull a dataset: commits in batches that resume, since what is there already
-is not sent.
+"""Push a dataset or a model to the Hub: commits in batches that resume, since what is there already is not sent.
 
 A file is there when the Hub's hash of it is ours: SHA-256 for large files (for shards it stands in the manifest, so
 they are not read for it), git's SHA-1 for small ones. So a push that was stopped goes on, and a second push sends what
@@ -7,61 +6,53 @@ changed. Shards go first, manifest.json last: whoever reads in between sees the 
 """
 
 import hashlib
-import random
+import os
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import httpx
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
-from omniprep.errors import OmniprepError, UsageError
+from omniprep.errors import DamagedDataError, UsageError
 from omniprep.hub.card import card
+from omniprep.hub.client import FIRST_PAUSE, fault_of, hub_errors_as_one_line, refuse_offline, retry, within
+from omniprep.hub.files import LocalFile
 from omniprep.hub.model import is_checkpoint, model_card, model_files
 from omniprep.hub.preview import preview
 from omniprep.look.describe import load_vocabulary
 from omniprep.progress import Reporter
 from omniprep.report.page import collect
+from omniprep.shards.names import DATASET_FILES, is_shard_path
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Part", "Pushed", "pull", "push"]
+__all__ = ["Part", "Pushed", "push"]
 
 BATCH_FILES, BATCH_BYTES = 50, 5 << 30
-ATTEMPTS = 8
-FIRST_WAIT = 1.0
-RETRIED = {408, 409, 412, 425, 429, 500, 502, 503, 504}
-"""409 and 412: another commit came between ("A commit has happened since")."""
-LAST = ("index.parquet", "rows.parquet", "rejected.jsonl", "report.html", "README.md", "manifest.json")
+GLANCE_SECONDS = 5.0
+"""How long a dry run waits for the Hub before it lists all files instead."""
+LAST = (*DATASET_FILES[:-1], "README.md", DATASET_FILES[-1])
 MODEL_LAST = ("model.safetensors.index.json", "README.md", "config.json", "adapter_config.json")
 OURS = {
     "dataset": re.compile(r"(shards/.*\.arrow|preview/.*|plots/.*\.png)"),
     "model": re.compile(r"(model|adapter_model)[^/]*\.safetensors(\.index\.json)?"),
 }
 """What a push may remove where the dataset or model no longer has it."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file to push: a local path, or its content."""
+    """A file to push: of the folder, or made for the push."""
 
     name: str
-    content: Path | bytes
+    content: LocalFile | bytes
     size: int
     sha256: str
 
@@ -74,11 +65,13 @@ class Pushed:
     sent: tuple[Part, ...]
     same: int
     removed: tuple[str, ...]
+    remark: str = ""
+    """Of a dry run: why nothing was compared with the Hub; empty where it was."""
 
 
 def push(
     uri: str, repo_id: str, progress: Reporter, *, revision: str | None = None, private: bool = True,
-    dry_run: bool = False, model: str | None = None, wait: float = FIRST_WAIT,
+    dry_run: bool = False, model: str | None = None, pause: float = FIRST_PAUSE,
 ) -> Pushed:  # fmt: skip
     """Upload a finished dataset to the Hub, with its card and a preview; or a checkpoint, with its card.
 
@@ -88,36 +81,77 @@ def push(
         progress: Told of every batch.
         revision: Branch to push to; made where absent.
         private: Whether a new repository is private; one that exists stays as it is.
-        dry_run: Only say what would be sent.
+        dry_run: Only say what would be sent. Asks the Hub once what it has, and does without the answer.
         model: Checkpoint whose tokenizer reads a dataset's preview (default: the build's).
-        wait: Seconds before the first retry; doubled each time.
+        pause: Seconds before the first further try of a request; doubled each time.
 
     Raises:
-        OmniprepError: The Hub refuses, or cannot be reached after the retries.
+        OmniprepError: The Hub refuses, or cannot be reached after the retries; or the folder holds links.
     """
     if not io.is_local(uri):
         raise UsageError(f"{uri}: push takes a local folder; copy the dataset first")
+    if not dry_run:
+        refuse_offline("push")
+    with hub_errors_as_one_line(repo_id):
+        _check_repo_id(repo_id)
     root = Path(io.local_path(uri))
     kind = "model" if is_checkpoint(root) else "dataset"
-    parts = model_parts(root, repo_id) if kind == "model" else parts_of(uri, repo_id, model)
+    parts = model_parts(root, repo_id) if kind == "model" else parts_of(uri, repo_id, progress, model)
     api, branch = _api(), revision or "main"
     target = _Target(api, repo_id, kind, branch)
-    with _told(repo_id):
-        if not dry_run:
-            _retry(lambda: api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True), progress, wait)
+    remark = ""
+    with hub_errors_as_one_line(repo_id):
+        if dry_run:
+            there, remark = _glance(target)
+        else:
+            retry(
+                lambda: api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True),
+                progress, pause, connected=False,
+            )  # fmt: skip
             if revision:
-                _retry(
-                    lambda: api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True), progress, wait
+                retry(
+                    lambda: api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True), progress, pause
                 )
-        there = _retry(target.files, progress, wait)
+            there = retry(target.files, progress, pause)
         sent = tuple(part for part in parts if not _same(part, there.get(part.name)))
         names = {part.name for part in parts}
         removed = tuple(sorted(name for name in there if OURS[kind].fullmatch(name) and name not in names))
         url = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-        done = Pushed(url, sent, len(parts) - len(sent), removed)
+        done = Pushed(url, sent, len(parts) - len(sent), removed, remark)
         if not dry_run and (sent or removed):
-            _commit(target, done, progress, wait)
+            _commit(target, done, progress, pause)
     return done
+
+
+def _check_repo_id(repo_id: str) -> None:
+    """Refuse a name that the Hub would refuse, before anything is prepared (HFValidationError)."""
+    from huggingface_hub import hf_hub_url
+
+    if repo_id.count("/") != 1:
+        raise UsageError(f"{repo_id!r}: write the repository as ORG/NAME")
+    hf_hub_url(repo_id, "README.md")  # checks the name, and asks nobody
+
+
+def _glance(target: "_Target") -> tuple[dict[str, Any], str]:
+    """What a dry run compares with, and a remark where the Hub could not be asked.
+
+    A wrong token or a repository that may not be seen is an error here too: the push would meet it.
+    """
+    nothing_compared = "all files are listed, without those that the Hub may have already"
+    if constants.HF_HUB_OFFLINE:
+        return {}, f"HF_HUB_OFFLINE is set: {nothing_compared}"
+    try:
+        # A single request without the retries that huggingface_hub makes of the next one.
+        within(GLANCE_SECONDS, target.ask)
+        return target.files(), ""
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return {}, ""
+    except Exception as error:
+        fault = fault_of(error)
+        if fault is None or not fault.passing:
+            raise
+        said = f"{target.api.endpoint} does not answer" if fault.status is None else f"the Hub says {fault.status}"
+        return {}, f"{said}: {nothing_compared}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +162,10 @@ class _Target:
     repo_id: str
     kind: str
     branch: str
+
+    def ask(self) -> None:
+        """One short request: is the repository there, and may we see it?"""
+        self.api.repo_info(self.repo_id, repo_type=self.kind, revision=self.branch, timeout=GLANCE_SECONDS - 1)
 
     def files(self) -> dict[str, Any]:
         """What is there, by name."""
@@ -146,46 +184,56 @@ def model_parts(folder: Path, repo_id: str) -> list[Part]:
     """All files of a pushed checkpoint, in the order in which they are sent: what names the weights comes last."""
     order = {name: place for place, name in enumerate(MODEL_LAST)}
     parts = [_of_bytes("README.md", model_card(folder, repo_id).encode())]
-    for path in model_files(folder):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        parts.append(Part(path.name, path, path.stat().st_size, digest))
+    for name in model_files(folder):
+        file = LocalFile(folder, name)
+        parts.append(Part(name, file, file.size(), file.sha256()))
     return sorted(parts, key=lambda part: order.get(part.name, -1))
 
 
-def parts_of(uri: str, repo_id: str, model: str | None = None) -> list[Part]:
-    """All files of the pushed dataset, in the order in which they are sent."""
-    from omniprep.report.plots import PLOTS, png
+def parts_of(uri: str, repo_id: str, progress: Reporter, model: str | None = None) -> list[Part]:
+    """All files of the pushed dataset, in the order in which they are sent.
 
+    Raises:
+        DamagedDataError: A shard that the manifest names is not of the size that it says, or its path is none of a
+            shard: such a dataset did not come from a build as it is.
+    """
     dataset = PackedDataset(uri)
     vocabulary = load_vocabulary(model or dataset.manifest["model"])
     data = collect(dataset, vocabulary, shown=0)
     root = Path(io.local_path(uri))
-    shards = [Part(s["path"], root / s["path"], s["bytes"], s["sha256"]) for s in dataset.manifest["shards"]]
-    pictures = {name: image for name in PLOTS if name != "seconds" and (image := png(name, data))}
+    shards = [_shard(root, entry) for entry in dataset.manifest["shards"]]
+    pictures = _plots(data, progress)
     made = {f"plots/{name}.png": image for name, image in pictures.items()}
     if len(dataset):
         made |= {f"preview/train.{suffix}": file for suffix, file in preview(dataset, vocabulary).items()}
     made["README.md"] = card(repo_id, data, pictures).encode()
-    parts = [_of_bytes(name, content) for name, content in made.items()]
-    parts += [_of_bytes(name, (root / name).read_bytes()) for name in LAST if (root / name).is_file()]
+    made |= {name: LocalFile(root, name).read() for name in DATASET_FILES if os.path.lexists(root / name)}
     order = {name: place for place, name in enumerate(LAST)}
-    return shards + sorted(parts, key=lambda part: order.get(part.name, -1))
+    return shards + sorted(
+        (_of_bytes(name, content) for name, content in made.items()), key=lambda part: order.get(part.name, -1)
+    )
 
 
-def pull(repo_id: str, out: str, *, revision: str | None = None) -> str:
-    """Download a pushed dataset into a folder; what is there already is not fetched again.
+def _shard(root: Path, entry: dict[str, Any]) -> Part:
+    path = entry["path"]
+    if not is_shard_path(path):
+        raise DamagedDataError(f"{root}: manifest.json names {path!r} as a shard; a push sends no such file")
+    file = LocalFile(root, path)
+    if (found := file.size()) != entry["bytes"]:
+        raise DamagedDataError(
+            f"{root / path}: {found:,} bytes, written as {entry['bytes']:,}; omniprep verify {root} says more"
+        )
+    return Part(path, file, found, entry["sha256"])
 
-    Raises:
-        OmniprepError: There is no such dataset, or the Hub cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
 
-    patterns = ["manifest.json", "index.parquet", "rows.parquet", "rejected.jsonl", "report.html", "shards/*.arrow"]
-    with _told(repo_id):
-        snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=out, allow_patterns=patterns)
-    PackedDataset(out)
-    return out
+def _plots(data: dict[str, Any], progress: Reporter) -> dict[str, bytes]:
+    """The card's plots by name; none where matplotlib is not installed."""
+    try:
+        from omniprep.report.plots import PLOTS, png
+    except ModuleNotFoundError as error:
+        progress.message(f"the card gets no plots: {error.name} is not installed (pip install 'omniprep[report]')")
+        return {}
+    return {name: image for name in PLOTS if name != "seconds" and (image := png(name, data))}
 
 
 def _of_bytes(name: str, content: bytes) -> Part:
@@ -203,7 +251,7 @@ def _same(part: Part, there: Any) -> bool:
         return False
     if there.lfs is not None:
         return bool(there.lfs.sha256 == part.sha256)
-    content = part.content if isinstance(part.content, bytes) else part.content.read_bytes()
+    content = part.content if isinstance(part.content, bytes) else part.content.read()
     return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
 
 
@@ -220,54 +268,38 @@ def _batches(parts: tuple[Part, ...]) -> Iterator[list[Part]]:
         yield batch
 
 
-def _commit(target: _Target, what: Pushed, progress: Reporter, wait: float) -> None:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
+def _commit(target: _Target, what: Pushed, progress: Reporter, pause: float) -> None:
     batches = list(_batches(what.sent)) or [[]]
     progress.start("push", sum(part.size for part in what.sent), "bytes")
     for number, batch in enumerate(batches, 1):
+        removed = what.removed if number == len(batches) else ()
+        message = f"omniprep push ({number} of {len(batches)})"
+        tries = 0
 
-        def send(batch: list[Part] = batch, number: int = number) -> None:
-            add: list[Any] = [CommitOperationAdd(part.name, part.content) for part in batch]
-            if number == len(batches):
-                add += [CommitOperationDelete(name) for name in what.removed]
-            message = f"omniprep push ({number} of {len(batches)})"
-            target.api.create_commit(
-                target.repo_id, add, commit_message=message, repo_type=target.kind, revision=target.branch
-            )
+        def send(batch: list[Part] = batch, removed: tuple[str, ...] = removed, message: str = message) -> None:
+            nonlocal tries
+            tries += 1
+            if tries > 1 and removed:
+                # The commit before may have been made though its answer was lost; the Hub refuses to remove twice.
+                there = target.files()
+                removed = tuple(name for name in removed if name in there)
+            _create_commit(target, batch, removed, message)
 
-        _retry(send, progress, wait)
+        retry(send, progress, pause)
         progress.advance("push", sum(part.size for part in batch))
     progress.finish("push")
 
 
-def _retry(call: Callable[[], T], progress: Reporter, wait: float) -> T:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return call()
-        except (HfHubHTTPError, httpx.TransportError) as error:
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-            passing = status in RETRIED or "commit has happened since" in str(error) or status == 0
-            if not passing or attempt == ATTEMPTS:
-                raise
-            pause = wait * 2 ** (attempt - 1) * (1 + random.random() / 4)
-            after = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-            pause = max(pause, float(after)) if after.isdigit() else pause
-            progress.message(f"the Hub says {status or type(error).__name__}; again in {pause:.0f} s")
-            time.sleep(min(pause, 300))
-    raise AssertionError("unreachable")
+def _create_commit(target: _Target, batch: list[Part], removed: tuple[str, ...], message: str) -> None:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-
-@contextmanager
-def _told(repo_id: str) -> Iterator[None]:
-    """Turn the Hub's refusals into one line."""
-    try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        advice = {401: "log in with `hf auth login`, or set HF_TOKEN", 403: "your token may not write there"}
-        advice |= {404: "there is no such dataset or model, or your token may not see it"}
-        text = advice.get(status, " ".join(str(error).split())[:300])
-        raise OmniprepError(f"{repo_id}: the Hub says {status}: {text}") from error
-    except (HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
-        raise OmniprepError(f"{repo_id}: {' '.join(str(error).split())[:300]}") from error
+    with ExitStack() as stack:
+        operations: list[Any] = []
+        for part in batch:
+            content = part.content
+            opened = content if isinstance(content, bytes) else stack.enter_context(content.pinned())
+            operations.append(CommitOperationAdd(part.name, opened))
+        operations += [CommitOperationDelete(name) for name in removed]
+        target.api.create_commit(
+            target.repo_id, operations, commit_message=message, repo_type=target.kind, revision=target.branch
+        )

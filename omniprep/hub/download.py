@@ -1,0 +1,97 @@
+"""Pull a dataset from the Hub: the files that the format knows and no others, manifest.json last.
+
+What is in the folder already is compared by the Hub's hashes and not fetched again; a file that differs is removed
+before the first byte is fetched, since huggingface_hub hands out an old file where a connection fails.
+"""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omniprep.data.dataset import PackedDataset
+from omniprep.errors import OmniprepError
+from omniprep.hub.client import FIRST_PAUSE, hub_errors_as_one_line, refuse_offline, retry
+from omniprep.progress import Reporter
+from omniprep.shards.names import is_dataset_file
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+__all__ = ["is_same", "pull"]
+
+WORKERS = 8
+"""Files that are fetched at once; huggingface_hub's own default."""
+
+
+def pull(repo_id: str, out: str, progress: Reporter, *, revision: str | None = None, pause: float = FIRST_PAUSE) -> str:
+    """Download a pushed dataset into a folder; returns the folder.
+
+    Args:
+        repo_id: ORG/NAME.
+        out: Local folder; made where absent.
+        progress: Told of every file and every further try.
+        revision: Branch, tag or commit.
+        pause: Seconds before the first further try of a request.
+
+    Raises:
+        OmniprepError: There is no such dataset, it lacks files, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    refuse_offline("pull")
+    api = HfApi(library_name="omniprep")
+    folder = Path(out)
+    with hub_errors_as_one_line(repo_id):
+        # One commit for all files: a push that comes between must not mix two datasets.
+        info = retry(lambda: api.repo_info(repo_id, repo_type="dataset", revision=revision), progress, pause,
+                     connected=False)  # fmt: skip
+        commit = info.sha
+        tree = retry(
+            lambda: list(api.list_repo_tree(repo_id, repo_type="dataset", revision=commit, recursive=True)),
+            progress, pause,
+        )  # fmt: skip
+        files = [entry for entry in tree if isinstance(entry, RepoFile) and is_dataset_file(entry.path)]
+        names = {entry.path for entry in files}
+        if missing := sorted({"manifest.json", "index.parquet"} - names):
+            raise OmniprepError(f"{repo_id}: holds no {missing[0]}, so it is no dataset that omniprep pushed")
+        wanted = [entry for entry in files if not is_same(folder / entry.path, entry)]
+        if wanted:
+            # A reader must not find the old manifest over new shards.
+            (folder / "manifest.json").unlink(missing_ok=True)
+            manifest = next(entry for entry in files if entry.path == "manifest.json")
+            wanted = [*(entry for entry in wanted if entry is not manifest), manifest]
+        progress.start("pull", sum(entry.size for entry in wanted), "bytes")
+
+        def fetch(entry: "RepoFile") -> None:
+            (folder / entry.path).unlink(missing_ok=True)
+
+            def request() -> str:
+                return api.hf_hub_download(repo_id, entry.path, repo_type="dataset", revision=commit, local_dir=folder)
+
+            retry(request, progress, pause)
+            if not is_same(folder / entry.path, entry):
+                raise OmniprepError(f"{folder / entry.path}: not what the Hub has; pull again")
+            progress.advance("pull", entry.size)
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(fetch, wanted[:-1]))
+        for entry in wanted[-1:]:
+            fetch(entry)
+        progress.finish("pull")
+    dataset = PackedDataset(out)
+    if absent := [shard["path"] for shard in dataset.manifest["shards"] if shard["path"] not in names]:
+        raise OmniprepError(f"{repo_id}: lacks {absent[0]}, which its manifest names; push it again")
+    return out
+
+
+def is_same(path: Path, there: Any) -> bool:
+    """Whether a local file has the content that the Hub lists: SHA-256 of large files, git's SHA-1 of small ones."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != there.size:
+        return False
+    if there.lfs is not None:
+        with path.open("rb") as file:
+            return bool(hashlib.file_digest(file, "sha256").hexdigest() == there.lfs.sha256)
+    content = path.read_bytes()
+    return bool(hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id)

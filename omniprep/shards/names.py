@@ -1,0 +1,24 @@
+"""Names of the files of a dataset: what a manifest may name, what a push may read and a pull may write.
+
+A dataset may come from anyone, and its manifest says where its shards are. Nothing outside its folder is reached
+since a shard's path is accepted only in the form in which a build writes it.
+"""
+
+import re
+
+__all__ = ["DATASET_FILES", "is_dataset_file", "is_shard_path"]
+
+DATASET_FILES = ("index.parquet", "rows.parquet", "rejected.jsonl", "report.html", "manifest.json")
+"""The files beside the shards; the manifest last, as they are written and sent."""
+# A number of five digits or more, then at most one word that tells writers apart (the run that wrote the shard).
+_SHARD = re.compile(r"shards/[0-9]{5,12}(?:-[0-9A-Za-z]{1,64})?\.arrow", re.ASCII)
+
+
+def is_shard_path(path: str) -> bool:
+    """Whether a path is one that a build gives a shard, relative to the dataset: shards/00000.arrow."""
+    return _SHARD.fullmatch(path) is not None
+
+
+def is_dataset_file(path: str) -> bool:
+    """Whether a path, relative to the dataset, is of a shard or one of `DATASET_FILES`."""
+    return path in DATASET_FILES or is_shard_path(path)

@@ -1,0 +1,252 @@
+"""Push and pull where the Hub or the network fails: tried again, gone on with, or one line that says what to do."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fake_hub
+import pytest
+from conftest import ROOT
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from omniprep.hub import client
+from omniprep.progress import QuietReporter
+from tests.reliability import make_chats
+
+REPO = "org/chats"
+Python = Callable[..., subprocess.CompletedProcess[str]]
+HTTP_LIBRARIES = ("requests", "httpx", "httpx2")
+
+
+@pytest.fixture(scope="module")
+def built(omniprep, model_dir, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    make_chats(folder / "in", rows=24)
+    inputs = sorted((folder / "in").glob("*.jsonl"))
+    options = ("--bin-length", 512, "--shard-size", 40_000, "--workers", 0, "--quiet")
+    done = omniprep("build", *inputs, "--model", model_dir, "--out", folder / "packed", *options)
+    assert done.code == 0, done.err
+    assert len(list((folder / "packed" / "shards").iterdir())) > 1
+    return folder / "packed"
+
+
+@pytest.fixture
+def hub() -> Iterator[fake_hub.Hub]:
+    hub, server = fake_hub.start()
+    yield hub
+    server.shutdown()
+
+
+@pytest.fixture
+def python(hub, tmp_path) -> Python:
+    """Run Python with the fake Hub as the Hub; `env` overrides."""
+    usual = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+    }  # fmt: skip
+
+    def call(*args: object, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=usual | env)
+        assert done.returncode == code, done.stdout + done.stderr[-3000:]
+        assert "Traceback" not in done.stderr
+        return done
+
+    return call
+
+
+@pytest.mark.slow
+def test_push_and_pull_through_broken_connections(built: Path, hub: fake_hub.Hub, python: Python, tmp_path: Path):
+    """Each kind of request breaks once, a commit also after it was made; what arrives is the dataset, sent once."""
+    hub.repos[REPO] = fake_hub.Repo(private=True)
+    hub.repos[REPO].branches["main"] = {"shards/99999.arrow": b"of an older build", "shards/99998.arrow": b"too"}
+    hub.faults += [
+        ("POST", "/api/repos/create", 0, ""), ("GET", "/tree/", 0, ""), ("POST", "/preupload/", 0, ""),
+        ("PUT", "/lfs/", 0, ""), ("POST", "/commit/", 0, ""), ("POST", "/commit/", 502, "bad gateway"),
+        ("POST", "/commit/", 1, ""), ("POST", "/commit/", 1, ""), ("POST", "/commit/", 1, ""),
+    ]  # fmt: skip
+    pushed = python("-m", "omniprep", "push", built, REPO)
+    assert hub.faults == [] and "no answer from the Hub" in pushed.stderr
+    files = hub.repos[REPO].branches["main"]
+    assert {name for name in files if name.startswith("shards/")} == {
+        f"shards/{path.name}" for path in (built / "shards").iterdir()
+    }
+    assert files["manifest.json"] == (built / "manifest.json").read_bytes()
+    puts = [line for line in hub.log if line.startswith("PUT /lfs/")]
+    assert len(puts) == len(set(puts)) + 1, "a large file was sent twice, beyond the one whose upload broke"
+
+    out = tmp_path / "pulled"
+    hub.faults += [("GET", "/api/datasets/", 0, ""), ("HEAD", "/resolve/", 0, ""), ("GET", "/resolve/", 0, "")]
+    python("-m", "omniprep", "pull", REPO, "--out", out)
+    assert hub.faults == []
+    for name in ("manifest.json", "index.parquet", "rows.parquet", "rejected.jsonl"):
+        assert (out / name).read_bytes() == (built / name).read_bytes()
+    assert {p.name: p.read_bytes() for p in (out / "shards").iterdir()} == {
+        p.name: p.read_bytes() for p in (built / "shards").iterdir()
+    }
+
+
+def test_a_pull_that_was_stopped_goes_on_and_never_keeps_an_old_file(
+    built: Path, hub: fake_hub.Hub, python: Python, tmp_path: Path
+):
+    hub.repos[REPO] = fake_hub.Repo(private=False)
+    files = {str(p.relative_to(built)): p.read_bytes() for p in built.rglob("*") if p.is_file()}
+    hub.repos[REPO].branches["main"] = {
+        name: data for name, data in files.items() if not name.startswith(("plan/", "receipts/"))
+    }
+    out = tmp_path / "pulled"
+    hub.faults += [("HEAD", "/resolve/", 403, "gated")]
+    assert "403" in python("-m", "omniprep", "pull", REPO, "--out", out, code=1).stderr
+    assert not (out / "manifest.json").exists()
+    hub.log.clear()
+    python("-m", "omniprep", "pull", REPO, "--out", out)
+    python("-m", "omniprep", "verify", out, "--quiet")
+    fetched = sum(line.startswith("GET") and "/resolve/" in line for line in hub.log)
+    assert 0 < fetched < len(hub.repos[REPO].branches["main"]), "what the first pull had fetched came again"
+
+    shard = out / "shards" / "00000.arrow"
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    hub.log.clear()
+    python("-m", "omniprep", "pull", REPO, "--out", out)
+    python("-m", "omniprep", "verify", out, "--quiet")
+    gets = [line for line in hub.log if line.startswith("GET") and "/resolve/" in line]
+    assert len(gets) == 2, "the shard of another content, and the manifest that was taken away for it"
+
+
+@pytest.mark.parametrize("where", ["offline", "unreachable"])
+def test_a_dry_run_needs_no_network(where: str, built: Path, python: Python):
+    env = {"HF_HUB_OFFLINE": "1"} if where == "offline" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    started = time.monotonic()
+    dry = python("-m", "omniprep", "push", built, REPO, "--dry-run", **env)
+    seconds = time.monotonic() - started
+    for name in ("shards/00000.arrow", "manifest.json", "README.md", "preview/train.parquet"):
+        assert f"  {name}\n" in dry.stdout, dry.stdout
+    assert "would send" in dry.stdout and "without those that the Hub may have already" in dry.stderr
+    began = time.monotonic()
+    python("-c", "import omniprep.hub.upload, torch, matplotlib", **env)
+    # The imports and the numbers of the card take what they take; the Hub may add GLANCE_SECONDS at most.
+    assert seconds < 2 * (time.monotonic() - began) + 15
+
+
+def test_without_a_network_push_and_pull_say_so_in_one_line(built: Path, python: Python, tmp_path: Path):
+    for command in (("push", built, REPO, "--quiet"), ("pull", REPO, "--out", tmp_path / "x", "--quiet")):
+        offline = python("-m", "omniprep", *command, code=1, HF_HUB_OFFLINE="1")
+        assert "HF_HUB_OFFLINE is set" in offline.stderr and offline.stderr.count("\n") == 1
+        gone = python("-m", "omniprep", *command, code=1, HF_ENDPOINT="http://127.0.0.1:9")
+        assert "http://127.0.0.1:9 does not answer" in gone.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "hf auth login"), (403, "your token may not"), (404, "no such dataset or model")]
+)
+def test_a_repository_that_may_not_be_seen(status: int, said: str, hub, built: Path, python: Python, tmp_path: Path):
+    hub.repos[REPO] = fake_hub.Repo(private=True)
+    for command, request in (
+        (("pull", REPO, "--out", tmp_path / "x"), ("GET", "/api/datasets/")),
+        (("push", built, REPO), ("POST", "/commit/")),
+    ):
+        hub.faults += [(*request, status, "no")]
+        done = python("-m", "omniprep", *command, "--quiet", code=1)
+        last = done.stderr.splitlines()[-1]
+        assert f"{REPO}: the Hub says {status}" in last and said in last
+
+
+def test_no_http_library_but_that_of_huggingface_hub_is_needed(built: Path, python: Python, tmp_path: Path):
+    """What pip installs with huggingface_hub must do: the others come with development tools only."""
+    own = client._HTTP_ERROR.__module__.split(".")[0]
+    assert own in HTTP_LIBRARIES
+    other = [name for name in HTTP_LIBRARIES if name != own]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({other!r}))  # an import of one of these fails
+from omniprep.cli.main import run
+assert run(["push", {str(built)!r}, {REPO!r}, "--quiet"]) == 0
+assert run(["pull", {REPO!r}, "--out", {str(tmp_path / "p")!r}]) == 0
+"""
+    python("-c", code)
+
+
+def http_error(status: int, **headers: str) -> HfHubHTTPError:
+    """An error as the installed huggingface_hub raises it."""
+    library = sys.modules[client._HTTP_ERROR.__module__.split(".")[0]]
+    if library.__name__ == "requests":
+        response = library.Response()
+        response.status_code, response.headers = status, headers
+    else:
+        response = library.Response(status, headers=headers, request=library.Request("GET", "http://x"))
+    return HfHubHTTPError(f"{status} of the Hub", response=response)
+
+
+def transport_error() -> Exception:
+    library = sys.modules[client._HTTP_ERROR.__module__.split(".")[0]]
+    kind = library.ConnectionError if library.__name__ == "requests" else library.ReadError
+    return kind("connection reset by peer")
+
+
+def wrapped(outer: Exception, cause: Exception) -> Exception:
+    outer.__cause__ = cause
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("make", "passing"),
+    [
+        (lambda: http_error(412), True),
+        (lambda: http_error(429), True),
+        (lambda: http_error(503), True),
+        (lambda: http_error(403), False),
+        (lambda: http_error(404), False),
+        (transport_error, True),
+        (lambda: ConnectionResetError("reset"), True),
+        (lambda: TimeoutError("late"), True),
+        (lambda: wrapped(RuntimeError("Error while uploading"), transport_error()), True),
+        (lambda: wrapped(RuntimeError("Error while uploading"), http_error(500)), True),
+        (lambda: wrapped(RuntimeError("Error while uploading"), http_error(401)), False),
+        (lambda: wrapped(LocalEntryNotFoundError("not in the cache"), transport_error()), True),
+        (lambda: OfflineModeIsEnabled("offline"), None),
+        (lambda: RuntimeError("a defect"), None),
+        (lambda: FileNotFoundError("a file of ours"), None),
+    ],
+)
+def test_which_faults_are_tried_again(make: Callable[[], Exception], passing: bool | None, monkeypatch):
+    fault = client.fault_of(make())
+    assert passing is None if fault is None else fault.passing == passing
+    pauses: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", pauses.append)
+    calls = 0
+
+    def request() -> str:
+        nonlocal calls
+        calls += 1
+        raise make()
+
+    error = make()
+    with pytest.raises(type(error)):
+        client.retry(request, QuietReporter())
+    assert calls == (client.ATTEMPTS if passing else 1) and len(pauses) == calls - 1
+    assert pauses == sorted(pauses)
+
+
+def test_the_pause_is_as_long_as_the_hub_asks(monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", pauses.append)
+    answers = iter([http_error(429, **{"Retry-After": "37"}), http_error(429, **{"Retry-After": "9" * 12})])
+
+    def request() -> str:
+        for error in answers:
+            raise error
+        return "done"
+
+    assert client.retry(request, QuietReporter()) == "done"
+    assert pauses == [37.0, client.MOST_PAUSE]
+
+
+def test_a_name_that_is_none_is_refused_before_anything_is_done(built: Path, python: Python):
+    for name in ("chats", "a/b/c"):
+        assert "ORG/NAME" in python("-m", "omniprep", "push", built, name, "--dry-run", code=2).stderr
+    assert "org/b ad" in python("-m", "omniprep", "push", built, "org/b ad", "--dry-run", code=1).stderr
