@@ -21,7 +21,6 @@ EXTRAS = {
     "train": "omniprep train and infer",
     "report": "plots in report.html and on dataset cards",
     "s3": "s3:// inputs and outputs",
-    "hf": "folders of Hugging Face datasets as inputs",
     "demo": "omniprep init-model",
     "jxl": "--pixel-codec jxl",
 }

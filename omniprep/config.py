@@ -22,6 +22,10 @@ class BuildConfig:
 
     inputs: tuple[str, ...] = ()
     """Chats: .jsonl (also .gz, .zst), .json, .parquet, globs, HF datasets folders; local or any fsspec URI."""
+    split: str | None = None
+    """The split to read of inputs that have splits and name none (INPUT:NAME); default: train."""
+    max_line_bytes: int = 1 << 30
+    """Longest line of JSON; longer ones are rejected without being held in memory."""
     model: str = ""
     """Checkpoint whose tokenizer, processor settings and config shape the rows: a folder or a Hub name."""
     out: str = ""
@@ -134,6 +138,7 @@ class BuildConfig:
             (self.workers >= 0, "--workers must be 0 or more"),
             (self.max_length is None or self.max_length > 0, "--max-length must be positive"),
             (0 <= self.max_error_rate <= 1, "--max-error-rate is a share between 0 and 1"),
+            (self.max_line_bytes > 0, "--max-line-bytes must be positive"),
             (self.shard_size > 0, "--shard-size must be positive"),
             (self.decode_timeout >= 0, "--decode-timeout must be 0 or more"),
             (self.decode_memory > 0, "--decode-memory must be positive"),

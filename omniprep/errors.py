@@ -54,7 +54,16 @@ class RejectCode(StrEnum):
         return member
 
     # The row itself
-    BAD_JSON = "bad_json", "The line is not valid JSON. Mend the line; its first bytes are kept in rejected.jsonl."
+    BAD_JSON = (
+        "bad_json",
+        "The line is not valid JSON in UTF-8, or names a key of an object twice, or nests lists and objects more than "
+        "128 deep. Mend the line.",
+    )
+    LINE_TOO_LONG = (
+        "line_too_long",
+        "The line has more bytes than --max-line-bytes (1 GiB, if not set). It is passed over without being held in "
+        "memory.",
+    )
     BAD_ROW = "bad_row", "The row is not an object, or has no column that a chat can be read from."
     BAD_MESSAGE = (
         "bad_message",
@@ -77,7 +86,8 @@ class RejectCode(StrEnum):
     )
     BAD_COLUMN = (
         "bad_column",
-        "A column has a type that cannot be used (for example a number where media are expected).",
+        "A column has a type that cannot be used (for example a number where media are expected), or text that is not "
+        "valid Unicode (half of a surrogate pair, or bytes of another encoding).",
     )
     BAD_OPTION = "bad_option", "`chat_template_kwargs` of the row holds a value that cannot be used."
     # Text
@@ -164,8 +174,10 @@ class Reject(Exception):
     def __init__(self, code: RejectCode | str, message: str) -> None:
         """Check the code, so that a misspelled one fails where it is written."""
         self.code = RejectCode(code)  # type: ignore[call-arg]  # by value, as enums are looked up
-        self.message = message
-        super().__init__(f"{self.code}: {message}")
+        # Messages quote rows and names of files, which may hold what UTF-8 cannot (lone surrogates); the plan, the
+        # tables and the terminal take UTF-8 alone.
+        self.message = message.encode("utf-8", "backslashreplace").decode()
+        super().__init__(f"{self.code}: {self.message}")
 
     def __reduce__(self) -> tuple[type["Reject"], tuple[str, str]]:
         """Cross process borders (Ray) with both fields."""

@@ -11,6 +11,7 @@ import glob as _glob
 import io as _io
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -37,12 +38,29 @@ _PACKAGES = {
     "https": "aiohttp",
 }
 """What brings a protocol to fsspec."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+"""RFC 3986: what may stand before "://" for a name to be a URI."""
 T = TypeVar("T")
 
 
 def is_local(uri: str) -> bool:
-    """Whether the URI names a file of this machine (a plain path or file://)."""
-    return REMOTE_MARK not in uri or uri.startswith("file://")
+    """Whether the name is a file of this machine: a plain path, or file://.
+
+    A path may hold "://" itself (`/data/a://b`, or a file in a folder called `odd:`): what stands before it is then no
+    scheme, or one that fsspec does not know while there is such a folder. `./odd://x` is a path always.
+    """
+    scheme, mark, _ = uri.partition(REMOTE_MARK)
+    if not mark or scheme == "file":
+        return True
+    if not _SCHEME.fullmatch(scheme):
+        return "::" not in scheme  # chains of fsspec (simplecache::s3://) are no paths, and are refused
+    return not _known_scheme(scheme) and os.path.isdir(f"{scheme}:")
+
+
+def _known_scheme(scheme: str) -> bool:
+    from fsspec.registry import known_implementations, registry
+
+    return scheme in known_implementations or scheme in registry
 
 
 def local_path(uri: str) -> str:
@@ -61,7 +79,10 @@ def _remote(protocol: str) -> Any:
         advice = f"pip install {package}" if package else str(error)
         raise OmniprepError(f"{protocol}:// needs a package that is not installed here: {advice}") from error
     except ValueError as error:
-        raise OmniprepError(f"{protocol}://: {error}") from error
+        raise OmniprepError(
+            f"{protocol}:// is no kind of store that is known (s3://, gs://, az://, hf:// and others of fsspec are); "
+            f"a path on this machine that holds '://' is given as ./{protocol}://…"
+        ) from error
 
 
 def _may_pass(error: Exception) -> bool:
@@ -264,6 +285,45 @@ def list_folder(uri: str) -> list[str]:
     return sorted({str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found if str(entry).rstrip("/") != path})
 
 
+def walk(uri: str) -> list[str]:
+    """Paths of all files below a folder, relative to it, with forward slashes; sorted. Links to folders are followed.
+
+    Names of folders that hold nothing are left out. A folder is entered once, whatever the number of links to it.
+
+    Raises:
+        OSError: A folder inside cannot be listed (nothing is left out in silence).
+    """
+    if not is_local(uri):
+        fs, path = filesystem(uri)
+        found = _patiently(uri, lambda: fs.find(path))
+        head = path.rstrip("/") + "/"
+        return sorted(str(name).removeprefix(head) for name in found if str(name) != path)
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    top, names, entered = local_path(uri), [], set()
+    for folder, inside, files in os.walk(top, onerror=stop, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:  # a link to a folder above or beside it
+            inside.clear()
+            continue
+        entered.add(real)
+        below = os.path.relpath(folder, top)
+        names += [name if below == "." else f"{below}/{name}" for name in files]
+    return sorted(names)
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a folder of that name is there; in an object store: whether names begin with it."""
+    if is_local(uri):
+        return os.path.isdir(local_path(uri))
+    if uri.startswith(("http://", "https://")):  # fsspec would fetch the whole file to look for links in it
+        return False
+    fs, path = filesystem(uri)
+    return _patiently(uri, lambda: bool(fs.isdir(path)))
+
+
 def remove(uri: str) -> None:
     """Remove a file or a whole folder; nothing to do where it is absent."""
     if is_local(uri):
@@ -278,10 +338,15 @@ def remove(uri: str) -> None:
         _patiently(uri, lambda: fs.rm(path, recursive=True))
 
 
-def expand(pattern: str) -> list[str]:
-    """Expand a glob, keeping the way the pattern was written (relative stays relative, s3:// keeps its prefix)."""
+def expand(pattern: str) -> list[tuple[str, bool]]:
+    """Expand a glob, keeping the way the pattern was written (relative stays relative, s3:// keeps its prefix).
+
+    Returns:
+        (name, whether it is a folder), sorted.
+    """
     if is_local(pattern):
-        return sorted(_glob.glob(local_path(pattern), recursive=True))
+        return [(name, os.path.isdir(name)) for name in sorted(_glob.glob(local_path(pattern), recursive=True))]
     fs, path = filesystem(pattern)
     protocol = pattern.split(REMOTE_MARK, 1)[0]
-    return sorted(f"{protocol}{REMOTE_MARK}{found}" for found in _patiently(pattern, lambda: fs.glob(path)))
+    found = _patiently(pattern, lambda: fs.glob(path, detail=True))
+    return sorted((f"{protocol}{REMOTE_MARK}{name}", info["type"] == "directory") for name, info in found.items())

@@ -19,7 +19,8 @@ from omniprep.config import BuildConfig
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
-from omniprep.rows.sources import RawRow, Split, count_lines, find_inputs, find_splits, read_split
+from omniprep.rows.inputs import find_inputs
+from omniprep.rows.sources import RawRow, Split, find_splits, numbered
 
 __all__ = ["check_bins", "check_sample"]
 
@@ -66,7 +67,7 @@ def check_sample(dataset: PackedDataset, count: int, done: Callable[[int], None]
         wanted.setdefault(row["source"], set()).add(row["line"])
     for source, lines in wanted.items():
         try:
-            for line, split, raw in read_lines(source, lines):
+            for line, split, raw in read_lines(source, lines, config):
                 if finding := compare_row(dataset, ctx, config, split, line, raw):
                     yield f"{source}:{line}: {finding}{hint}"
                 lines = lines - {line}
@@ -86,23 +87,13 @@ def config_of(manifest: dict[str, Any]) -> BuildConfig:
     return BuildConfig(**values)
 
 
-def read_lines(source: str, lines: set[int]) -> Iterator[tuple[int, Split, RawRow]]:
+def read_lines(source: str, lines: set[int], config: BuildConfig) -> Iterator[tuple[int, Split, RawRow]]:
     """Some lines of an input, numbered from 1 as in rows.parquet; parts of it without any are skipped over."""
-    before = 0
-    splits = [split for split in find_splits(find_inputs((source,))) if split.source == source]
-    for number, split in enumerate(splits):
-        last = number + 1 == len(splits)
-        length = 0
-        if split.kind == "jsonl" and not last:
-            length = count_lines(split)
-            if not any(before < line <= before + length for line in lines):
-                before += length
-                continue
-        for raw in read_split(split):
-            if before + raw.line + 1 in lines:
-                yield before + raw.line + 1, split, raw
-            length = max(length, raw.line + 1)
-        before += length
+    splits = [split for split in find_splits(find_inputs((source,), config.split)) if split.source == source]
+    found = numbered(splits, lambda part: any(line in part for line in lines), config.max_line_bytes)
+    for split, line, raw in found:
+        if line in lines:
+            yield line, split, raw
 
 
 def compare_row(

@@ -22,7 +22,8 @@ from omniprep.families.loading import load_families
 from omniprep.families.registry import Expansion, Field, ModelArch, Registry, TemplateMeta
 from omniprep.media.fetch import Places
 from omniprep.registry import REGISTRY, SupportsMultiModal
-from omniprep.rows.sources import find_inputs, find_splits
+from omniprep.rows.inputs import find_inputs
+from omniprep.rows.sources import find_splits
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from omniprep.build.single import encode_row
 from omniprep.build.stages import _chunks
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
+from omniprep.rows.inputs import find_inputs
 from omniprep.rows.longline import parse_line
-from omniprep.rows.sources import count_lines, find_inputs, find_splits, read_split
+from omniprep.rows.sources import count_lines, find_splits, read_split
 
 MEDIA = Path(__file__).parent / "golden" / "media"
 IMAGE = MEDIA / "s28x28.png"

@@ -7,7 +7,7 @@ which.
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,10 @@ from omniprep import io
 from omniprep.build.lease import NAME as LEASE
 from omniprep.build.manifest import describe_inputs, tokenizer_hash, versions
 from omniprep.config import BuildConfig, shaping
-from omniprep.errors import OmniprepError
+from omniprep.errors import OmniprepError, UsageError
 from omniprep.families.context import FamilyContext
-from omniprep.rows.sources import Split, find_inputs, find_splits
+from omniprep.rows.inputs import find_inputs
+from omniprep.rows.sources import Split, find_splits
 from omniprep.template.loss import parse_strategy
 
 FOLDERS = ("receipts", "shards", "plan")
@@ -49,12 +50,11 @@ def told(out: str) -> Iterator[None]:
     except OSError as error:
         what = _DISK.get(error.errno or 0, str(error.strerror or error))
         where = error.filename if isinstance(error.filename, str) else out
-        if io.REMOTE_MARK in out:
+        remote = not io.is_local(out)
+        if remote:
             what = str(error.strerror or error)
         text = f"{out}: {what}" if where == out else f"{out}: {what} ({where})"
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT) or (
-            io.REMOTE_MARK in out and error.errno == errno.EACCES
-        ):
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT) or (remote and error.errno == errno.EACCES):
             raise OmniprepError(text) from error
         raise OmniprepError(f"{text}. What is finished stays: the same command again goes on from here") from error
 
@@ -67,9 +67,20 @@ class Listed:
     inputs: list[dict[str, Any]]
 
 
-def list_inputs(config: BuildConfig) -> Listed:
-    """Find the inputs of a build, and what tells that one changed."""
-    splits = find_splits(find_inputs(config.inputs))
+def list_inputs(config: BuildConfig, say: Callable[[str], None] = lambda text: None) -> Listed:
+    """Find the inputs of a build, and what tells that one changed.
+
+    Args:
+        config: The options.
+        say: Told how many files each folder and glob gave.
+
+    Raises:
+        UsageError: --split names a split, and no input has splits.
+    """
+    found = find_inputs(config.inputs, config.split, say)
+    if config.split and not any(entry.split for entry in found):
+        raise UsageError(f"--split {config.split}: none of the inputs has splits")
+    splits = find_splits(found)
     return Listed(splits, describe_inputs(splits))
 
 

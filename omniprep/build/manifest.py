@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -29,7 +28,7 @@ from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.media.video import backend
 from omniprep.packing import bin_cost
-from omniprep.rows.sources import Split, read_split
+from omniprep.rows.sources import Split, fingerprint, read_split
 from omniprep.shards.index import IndexEntry, write_index, write_rows
 from omniprep.shards.schema import FORMAT
 
@@ -251,18 +250,22 @@ def _write_rejects(
             )
             wanted = {int(rows.facts["line"][n]): late[n] for n in by_split.get(s, ())}
             # One row at a time: with inline media a row may be hundreds of MB.
-            for number, code, message, raw in heapq.merge(early, _read_again(split, wanted), key=lambda row: row[0]):
+            for number, code, message, raw in heapq.merge(
+                early, _read_again(split, wanted, config.max_line_bytes), key=lambda row: row[0]
+            ):
                 head = {"source": split.source, "line": int(numbers[number]), "code": code, "message": message}
                 file.write(json.dumps(head, ensure_ascii=False)[:-1].encode(errors="replace") + b', "row": ')
                 file.write(raw)
                 file.write(b"}\n")
 
 
-def _read_again(split: Split, wanted: dict[int, dict[str, Any]]) -> Iterator[tuple[int, str, str, memoryview]]:
+def _read_again(
+    split: Split, wanted: dict[int, dict[str, Any]], max_line_bytes: int
+) -> Iterator[tuple[int, str, str, memoryview]]:
     """Rows of a split that failed while encoding, by line; one that is not there any more without its content."""
     left = dict(wanted)
     if wanted:
-        for raw in read_split(split):
+        for raw in read_split(split, max_line_bytes=max_line_bytes):
             if (reject := left.pop(raw.line, None)) is not None:
                 content = b"null" if isinstance(raw.content, Reject) else as_json_bytes(raw.content)
                 yield reject["row"], reject["code"], reject["message"], memoryview(content)
@@ -274,12 +277,8 @@ def _read_again(split: Split, wanted: dict[int, dict[str, Any]]) -> Iterator[tup
 
 def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:
     """Each input with what tells cheaply that it changed."""
-    described = []
-    for source in dict.fromkeys(split.source for split in splits):
-        local_folder = io.is_local(source) and Path(io.local_path(source)).is_dir()
-        facts = {} if local_folder or source.startswith("hf://datasets/") else io.fingerprint(source)
-        described.append({"source": source, **facts})
-    return described
+    first = {split.source: split for split in reversed(splits)}
+    return [{"source": source, **fingerprint(first[source])} for source in dict.fromkeys(s.source for s in splits)]
 
 
 __all__ = [

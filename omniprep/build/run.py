@@ -74,7 +74,7 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     ctx = family_of(config)
     item_limits(ctx, config.limit_mm_per_row)
     with_codec(ctx.columns, config.pixel_codec)  # says at once where its library is absent
-    listed = list_inputs(config)
+    listed = list_inputs(config, progress.message)
     this = describe(config, ctx, listed)
     with told(config.out), stopped_by_signal():
         if (manifest := finished(config, this)) is not None:
@@ -152,7 +152,7 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
         progress.message(
             f"a bin holds {config.bin_length} tokens, but {', '.join(large)}: rows that do not fit are rejected"
         )
-    listed = listed or list_inputs(config)
+    listed = listed or list_inputs(config, progress.message)
     splits = listed.splits
     if not splits:
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
@@ -180,7 +180,7 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     """Plan in --out, or in a folder that is thrown away where none is given."""
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     if config.out:
-        listed = list_inputs(config)
+        listed = list_inputs(config, progress.message)
         this = describe(config, family_of(config), listed)
         with told(config.out), stopped_by_signal(), hold(config.out, progress.message) as lease:
             prepare(config, this)

@@ -91,7 +91,8 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
         return to_batch(lines)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for chunk in _chunks(read_split(task.split, lambda lines: receipt.update(lines=lines))):
+        rows = read_split(task.split, lambda lines: receipt.update(lines=lines), task.config.max_line_bytes)
+        for chunk in _chunks(rows):
             yield planned(chunk)
 
     with watching(task.config.decode_timeout):

@@ -55,7 +55,7 @@ def main(report: int) -> None:
 def _plan_rows(task: PlanTask) -> Iterator[tuple[int, Callable[[], object]]]:
     ctx = resolve(task.spec)
     places = Places(task.split.base, task.config.media_root, task.config.allow_http)
-    for number, raw in enumerate(read_split(task.split)):
+    for number, raw in enumerate(read_split(task.split, max_line_bytes=task.config.max_line_bytes)):
         yield number, lambda raw=raw: plan_rows([raw.content], ctx, task.config, places)  # type: ignore[misc]
 
 

@@ -40,8 +40,8 @@ def read_bytes_option(value: str) -> int:
 
 
 def is_bytes(field: str) -> bool:
-    """Whether a field holds a number of bytes: --shard-size, not --batch-size."""
-    return field.endswith("_size") and field != "batch_size"
+    """Whether a field holds a number of bytes: --shard-size and --max-line-bytes, not --batch-size."""
+    return field.endswith(("_size", "_bytes")) and field != "batch_size"
 
 
 @cache

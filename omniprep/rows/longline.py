@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["parse_line"]
@@ -11,17 +12,21 @@ LONG_LINE = 1 << 20
 _BASE64 = re.compile(rb'(?<!\\)"((?:data:[\w/.+-]{0,99};base64,)?[A-Za-z0-9+/]{4096,}={0,2})"')
 
 
-def parse_line(text: bytes) -> Any:
-    """What json.loads gives, without its copies of a long line (of which one may take four bytes a letter).
+def parse_line(text: bytes, loads: Callable[[str], Any] = json.loads) -> Any:
+    """What `loads` gives of a line in UTF-8, without its copies of a long line (one may take four bytes a letter).
+
+    json.loads itself would take bytes too, but guesses their encoding: a line of a UTF-16 file becomes other letters.
+
+    Args:
+        text: The line.
+        loads: What parses JSON text.
 
     Raises:
-        ValueError: It is not JSON.
+        ValueError: It is not UTF-8, or not JSON.
     """
-    if len(text) < LONG_LINE:
-        return json.loads(text)
-    found = [match.span(1) for match in _BASE64.finditer(text)]
+    found = [match.span(1) for match in _BASE64.finditer(text)] if len(text) >= LONG_LINE else []
     if not found:
-        return json.loads(text)
+        return loads(text.decode())
     mark = "omniprep-"
     while mark.encode() in text:
         mark += "-"
@@ -29,7 +34,7 @@ def parse_line(text: bytes) -> Any:
     for number, (start, end) in enumerate(found):
         short += [text[at:start], f"{mark}{number}".encode()]
         at = end
-    row = json.loads(b"".join([*short, text[at:]]))
+    row = loads(b"".join([*short, text[at:]]).decode())
     values = {f"{mark}{number}": str(memoryview(text)[start:end], "ascii") for number, (start, end) in enumerate(found)}
     return _put_back(row, values)
 

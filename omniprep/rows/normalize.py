@@ -8,6 +8,7 @@ content lists, boxes as they stand), all others first pass AutoPreprocessor; a `
 
 import ast
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,9 +195,12 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
 
 def _loss(value: Any, position: int) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
+        loss = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
         raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: loss must be true, false or a number") from error
+    if not math.isfinite(loss):
+        raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: a loss of {loss} weighs no token")
+    return loss
 
 
 def _pairs(messages: Sequence[dict[str, Any]], system: Any) -> list[dict[str, Any]]:

@@ -22,8 +22,9 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.progress import Reporter
+from omniprep.rows.inputs import find_inputs
 from omniprep.rows.normalize import normalize
-from omniprep.rows.sources import find_inputs, find_splits, read_split
+from omniprep.rows.sources import find_splits, numbered
 from omniprep.train.config import InferConfig, parse_source
 from omniprep.train.model import load_base
 
@@ -104,7 +105,7 @@ def build_options(config: InferConfig, base: str) -> BuildConfig:
         names = {f.name for f in dataclasses.fields(BuildConfig)}
         manifest = json.loads(io.read_bytes(io.join(like, "manifest.json")))
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items() if k in names}
-    values |= {"model": base, "inputs": config.inputs, "allow_http": config.allow_http}
+    values |= {"model": base, "inputs": config.inputs, "allow_http": config.allow_http, "split": None}
     values["media_root"] = (*values.get("media_root", ()), *config.media_root)
     values["bin_length"] = values.get("bin_length") or 32768
     return BuildConfig(**values)
@@ -112,23 +113,19 @@ def build_options(config: InferConfig, base: str) -> BuildConfig:
 
 def encoded_rows(config: InferConfig, build: BuildConfig, ctx: FamilyContext) -> Iterator[dict[str, Any]]:
     """Each row's place with its forward arguments and label, or with why it was rejected."""
-    lines: dict[str, int] = {}
-    count = 0
-    for split in find_splits(find_inputs(config.inputs), split_bytes=1 << 62):
-        for raw in read_split(split):
-            if config.limit and count >= config.limit:
-                return
-            count += 1
-            row: dict[str, Any] = {"source": split.source, "line": lines.get(split.source, 0) + raw.line + 1}
-            try:
-                if isinstance(raw.content, Reject):
-                    raise raw.content
-                row["label"] = last_answer(raw.content)
-                row["kwargs"] = encode_prompt(raw.content, ctx, build, split.base)
-            except Reject as reject:
-                row |= {"error": str(reject.code), "message": reject.message}
-            yield row
-        lines[split.source] = lines.get(split.source, 0) + split.end - split.start
+    splits = find_splits(find_inputs(config.inputs), split_bytes=1 << 62)
+    for count, (split, line, raw) in enumerate(numbered(splits)):
+        if config.limit and count >= config.limit:
+            return
+        row: dict[str, Any] = {"source": split.source, "line": line}
+        try:
+            if isinstance(raw.content, Reject):
+                raise raw.content
+            row["label"] = last_answer(raw.content)
+            row["kwargs"] = encode_prompt(raw.content, ctx, build, split.base)
+        except Reject as reject:
+            row |= {"error": str(reject.code), "message": reject.message}
+        yield row
 
 
 def last_answer(row: Any) -> str | None:
