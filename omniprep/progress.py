@@ -6,7 +6,6 @@ line every few seconds (of JSON with `--log-json`), `--quiet` gets nothing but m
 belong to standard output.
 """
 
-import json
 import os
 import sys
 import time
@@ -14,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from omniprep.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from omniprep.build.pulse import Doing
@@ -139,7 +140,7 @@ class QuietReporter:
 
     def message(self, text: str) -> None:
         """Print the line."""
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
 
 class PlainReporter(QuietReporter):
@@ -206,7 +207,7 @@ class JsonReporter(PlainReporter):
 
     def _print(self, facts: dict[str, Any]) -> None:
         line = {"time": round(time.time(), 3), **facts}
-        print(json.dumps(line, ensure_ascii=False), file=self.stream, flush=True)
+        print(printable_json(line), file=self.stream, flush=True)
 
 
 class RichReporter:
@@ -224,12 +225,12 @@ class RichReporter:
         """Lines of the workers, used again from task to task so that they stand still."""
         self.console = Console(stderr=True, highlight=False)
         self.progress = Progress(
-            TextColumn("[bold]{task.description:<11}"),
+            TextColumn("{task.description:<11}", style="bold", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
+            TextColumn("{task.fields[unit]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", style="dim", markup=False),
             console=self.console,
         )
         self.progress.start()
@@ -261,15 +262,15 @@ class RichReporter:
                 self.slots.append(self.progress.add_task("", total=None, unit="", facts=""))
             more = f", and {len(doing) - WORKERS} workers more" if at == WORKERS - 1 and len(doing) > WORKERS else ""
             self.progress.update(
-                self.slots[at], description=f"  {entry.worker or 'here'}", total=entry.total, completed=entry.done,
-                unit=entry.unit, facts=entry.task + more, visible=True,
+                self.slots[at], description=printable(f"  {entry.worker or 'here'}"), total=entry.total,
+                completed=entry.done, unit=entry.unit, facts=printable(entry.task) + more, visible=True,
             )  # fmt: skip
         for slot in self.slots[len(doing) :]:
             self.progress.update(slot, visible=False)
 
     def message(self, text: str) -> None:
         """Print the line above the bars."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def stop(self) -> None:
         """Give the terminal back."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from omniprep.cli.command import Command
+from omniprep.printable import printable, say
 
 if TYPE_CHECKING:
     from omniprep.checkup import Finding
@@ -39,13 +40,13 @@ def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> No
 
     faults = show("system", system()) + show("packages", packages())
     if faults:
-        print(f"{faults} packages are missing or too old; the commands above install them", file=sys.stderr)
+        say(f"{faults} packages are missing or too old; the commands above install them", error=True)
         sys.exit(1)
     show("media", decoders())
     show("fast paths", fast_paths())
     faults = try_families(model, family, plugin)
     if faults:
-        print(f"{faults} faults", file=sys.stderr)
+        say(f"{faults} faults", error=True)
         sys.exit(1)
 
 
@@ -59,8 +60,9 @@ def show(title: str, findings: "Iterable[Finding]") -> int:
     missing = 0
     for finding in findings:
         mark, style = MARKS[finding.state]
-        fix = f"  -> {finding.fix}" if finding.fix else ""
-        line = Text.assemble(f"  {finding.name:20} ", (f"{mark:8}", style), finding.text, (fix, "cyan"))
+        fix = printable(f"  -> {finding.fix}") if finding.fix else ""
+        name, text = printable(f"{finding.name:20}"), printable(finding.text)
+        line = Text.assemble(f"  {name} ", (f"{mark:8}", style), text, (fix, "cyan"))
         console.print(line, soft_wrap=True)
         missing += finding.state == "missing"
     return missing
@@ -82,22 +84,23 @@ def try_families(model: str | None, family: str | None, plugin: tuple[str, ...])
     faults = 0
     with tempfile.TemporaryDirectory(prefix="omniprep-doctor-") as folder:
         for record, checkpoint in chosen:
-            print(f"\nfamily {record.name} {record.version} ({record.origin})")
+            print()
+            say(f"family {record.name} {record.version} ({record.origin})")
             try:
                 path = checkpoint or small_checkpoint(record, Path(folder) / record.name)
                 if path is None:
-                    print("  not tried: give a checkpoint with --model")
+                    say("  not tried: give a checkpoint with --model")
                     continue
                 ctx = resolve_family(str(path), record.name, plugin)
                 words = "ok  words are remembered" if ctx.encoder.by_words else "slow  the tokenizer is asked each time"
-                print(f"  {'tokenizer':24} {words}")
+                say(f"  {'tokenizer':24} {words}")
                 trials = try_family(ctx, Path(folder))
             except OmniprepError as error:
-                print(f"  FAULT {error}")
+                say(f"  FAULT {error}")
                 faults += 1
                 continue
             for trial in trials:
                 counts = f"counter {trial.counter} = expansion {trial.expansion}: {trial.tensors}"
-                print(f"  {trial.what:24} {'FAULT ' + trial.fault if trial.fault else 'ok  ' + counts}")
+                say(f"  {trial.what:24} {'FAULT ' + trial.fault if trial.fault else 'ok  ' + counts}")
                 faults += bool(trial.fault)
     return faults

@@ -3,6 +3,7 @@
 import click
 
 from omniprep.cli.command import Command
+from omniprep.printable import printable
 
 
 @click.command(name="families", cls=Command, examples=("omniprep families", "omniprep families --plugin my_family.py"))
@@ -18,4 +19,5 @@ def families(plugin: tuple[str, ...]) -> None:
     from omniprep.families.registry import REGISTRY
 
     load_families(plugin)
-    click.echo("\n\n".join("\n".join(describe(record)) for record in REGISTRY.families.values()))
+    text = "\n\n".join("\n".join(describe(record)) for record in REGISTRY.families.values())
+    print(printable(text, lines=True))

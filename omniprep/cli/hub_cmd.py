@@ -3,6 +3,7 @@
 import click
 
 from omniprep.cli.command import Command
+from omniprep.printable import say
 
 
 @click.command(
@@ -37,15 +38,15 @@ def push(
     with reporter(quiet=quiet) as progress:
         done = run_push(dataset, repo_id, progress, revision=revision, private=not public, dry_run=dry_run, model=model)
     if done.remark:
-        click.echo(done.remark, err=True)
+        say(done.remark, error=True)
     if dry_run:
         for part in done.sent:
-            print(f"{size(part.size):>12}  {part.name}")
+            say(f"{size(part.size):>12}  {part.name}")
         for name in done.removed:
-            print(f"{'remove':>12}  {name}")
+            say(f"{'remove':>12}  {name}")
     total = size(sum(part.size for part in done.sent))
     verb = "would send" if dry_run else "sent"
-    print(f"{done.url}: {verb} {len(done.sent)} files ({total}), {done.same} were there, {len(done.removed)} removed")
+    say(f"{done.url}: {verb} {len(done.sent)} files ({total}), {done.same} were there, {len(done.removed)} removed")
 
 
 @click.command(
@@ -67,4 +68,4 @@ def pull(repo_id: str, out: str, revision: str | None, quiet: bool) -> None:
 
     with reporter(quiet=quiet) as progress:
         folder = run_pull(repo_id, out, progress, revision=revision)
-    print(folder)
+    say(folder)

@@ -1,6 +1,5 @@
 """`omniprep inspect`."""
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ import click
 
 from omniprep.cli.command import Command
 from omniprep.errors import OmniprepError, UsageError
+from omniprep.printable import printable_json
 
 if TYPE_CHECKING:
     from omniprep.data.dataset import PackedDataset
@@ -83,7 +83,7 @@ def inspect(
             raise UsageError(f"--image: there are no pictures in {place or f'bin {number}'}")
         contact_sheet(found).save(picture, format="PNG")
     if as_json:
-        print(json.dumps({"bin": number, "rows": [rows[n].as_json() for n in shown]}, ensure_ascii=False))
+        print(printable_json({"bin": number, "rows": [rows[n].as_json() for n in shown]}))
         return
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
     show_head(console, ds.manifest, number, rows)
@@ -103,7 +103,7 @@ def inspect_rejected(uri: str, code: str, limit: int, as_json: bool) -> None:
     wanted = None if code == "all" else check_code(code)
     dataset = PackedDataset(uri)
     if as_json:
-        print(json.dumps({"rejected": list(read_rejected(dataset, wanted, limit))}, ensure_ascii=False))
+        print(printable_json({"rejected": list(read_rejected(dataset, wanted, limit))}))
         return
     width = None if sys.stdout.isatty() else 120
     show_rejected(Console(file=sys.stdout, highlight=False, width=width), dataset, wanted, limit)

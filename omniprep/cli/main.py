@@ -6,6 +6,7 @@ standard output.
 """
 
 import importlib
+import io
 import os
 import sys
 from typing import cast
@@ -15,6 +16,7 @@ import click
 from omniprep import __version__
 from omniprep.cli.command import write_examples
 from omniprep.errors import OmniprepError, Terminated, UsageError, did_you_mean
+from omniprep.printable import printable, say
 
 # name: (module, its one line in --help). The module holds the command as its attribute `name`, dashes as underscores.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -97,18 +99,20 @@ def run(args: list[str] | None = None) -> int:
         result = cli.main(args, prog_name="omniprep", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        print(printable(shown.getvalue(), lines=True), end="", file=sys.stderr)
         return error.exit_code
     except UsageError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        say(f"Error: {error}", error=True)
         return 2
     except OmniprepError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        say(f"Error: {error}", error=True)
         return 1
     except (KeyboardInterrupt, click.Abort) as error:
         terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
         what = "Terminated" if terminated else "Interrupted"
-        print(f"{what}. The same command again goes on where this one stopped.", file=sys.stderr)
+        say(f"{what}. The same command again goes on where this one stopped.", error=True)
         return 1 if terminated else 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); point stdout away so that the interpreter's last flush is quiet.

@@ -3,6 +3,7 @@
 import click
 
 from omniprep.cli.command import Command
+from omniprep.printable import say
 
 
 @click.command(
@@ -21,4 +22,4 @@ def init_model(folder: str, family: str, seed: int, plugin: tuple[str, ...]) -> 
     """
     from omniprep.families.init_model import init_model as make
 
-    click.echo(make(folder, family, seed=seed, plugins=plugin))
+    say(make(folder, family, seed=seed, plugins=plugin))

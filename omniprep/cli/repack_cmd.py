@@ -1,6 +1,5 @@
 """`omniprep repack`, `omniprep stats` and `omniprep sample`: what is done with a dataset once it is built."""
 
-import json
 import time
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import click
 
 from omniprep.cli.command import Command
 from omniprep.cli.options import read_bytes_option
+from omniprep.printable import printable_json, say
 
 KINDS = ("text", "image", "audio", "video", "mixed")
 
@@ -87,7 +87,7 @@ def stats(dataset: str, as_json: bool) -> None:
 
     found = facts(PackedDataset(dataset))
     if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        print(printable_json(found, indent=1))
     else:
         print_stats(dataset, found)
 
@@ -117,4 +117,4 @@ def sample(
     from omniprep.look.sample import write_sample
 
     written = write_sample(dataset, out, count=count, places=places, kinds=kinds, seed=seed, model=model)
-    click.echo(f"{written} rows: {out / 'rows.jsonl'}")
+    say(f"{written} rows: {out / 'rows.jsonl'}")

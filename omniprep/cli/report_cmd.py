@@ -1,10 +1,9 @@
 """`omniprep report`."""
 
-import sys
-
 import click
 
 from omniprep.cli.command import Command
+from omniprep.printable import say
 
 
 @click.command(
@@ -26,5 +25,5 @@ def report(dataset: str, out: str | None, shown: int, model: str | None) -> None
 
     path, remark = write_report(dataset, out, model=model, shown=shown)
     if remark:
-        print(remark, file=sys.stderr)
-    click.echo(path)
+        say(remark, error=True)
+    say(path)

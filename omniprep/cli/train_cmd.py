@@ -8,6 +8,7 @@ import click
 
 from omniprep.cli.command import Command
 from omniprep.cli.options import make_config, options_of, require
+from omniprep.printable import escape_json, say
 from omniprep.train.config import InferConfig, TrainConfig
 
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
@@ -39,7 +40,7 @@ def train(data: tuple[str, ...], config: str | None, quiet: bool, **given: Any) 
     with reporter(quiet=quiet or int(os.environ.get("RANK", "0")) > 0) as progress:
         out = run_train(options, progress)
     if int(os.environ.get("RANK", "0")) == 0:
-        click.echo(str(out))
+        say(out)
 
 
 @click.command(name="infer", cls=Command, examples=("omniprep infer chats.jsonl --model run/ --out answers.jsonl",))
@@ -55,7 +56,7 @@ def infer(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
 
     with reporter(quiet=quiet) as progress:
         if options.out is None:
-            run_infer(options, progress, click.echo)
+            run_infer(options, progress, lambda line: print(escape_json(line)))
         else:
             with Path(options.out).open("w", encoding="utf-8") as file:
                 run_infer(options, progress, lambda line: print(line, file=file))

@@ -5,6 +5,7 @@ import sys
 import click
 
 from omniprep.cli.command import Command
+from omniprep.printable import say
 
 
 @click.command(
@@ -45,15 +46,15 @@ def verify(dataset: str, deep: bool, sample: int, quiet: bool) -> None:
             findings += check_sample(ds, checked, lambda count: progress.advance("encode", count))
             progress.finish("encode")
     for finding in findings:
-        print(finding)
+        say(finding)
     if findings:
         advice = "copy or pull it again, or build it again with --overwrite"
-        print(f"{dataset} is damaged: {len(findings)} faults; {advice}", file=sys.stderr)
+        say(f"{dataset} is damaged: {len(findings)} faults; {advice}", error=True)
         sys.exit(1)
     rows = ds.manifest["counts"]["rows"]
-    print(
+    say(
         f"{dataset} is whole: {len(ds.manifest['shards'])} shards, {size(total)}, {len(ds):,} bins, "
         f"{rows['read']:,} rows read = {rows['packed']:,} packed + {rows['rejected']:,} rejected"
     )
     if deep:
-        print(f"{checked:,} rows encoded again, to the same tensors")
+        say(f"{checked:,} rows encoded again, to the same tensors")

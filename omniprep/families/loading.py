@@ -132,6 +132,7 @@ def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -149,7 +150,7 @@ def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
         ) from error
     except EntryNotFoundError:
         return None
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, HFValidationError) as error:
         raise OmniprepError(f"model {model!r}: {error}") from error
 
 

@@ -1,6 +1,5 @@
 """Rejected rows for the terminal: how many of each code, what it means, and rows with file, line and reason."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.text import Text
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import RejectCode, UsageError, did_you_mean
+from omniprep.printable import printable, printable_json
 from omniprep.rows.longline import parse_line
 
 __all__ = ["check_code", "read_rejected", "show_rejected"]
@@ -58,18 +58,20 @@ def show_rejected(console: Console, dataset: PackedDataset, code: str | None, li
     counts = dataset.manifest["counts"].get("rejected_by_code", {})
     if not counts.get(code, 0) if code else not counts:
         others = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none at all"
-        console.print(f"no row was rejected{f' with {code}' if code else ''} (rejected: {others})", markup=False)
+        what = f"no row was rejected{f' with {code}' if code else ''} (rejected: {others})"
+        console.print(printable(what), markup=False)
         return
     docs = {str(entry): entry.doc for entry in RejectCode}
     chosen = {name: count for name, count in counts.items() if code in (None, name)}
     for name, count in sorted(chosen.items(), key=lambda entry: -entry[1]):
-        console.print(Text.assemble((f"{count:>7,}  ", ""), (name, "bold red"), (f"  {docs.get(name, '')}", "dim")))
+        meaning = f"  {docs.get(name, '')}"
+        console.print(Text.assemble((f"{count:>7,}  ", ""), (printable(name), "bold red"), (meaning, "dim")))
     shown = 0
     for reject in read_rejected(dataset, code, limit):
         shown += 1
-        console.rule(Text(f"{reject['source']}:{reject['line']}", style="bold"), align="left")
-        console.print(Text.assemble((f"{reject['code']}: ", "red"), reject["message"]))
-        row = json.dumps(reject["row"], ensure_ascii=False)
+        console.rule(Text(printable(f"{reject['source']}:{reject['line']}"), style="bold"), align="left")
+        console.print(Text.assemble((printable(f"{reject['code']}: "), "red"), printable(reject["message"])))
+        row = printable_json(reject["row"])
         console.print(Text(row if len(row) <= ROW_CHARS else f"{row[:ROW_CHARS]}… ({len(row):,} characters)", "dim"))
     if left := sum(chosen.values()) - shown:
         console.print(f"... and {left:,} more (--limit 0 shows all)", style="dim")

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from omniprep.look.describe import Media, Piece, Row
 from omniprep.look.pictures import few, half_blocks
+from omniprep.printable import printable
 
 __all__ = ["show_head", "show_row"]
 
@@ -43,11 +44,12 @@ def show_row(console: Console, row: Row, pictures: Sequence[np.ndarray]) -> None
         pictures: Frames uint8 (n, height, width, 3) of each picture and video, in the order of the row's media.
     """
     console.rule(
-        Text(f"{row.source}:{row.line}  {row.tokens} tokens, {row.trained} trained", style="bold"), align="left"
+        Text(printable(f"{row.source}:{row.line}  {row.tokens} tokens, {row.trained} trained"), style="bold"),
+        align="left",
     )
     drawn = iter(pictures)
     for media in row.media:
-        console.print(Text(describe_media(media), style=COLORS.get(media.modality, "magenta")))
+        console.print(Text(printable(describe_media(media)), style=COLORS.get(media.modality, "magenta")))
         if "width" in media.facts and console.is_terminal and not console.no_color:
             picture = next(drawn, None)
             if picture is not None:
@@ -66,13 +68,14 @@ def text_of(pieces: Sequence[Piece], *, colored: bool) -> Text:
     """The pieces as one text."""
     text = Text()
     for piece in pieces:
+        shown = printable(piece.text, lines=True)
         if piece.media:
             color = next((color for name, color in COLORS.items() if name in piece.text.lower()), "magenta")
-            text.append(f"{piece.text}*{piece.tokens}", style=color if colored else "")
+            text.append(f"{shown}*{piece.tokens}", style=color if colored else "")
         elif piece.trained:
             weight = "" if piece.weight in (None, 1.0) else f" *{piece.weight:g}"
-            text.append(piece.text if colored else f"{{+{piece.text}+}}", style="bold green" if colored else "")
+            text.append(shown if colored else f"{{+{shown}+}}", style="bold green" if colored else "")
             text.append(weight, style="bold yellow" if colored else "")
         else:
-            text.append(piece.text, style="bright_black" if colored else "")
+            text.append(shown, style="bright_black" if colored else "")
     return text
