@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from omniprep.errors import UsageError
+from omniprep.rows.columns import parse_columns
 
 __all__ = ["BuildConfig", "config_hash", "shaping"]
 
@@ -54,6 +55,11 @@ class BuildConfig:
     """System prompt for rows that have none (default: the family's)."""
     use_chat_template: bool = True
     """Off for pre-training text: no roles, loss on all tokens."""
+    columns: tuple[str, ...] = ()
+    """Rename a column of the rows before they are read, as NEW=OLD (images=image_paths); content.image=path renames a
+    key of typed content items."""
+    chat_template_kwargs: Literal["ignore", "apply"] = "ignore"
+    """The rows' own limits of pixels and frames in the column of this name: ignored as in the reference, or used."""
 
     max_pixels: int | None = None
     """Most pixels of an image after resizing (MAX_PIXELS of the reference)."""
@@ -153,6 +159,7 @@ class BuildConfig:
         for good, text in checks:
             if not good:
                 raise UsageError(text)
+        parse_columns(self.columns)
         for name in (*self.inputs, *self.media_root, self.out, self.model):
             _refuse_credentials(name)
 

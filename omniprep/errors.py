@@ -67,8 +67,9 @@ class RejectCode(StrEnum):
     BAD_ROW = "bad_row", "The row is not an object, or has no column that a chat can be read from."
     BAD_MESSAGE = (
         "bad_message",
-        "A message has no content, or is not an object with a role and a content; or it is a system message and "
-        "--use-chat-template is off, which has no place for it.",
+        "A message has no content, or is not an object with a role and a content, or has a loss that is no number; or "
+        "the messages are text that is no Python literal (JSON text with true, false or null); or it is a system "
+        "message and --use-chat-template is off, which has no place for it.",
     )
     BAD_ROLE = (
         "bad_role",
@@ -82,14 +83,19 @@ class RejectCode(StrEnum):
     )
     BAD_OBJECTS = (
         "bad_objects",
-        "`objects` (grounding) lacks boxes, has boxes of other than 2 or 4 numbers, or names an image that is absent.",
+        "`objects` (grounding) lacks boxes, has boxes of other than 2 or 4 finite numbers or references that are no "
+        "text, or names an image that is absent.",
     )
     BAD_COLUMN = (
         "bad_column",
         "A column has a type that cannot be used (for example a number where media are expected), or text that is not "
-        "valid Unicode (half of a surrogate pair, or bytes of another encoding).",
+        "valid Unicode (half of a surrogate pair, or bytes of another encoding), or the name of another column (after "
+        "--columns, or but for upper case).",
     )
-    BAD_OPTION = "bad_option", "`chat_template_kwargs` of the row holds a value that cannot be used."
+    BAD_OPTION = (
+        "bad_option",
+        "With --chat-template-kwargs apply: `chat_template_kwargs` of the row holds a value that cannot be used.",
+    )
     # Text
     SPECIAL_TOKEN_IN_TEXT = (
         "special_token_in_text",

@@ -30,9 +30,10 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(b"\0")) + part(b"IEND", b"")
 
 
+APPLY = {"chat_template_kwargs": "apply"}
 ROWS: dict[str, tuple[Any, dict[str, Any]]] = {
     "bad_row": ({"color": "red"}, {}),
-    "bad_option": (chat(images=["rgb.jpg"], chat_template_kwargs={"max_pixels": "many"}), {}),
+    "bad_option": (chat(images=["rgb.jpg"], chat_template_kwargs={"max_pixels": "many"}), APPLY),
     "row_exceeds_bin": (chat("word " * 900), {"bin_length": 256, "max_length": 4096}),
     "unsupported_modality": (
         {
@@ -45,7 +46,7 @@ ROWS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "image_too_large": (chat(images=["huge.png"]), {}),
     "no_audio_track": (chat(videos=["h264_25.mp4"]), {"use_audio_in_video": True}),
-    "bad_video_option": (chat(videos=["h264_25.mp4"], chat_template_kwargs={"nframes": 5000}), {}),
+    "bad_video_option": (chat(videos=["h264_25.mp4"], chat_template_kwargs={"nframes": 5000}), APPLY),
     "too_many_items": (chat(images=["rgb.jpg", "rgb.jpg"]), {"limit_mm_per_row": ("image=1",)}),
 }
 
@@ -88,10 +89,11 @@ def test_video_too_long(model_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_limits_of_a_row_are_those_of_a_build(model_dir: Path, tmp_path: Path) -> None:
-    """chat_template_kwargs of a row do what the option does for all rows."""
+    """With --chat-template-kwargs apply a row's limits do what the option does for all rows; else they are ignored."""
     for name in ("medium.jpg", "minute.mp4"):
         (tmp_path / name).write_bytes((MEDIA / name).read_bytes())
-    config = BuildConfig(model=str(model_dir), bin_length=32768)
+    ignoring = BuildConfig(model=str(model_dir), bin_length=32768)
+    config = BuildConfig(model=str(model_dir), bin_length=32768, chat_template_kwargs="apply")
     for media, option, value in (
         ({"images": ["medium.jpg"]}, "max_pixels", 50_176),
         ({"videos": ["minute.mp4"]}, "fps", 0.5),
@@ -102,9 +104,12 @@ def test_limits_of_a_row_are_those_of_a_build(model_dir: Path, tmp_path: Path) -
         expected = encode_row(row, family_of(for_all), for_all, str(tmp_path))
         default = encode_row(row, family_of(config), config, str(tmp_path))
         assert by_row["input_ids"].tolist() == expected["input_ids"].tolist() != default["input_ids"].tolist()
+        ignored = {**row, "chat_template_kwargs": {option: value}}
+        same = encode_row(ignored, family_of(ignoring), ignoring, str(tmp_path))
+        assert same["input_ids"].tolist() == default["input_ids"].tolist()
         key = "pixel_values" if "images" in media else "pixel_values_videos"
         assert (by_row[key] == expected[key]).all()
-    tight = BuildConfig(model=str(model_dir), bin_length=32768, max_pixels=3136)
+    tight = BuildConfig(model=str(model_dir), bin_length=32768, max_pixels=3136, chat_template_kwargs="apply")
     free = encode_row(
         {**chat(images=["medium.jpg"]), "chat_template_kwargs": {"max_pixels": 50_176}},
         family_of(tight),

@@ -10,10 +10,11 @@ token, of audio rows (4 frames a token) 98 µs and of video rows (4 patches a to
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omniprep.build.manifest import note_columns
 from omniprep.build.packstage import FRAME_BYTES, PATCH_BYTES, TOKEN_BYTES
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Estimate:
     audio_frames: int
     core_seconds: float
     """Encoding on one core."""
+    notes: dict[str, int]
+    """Rows by what is noted of them, such as surplus_tags."""
+    unread: dict[str, list[Any]]
+    """Columns that nobody reads: rows of each, and the option that reads it."""
     timed: int = 0
     """Rows that were encoded here to know it; 0: it follows from the rates of another machine."""
 
@@ -87,5 +92,7 @@ def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int]
         + (patches - moving) * IMAGE_PATCH_SECONDS
         + moving * VIDEO_PATCH_SECONDS
         + frames * FRAME_SECONDS,
+        notes={name: int(noted[kept].sum()) for name, noted in note_columns(planned.rows).items()},
+        unread=planned.unread,
         timed=timed[1] if timed else 0,
     )

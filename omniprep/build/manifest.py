@@ -28,6 +28,7 @@ from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.media.video import backend
 from omniprep.packing import bin_cost
+from omniprep.rows.columns import Note
 from omniprep.rows.sources import Split, fingerprint, read_split
 from omniprep.shards.index import IndexEntry, write_index, write_rows
 from omniprep.shards.schema import FORMAT
@@ -70,7 +71,7 @@ def lines_before(splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
 def finish(
     config: BuildConfig, ctx: FamilyContext, splits: list[Split], lines: list[int], rows: Rows, placement: Placement,
     receipts: list[dict[str, Any]], plan_hash: str, inputs: list[dict[str, Any]],
-    plan_seconds: float = 0.0,
+    plan_seconds: float = 0.0, unread: Mapping[str, list[Any]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the tables and the manifest; returns the manifest."""
     late = {reject["row"]: reject for receipt in receipts for reject in receipt["rejects"]}
@@ -89,6 +90,8 @@ def finish(
     _write_rejects(config, splits, rows, numbers, late)
     check_error_rate(config, int((~packed).sum()), len(rows), f"see {io.join(config.out, 'rejected.jsonl')}")
     counts = count(config.out, rows, packed, codes, entries)
+    if unread:
+        counts["unread_columns"] = {name: {"rows": n, "option": option} for name, (n, option) in unread.items()}
     manifest = {
         "format": FORMAT,
         "omniprep": version("omniprep"),
@@ -142,11 +145,17 @@ def _write_row_table(
                 "trained": rows.facts["trained"][at],
                 **{name: rows.facts[name][at].astype(np.int64) for name in ("patches", "audio_frames")},
                 "control": rows.facts["control"][at],
+                **{name: notes[at] for name, notes in note_columns(rows).items()},
             }
         )
 
     begins = range(0, max(len(rows), 1), PART_ROWS)
     write_rows(io.join(config.out, "rows.parquet"), (part(slice(a, a + PART_ROWS)) for a in begins))
+
+
+def note_columns(rows: Rows) -> dict[str, NDArray[np.bool_]]:
+    """The columns of rows.parquet that say what the build notes of a row, such as surplus_tags."""
+    return {str(note.name).lower(): (rows.facts["notes"] & note.value) > 0 for note in Note}
 
 
 def count(
@@ -164,6 +173,7 @@ def count(
         "bins": len(entries),
         "rejected_by_code": dict(sorted(Counter(c for c in codes if c).items())),
         "rows_with_control_tokens": int(rows.facts["control"][packed].sum()),
+        **{f"rows_with_{name}": int(notes[packed].sum()) for name, notes in note_columns(rows).items()},
         "rows_without_labels": int((rows.facts["trained"][packed] == 0).sum()),
         "items": {m: int(counts[packed].sum()) for m, counts in item_counts(rows).items()},
     }
@@ -288,6 +298,7 @@ __all__ = [
     "finish",
     "index_entries",
     "lines_before",
+    "note_columns",
     "places",
     "tokenizer_hash",
     "versions",

@@ -1,6 +1,6 @@
 """The pack stage, in the driver: lengths and costs of all rows → bins → shards, frozen with a hash.
 
-Only numbers are held: 49 bytes a row and 8 of its placement. The placement is written to plan/placement.arrow, so a
+Only numbers are held: 50 bytes a row and 8 of its placement. The placement is written to plan/placement.arrow, so a
 build that goes on later works on the same plan, and plan/plan.json holds its hash.
 """
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.build.probe import PlannedItem
-from omniprep.build.rowplan import PlannedRow, cost_facts
+from omniprep.build.rowplan import PlannedRow
 from omniprep.build.tasks import plan_path
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.registry import Item, as_json, from_json
@@ -54,11 +54,13 @@ SCHEMA = pa.schema(
         ("videos", pa.int32()),
         ("trained", pa.int32()),
         ("control", pa.bool_()),
+        ("notes", pa.uint8()),
         ("media", pa.list_(_ITEM)),
     ]
 )
 """A line a row. line: within the split, from 0; length: tokens after expansion, 0 where rejected; raw: the row as JSON,
-where rejected; trained: labeled tokens; control: control tokens were typed in the text."""
+where rejected; trained: labeled tokens; control: control tokens were typed in the text;
+notes: bits of rows.columns.Note."""
 
 _LISTS = ("ids", "run_lengths", "run_weights")
 _KEPT_BYTES = 128 << 20
@@ -68,8 +70,9 @@ FACTS: dict[str, Any] = {
     "code": object,
     **dict.fromkeys(("patches", "audio_frames", "images", "audios", "videos", "trained"), np.int32),
     "control": np.bool_,
+    "notes": np.uint8,
 }
-"""What packing and rows.parquet need of each row, and as what the driver holds it: 41 bytes."""
+"""What packing and rows.parquet need of each row, and as what the driver holds it: 42 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,6 @@ def to_batch(lines: list[PlannedLine]) -> pa.RecordBatch:
     rows = [entry.row for entry in lines]
     good = [row if isinstance(row, PlannedRow) else None for row in rows]
     bad = [row if isinstance(row, Reject) else None for row in rows]
-    costs = np.array([(0, 0) if row is None else cost_facts(row) for row in good], np.int64).reshape(-1, 2)
     counts = {m: [0 if row is None else len(row.items[m]) for row in good] for m in MODALITIES}
     columns = [
         pa.array([entry.line for entry in lines], pa.int64()),
@@ -97,11 +99,12 @@ def to_batch(lines: list[PlannedLine]) -> pa.RecordBatch:
         _lists([None if row is None else row.ids for row in good], np.int32),
         _lists([None if row is None else row.run_lengths for row in good], np.int32),
         _lists([None if row is None else row.run_weights for row in good], np.float32),
-        pa.array(costs[:, 0]),
-        pa.array(costs[:, 1]),
+        pa.array([0 if row is None else row.patches for row in good], pa.int64()),
+        pa.array([0 if row is None else row.audio_frames for row in good], pa.int64()),
         *(pa.array(counts[m], pa.int32()) for m in MODALITIES),
         pa.array([0 if row is None else int(row.run_lengths[row.run_weights > 0].sum()) for row in good], pa.int32()),
         pa.array([row is not None and row.control_tokens for row in good], pa.bool_()),
+        pa.array([0 if row is None else int(row.notes) for row in good], pa.uint8()),
         _media(good),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.build.manifest import count, fill, index_entries, places
+from omniprep.build.manifest import count, fill, index_entries, note_columns, places
 from omniprep.build.packstage import Placement, Rows, freeze, item_counts, place
 from omniprep.build.rowencode import EncodedRow, make_bin
 from omniprep.build.shardfile import ShardFile
@@ -31,6 +31,7 @@ from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.progress import Reporter
+from omniprep.rows.columns import Note
 from omniprep.rows.longline import parse_line
 from omniprep.rows.normalize import MODALITIES
 from omniprep.shards.codec import with_codec
@@ -184,6 +185,10 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     facts |= {f"{m}s": np.where(lengths > 0, table[f"{m}s"].to_numpy(), 0).astype(np.int32) for m in MODALITIES}
     facts["trained"] = facts["trained"].astype(np.int32)
     facts["control"] = facts["control"].astype(bool)
+    facts["notes"] = np.zeros(len(lengths), np.uint8)
+    for note in Note:  # datasets of earlier versions lack the columns
+        if (name := str(note.name).lower()) in table.column_names:
+            facts["notes"] |= np.where((lengths > 0) & table[name].to_numpy(), note.value, 0).astype(np.uint8)
     empty = np.zeros(len(lengths), np.int32)
     return Rows(split=empty, within=empty, facts=facts)
 
@@ -299,7 +304,7 @@ def _finish(
     columns |= {"code": pa.array(rows.facts["code"].tolist(), pa.string())}
     columns |= {name: pa.array(values, mask=~packed) for name, values in where.items()}
     columns |= {f"{m}s": counts for m, counts in item_counts(rows).items()}
-    columns |= {name: rows.facts[name] for name in FACTS}
+    columns |= {name: rows.facts[name] for name in FACTS} | note_columns(rows)
     write_rows(io.join(config.out, "rows.parquet"), [pa.table(columns)])
     _write_rejects(datasets, chosen, rows, config)
     counts = count(config.out, rows, packed, rows.facts["code"], entries)

@@ -4,15 +4,14 @@ Nothing is decoded, except where no header tells a length exactly (the sound of 
 Rows go through in chunks, so that the tokenizer sees the texts of many rows at once.
 """
 
-import json
 import os
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +24,17 @@ from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
 from omniprep.families.registry import MediaMeta
 from omniprep.media.fetch import Places
-from omniprep.rows.normalize import MODALITIES, Row, normalize
-from omniprep.template.chat import TemplateMeta, check_surplus_tags, contexts, prepare, without_roles
+from omniprep.rows.columns import MODALITIES, Note, parse_columns
+from omniprep.rows.literal import json_text, parse_json
+from omniprep.rows.normalize import Row, normalize
+from omniprep.template.agent import parse_tools
+from omniprep.template.chat import TemplateMeta, contexts, prepare, surplus_tags, without_roles
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
 from omniprep.template.loss import Pieces, parse_strategy
 from omniprep.template.tags import replace_tags
 from omniprep.template.truncate import kept_tokens
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -38,7 +42,8 @@ class PlannedRow:
     """A row that will be packed: everything but the decoded media.
 
     `ids` hold one placeholder an item; `run_lengths` and `run_weights` are the loss weights, run by run; `length`
-    counts tokens after expansion.
+    counts tokens after expansion; `patches` and `audio_frames` are the work of the model's towers, as the family counts
+    it. `notes` and `unread` are what the build says of the row (rows/columns.py).
     """
 
     ids: NDArray[np.int32]
@@ -47,6 +52,10 @@ class PlannedRow:
     length: int
     items: dict[str, list[PlannedItem]] = field(default_factory=lambda: {m: [] for m in MODALITIES})
     control_tokens: bool = False
+    notes: Note = field(default_factory=lambda: Note(0))
+    unread: dict[str, str] = field(default_factory=dict)
+    patches: int = 0
+    audio_frames: int = 0
 
     def weights(self) -> NDArray[np.float32]:
         """Loss weight of each token, (len(ids),)."""
@@ -58,6 +67,8 @@ class _Rendered:
     runs: Pieces
     items: dict[str, list[PlannedItem]]
     control_tokens: bool
+    notes: Note
+    unread: dict[str, str]
 
 
 def plan_rows(
@@ -77,32 +88,59 @@ def plan_rows(
     """
     rendered: list[_Rendered | Reject] = []
     for number, raw in enumerate(raws):
-        try:
-            rendered.append(raw if isinstance(raw, Reject) else _render(raw, ctx, config, places, generate))
-        except Reject as reject:
-            rendered.append(_alone(reject))
-        except RecursionError as error:
-            rendered.append(Reject(RejectCode.BAD_ROW, f"{type(error).__name__}: {error}"))
-        except FamilyError as error:
-            error.place = number
-            raise
-        except OmniprepError:
-            raise
-        except Exception as error:
-            rendered.append(unexpected(error))
-    texts = [text for entry in rendered if isinstance(entry, _Rendered) for text, _ in entry.runs]
-    ids = iter(ctx.encoder.arrays(texts))
+        if isinstance(raw, Reject):
+            rendered.append(raw)
+        else:
+            rendered.append(_or_reject(number, _render, raw, ctx, config, places, generate))
+    ids = _token_ids([entry for entry in rendered if isinstance(entry, _Rendered)], ctx)
     result: list[PlannedRow | Reject] = []
-    for entry in rendered:
+    for number, entry in enumerate(rendered):
         if isinstance(entry, Reject):
             result.append(entry)
             continue
-        tokens = [next(ids) for _ in entry.runs]
-        try:
-            result.append(_assemble(entry, tokens, ctx, config))
-        except Reject as reject:
-            result.append(_alone(reject))
+        tokens = next(ids)
+        result.append(
+            tokens if isinstance(tokens, Reject) else _or_reject(number, _assemble, entry, tokens, ctx, config)
+        )
     return result
+
+
+def _or_reject(number: int, make: Callable[..., T], *args: Any) -> T | Reject:
+    """What `make` gives for a row, or the row's reject; only faults of the family and of the build go on.
+
+    Args:
+        number: Of the row in the chunk, for the message of a family's fault.
+        make: Called with `args`.
+        args: What it takes.
+    """
+    try:
+        return make(*args)
+    except Reject as reject:
+        return _alone(reject)
+    except RecursionError as error:
+        return Reject(RejectCode.BAD_ROW, f"the row is nested too deeply ({error})")
+    except FamilyError as error:
+        error.place = number
+        raise
+    except OmniprepError:
+        raise
+    except Exception as error:
+        return unexpected(error)
+
+
+def _token_ids(rows: list[_Rendered], ctx: FamilyContext) -> Iterator[list[NDArray[np.int32]] | Reject]:
+    """The ids of each row's runs; a text that the tokenizer cannot take costs its own row."""
+    try:
+        ids = iter(ctx.encoder.arrays([text for row in rows for text, _ in row.runs]))
+    except Exception:  # of any row of the chunk: each is tried alone, and the one to blame is rejected
+        for row in rows:
+            try:
+                yield ctx.encoder.arrays([text for text, _ in row.runs])
+            except Exception as error:
+                yield unexpected(error)
+        return
+    for row in rows:
+        yield [next(ids) for _ in row.runs]
 
 
 def _alone(reject: Reject) -> Reject:
@@ -127,47 +165,90 @@ def _template(ctx: FamilyContext, use_chat_template: bool) -> TemplateMeta:
     return ctx.template if use_chat_template else without_roles(ctx.template, ctx.tokenizer.eos_token)
 
 
+@dataclass(frozen=True, slots=True)
+class _TypedTokens:
+    """How to find tokens that people typed: a text without any of their first characters holds none."""
+
+    first: re.Pattern[str]
+    media: re.Pattern[str]
+    control: re.Pattern[str]
+
+
 @lru_cache(maxsize=8)
-def _token_patterns(ctx: FamilyContext) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
-    media = re.compile("|".join(map(re.escape, ctx.media_tokens)) or r"(?!)")
-    special = sorted(ctx.encoder.special_tokens - set(ctx.media_tokens))
-    return media, re.compile("|".join(map(re.escape, special))) if special else None
+def _typed_tokens(ctx: FamilyContext) -> _TypedTokens:
+    def any_of(words: Iterable[str]) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
+
+    control = ctx.encoder.special_tokens - set(ctx.media_tokens)
+    first = {token[0] for token in (*control, *ctx.media_tokens) if token}
+    return _TypedTokens(any_of(first), any_of(filter(None, ctx.media_tokens)), any_of(filter(None, control)))
 
 
 def _check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
-    """Whether control tokens are typed in the text; media tokens reject the row."""
-    media, control = _token_patterns(ctx)
-    texts = [message["content"] for message in row.messages if message["content"]]
-    texts += [text for text in (row.system, *row.objects.get("ref", ())) if isinstance(text, str)]
+    """Whether control tokens are typed in the text; media tokens reject the row.
+
+    Tools and calls are looked at as they will be written: their JSON text may spell a token with escapes.
+    """
+    typed = _typed_tokens(ctx)
+    texts = [text for text in (row.system, *row.objects.get("ref", ())) if isinstance(text, str)]
+    for message in row.messages:
+        content = message["content"]
+        if content and message["role"] == "tool_call":
+            content = json_text(parse_json(content), RejectCode.BAD_TOOLS, "a tool call")
+        if content:
+            texts.append(content)
     if row.tools:
-        texts.append(json.dumps(row.tools, ensure_ascii=False, default=str))
+        texts.append(json_text(parse_tools(row.tools), RejectCode.BAD_TOOLS, "a tool"))
     found = False
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise Reject(RejectCode.BAD_MESSAGE, f"the text is not valid Unicode: {error.reason}") from error
-        if "<" not in text:
+        text = ctx.encoder.as_matched(text)
+        if not typed.first.search(text):
             continue
-        if match := media.search(text):
+        if match := typed.media.search(text):
             raise Reject(
                 RejectCode.SPECIAL_TOKEN_IN_TEXT,
                 f"the text contains {match.group()!r}, which the model takes for media; remove or escape it",
             )
-        if control is not None and (match := control.search(text)):
+        if match := typed.control.search(text):
             if config.special_tokens_in_text == "reject":
                 raise Reject(RejectCode.SPECIAL_TOKEN_IN_TEXT, f"the text contains the control token {match.group()!r}")
             found = True
     return found
 
 
+def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> None:
+    """Leave those of the row's chat_template_kwargs that count (--chat-template-kwargs); the others are noted.
+
+    Raises:
+        Reject: bad_option.
+    """
+    if config.chat_template_kwargs == "ignore":
+        if row.kwargs:
+            row.notes |= Note.IGNORED_OPTIONS
+        row.kwargs = {}
+        return
+    if not isinstance(row.kwargs, dict):
+        raise Reject(RejectCode.BAD_OPTION, "chat_template_kwargs must be an object")
+    known = {k: v for k, v in row.kwargs.items() if v is not None and k in ctx.attribute("row_options")}
+    if len(known) < sum(value is not None for value in row.kwargs.values()):
+        row.notes |= Note.IGNORED_OPTIONS
+    row.kwargs = known
+
+
 def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, generate: bool) -> _Rendered:
-    row = normalize(raw)
+    row = normalize(raw, parse_columns(config.columns))
+    _apply_row_options(row, ctx, config)
     control = _check_text(row, ctx, config)
     meta = _template(ctx, config.use_chat_template)
     row = prepare(row, places.is_file, meta.agent_template)
-    if config.surplus_tags == "reject":
-        check_surplus_tags(row)
+    if surplus := surplus_tags(row):
+        if config.surplus_tags == "reject":
+            raise Reject(RejectCode.PLACEHOLDER_MISMATCH, surplus)
+        row.notes |= Note.SURPLUS_TAGS
     loss = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
     if any(row.media(m) for m in MODALITIES):
         with row_limit("a row's media"):
@@ -212,7 +293,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
                 RejectCode.PLACEHOLDER_MISMATCH,
                 f"{len(found[modality])} {modality} items, but only {placed} places for them in the kept chat",
             )
-    return _Rendered(runs, order, control)
+    return _Rendered(runs, order, control, row.notes, row.unread)
 
 
 def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:
@@ -258,6 +339,10 @@ def _assemble(entry: _Rendered, tokens: list[NDArray[np.int32]], ctx: FamilyCont
     elif length > config.row_limit:
         keep = _fit(ids, np.empty(0, np.int64), np.empty(0, np.int64), length, [], config)
         ids, weights, length = ids[keep], weights[keep], int(keep.sum())
+    if len(weights):
+        # The reference clears the first label before it cuts. A row that was cut on the left would then begin with a
+        # label that is predicted from the row before it in the bin, so it is cleared after the cut as well.
+        weights[0] = 0.0
     if config.bin_length and length > config.bin_length:
         raise Reject(RejectCode.ROW_EXCEEDS_BIN, f"{length} tokens, the bin holds {config.bin_length}")
     borders = [0, *(np.flatnonzero(weights[1:] != weights[:-1]) + 1).tolist(), len(ids)]
@@ -268,6 +353,10 @@ def _assemble(entry: _Rendered, tokens: list[NDArray[np.int32]], ctx: FamilyCont
         length=length,
         items=entry.items,
         control_tokens=entry.control_tokens,
+        notes=entry.notes,
+        unread=entry.unread,
+        patches=sum(ctx.work(p.item) for m in ("image", "video") for p in entry.items[m]),
+        audio_frames=sum(ctx.work(p.item) for p in entry.items["audio"]),
     )
 
 
@@ -325,13 +414,4 @@ def label_turn_ends(ids: NDArray[np.int32], weights: NDArray[np.float32], suffix
             weights[start : start + len(suffix)] = 1.0
 
 
-def cost_facts(row: PlannedRow) -> tuple[int, int]:
-    """(vision patches, audio frames) of a row, for packing limits and costs: 4 patches a vision token, 4 frames an
-    audio token.
-    """
-    patches = sum(p.item.tokens for m in ("image", "video") for p in row.items[m]) * 4
-    frames = sum(-(-p.item.meta.samples // 160) for p in row.items["audio"])
-    return patches, frames
-
-
-__all__ = ["PlannedItem", "PlannedRow", "cost_facts", "label_turn_ends", "plan_rows"]
+__all__ = ["PlannedItem", "PlannedRow", "label_turn_ends", "plan_rows", "unexpected"]

@@ -31,7 +31,7 @@ from omniprep.build.manifest import finish
 from omniprep.build.options import family_of, family_spec
 from omniprep.build.packstage import Placement, Rows, freeze, gather, place
 from omniprep.build.probe import item_limits
-from omniprep.build.stages import encode_shard, plan_split
+from omniprep.build.stages import encode_shard, merge_unread, plan_split
 from omniprep.build.tasks import PlanTask, ShardTask, plan_path, receipt_path
 from omniprep.build.workers import ray_session, run_tasks
 from omniprep.config import BuildConfig
@@ -59,6 +59,14 @@ class Planned:
     rows: Rows
     placement: Placement
     plan_hash: str
+
+    @property
+    def unread(self) -> dict[str, list[Any]]:
+        """Columns that nobody reads: rows of each, and the --columns that reads it ("" where none does)."""
+        found: dict[str, list[Any]] = {}
+        for receipt in self.receipts:
+            merge_unread(found, receipt.get("unread", {}))
+        return found
 
 
 def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
@@ -107,6 +115,7 @@ def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease
         planned.plan_hash,
         planned.inputs,
         plan_seconds=sum(receipt["seconds"] for receipt in planned.receipts),
+        unread=planned.unread,
     )
     _write_report(config.out, ctx, progress)
     return manifest
@@ -165,6 +174,10 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
     check_unchanged(config.out, listed)
     if not sum(r["rows"] for r in receipts):
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
+    used = {number for receipt in receipts for number in receipt.get("columns", ())}
+    for number, text in enumerate(config.columns):
+        if number not in used:
+            progress.message(f"--columns {text}: no row has a column of that name")
     rejected, read = sum(r["rejected"] for r in receipts), sum(r["rows"] for r in receipts)
     check_error_rate(config, rejected, read, "omniprep plan with the same options shows examples of each code")
     rows = gather(config.out, [receipt["rows"] for receipt in receipts])

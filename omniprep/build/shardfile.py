@@ -11,14 +11,24 @@ import pyarrow as pa
 
 from omniprep import io
 from omniprep.build.tasks import receipt_path, shard_name
+from omniprep.errors import OmniprepError
 from omniprep.shards.index import BatchEntry
 from omniprep.shards.schema import Bin
 from omniprep.shards.writer import ShardWriter
 
-__all__ = ["ShardFile"]
+__all__ = ["ShardFile", "UnwritableBinError"]
 
 BEHIND_BYTES = 64 << 20
 """Media of a bin that may wait while the next bin is made; a larger one is waited for, so that memory stays bounded."""
+
+
+class UnwritableBinError(OmniprepError):
+    """A bin whose arrays cannot be laid end to end or serialized; `number` is its number within the shard."""
+
+    def __init__(self, number: int, error: Exception) -> None:
+        """Say what went wrong."""
+        self.number = number
+        super().__init__(f"bin {number} cannot be written ({type(error).__name__}: {error}); please report this")
 
 
 class ShardFile:
@@ -53,6 +63,7 @@ class ShardFile:
 
         Raises:
             OSError: This bin or the one before it could not be written.
+            UnwritableBinError: Its arrays are not what the schema says.
         """
         self._wait()
         facts = {"bin": number, "tokens": len(item.input_ids), "rows": len(item.row_ids)}
@@ -64,7 +75,12 @@ class ShardFile:
         if self._under_way is not None:
             facts, written = self._under_way
             self._under_way = None
-            entry = written.result()
+            try:
+                entry = written.result()
+            except (OSError, MemoryError, OmniprepError):
+                raise
+            except Exception as error:
+                raise UnwritableBinError(facts["bin"], error) from error
             place = {"offset": entry.offset, "length": entry.length, "checksum": entry.checksum}
             self._bins.append({**facts, **place})
 

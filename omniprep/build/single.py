@@ -1,5 +1,6 @@
 """One row alone: the same functions as the build, without files. For tests, `verify --deep`, `doctor` and `infer`."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from omniprep.config import BuildConfig
 from omniprep.errors import Reject
 from omniprep.families.context import FamilyContext
 from omniprep.media.fetch import Places
+from omniprep.rows.columns import parse_columns
+from omniprep.rows.normalize import normalize
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin, arrow_schema, read_layout
 from omniprep.shards.writer import serialize_bin
@@ -57,9 +60,7 @@ def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: s
     Raises:
         Reject: The row cannot be used.
     """
-    from omniprep.rows.normalize import normalize
-
-    standard = normalize(row)
+    standard = normalize(row, parse_columns(config.columns))
     while standard.messages and standard.messages[-1]["role"] in ("assistant", "tool_call"):
         standard.messages.pop()
     system = [] if standard.system is None else [{"role": "system", "content": standard.system}]
@@ -72,6 +73,7 @@ def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: s
         "tools": standard.tools,
         "chat_template_kwargs": standard.kwargs,
     }
+    config = replace(config, columns=())  # the columns have their standard names now
     item = encode_bin({k: v for k, v in prompt.items() if v or k == "messages"}, ctx, config, base_dir, generate=True)
     item.labels = np.full_like(item.labels, -100)
     return _arguments(item, ctx, config)

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from omniprep.build.planfile import PlannedLine, PlanReader, to_batch, write_pla
 from omniprep.build.pulse import tell
 from omniprep.build.rowencode import EncodedRow, MediaCache, encode_planned, make_bin
 from omniprep.build.rowplan import PlannedRow, plan_rows, unexpected
-from omniprep.build.shardfile import ShardFile
+from omniprep.build.shardfile import ShardFile, UnwritableBinError
 from omniprep.build.tasks import PlanTask, ShardTask, plan_path
 from omniprep.build.watch import row_limit, watching
 from omniprep.config import BuildConfig
@@ -25,9 +25,11 @@ from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext, resolve
 from omniprep.families.errors import FamilyError
 from omniprep.media.fetch import Places
+from omniprep.rows.columns import columns_of_row, parse_columns
 from omniprep.rows.sources import RawRow, read_split
 from omniprep.shards.codec import with_codec
-from omniprep.shards.schema import arrow_schema
+from omniprep.shards.schema import Column, arrow_schema, read_layout
+from omniprep.shards.writer import serialize_bin
 from omniprep.template.loss import parse_strategy
 
 CHUNK_ROWS, CHUNK_BYTES = 256, 8 << 20
@@ -65,17 +67,22 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
 
     Returns:
         The receipt: rows, rejected, codes (rejects of each), tokens, lines (of the split, to number those after it),
-        chunks (rows of each record batch), seconds.
+        chunks (rows of each record batch), unread (columns that nobody reads: rows, and the option that reads them),
+        columns (numbers of the --columns that some row has), seconds.
     """
     ctx = resolve(task.spec)
     places = Places(task.split.base, task.config.media_root, task.config.allow_http)
     receipt: dict[str, Any] = {"rows": 0, "rejected": 0, "tokens": 0, "lines": 0, "chunks": []}
     codes = Counter[str]()
+    unread: dict[str, list[Any]] = {}
+    columns, used = parse_columns(task.config.columns), set[int]()
     killers = _killers(task)
     began = time.perf_counter()
 
     def planned(chunk: list[RawRow]) -> pa.RecordBatch:
         bad = {at: killers[receipt["rows"] + at] for at in range(len(chunk)) if receipt["rows"] + at in killers}
+        for row in chunk if len(used) < len(columns) else ():
+            used.update(columns_of_row(row.content, columns))
         try:
             lines = _plan_chunk(chunk, bad, ctx, task.config, places)
         except FamilyError as error:
@@ -84,6 +91,10 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
             raise
         chunk.clear()  # rows with inline media are not held while their bytes are copied, and the next are read
         receipt["rows"] += len(lines)
+        for entry in lines:
+            if isinstance(entry.row, PlannedRow):
+                for name, option in entry.row.unread.items():
+                    merge_unread(unread, {name: [1, option]})
         codes.update(str(entry.row.code) for entry in lines if isinstance(entry.row, Reject))
         receipt["tokens"] += sum(entry.row.length for entry in lines if isinstance(entry.row, PlannedRow))
         receipt["chunks"].append(len(lines))
@@ -97,9 +108,17 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
 
     with watching(task.config.decode_timeout):
         write_plan(plan_path(task.out, task.number, ".arrow"), batches())
-    receipt |= {"rejected": codes.total(), "codes": codes, "seconds": round(time.perf_counter() - began, 3)}
+    receipt |= {"rejected": codes.total(), "codes": codes, "unread": unread, "columns": sorted(used)}
+    receipt["seconds"] = round(time.perf_counter() - began, 3)
     io.write_atomic(plan_path(task.out, task.number, ".json"), json.dumps(receipt).encode())
     return receipt
+
+
+def merge_unread(into: dict[str, list[Any]], more: Mapping[str, list[Any]]) -> None:
+    """Add columns that nobody reads, each with [rows, the option that reads it or ""]."""
+    for name, (rows, option) in more.items():
+        before = into.setdefault(name, [0, option])
+        into[name] = [before[0] + rows, before[1] or option]
 
 
 def _killers(task: PlanTask | ShardTask) -> dict[int, Reject]:
@@ -127,8 +146,28 @@ def _reader(out: str, run: str) -> PlanReader:
 def encode_shard(task: ShardTask) -> dict[str, Any]:
     """Encode a shard: write shards/N.arrow, then its receipt.
 
+    A bin that cannot be written costs only the rows to blame: the shard is begun again, and the rows of that bin are
+    tried one by one.
+
     Returns:
         The receipt (omniprep/build/shardfile.py); its rejects have the row's number in rows.parquet, code, message.
+    """
+    suspects: set[int] = set()
+    while True:
+        try:
+            return _encode_shard(task, suspects)
+        except UnwritableBinError as error:
+            if error.number in suspects:
+                raise
+            suspects.add(error.number)
+
+
+def _encode_shard(task: ShardTask, suspects: set[int]) -> dict[str, Any]:
+    """Encode a shard.
+
+    Args:
+        task: What to encode.
+        suspects: Bins whose rows are tried one by one.
     """
     ctx = resolve(task.spec)
     reader, cache = _reader(task.out, task.run), MediaCache()
@@ -141,9 +180,35 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
         for b in range(len(task.offsets) - 1):
             tell(f"shard {task.number}", b, len(task.offsets) - 1, "bins")
             rows, ids = _encode_bin(task, b, killers, ctx, reader, cache, rejects)
-            if rows:
-                shard.put(b, make_bin(rows, ids, ctx.columns, weighted=weighted))
+            if b in suspects:
+                rows, ids, unwritable = without_unwritable(rows, ids, ctx.columns, schema)
+                rejects += unwritable
+            if not rows:
+                continue
+            try:
+                item = make_bin(rows, ids, ctx.columns, weighted=weighted)
+            except Exception as error:
+                raise UnwritableBinError(b, error) from error
+            shard.put(b, item)
     return shard.finish(rejects)
+
+
+def without_unwritable(
+    rows: list[EncodedRow], ids: list[int], columns: tuple[Column, ...], schema: pa.Schema
+) -> tuple[list[EncodedRow], list[int], list[dict[str, Any]]]:
+    """The rows that can be written, each tried in a bin of its own: (rows, their numbers, rejects of the others)."""
+    kept, numbers, rejects = [], [], []
+    weighted = read_layout(schema).weighted
+    for row, number in zip(rows, ids, strict=True):
+        try:
+            serialize_bin(make_bin([row], [number], columns, weighted=weighted), schema)
+        except Exception as error:
+            reject = unexpected(error)
+            rejects.append({"row": number, "code": str(reject.code), "message": reject.message})
+        else:
+            kept.append(row)
+            numbers.append(number)
+    return kept, numbers, rejects
 
 
 def _encode_bin(

@@ -41,12 +41,13 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
     require("build", options, ("inputs", "model", "bin_length", "out"))
     began = time.monotonic()
     from omniprep.build.run import build as run_build
-    from omniprep.cli.summary import print_summary
+    from omniprep.cli.summary import check_something_packed, print_summary
     from omniprep.progress import reporter
 
     with reporter(quiet=quiet) as progress:
-        run_build(options, progress)
+        manifest = run_build(options, progress)
     print_summary(options.out, time.monotonic() - began)
+    check_something_packed(options.out, manifest["counts"])
 
 
 @click.command(

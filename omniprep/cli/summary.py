@@ -3,9 +3,12 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from omniprep import io
+from omniprep.errors import OmniprepError
+from omniprep.printable import printable, say
 from omniprep.progress import duration, short, size
 
 if TYPE_CHECKING:
@@ -19,12 +22,15 @@ def print_table(title: str, lines: list[tuple[str, str]]) -> None:
     """Two columns on standard output, as wide as they need."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=False)
+    # Text, since rich takes [brackets] in a string for markup; folders and files may have them in their names.
+    say(title)
+    table = Table(show_header=False)
     table.add_column(style="dim")
     table.add_column(justify="right")
     for name, value in lines:
-        table.add_row(name, value)
+        table.add_row(Text(printable(name)), Text(printable(value)))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
 
 
@@ -55,10 +61,63 @@ def print_summary(out: str, seconds: float) -> None:
     ]
     print_table(out, lines)
     if rows["rejected"]:
-        print(f"{rows['rejected']:,} rows were rejected; each with its reason: {io.join(out, 'rejected.jsonl')},")
-        print(f"or omniprep inspect {out} --rejected")
+        say(f"{rows['rejected']:,} rows were rejected; each with its reason: {io.join(out, 'rejected.jsonl')},")
+        say(f"or omniprep inspect {out} --rejected")
     if counts["rows_without_labels"]:
-        print(f"{counts['rows_without_labels']:,} rows have no trained token; they teach nothing")
+        say(f"{counts['rows_without_labels']:,} rows have no trained token; they teach nothing")
+    unread = {name: [fact["rows"], fact["option"]] for name, fact in counts.get("unread_columns", {}).items()}
+    for line in note_lines({name: counts.get(f"rows_with_{name}", 0) for name in NOTES}, unread):
+        say(line)
+
+
+def check_something_packed(out: str, counts: dict[str, Any]) -> None:
+    """Refuse to call a build without a packed row a success.
+
+    Raises:
+        OmniprepError: Names the commonest reject codes.
+    """
+    if counts["rows"]["packed"]:
+        return
+    codes = Counter(counts["rejected_by_code"]).most_common(3)
+    commonest = ", ".join(f"{code} {count:,}" for code, count in codes)
+    raise OmniprepError(
+        f"{out}: no row was packed, all {counts['rows']['read']:,} were rejected ({commonest}); "
+        f"{io.join(out, 'rejected.jsonl')} has the reasons"
+    )
+
+
+NOTES = {
+    "surplus_tags": "more media tags than media: the surplus stays text, as in the reference "
+    "(--surplus-tags reject rejects them)",
+    "unread_columns": "columns or items that nobody reads, as in the reference",
+    "ignored_options": "limits of their own (chat_template_kwargs, or keys of typed items) that the reference "
+    "ignores; --chat-template-kwargs apply uses the former",
+}
+"""What the build says of rows with a note (omniprep/rows/columns.py)."""
+MOST_COLUMNS = 8
+
+
+def note_lines(notes: Mapping[str, int], unread: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A line for each note that rows have, with the columns that nobody reads and the options that mend it.
+
+    Args:
+        notes: Rows by note.
+        unread: Columns by name: rows, and the --columns that reads it ("" where none does).
+    """
+    lines = []
+    for name, text in NOTES.items():
+        if not notes.get(name):
+            continue
+        line = f"1 row has {text}" if notes[name] == 1 else f"{notes[name]:,} rows have {text}"
+        if name == "unread_columns" and unread:
+            most = sorted(unread.items(), key=lambda entry: -entry[1][0])
+            shown = [
+                f"{column} ({rows:,}{f'; --columns {option} reads it' if option else ''})"
+                for column, (rows, option) in most[:MOST_COLUMNS]
+            ]
+            line += ": " + ", ".join(shown) + (f" and {len(most) - MOST_COLUMNS} more" * (len(most) > MOST_COLUMNS))
+        lines.append(line)
+    return lines
 
 
 def print_stats(dataset: str, facts: dict[str, Any]) -> None:
@@ -77,6 +136,9 @@ def print_stats(dataset: str, facts: dict[str, Any]) -> None:
     ]
     lines += [(f"balance, {b['ranks']} ranks", f"{b['balanced']:.3f}") for b in facts["bins"]["balance"]]
     print_table(dataset, lines)
+    unread = {name: [fact["rows"], fact["option"]] for name, fact in totals["unread_columns"].items()}
+    for line in note_lines(totals["notes"], unread):
+        say(line)
     shown = [(s["source"], f"{s['rows']:,} rows, {s['tokens']:,} tokens") for s in facts["sources"]]
     print_table("sources", shown)
 
@@ -91,12 +153,13 @@ def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     title = "plan (nothing was decoded; what only decoding finds is not among the rejects)"
     table = Table(title=title, title_justify="left", show_header=len(estimates) > 1)
     table.add_column(style="dim")
     for name in estimates:
-        table.add_column(name, justify="right")
+        table.add_column(Text(printable(name)), justify="right")
     columns = [plan_lines(estimate, max(workers, 1)) for estimate in estimates.values()]
     codes = [code for code, _ in sum((e.codes for e in estimates.values()), Counter[str]()).most_common()]
     for name in columns[0]:
@@ -105,7 +168,10 @@ def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -
             for code in codes:
                 table.add_row(f"  {code}", *(f"{estimate.codes[code]:,}" for estimate in estimates.values()))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
-    print(f"planned in {duration(seconds)}")
+    asked = next(iter(estimates.values()))
+    for line in note_lines(asked.notes, asked.unread):
+        say(line)
+    say(f"planned in {duration(seconds)}")
 
 
 def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
@@ -142,6 +208,6 @@ def print_examples(planned: "Planned", out: str) -> None:
         for row in read_rejects(plan_path(out, number, ".arrow")):
             shown[row.code] += 1
             if shown[row.code] <= EXAMPLES:
-                print(f"{split.source}:{before[number] + row.line + 1}: {row.code}: {row.message}")
+                say(f"{split.source}:{before[number] + row.line + 1}: {row.code}: {row.message}")
     if left := sum(max(count - EXAMPLES, 0) for count in shown.values()):
-        print(f"... and {left:,} more; `omniprep build` writes all of them to rejected.jsonl")
+        say(f"... and {left:,} more; `omniprep build` writes all of them to rejected.jsonl")

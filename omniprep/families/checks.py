@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _WHAT = {
     "mapper": "input mapper",
     "counter": "token counter",
+    "work": "tower's work",
     "max": "maximum",
     "processor": "input processor",
     "positions": "position function",

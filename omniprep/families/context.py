@@ -33,6 +33,7 @@ from omniprep.families.registry import (
     Expansion,
     FamilyRecord,
     Field,
+    Item,
     MediaMeta,
     ModelArch,
     Sample,
@@ -253,6 +254,12 @@ class FamilyContext:
                 f"register_max_multimodal_tokens({modality!r}, ...) must give a true upper bound"
             )
         return tokens
+
+    def work(self, item: Item) -> int:
+        """What the tower of an item's modality works on: its patches, or its frames of sound."""
+        if registered(self.cls, f"work:{item.modality}") is None:
+            return item.tokens
+        return int(call(self, f"work:{item.modality}", item.meta))
 
     def expand(self, sample: Sample) -> list[Expansion]:
         """What each placeholder becomes.

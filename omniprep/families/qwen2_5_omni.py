@@ -82,6 +82,11 @@ def count_audio(ctx: "FamilyContext", meta: MediaMeta) -> int:
     return tokens
 
 
+def valid_frames(ctx: "FamilyContext", meta: MediaMeta) -> int:
+    """Frames of an audio that the tower sees: those of what is left of a clip beyond 300 s."""
+    return audio_frames(clipped(ctx, meta.samples))
+
+
 def map_audio(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[Any]]:
     """Audio → audio_frames (n,), input_features bfloat16 bits (128, T) of one clip."""
     waves = [cast(NDArray[np.float32], item.waveform) for item in items]
@@ -179,6 +184,7 @@ def rope(ctx: "FamilyContext", sample: Sample) -> NDArray[np.int32] | None:
 @REGISTRY.register_input_mapper("audio", map_audio)
 @REGISTRY.register_max_multimodal_tokens("audio", 7500)
 @REGISTRY.register_token_counter("audio", count_audio)
+@REGISTRY.register_tower_work("audio", valid_frames)
 @REGISTRY.register_input_processor(expand)
 @REGISTRY.register_positions(rope)
 class Qwen25Omni(QwenVision):

@@ -51,6 +51,11 @@ def count_audio(ctx: "FamilyContext", meta: MediaMeta) -> int:
     return tokens
 
 
+def valid_frames(ctx: "FamilyContext", meta: MediaMeta) -> int:
+    """Frames of what is left of a clip beyond 30 s."""
+    return audio_frames(clipped(ctx, meta.samples))
+
+
 def map_audio(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[Any]]:
     """Clips → audio_frames (n,), stored_frames (n,), input_features bfloat16 bits (128, stored frames) of one clip."""
     most = int(ctx.preprocessor.get("n_samples", 480_000))
@@ -89,6 +94,7 @@ def _mel(ctx: "FamilyContext") -> dict[str, Any]:
 @REGISTRY.register_input_mapper("audio", map_audio)
 @REGISTRY.register_max_multimodal_tokens("audio", 750)
 @REGISTRY.register_token_counter("audio", count_audio)
+@REGISTRY.register_tower_work("audio", valid_frames)
 @REGISTRY.register_dummy_data(dummy)
 class Qwen2Audio(SupportsMultiModal):
     """Qwen2-Audio."""

@@ -52,6 +52,11 @@ def count_audio(ctx: "FamilyContext", meta: MediaMeta) -> int:
     return audio_tokens(audio_frames(samples, padded_to))
 
 
+def valid_frames(ctx: "FamilyContext", meta: MediaMeta) -> int:
+    """Frames of a clip that the tower sees."""
+    return audio_frames(clipped(ctx, meta.samples), padded_samples(ctx, meta))
+
+
 def map_audio(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[Any]]:
     """Clips → audio_frames (n,), input_features bfloat16 bits (128, frames)."""
     features = []
@@ -86,6 +91,7 @@ def map_audio(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
 @REGISTRY.register_input_mapper("audio", map_audio)
 @REGISTRY.register_max_multimodal_tokens("audio", 3900)
 @REGISTRY.register_token_counter("audio", count_audio)
+@REGISTRY.register_tower_work("audio", valid_frames)
 class Qwen3Omni(Qwen25Omni):
     """Qwen3-Omni."""
 

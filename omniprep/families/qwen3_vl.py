@@ -4,6 +4,7 @@ Sources: ms-swift template/qwen.py Qwen3VLTemplate; qwen_vl_utils 0.0.14; transf
 video), get_rope_index of modeling_qwen3_vl (every pair of frames is an image of its own, time is text).
 """
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,11 @@ def count_video(ctx: "FamilyContext", meta: MediaMeta) -> int:
     return t * (h * w // MERGE**2 + 2) + sum(map(len, ctx.encoder.encode(stamps(ctx, meta))))
 
 
+def video_pixels(ctx: "FamilyContext", meta: MediaMeta) -> int:
+    """Patches of a video; its time stamps are text."""
+    return math.prod(_video_grid(ctx, meta))
+
+
 def most_video(ctx: "FamilyContext") -> int:
     """An upper bound of a video's tokens."""
     limits = limits_of(ctx)
@@ -166,6 +172,7 @@ def rope(ctx: "FamilyContext", sample: Sample) -> NDArray[np.int32] | None:
 )
 @REGISTRY.register_input_mapper("video", map_video)
 @REGISTRY.register_token_counter("video", count_video)
+@REGISTRY.register_tower_work("video", video_pixels)
 @REGISTRY.register_max_multimodal_tokens("video", most_video)
 @REGISTRY.register_input_processor(expand)
 @REGISTRY.register_positions(rope)

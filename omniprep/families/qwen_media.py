@@ -6,6 +6,7 @@ as uint8 patches: (uint8 - mean*255) / (std*255) in float32 on the device is bit
 still image is stored without its temporal copy.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -124,6 +125,11 @@ def count_vision(ctx: "FamilyContext", meta: MediaMeta) -> int:
     """Tokens of an image or a video: a quarter of its patches."""
     t, h, w = grid_of(ctx, meta)
     return t * h * w // MERGE**2
+
+
+def vision_patches(ctx: "FamilyContext", meta: MediaMeta) -> int:
+    """Patches of an image or a video."""
+    return math.prod(grid_of(ctx, meta))
 
 
 def map_image(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[Any]]:
@@ -274,6 +280,8 @@ def most_video(ctx: "FamilyContext") -> int:
 @REGISTRY.register_max_multimodal_tokens("video", most_video)
 @REGISTRY.register_token_counter("image", count_vision)
 @REGISTRY.register_token_counter("video", count_vision)
+@REGISTRY.register_tower_work("image", vision_patches)
+@REGISTRY.register_tower_work("video", vision_patches)
 @REGISTRY.register_dummy_data(dummy)
 class QwenVision(SupportsMultiModal):
     """What the Qwen families with images and videos inherit."""

@@ -302,6 +302,15 @@ class Registry:
         check_modality(modality)
         return self._store(f"counter:{modality}", counter)
 
+    def register_tower_work(self, modality: str, work: Counter) -> Callable[[C], C]:
+        """Register header facts → units that the item's tower works on: patches of a picture or video, frames of sound.
+
+        Bins are limited and balanced by them (--max-bin-patches, --max-bin-audio-frames); without one, an item counts
+        as many as it has tokens.
+        """
+        check_modality(modality)
+        return self._store(f"work:{modality}", work)
+
     def register_dummy_data(self, dummy: Callable[..., Any]) -> Callable[[C], C]:
         """Register fn(ctx, bin_length, counts) → (messages, {modality: media})."""
         return self._store("dummy", dummy)

@@ -51,6 +51,12 @@ function showTotals() {
     [items ? whole(Object.values(t.items).reduce((a, b) => a + b, 0)) : "0", "media items", items],
   ];
   if (t.rows_without_labels) cards.push([whole(t.rows_without_labels), "rows teach nothing", "no trained token"]);
+  const noted = { surplus_tags: ["rows with surplus tags", "more media tags than media"], ignored_options: ["rows with limits of their own", "ignored, as in the reference"] };
+  for (const [name, [what, note]] of Object.entries(noted)) if (t.notes[name]) cards.push([whole(t.notes[name]), what, note]);
+  if (t.notes.unread_columns) {
+    const columns = Object.entries(t.unread_columns).map(([name, c]) => `${name} (${whole(c.rows)}${c.option ? `; --columns ${c.option}` : ""})`);
+    cards.push([whole(t.notes.unread_columns), "rows with columns that nobody reads", columns.join(", ")]);
+  }
   at("totals").replaceChildren(...cards.map(([value, name, note]) =>
     make("div", { class: "card" }, make("b", {}, value), name, make("div", { class: "dim" }, note))));
 }

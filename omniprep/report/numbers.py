@@ -14,6 +14,7 @@ from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.data.sampler import BinSampler
 from omniprep.errors import RejectCode
+from omniprep.rows.columns import Note
 
 __all__ = [
     "KINDS",
@@ -65,6 +66,8 @@ def totals(dataset: PackedDataset) -> dict[str, Any]:
         "items": counts.get("items", {}),
         "rows_without_labels": counts.get("rows_without_labels", 0),
         "rows_with_control_tokens": counts.get("rows_with_control_tokens", 0),
+        "notes": {str(n.name).lower(): counts.get(f"rows_with_{str(n.name).lower()}", 0) for n in Note},
+        "unread_columns": counts.get("unread_columns", {}),
     }
 
 

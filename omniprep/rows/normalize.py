@@ -6,8 +6,6 @@ one file may differ. Rows with `messages` in the standard form are what template
 content lists, boxes as they stand), all others first pass AutoPreprocessor; a `system` column counts in both.
 """
 
-import ast
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,37 +14,34 @@ from typing import Any
 import numpy as np
 
 from omniprep.errors import Reject, RejectCode
+from omniprep.rows.columns import (
+    MEDIA_COLUMNS,
+    MESSAGE_ALIASES,
+    MODALITIES,
+    RESPONSE_ALIASES,
+    Columns,
+    Note,
+    rename_columns,
+    renamed_item_value,
+    standard_names,
+    unread_columns,
+    unread_item_keys,
+    unread_message_keys,
+)
+from omniprep.rows.literal import json_text, read_literal
 
-MODALITIES = ("image", "audio", "video")
+__all__ = ["MODALITIES", "ROLES", "Row", "normalize"]
+
 ROLES = frozenset({"system", "user", "assistant", "tool_call", "tool_response", "tool"})
+_TOOL_ROLES = frozenset({"tool_call", "tool_response", "tool"})
+ITEM_OPTIONS = frozenset(
+    {
+        *("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"),
+        *("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end"),
+    }
+)
+"""Keys of typed items that qwen_vl_utils reads; the reference keeps the item's media alone."""
 
-_MEDIA_ALIASES = {key: f"{m}s" for m in MODALITIES for key in (f"{m}s", m)}
-_MESSAGE_ALIASES = {
-    **_MEDIA_ALIASES,
-    **dict.fromkeys(("messages", "conversation", "conversations"), "messages"),
-    **dict.fromkeys(("system", "system_prompt"), "system"),
-}
-_RESPONSE_ALIASES = {
-    **_MEDIA_ALIASES,
-    **dict.fromkeys(("system", "system_prompt"), "system"),
-    **dict.fromkeys(("query", "prompt", "input", "instruction", "question", "problem"), "query"),
-    **dict.fromkeys(
-        (
-            "response",
-            "answer",
-            "output",
-            "targets",
-            "target",
-            "answer_key",
-            "answers",
-            "solution",
-            "text",
-            "completion",
-            "content",
-        ),
-        "response",
-    ),
-}
 _ROLE_ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -65,6 +60,8 @@ class Row:
     `messages` hold role (user, assistant, tool_call, tool), content (str, or None for a missing last answer) and, where
     the row set it, loss. `images`, `audios` and `videos` hold what names each item: a path, URI, base64 string, bytes,
     a dict {bytes, path}, or (videos) a list of frames. `kwargs` are the row's own media limits (chat_template_kwargs).
+    `notes` and `unread` are what the build says of the row: columns and items with media that nobody reads, each with
+    the --columns option that makes them read ("" where none does).
     """
 
     messages: list[dict[str, Any]]
@@ -75,6 +72,8 @@ class Row:
     videos: list[Any] = field(default_factory=list)
     objects: dict[str, Any] = field(default_factory=dict)
     kwargs: dict[str, Any] = field(default_factory=dict)
+    notes: Note = field(default_factory=lambda: Note(0))
+    unread: dict[str, str] = field(default_factory=dict)
 
     def media(self, modality: str) -> list[Any]:
         """The items of a modality ("image", "audio" or "video")."""
@@ -82,24 +81,46 @@ class Row:
         return items
 
 
-def normalize(raw: Any) -> Row:
+def normalize(raw: Any, columns: Columns = ()) -> Row:
     """Make a raw row into a `Row`; the raw row is left as it was.
 
+    Args:
+        raw: The row as it was read.
+        columns: (new, old) names of --columns.
+
     Raises:
-        Reject: bad_row, bad_message, bad_role, empty_row, bad_column or bad_objects.
+        Reject: bad_row, bad_message, bad_role, empty_row, bad_column, bad_tools, bad_option or bad_objects.
     """
     if not isinstance(raw, dict):
         raise Reject(RejectCode.BAD_ROW, f"a row must be a JSON object, not {type(raw).__name__}")
+    if columns:
+        raw = rename_columns(raw, columns)
     direct = _is_standard(raw.get("messages"))
+    unread: dict[str, str] = {}
     if any(key in raw for key in ("conversation", "conversations", "messages")):
-        row = _rename(raw, _MESSAGE_ALIASES)
+        row, clashes = standard_names(raw, MESSAGE_ALIASES)
+        if "messages" not in row and (names := clashes.get("messages")):
+            raise Reject(
+                RejectCode.BAD_COLUMN,
+                f"the columns {' and '.join(names)} both mean messages; --columns messages={names[0]} chooses one",
+            )
         messages = _chat(row.get("messages"), row.get("system"), direct=direct)
+        if isinstance(row["messages"], list):
+            unread |= unread_message_keys(row["messages"])
     else:
-        row = _rename(raw, _RESPONSE_ALIASES)
-        messages = _single_turn(row, alpaca="instruction" in raw and "input" in raw)
+        row, clashes = standard_names(raw, RESPONSE_ALIASES)
+        alpaca = "instruction" in raw and "input" in raw
+        messages = _single_turn(row, alpaca=alpaca)
+        if alpaca:  # which reads instruction and input itself, and output before any other answer
+            own = ("query",) if row.get("output") is None else ("query", "response")
+            clashes = {target: names for target, names in clashes.items() if target not in own}
     if not messages:
         raise Reject(RejectCode.EMPTY_ROW, "the row has no messages")
-    inline = _lift_inline_media(messages)
+    for target, names in clashes.items():
+        if target not in names and target not in MEDIA_COLUMNS:
+            unread |= {name: f"{target}={name}" for name in names}
+    inline = _lift_inline_media(messages, columns)
+    unread |= inline.unread
     system = None
     if messages[0]["role"] == "system":
         system = messages.pop(0)["content"]
@@ -108,15 +129,16 @@ def normalize(raw: Any) -> Row:
     if not messages:
         raise Reject(RejectCode.EMPTY_ROW, "the row has only a system message")
     media = {m: _media_column(row.get(f"{m}s"), m) for m in MODALITIES}
-    for modality, items in inline.items():
+    for modality, items in inline.media.items():
         if items and media[modality]:
             raise Reject(RejectCode.BAD_COLUMN, f"{modality}s stand both in the messages and in the column {modality}s")
         media[modality] = items or media[modality]
+    unread |= unread_columns(row, {f"{m}s" for m, items in media.items() if items})
+    notes = Note.UNREAD_COLUMNS if unread else Note(0)
+    if inline.options or row.get("chat_template_kwargs"):
+        notes |= Note.IGNORED_OPTIONS
     if not direct:
         row["tools"] = _as_arrow(row.get("tools"))
-    kwargs = row.get("chat_template_kwargs") or {}
-    if not isinstance(kwargs, dict):
-        raise Reject(RejectCode.BAD_OPTION, "chat_template_kwargs must be an object")
     return Row(
         messages=messages,
         system=system,
@@ -125,26 +147,10 @@ def normalize(raw: Any) -> Row:
         audios=media["audio"],
         videos=media["video"],
         objects=_objects(row.get("objects"), dataset_path=not direct),
-        kwargs={k: v for k, v in kwargs.items() if v is not None},
+        kwargs=row.get("chat_template_kwargs") or {},
+        notes=notes,
+        unread=unread,
     )
-
-
-def _rename(raw: dict[str, Any], aliases: dict[str, str]) -> dict[str, Any]:
-    """Case-insensitive renames; two columns with one target are both left alone (core.py safe_rename_columns)."""
-    lower = {key.lower(): key for key in raw if isinstance(key, str)}
-    found: dict[str, list[str]] = {}
-    for name, key in lower.items():
-        if target := aliases.get(name):
-            found.setdefault(target, []).append(key)
-    renames = {keys[0]: target for target, keys in found.items() if len(keys) == 1}
-    return {renames.get(key, key): value for key, value in raw.items() if value is not None}
-
-
-def _literal(text: str, what: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise Reject(RejectCode.BAD_MESSAGE, f"{what} is text, but not a Python or JSON literal") from error
 
 
 def _is_standard(messages: Any) -> bool:
@@ -158,7 +164,7 @@ def _is_standard(messages: Any) -> bool:
 def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
     """Messages, or sharegpt conversations of either form (core.py MessagesPreprocessor)."""
     if isinstance(messages, str):
-        messages = _literal(messages, "messages")
+        messages = read_literal(messages, "messages")
     if not messages:
         raise Reject(RejectCode.EMPTY_ROW, "the row has no messages")
     if not isinstance(messages, list | tuple):
@@ -179,11 +185,12 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
             known = "system (first message only)" if role == "system" else ", ".join(sorted(ROLES))
             raise Reject(RejectCode.BAD_ROLE, f"message {position} has role {role!r}; known: {known}")
         content = message.get("content", message.get("value"))
-        if content is None and not (direct and role == "system"):
+        # template.encode writes what a tool gave as JSON, null too; the dataset path refuses null in every message.
+        if content is None and not (direct and (role == "system" or role in _TOOL_ROLES)):
             raise Reject(RejectCode.BAD_MESSAGE, f"message {position} ({role}) has no content")
         role = "tool" if role == "tool_response" else role
-        if role in ("tool_call", "tool") and not isinstance(content, str):
-            content = json.dumps(content, ensure_ascii=False)
+        if role in _TOOL_ROLES and not isinstance(content, str):
+            content = json_text(content, RejectCode.BAD_MESSAGE, f"message {position} ({role})")
         clean = {"role": role, "content": content}
         if message.get("loss") is not None:
             clean["loss"] = _loss(message["loss"], position)
@@ -195,12 +202,12 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
 
 def _loss(value: Any, position: int) -> float:
     try:
-        loss = float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: loss must be true, false or a number") from error
-    if not math.isfinite(loss):
-        raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: a loss of {loss} weighs no token")
-    return loss
+        weight = float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: loss must be true, false or a finite number")
+    return weight
 
 
 def _pairs(messages: Sequence[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
@@ -242,7 +249,7 @@ def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
         response = response[int(np.random.RandomState(42).randint(0, len(response)))]
     history = row.get("history") or []
     if isinstance(history, str):
-        history = _literal(history, "history")
+        history = read_literal(history, "history")
     if not isinstance(history, list) or not all(isinstance(turn, list | tuple) and len(turn) >= 2 for turn in history):
         raise Reject(RejectCode.BAD_MESSAGE, "history must be a list of [query, response]")
     messages: list[dict[str, Any]] = []
@@ -253,40 +260,55 @@ def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
     return messages
 
 
-def _lift_inline_media(messages: list[dict[str, Any]]) -> dict[str, list[Any]]:
+@dataclass(slots=True)
+class _Inline:
+    """What typed content lists hold beside their text."""
+
+    media: dict[str, list[Any]] = field(default_factory=lambda: {m: [] for m in MODALITIES})
+    unread: dict[str, str] = field(default_factory=dict)
+    options: bool = False
+
+
+def _lift_inline_media(messages: list[dict[str, Any]], columns: Columns) -> _Inline:
     """Typed content lists → text with tags, and the media in reading order (template_inputs.py
     remove_messages_media).
     """
-    media: dict[str, list[Any]] = {m: [] for m in MODALITIES}
+    found = _Inline()
     for position, message in enumerate(messages, 1):
         content = message["content"]
         if content is None or isinstance(content, str):
             continue
         if not isinstance(content, list):
             raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: content must be text or a list of typed items")
-        text = ""
-        for item in content:
-            kind = item.get("type") if isinstance(item, dict) else None
-            if not isinstance(kind, str):
-                raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: each item of a content list needs a type")
-            value = item.get(kind)
-            if kind == "text":
-                if not isinstance(value, str):
-                    raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: a text item has no text")
-                text += value
-                continue
-            kind = kind.removesuffix("_url")
-            if kind not in media and value:
-                raise Reject(
-                    RejectCode.UNSUPPORTED_MODALITY, f"message {position}: items of type {kind!r} are not known"
-                )
-            text += f"<{kind}>"
-            if isinstance(value, dict) and "url" in value:
-                value = value["url"]
-            if value:
-                media[kind].append(value)
-        message["content"] = text
-    return media
+        message["content"] = "".join(_lift_item(item, position, columns, found) for item in content)
+    return found
+
+
+def _lift_item(item: Any, position: int, columns: Columns, found: _Inline) -> str:
+    """The text of a typed item; its media are added to `found`."""
+    kind = item.get("type") if isinstance(item, dict) else None
+    if not isinstance(kind, str):
+        raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: each item of a content list needs a type")
+    value = item.get(kind)
+    if kind == "text":
+        if not isinstance(value, str):
+            raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: a text item has no text")
+        return value
+    kind = kind.removesuffix("_url")
+    if columns and (renamed := renamed_item_value(item, kind, columns)) is not None:
+        value = renamed
+    if kind not in found.media and value:
+        raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"message {position}: items of type {kind!r} are not known")
+    if isinstance(value, dict) and "url" in value:
+        value = value["url"]
+    if value:
+        found.media[kind].append(value)
+        found.options |= not ITEM_OPTIONS.isdisjoint(item)
+    elif kind in found.media:
+        found.unread |= unread_item_keys(item, kind)
+    elif len(item) > 1:
+        found.unread[f"content.{kind}"] = ""
+    return f"<{kind}>"
 
 
 def _media_column(value: Any, modality: str) -> list[Any]:
@@ -311,23 +333,36 @@ def _objects(value: Any, *, dataset_path: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Reject(RejectCode.BAD_OBJECTS, "objects must be an object with ref and bbox")
     result = {key: value[key] for key in ("ref", "bbox", "bbox_type", "image_id") if value.get(key) is not None}
-    boxes = []
-    for position, box in enumerate(result.get("bbox", []), 1):
-        if (
-            not isinstance(box, list | tuple)
-            or len(box) not in (2, 4)
-            or not all(isinstance(v, int | float) for v in box)
-        ):
-            raise Reject(RejectCode.BAD_OBJECTS, f"box {position} must be 2 or 4 numbers")
-        box = [float(v) for v in box] if dataset_path else list(box)
-        if len(box) == 4 and dataset_path:
-            box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
-        boxes.append(box)
+    for key in ("ref", "bbox", "image_id"):
+        if not isinstance(result.get(key, []), list):
+            raise Reject(RejectCode.BAD_OBJECTS, f"objects: {key} must be a list, not {type(result[key]).__name__}")
+    for position, name in enumerate(result.get("ref", []), 1):
+        if not isinstance(name, str | int | float):
+            raise Reject(RejectCode.BAD_OBJECTS, f"reference {position} must be text, not {type(name).__name__}")
     if "bbox" in result:
-        result["bbox"] = boxes
+        result["bbox"] = [_box(box, position, dataset_path) for position, box in enumerate(result["bbox"], 1)]
     elif dataset_path:
         raise Reject(RejectCode.BAD_OBJECTS, "objects have no bbox")
     return result
+
+
+def _box(box: Any, position: int, dataset_path: bool) -> list[Any]:
+    if not isinstance(box, list | tuple) or len(box) not in (2, 4) or not all(map(_is_number, box)):
+        raise Reject(RejectCode.BAD_OBJECTS, f"box {position} must be 2 or 4 finite numbers")
+    if not dataset_path:
+        return list(box)
+    box = [float(v) for v in box]
+    if len(box) == 4:
+        box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
+    return box
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a coordinate can be computed with: finite as a float, and not true or false."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
 
 
 def _as_arrow(tools: Any) -> Any:
@@ -340,5 +375,5 @@ def _as_arrow(tools: Any) -> Any:
 
     try:
         return pa.array([tools]).to_pylist()[0]
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise Reject(RejectCode.BAD_TOOLS, f"tools mix types that one Arrow column cannot hold: {error}") from error

@@ -4,11 +4,10 @@ The texts of hermes are what Qwen's own chat template writes; they must not chan
 reference falls back to where there is no chat template (pre-training).
 """
 
-import ast
-import json
 from typing import Any
 
 from omniprep.errors import Reject, RejectCode
+from omniprep.rows.literal import json_text, parse_json
 
 _HEAD = (
     "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -21,19 +20,6 @@ _TAIL = (
 )
 FORMATS = ("hermes", "react_en")
 _ACTION, _ACTION_INPUT, _OBSERVATION = "Action:", "Action Input:", "Observation:"
-
-
-def parse_json(text: Any) -> Any:
-    """JSON, else a Python literal, else None; what is not text stays as it is (base.py _parse_json)."""
-    if not isinstance(text, str):
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None
 
 
 def _wrap(tool: Any) -> dict[str, Any]:
@@ -90,11 +76,13 @@ def format_tools(tools: list[dict[str, Any]], system: str | None, style: str = "
         head = "Answer the following questions as best you can. You have access to the following tools:\n\n"
         names = ",".join(str(name) for name, _ in described)
         return head + "\n\n".join(text for _, text in described) + _REACT.replace("{names}", names)
-    return (system or "") + _HEAD + "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools) + _TAIL
+    return (system or "") + _HEAD + "\n".join(json_text(tool, RejectCode.BAD_TOOLS, "a tool") for tool in tools) + _TAIL
 
 
 def _described(tool: dict[str, Any]) -> tuple[Any, str]:
     """Name of a tool, and the sentence that react_en describes it with (base.py _parse_tool)."""
+    if not isinstance(tool, dict):
+        raise Reject(RejectCode.BAD_TOOLS, "the function of a tool must be an object")
     name = tool.get("name_for_model") or tool.get("name")
     human = tool.get("name_for_human") or name
     about = tool["description"] if tool.get("description") is not None else tool.get("description_for_model")
@@ -102,7 +90,7 @@ def _described(tool: dict[str, Any]) -> tuple[Any, str]:
         raise Reject(RejectCode.BAD_TOOLS, "react_en needs the name and description of each tool")
     parameters = tool.get("parameters") or {}
     if not isinstance(parameters, str):
-        parameters = json.dumps(parameters, ensure_ascii=False)
+        parameters = json_text(parameters, RejectCode.BAD_TOOLS, "a tool")
     return name, (
         f"{name}: Call this tool to interact with the {human} API. What is the {human} API useful for? {about} "
         f"Parameters: {parameters} Format the arguments as a JSON object."
@@ -131,7 +119,7 @@ def format_tool_calls(contents: list[str], style: str = "hermes") -> str:
         if style == "react_en":
             calls.append(f"{_ACTION} {call['name']}\n{_ACTION_INPUT} {arguments}\n")
             continue
-        text = json.dumps({"name": call["name"], "arguments": arguments}, ensure_ascii=False)
+        text = json_text({"name": call["name"], "arguments": arguments}, RejectCode.BAD_TOOLS, "a tool call")
         calls.append(f"<tool_call>\n{text}\n</tool_call>")
     return "".join([*calls, _OBSERVATION]) if style == "react_en" else "\n".join(calls)
 

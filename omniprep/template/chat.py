@@ -99,17 +99,17 @@ def add_missing_tags(row: Row) -> None:
             first["content"] = TAGS[modality] * missing + (first["content"] or "")
 
 
-def check_surplus_tags(row: Row) -> None:
-    """Refuse a row with more tags than media (--surplus-tags reject); called after missing tags were added.
+def surplus_tags(row: Row) -> str:
+    """What to say of a row with more tags than media, else ""; called after missing tags were added.
 
-    Raises:
-        Reject: placeholder_mismatch.
+    The reference replaces the first tags, and the surplus stays text (base.py _add_default_tags warns).
     """
     texts = [row.system or "", *(message["content"] or "" for message in row.messages)]
     for modality in MODALITIES:
         tags, items = sum(text.count(TAGS[modality]) for text in texts), len(row.media(modality))
         if tags > items:
-            raise Reject(RejectCode.PLACEHOLDER_MISMATCH, f"{tags} {TAGS[modality]} tags, but {items} {modality} items")
+            return f"{tags} {TAGS[modality]} tags, but {items} {modality} items"
+    return ""
 
 
 def _merge(messages: list[dict[str, Any]], meta: TemplateMeta) -> list[dict[str, Any]]:

@@ -30,7 +30,10 @@ class Encoder:
         plain = [t for t in added.values() if not (t.normalized or t.lstrip or t.rstrip or t.single_word)]
         cutters = sorted((t.content for t in plain), key=len, reverse=True)
         self._known: dict[str, bytes] = {t.content: np.int32(i).tobytes() for i, t in added.items() if t in plain}
-        self.special_tokens = frozenset(t.content for t in added.values() if t.special)
+        special = [token for token in added.values() if token.special]
+        self.special_tokens = frozenset(token.content for token in special)
+        # Such tokens are looked for after normalization, so a wide "＜s＞" may be one.
+        self._normalizer = self._backend.normalizer if any(token.normalized for token in special) else None
         self._cut = re.compile("(" + "|".join(map(re.escape, cutters)) + ")") if cutters else None
         by_word = len(plain) == len(added) and suits(self._backend)
         self._words = Words(self._whole) if by_word else None
@@ -39,6 +42,10 @@ class Encoder:
     def by_words(self) -> bool:
         """Whether words are remembered (omniprep/template/words.py), which is five times as fast."""
         return self._words is not None
+
+    def as_matched(self, text: str) -> str:
+        """The text that control tokens are looked for in: as it stands, and as the tokenizer normalizes it."""
+        return text if self._normalizer is None else f"{text}\n{self._normalizer.normalize_str(text)}"
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, equal to `tokenizer(text, add_special_tokens=False)["input_ids"]`."""

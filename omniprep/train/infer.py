@@ -22,6 +22,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.progress import Reporter
+from omniprep.rows.columns import Columns, parse_columns
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.normalize import normalize
 from omniprep.rows.sources import find_splits, numbered
@@ -121,16 +122,16 @@ def encoded_rows(config: InferConfig, build: BuildConfig, ctx: FamilyContext) ->
         try:
             if isinstance(raw.content, Reject):
                 raise raw.content
-            row["label"] = last_answer(raw.content)
+            row["label"] = last_answer(raw.content, parse_columns(build.columns))
             row["kwargs"] = encode_prompt(raw.content, ctx, build, split.base)
         except Reject as reject:
             row |= {"error": str(reject.code), "message": reject.message}
         yield row
 
 
-def last_answer(row: Any) -> str | None:
+def last_answer(row: Any, columns: Columns = ()) -> str | None:
     """The text of the last assistant message, or None."""
-    messages = normalize(row).messages
+    messages = normalize(row, columns).messages
     if not messages or messages[-1]["role"] != "assistant":
         return None
     content = messages[-1]["content"]

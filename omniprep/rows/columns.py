@@ -1,0 +1,260 @@
+"""Columns of raw rows: --columns, the names that the reference knows, and what of a row nobody reads.
+
+Columns that look like media but have a name that the reference does not know are left unread, as there. The row
+then loses its media without an error, so such columns are found here, counted, and named in the build's summary.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from enum import IntFlag
+from typing import Any
+
+from omniprep.errors import Reject, RejectCode, UsageError, did_you_mean
+
+MODALITIES = ("image", "audio", "video")
+MEDIA_COLUMNS = ("images", "audios", "videos")
+
+_MEDIA_ALIASES = {key: f"{m}s" for m in MODALITIES for key in (f"{m}s", m)}
+_SYSTEM_ALIASES = dict.fromkeys(("system", "system_prompt"), "system")
+MESSAGE_ALIASES = {
+    **_MEDIA_ALIASES,
+    **dict.fromkeys(("messages", "conversation", "conversations"), "messages"),
+    **_SYSTEM_ALIASES,
+}
+"""Names of columns of rows with messages, and what they mean (core.py MessagesPreprocessor)."""
+RESPONSE_ALIASES = {
+    **_MEDIA_ALIASES,
+    **_SYSTEM_ALIASES,
+    **dict.fromkeys(("query", "prompt", "input", "instruction", "question", "problem"), "query"),
+    **dict.fromkeys(
+        (
+            "response",
+            "answer",
+            "output",
+            "targets",
+            "target",
+            "answer_key",
+            "answers",
+            "solution",
+            "text",
+            "completion",
+            "content",
+        ),
+        "response",
+    ),
+}
+"""The same of rows with one question and one answer (core.py ResponsePreprocessor)."""
+_READ = frozenset(
+    {*MESSAGE_ALIASES.values(), *RESPONSE_ALIASES.values(), "history", "tools", "objects", "chat_template_kwargs"}
+)
+TARGETS = frozenset({*_READ, *MESSAGE_ALIASES, *RESPONSE_ALIASES, *(f"content.{m}" for m in MODALITIES)})
+"""What --columns may rename to; `content.image` is the key of items of type image in content lists."""
+
+Columns = tuple[tuple[str, str], ...]
+
+
+class Note(IntFlag):
+    """What the build counts among the rows that it packs: nothing is wrong, but it may not be what was meant."""
+
+    SURPLUS_TAGS = 1
+    """More media tags than media; the surplus stays text."""
+    UNREAD_COLUMNS = 2
+    """Columns or typed items that hold media or a part of the chat, under a name that nobody reads."""
+    IGNORED_OPTIONS = 4
+    """The row's own limits of pixels and frames, which the reference ignores."""
+
+
+def parse_columns(texts: Sequence[str]) -> Columns:
+    """The pairs (new, old) of --columns NEW=OLD.
+
+    Raises:
+        UsageError: Not NEW=OLD, a NEW that no reader knows, or a name that is given twice.
+    """
+    pairs: list[tuple[str, str]] = []
+    for text in texts:
+        new, _, old = (part.strip() for part in text.partition("="))
+        if not new or not old:
+            raise UsageError(f"--columns {text!r}: write it as NEW=OLD, such as images=image_paths")
+        if new.lower() not in TARGETS:
+            hint = did_you_mean(new, TARGETS) or f"; known: {', '.join(sorted(TARGETS))}"
+            raise UsageError(f"--columns {text!r}: {new!r} is no name that a chat is read from{hint}")
+        pairs.append((new.lower(), old))
+    # Typed items differ from one another, so a key of theirs may have several old names (path here, url there).
+    news = [new for new, _ in pairs if not new.startswith("content.")]
+    for names, what in ((news, "NEW"), ([_scoped(*pair) for pair in pairs], "OLD")):
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UsageError(f"--columns: {min(twice)!r} is given twice as {what}; a column can have one name only")
+    return tuple(pairs)
+
+
+def _scoped(new: str, old: str) -> str:
+    """OLD in lower case; a key of typed items may be renamed for each type of item apart."""
+    return f"{new}: {old.lower()}" if new.startswith("content.") else old.lower()
+
+
+def rename_columns(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """Apply --columns to a row; the names of its columns count without case, as in the reference.
+
+    Raises:
+        Reject: bad_column, where the new name is that of another column of the row.
+    """
+    names = {key.lower(): key for key in raw if isinstance(key, str) and raw[key] is not None}
+    renames = {names[old.lower()]: new for new, old in columns if old.lower() in names}
+    if not renames:
+        return raw
+    for old, new in renames.items():
+        taken = names.get(new)
+        if taken is not None and taken not in renames:
+            raise Reject(
+                RejectCode.BAD_COLUMN, f"--columns {new}={old}: the row has a column {taken!r} already; rename one only"
+            )
+    gone = {name for name in raw if isinstance(name, str) and raw[name] is None and name.lower() in renames.values()}
+    return {renames.get(key, key): value for key, value in raw.items() if key not in gone}
+
+
+def renamed_item_value(item: Mapping[str, Any], kind: str, columns: Columns) -> Any:
+    """The value that --columns content.TYPE=OLD gives an item of a content list; None where it has no such key.
+
+    Raises:
+        Reject: bad_message, where the item has a value under its own type too.
+    """
+    old = [old for new, old in columns if new == f"content.{kind}" and item.get(old) is not None]
+    if not old:
+        return None
+    if len(names := [*(name for name in (kind, f"{kind}_url") if item.get(name) is not None), *old]) > 1:
+        raise Reject(RejectCode.BAD_MESSAGE, f"--columns content.{kind}={old[0]}: an item has {' and '.join(names)}")
+    return item[old[0]]
+
+
+def columns_of_row(raw: Any, columns: Columns) -> set[int]:
+    """Which of the pairs of --columns a row has something for, by their number."""
+    if not isinstance(raw, dict):
+        return set()
+    names = {key.lower() for key in raw if isinstance(key, str)}
+    messages = raw.get("messages")
+    items = [
+        item
+        for message in (messages if isinstance(messages, list) else ())
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        for item in message["content"]
+        if isinstance(item, dict)
+    ]
+    return {
+        number
+        for number, (new, old) in enumerate(columns)
+        if (any(old in item for item in items) if new.startswith("content.") else old.lower() in names)
+    }
+
+
+def standard_names(raw: dict[str, Any], aliases: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Case-insensitive renames (core.py safe_rename_columns); columns that are null are left out.
+
+    Returns:
+        The row, and what two columns stand for: the reference then renames neither.
+
+    Raises:
+        Reject: bad_column, where two columns differ in case alone.
+    """
+    names: dict[str, list[str]] = {}
+    for key in raw:
+        if isinstance(key, str):
+            names.setdefault(key.lower(), []).append(key)
+    found: dict[str, list[str]] = {}
+    for name, keys in names.items():
+        if target := aliases.get(name):
+            if sum(raw[key] is not None for key in keys) > 1:
+                raise Reject(RejectCode.BAD_COLUMN, f"the columns {' and '.join(map(repr, keys))} differ in case alone")
+            found.setdefault(target, []).append(next((key for key in keys if raw[key] is not None), keys[-1]))
+    renames = {keys[0]: target for target, keys in found.items() if len(keys) == 1}
+    clashes = {target: [key for key in keys if raw[key] is not None] for target, keys in found.items() if len(keys) > 1}
+    return {renames.get(key, key): value for key, value in raw.items() if value is not None}, clashes
+
+
+_NAME = re.compile(
+    r"(images?|img|picture|pic|photo|audio|wav|video|frame)s?"
+    r"(_?(path|file|filename|file_name|name|url|uri|link|list|data|bytes|b64|base64|src)s?)?(_?\d+)?"
+)
+_KINDS = {"image": "images", "img": "images", "pic": "images", "photo": "images", "audio": "audios", "wav": "audios"}
+_FILE = re.compile(
+    r"\.(?:(?P<image>jpe?g|png|gif|webp|bmp|tiff?|heic|avif|jxl)|(?P<audio>wav|mp3|flac|ogg|opus|m4a|aac|amr)"
+    r"|(?P<video>mp4|mov|avi|mkv|webm|m4v|mpe?g|wmv|flv))(?:[?#]\S*)?\Z",
+    re.IGNORECASE,
+)
+_INLINE = re.compile(r"data:(?P<kind>image|audio|video)/")
+_MAGIC = {b"\x89PNG": "images", b"\xff\xd8\xff": "images", b"GIF8": "images", b"RIFF": "audios", b"fLaC": "audios"}
+_ITEM_KEYS = frozenset({"path", "url", "uri", "file", "src", "source", "data", "bytes", "base64"})
+_MESSAGE_KEYS = frozenset({"role", "content", "loss", "from", "value", "user", "human", "assistant", "gpt", "bot"})
+_TEXTS = frozenset({*_READ, *MESSAGE_ALIASES, *RESPONSE_ALIASES} - {*_MEDIA_ALIASES}) | {*MEDIA_COLUMNS}
+_LONGEST_NAME = 1024
+"""A longer text is prose or base64, not the name of a file."""
+
+
+def _kind_of_value(value: Any, depth: int = 2) -> str:
+    """images, audios or videos, where a value is plainly the name or the bytes of a media file; else ""."""
+    if isinstance(value, str):
+        if match := _INLINE.match(value):
+            return f"{match['kind']}s"
+        if len(value) > _LONGEST_NAME or "\n" in value:
+            return ""
+        match = _FILE.search(value)
+        return f"{match.lastgroup}s" if match else ""
+    if isinstance(value, bytes):
+        return next((kind for mark, kind in _MAGIC.items() if value.startswith(mark)), "")
+    if isinstance(value, dict) and depth:
+        parts = [value[key] for key in ("bytes", "path", "url") if key in value]
+    elif isinstance(value, list | tuple) and depth:
+        parts = list(value[:4])
+    else:
+        return ""
+    return next(filter(None, (_kind_of_value(part, depth - 1) for part in parts)), "")
+
+
+def _kind_of_column(name: str, value: Any) -> str:
+    """images, audios or videos, where a column holds media by its value, or by its name; else ""."""
+    if kind := _kind_of_value(value):
+        return kind
+    match = _NAME.fullmatch(name.lower())
+    if not match or not value or not isinstance(value, str | bytes | dict | list | tuple):
+        return ""
+    if isinstance(value, list | tuple) and not all(isinstance(part, str | bytes | dict) for part in value):
+        return ""
+    return next((kind for word, kind in _KINDS.items() if match[1].startswith(word)), "videos")
+
+
+def unread_columns(row: Mapping[str, Any], read: Collection[str]) -> dict[str, str]:
+    """Columns of media that nobody reads, each with the --columns option that makes them read ("" where none does).
+
+    Args:
+        row: The row with standard names.
+        read: Columns of media that have items: images, audios, videos.
+    """
+    found = {}
+    for name, value in row.items():
+        if not isinstance(name, str) or name.lower() in _TEXTS or not (kind := _kind_of_column(name, value)):
+            continue
+        if kind not in read:
+            found[name] = f"{kind}={name}"
+        elif name.lower() in _MEDIA_ALIASES or name[-1].isdigit():
+            # Beside media that are read, only `image` beside `images` and image_2 are surely others; file_name or
+            # image_url mostly say once more what the first column says.
+            found[name] = ""
+    return found
+
+
+def unread_message_keys(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Keys of messages that hold media beside their content (no option reads them: only columns of the row count)."""
+    return {
+        f"messages.{name}": ""
+        for message in messages
+        for name, value in message.items()
+        if name not in _MESSAGE_KEYS and _kind_of_column(str(name), value)
+    }
+
+
+def unread_item_keys(item: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """Keys of a typed item without media of its type that hold them, each with the option that reads them."""
+    return {
+        f"content.{kind}.{name}": f"content.{kind}={name}"
+        for name, value in item.items()
+        if isinstance(name, str) and (_kind_of_column(name, value) or (name.lower() in _ITEM_KEYS and value))
+    }

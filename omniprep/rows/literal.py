@@ -1,0 +1,64 @@
+"""Columns that hold a value as text, and values that become text: what the reference reads and writes, or a reject."""
+
+import ast
+import json
+import re
+from typing import Any
+
+from omniprep.errors import Reject, RejectCode
+
+__all__ = ["json_text", "parse_json", "read_literal"]
+
+_JSON_WORD = re.compile(r"\b(?:true|false|null|NaN|Infinity)\b")
+
+
+def read_literal(text: str, what: str) -> Any:
+    """A column that holds a list as text (core.py default_repair_messages: ast.literal_eval).
+
+    Raises:
+        Reject: bad_message: no Python literal. JSON text is one unless true, false or null stands in it.
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        message = f"{what} is text, but not a Python literal"
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            message += ", nor JSON"
+        else:
+            word = _JSON_WORD.search(text)
+            known = f" with {word.group()}" if word else ""
+            message += f": it is JSON text{known}, which the reference does not read; store a list instead of its text"
+        raise Reject(RejectCode.BAD_MESSAGE, message) from error
+
+
+def json_text(value: Any, code: RejectCode, what: str) -> str:
+    """A value as JSON, as the reference writes it.
+
+    Raises:
+        Reject: With `code`: the value has no JSON form (bytes, a date, a number of more than 4,300 digits).
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise Reject(code, f"{what} cannot be written as JSON: {error}") from error
+
+
+def parse_json(text: Any) -> Any:
+    """JSON, else a Python literal, else None; what is not text stays as it is (base.py _parse_json).
+
+    Raises:
+        Reject: bad_tools, for a number of more than 4,300 digits, at which the reference fails too.
+    """
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return None
+    except ValueError as error:
+        raise Reject(RejectCode.BAD_TOOLS, f"JSON text that cannot be read: {error}") from error
