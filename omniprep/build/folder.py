@@ -109,9 +109,9 @@ def list_inputs(config: BuildConfig, say: Callable[[str], None] = lambda text: N
 def describe(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> dict[str, Any]:
     """What makes this build this build: options, inputs, versions, tokenizer."""
     parse_strategy(config.loss_scale)
-    for source in dict.fromkeys(split.source for split in listed.splits):
-        if _is_inside(config.out, source):
-            raise UsageError(f"{source}: this input lies in --out; choose another --out")
+    for uri in dict.fromkeys(split.uri for split in listed.splits):
+        if _is_inside(config.out, uri):
+            raise UsageError(f"{uri}: this input lies in --out; choose another --out")
     this = {
         "command": "build",
         "config": shaping(config),
