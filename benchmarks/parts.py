@@ -28,9 +28,9 @@ from omniprep.families.mel import log_mel
 from omniprep.families.qwen_vision import Limits, image_patches, image_size, plan_video, video_patches
 from omniprep.families.registry import MediaMeta
 from omniprep.media.audio import decode_audio
-from omniprep.media.fetch import Source
 from omniprep.media.image import decode_image
 from omniprep.media.resample import image_is_fast, resize_frames, resize_image, video_is_fast
+from omniprep.media.source import Source
 from omniprep.media.video import open_video
 from omniprep.shards.schema import Bin, arrow_schema
 from omniprep.shards.writer import ShardWriter

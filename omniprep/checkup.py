@@ -85,7 +85,7 @@ def decoders() -> list[Finding]:
     import soundfile
     from PIL import Image, features
 
-    from omniprep.media.audio import sound_decoder
+    from omniprep.media.track import sound_decoder
     from omniprep.media.video import backend
 
     Image.init()

@@ -28,24 +28,6 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM). No ValueError: nothing that decodes a row may take it for a bad file."""
 
 
-def unforeseen(where: str, error: BaseException) -> OmniprepError:
-    """One line for an exception that nothing expects: its type and text, and the line of code that it comes from.
-
-    Args:
-        where: What was being worked on.
-        error: The exception.
-    """
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    place = f" at {os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else ""
-    said = " ".join(str(error).split())[:500]
-    return OmniprepError(
-        f"{where}: {type(error).__name__}{place}: {said or 'no message'}. This is a defect: please report it "
-        "(OMNIPREP_TRACEBACK=1 shows where). What is finished stays: the same command again goes on from here"
-    )
-
-
 def did_you_mean(word: str, known: Iterable[str], folder: str = "") -> str:
     """The words "; did you mean 'build'?" where a known word is close (case apart), else nothing.
 
@@ -156,7 +138,11 @@ class RejectCode(StrEnum):
     MEDIA_TOO_LARGE = "media_too_large", "The media file is larger than the limit."
     BAD_BASE64 = "bad_base64", "Inline media that is not valid base64."
     # Decoding media
-    BAD_MEDIA = "bad_media", "The file is empty, or is not of a kind that can be read."
+    BAD_MEDIA = (
+        "bad_media",
+        "The file is empty, or is not of a kind that can be read; the message says what it is where that is known (a "
+        "Git LFS pointer, an HTML page, HEIC).",
+    )
     DECODE_ERROR = "decode_error", "The file is damaged: its header is readable but its content is not."
     DECODE_MISMATCH = (
         "decode_mismatch",
@@ -166,11 +152,15 @@ class RejectCode(StrEnum):
     DECODE_TIMEOUT = "decode_timeout", "Decoding did not end within the time limit."
     DECODE_MEMORY = "decode_memory", "Decoding needed more memory than a worker may use."
     ASPECT_RATIO = "aspect_ratio", "One side of the image or video is more than 200 times the other."
-    IMAGE_TOO_LARGE = "image_too_large", "The image header promises more pixels than the limit (a decompression bomb)."
+    IMAGE_TOO_LARGE = (
+        "image_too_large",
+        "The header of an image, or of a video's frames, promises more pixels than the limit (a decompression bomb).",
+    )
     AUDIO_TOO_SHORT = "audio_too_short", "The audio gives no token (at most 320 samples at 16 kHz, 20 ms)."
     AUDIO_TOO_LONG = (
         "audio_too_long",
-        "The audio is longer than the model takes (300 s); the reference would cut it silently. See --long-audio.",
+        "The audio is longer than the model takes (300 s); the reference would cut it silently. See --long-audio. Or "
+        "it is longer than is decoded at all: 24 hours, or 2 GiB of samples.",
     )
     BAD_AUDIO = "bad_audio", "The waveform holds values that are not finite."
     VIDEO_TOO_SHORT = "video_too_short", "The video has fewer than 2 frames."

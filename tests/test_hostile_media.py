@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.media.fetch import Places, Source
+from omniprep.media.fetch import Places
+from omniprep.media.source import Source
 from tests.reliability import codes, command, in_fork, run_cli, wait_for, warm
 
 MEDIA = Path(__file__).parent / "golden" / "media"
@@ -247,10 +248,10 @@ def test_an_mjpeg_frame_cut_short_is_rejected(container: str, tmp_path: Path) ->
 
 
 def test_messages_of_decord_hold_no_time() -> None:
-    from omniprep.media.video import _first_line
+    from omniprep.media.guard import said
 
     error = RuntimeError("[08:45:29] /github/workspace/src/video/reader.cc:270: [a.mp4] Failed to measure duration")
-    assert _first_line(error) == "[a.mp4] Failed to measure duration"
+    assert said(error) == "[a.mp4] Failed to measure duration"
 
 
 def test_inline_nonsense() -> None:

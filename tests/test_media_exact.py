@@ -34,7 +34,8 @@ from omniprep.families.qwen_vision import (
 )
 from omniprep.families.registry import MediaMeta
 from omniprep.media.audio import decode_audio, probe_audio, resampled_length
-from omniprep.media.fetch import Source
+from omniprep.media.source import Source
+from tests.media_files import SOUNDS, id3_tag, sound, wav_of, waveform
 
 MEDIA = Path(__file__).parent / "golden" / "media"
 SETTINGS = {"n_fft": 400, "feature_size": 128, "sampling_rate": 16000, "n_samples": 4_800_000}
@@ -136,6 +137,88 @@ def test_audio_equals_librosa(tmp_path: Path, rate: int, channels: int, kind: st
     assert np.array_equal(ours, expected)
     assert probe_audio(Source(path=str(path)), 16000) == len(expected)
     assert np.array_equal(decode_audio(Source(data=path.read_bytes()), 16000), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 8, 9, 16])
+def test_the_mean_over_channels_is_librosas(channels: int) -> None:
+    """With eight channels and more, numpy adds in another order where the array lies otherwise in memory."""
+    data = io.BytesIO()
+    soundfile.write(data, waveform(4000, channels, seed=channels), 16000, format="WAV", subtype="FLOAT")
+    expected, _ = librosa.load(io.BytesIO(data.getvalue()), sr=16000)
+    assert np.array_equal(decode_audio(Source(data=data.getvalue()), 16000), expected)
+
+
+PREFIXES = {
+    "id3": id3_tag(100),
+    "odd id3": id3_tag(101),
+    "long id3": id3_tag(6000),
+    "two tags": id3_tag(50) + id3_tag(71),
+    "empty tag": id3_tag(0),
+    "newline": b"\n",
+    "zeros": bytes(4),
+    "mark": b"\xef\xbb\xbf",
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("kind", SOUNDS)
+def test_bytes_before_a_sound_count_as_in_the_reference(tmp_path: Path, kind: str, prefix: str) -> None:
+    """A path gives what the bytes give: `librosa.load(BytesIO(file))`, which ends a tagged WAV early."""
+    data = PREFIXES[prefix] + sound(kind)
+    path = tmp_path / f"sound.{kind.lower()}"
+    path.write_bytes(data)
+    sources = (Source(path=str(path)), Source(data=data), Source(data=memoryview(data)))
+    try:
+        expected, _ = librosa.load(io.BytesIO(data), sr=16000)
+    except soundfile.LibsndfileError:  # the reference fails: any way of reading it must agree with the others
+        results = []
+        for source in sources:
+            try:
+                results.append(decode_audio(source, 16000))
+            except Reject as reject:
+                results.append(str(reject.code))
+        assert all(np.array_equal(results[0], other) for other in results[1:])
+        return
+    for source in sources:
+        assert probe_audio(source, 16000) == len(expected)
+        assert np.array_equal(decode_audio(source, 16000), expected)
+
+
+SUBTYPES = [
+    (kind, subtype)
+    for kind in ("WAV", "AIFF", "W64", "CAF", "AU", "OGG", "VOC", "SVX", "PAF", "NIST", "XI")
+    for subtype in soundfile.available_subtypes(kind)
+    # Without those that libsndfile only reads; `wav_of` makes an MP3 in a WAV.
+    if soundfile.check_format(kind, subtype) and subtype not in ("MPEG_LAYER_III", "DWVW_12")
+]
+
+
+@pytest.mark.parametrize(("kind", "subtype"), SUBTYPES, ids="-".join)
+def test_every_subtype_is_counted_as_it_is_decoded(kind: str, subtype: str) -> None:
+    """Block codecs round up, ADPCM pads, MP3 guesses: the count is of what libsndfile decodes, or a reject."""
+    data = sound(kind, subtype, frames=24_123)
+    source = Source(data=data)
+    try:
+        expected, _ = librosa.load(io.BytesIO(data), sr=16000)
+    except (ValueError, soundfile.LibsndfileError):  # not seekable: soundfile cannot read it as a whole
+        for read in (probe_audio, decode_audio):
+            with pytest.raises(Reject, match="decode_error"):
+                read(source, 16000)
+        return
+    assert probe_audio(source, 16000) == len(expected)
+    assert np.array_equal(decode_audio(source, 16000), expected)
+
+
+@pytest.mark.parametrize("codec", ["libmp3lame", "adpcm_ms", "adpcm_ima_wav", "pcm_mulaw", "pcm_f32le"])
+def test_a_wav_with_a_compressed_format_tag_is_counted_by_decoding(codec: str) -> None:
+    data = wav_of(codec)
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        promised = file.frames
+    expected, _ = librosa.load(io.BytesIO(data), sr=16000)
+    assert probe_audio(Source(data=data), 16000) == len(expected)
+    assert np.array_equal(decode_audio(Source(data=data), 16000), expected)
+    if codec == "libmp3lame":
+        assert promised != len(expected)
 
 
 def test_counts_from_headers_equal_decoding() -> None:

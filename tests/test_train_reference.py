@@ -11,7 +11,7 @@ from omniprep.build.options import family_of
 from omniprep.build.single import encode_prompt, encode_row
 from omniprep.config import BuildConfig
 from omniprep.media.audio import decode_track
-from omniprep.media.fetch import Source
+from omniprep.media.source import Source
 from omniprep.train.attention import use_row_attention
 from omniprep.train.config import InferConfig
 from omniprep.train.infer import answer, left_padded

@@ -24,10 +24,10 @@ from omniprep.build.rowplan import PlannedRow
 from omniprep.build.tasks import plan_path
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.registry import Item, as_json, from_json
-from omniprep.media.fetch import Source
+from omniprep.media.source import Source
 from omniprep.rows.normalize import MODALITIES
 
-_SOURCE = pa.struct([("path", pa.string()), ("uri", pa.string()), ("data", pa.large_binary())])
+_SOURCE = pa.struct([("path", pa.string()), ("uri", pa.string()), ("data", pa.large_binary()), ("root", pa.string())])
 _ITEM = pa.struct(
     [
         ("modality", pa.int8()),
@@ -139,7 +139,7 @@ def _media(rows: list[PlannedRow | None]) -> pa.Array:
                 "tokens": planned.item.tokens,
                 "audio": planned.item.audio,
                 "meta": json.dumps(as_json(planned.item.meta)),
-                "sources": [{"path": s.path, "uri": s.uri, "data": s.data} for s in planned.sources],
+                "sources": [{"path": s.path, "uri": s.uri, "data": s.data, "root": s.root} for s in planned.sources],
             }
             for number, m in enumerate(MODALITIES)
             for planned in row.items[m]
@@ -165,41 +165,16 @@ def _open(uri: str, columns: Iterable[str] = ()) -> pa.ipc.RecordBatchFileReader
     options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name) for name in columns])
     try:
         if io.is_local(uri):
-            reader = pa.ipc.open_file(pa.memory_map(io.local_path(uri), "r"), options=options)
-        else:
-            reader = pa.ipc.open_file(pa.PythonFile(io.open_input(uri), mode="r"), options=options)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(uri, error) from error
-    wanted = set(columns) or set(SCHEMA.names)
-    if reader.schema != pa.schema([field for field in SCHEMA if field.name in wanted]):
-        raise _damaged(uri, ValueError("its columns are not those of a plan"))
-    return reader
-
-
-def _batch(reader: pa.ipc.RecordBatchFileReader, number: int, uri: str) -> pa.RecordBatch:
-    """A record batch of a plan, whose offsets are within its buffers.
-
-    Raises:
-        DamagedDataError: The file is cut or its bytes were changed.
-    """
-    try:
-        batch = reader.get_batch(number)
-        batch.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        raise _damaged(uri, error) from error
-    return batch
-
-
-def _damaged(uri: str, error: Exception) -> DamagedDataError:
-    return DamagedDataError(
-        f"{uri}: the plan cannot be read ({error}); remove this file, and the same command plans it again"
-    )
+            return pa.ipc.open_file(pa.memory_map(io.local_path(uri), "r"), options=options)
+        return pa.ipc.open_file(pa.PythonFile(io.open_input(uri), mode="r"), options=options)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DamagedDataError(f"{uri}: the plan cannot be read ({error}); build again with --overwrite") from error
 
 
 def read_facts(uri: str) -> dict[str, NDArray[Any]]:
     """What packing and rows.parquet need of a split, an array a column; `code` is a list of texts or None."""
     reader = _open(uri, FACTS)
-    batches = [_batch(reader, i, uri).select(list(FACTS)) for i in range(reader.num_record_batches)]
+    batches = [reader.get_batch(i).select(list(FACTS)) for i in range(reader.num_record_batches)]
     table = pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in FACTS]))
     return {name: table[name].to_numpy() for name in FACTS}
 
@@ -222,7 +197,7 @@ def read_rejects(uri: str) -> Iterator[RejectedRow]:
     """The rejected rows of a split, in order."""
     reader, first = _open(uri, ("line", "code", "message", "raw")), 0
     for number in range(reader.num_record_batches):
-        batch = _batch(reader, number, uri)
+        batch = reader.get_batch(number)
         line, code, message, raw = (batch.column(name) for name in ("line", "code", "message", "raw"))
         texts = _views(raw.cast(pa.large_binary()))
         for at in pc.indices_nonzero(code.is_valid()).to_pylist():
@@ -249,25 +224,19 @@ class PlanReader:
     def read(self, split: int, number: int) -> PlannedRow:
         """Planned row `number` of a split. Inline media are views of the plan's bytes."""
         if split not in self._edges:
-            uri = plan_path(self._out, split, ".json")
-            try:
-                self._edges[split] = list(accumulate(json.loads(io.read_bytes(uri))["chunks"], initial=0))
-            except (ValueError, KeyError, TypeError) as error:
-                raise _damaged(uri, error) from error
+            receipt = json.loads(io.read_bytes(plan_path(self._out, split, ".json")))
+            self._edges[split] = list(accumulate(receipt["chunks"], initial=0))
         edges = self._edges[split]
         chunk = bisect_right(edges, number) - 1
         key = (split, chunk)
         if key not in self._chunks:
-            self._chunks[key] = _Chunk(_batch(self._file(split), chunk, plan_path(self._out, split, ".arrow")))
+            self._chunks[key] = _Chunk(self._file(split).get_batch(chunk))
             self._bytes += self._chunks[key].nbytes
             # Rows with inline media make batches of hundreds of MB: bounded by bytes, not by number alone.
             # Rows come in packed order, from anywhere, and opening a batch costs more than a row: many are kept.
             while len(self._chunks) > 1 and self._bytes > _KEPT_BYTES:
                 self._bytes -= self._chunks.popitem(last=False)[1].nbytes
-        try:
-            return self._chunks[key].row(number - edges[chunk])
-        except (LookupError, ValueError, TypeError) as error:  # values that no plan has
-            raise _damaged(plan_path(self._out, split, ".arrow"), error) from error
+        return self._chunks[key].row(number - edges[chunk])
 
     def _file(self, split: int) -> pa.ipc.RecordBatchFileReader:
         if split in self._files:
@@ -309,8 +278,8 @@ class _Chunk:
 def _items(items: pa.StructArray) -> Iterator[tuple[Item, list[Source]]]:
     edges = items.field("sources").offsets.to_numpy()
     sources = items.field("sources").values.slice(edges[0], edges[-1] - edges[0])
-    paths, uris = (sources.field(name).to_pylist() for name in ("path", "uri"))
-    found = [Source(*facts) for facts in zip(paths, uris, _views(sources.field("data")), strict=True)]
+    paths, uris, roots = (sources.field(name).to_pylist() for name in ("path", "uri", "root"))
+    found = [Source(*facts) for facts in zip(paths, uris, _views(sources.field("data")), roots, strict=True)]
     names = ("modality", "tokens", "audio", "meta")
     for n, facts in enumerate(zip(*(items.field(name).to_pylist() for name in names), strict=True)):
         modality, tokens, audio, meta = facts

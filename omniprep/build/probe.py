@@ -9,9 +9,10 @@ from omniprep.errors import Reject, RejectCode, UsageError
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
 from omniprep.families.registry import Item, MediaMeta
-from omniprep.media.audio import decode_track, probe_audio
-from omniprep.media.fetch import Places, Source
+from omniprep.media.audio import count_sound_of_video, probe_audio
+from omniprep.media.fetch import Places
 from omniprep.media.image import probe_image
+from omniprep.media.source import Source
 from omniprep.media.video import check_streams, open_video
 from omniprep.rows.normalize import MODALITIES, Row
 
@@ -129,7 +130,7 @@ def _probe(
             options=options,
         )
         if config.use_audio_in_video and sound:
-            samples = len(decode_track(source, rate, config.audio_decoder))
+            samples = count_sound_of_video(source, rate, config.audio_decoder)
             track = _planned(
                 "audio", MediaMeta(kind="audio", samples=samples, in_video=True, options=options), [source], ctx
             )

@@ -1,29 +1,33 @@
 """Audio as librosa.load gives it, without its detours: float32, mono by mean, soxr HQ to the model's rate.
 
-libsndfile reads wav, flac, ogg and mp3. Everything else (m4a, the sound of a video) becomes 16-bit samples as librosa's
-fallback makes them (audioread on the ffmpeg program): by that program where it is installed, else by PyAV, whose newer
-decoders may differ in the last bit; the manifest names which. Equal to librosa 0.11 bit by bit: tests/test_audio.py.
+libsndfile reads wav, flac, ogg and mp3, always from an open file and never from a path: that is what the reference does
+(`librosa.load(BytesIO(...))`), and libsndfile's two ways differ (with a path it skips an ID3 tag before a WAV as if it
+were not there; without, the sound ends as many bytes early as the tag is long). Everything else (m4a, the sound of a
+video) goes through FFmpeg: omniprep/media/track.py. Equal to librosa 0.11 bit by bit: tests/test_media_exact.py.
+
+Sizes are looked at before anything is allocated: `MAX_SECONDS`, `MAX_SOUND_BYTES`, `MAX_RATE`.
 """
 
 import math
-import shutil
-import struct
-import subprocess
-import tempfile
-from typing import Any, Literal
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from omniprep.errors import OmniprepError, Reject, RejectCode
-from omniprep.media.container import refuse_lists
-from omniprep.media.fetch import Source
+from omniprep.errors import Reject, RejectCode
+from omniprep.media.guard import library_faults, said
+from omniprep.media.source import Source
+from omniprep.media.track import Waveform, check_sound, count_track, decode_track_frames
 
-Waveform = NDArray[np.float32]
-# Longer than any model takes; a bound on what a hostile header can make us decode.
-MAX_SECONDS = 24 * 3600
+_BLOCK = 1 << 16
+# Bytes of a sample are fixed, so the header's length follows from the size of the data; the rest (ADPCM, MP3, GSM,
+# Vorbis, Opus, ALAC, DWVW) is counted by decoding, since headers round up to blocks, guess, or count what a decoder
+# then leaves out.
+_FIXED_WIDTH = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
+# libsndfile's SF_COUNT_MAX stands for a FLAC whose header says 0 samples, "unknown".
+_UNKNOWN_FRAMES = 1 << 62
 
 
 def resampled_length(frames: int, rate: int, target: int) -> int:
@@ -31,44 +35,23 @@ def resampled_length(frames: int, rate: int, target: int) -> int:
     return frames if rate == target else math.ceil(frames * (float(target) / rate))
 
 
-def _file(source: Source) -> Any:
-    return source.path if source.path is not None else source.open()
-
-
-def sound_decoder(asked: str = "auto") -> Literal["ffmpeg", "pyav"]:
-    """What decodes containers that libsndfile cannot read: "ffmpeg" (the program) or "pyav".
-
-    Raises:
-        OmniprepError: ffmpeg is asked for and absent.
-    """
-    found = shutil.which("ffmpeg") is not None
-    if asked == "ffmpeg" and not found:
-        raise OmniprepError(
-            "--audio-decoder ffmpeg: the program is not on PATH of this machine; install it or use --audio-decoder pyav"
-        )
-    if asked == "auto":
-        return "ffmpeg" if found else "pyav"
-    return "ffmpeg" if asked == "ffmpeg" else "pyav"
-
-
 def probe_audio(source: Source, target: int, decoder: str = "auto") -> int:
     """Samples at rate `target`, without decoding where the container says it exactly.
 
     Raises:
-        Reject: bad_media, media_not_found, decode_error, audio_too_long.
+        Reject: bad_media, media_not_found, decode_error, audio_too_long, audio_too_short.
     """
-    try:
-        info = soundfile.info(_file(source))
-    except (soundfile.LibsndfileError, TypeError, ValueError):
-        return len(decode_audio(source, target, decoder))
-    frames = info.frames
-    if info.format == "MP3":  # without a Xing header the number of frames is a guess from the size of the file
-        frames = len(_read(source)[0])
-    if info.samplerate <= 0 or frames > info.samplerate * MAX_SECONDS:
-        raise Reject(RejectCode.AUDIO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s")
+    with source.open() as file:
+        opened = _open_sound(file)
+        if isinstance(opened, soundfile.SoundFile):
+            with opened:
+                _check_header(opened, source, target)
+                frames, rate = _count(opened, source), int(opened.samplerate)
+        else:
+            frames, rate = count_track(source, target, decoder, opened)
     if frames <= 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
-    return resampled_length(frames, info.samplerate, target)
+    return resampled_length(frames, rate, target)
 
 
 def decode_audio(source: Source, target: int, decoder: str = "auto") -> Waveform:
@@ -77,142 +60,126 @@ def decode_audio(source: Source, target: int, decoder: str = "auto") -> Waveform
     Raises:
         Reject: bad_media, media_not_found, decode_error, bad_audio, no_audio_track.
     """
-    try:
-        frames, rate = _read(source)
-        samples = frames.T
-    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-        samples, rate = _decode_container(source, error, decoder)
+    with source.open() as file:
+        opened = _open_sound(file)
+        if isinstance(opened, soundfile.SoundFile):
+            with opened:
+                _check_header(opened, source, target)
+                with library_faults(source.label, RejectCode.DECODE_ERROR):
+                    samples, rate = opened.read(dtype="float32", always_2d=True), int(opened.samplerate)
+        else:
+            samples, rate = decode_track_frames(source, target, decoder, opened)
     if samples.size == 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
-    return _to_mono_at(np.ascontiguousarray(samples), rate, target, source)
+    return _to_mono_at(samples, rate, target, source)
 
 
-def _read(source: Source) -> tuple[Waveform, int]:
-    """What libsndfile decodes, (frames, channels) and their rate.
+def count_sound_of_video(source: Source, target: int, decoder: str = "auto") -> int:
+    """Samples at rate `target` of a video's sound, decoded piece by piece and not kept.
 
     Raises:
-        Reject: decode_error, of a file that it opens and cannot read.
-        LibsndfileError, TypeError, ValueError: It cannot open the file.
+        Reject: no_audio_track, decode_error, audio_too_long.
     """
-    with soundfile.SoundFile(_file(source)) as file:
-        try:
-            return file.read(dtype="float32", always_2d=True), file.samplerate
-        except (soundfile.LibsndfileError, ValueError, MemoryError) as error:
-            raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: {error}") from error
+    frames, rate = count_track(source, target, decoder, None)
+    return resampled_length(frames, rate, target)
 
 
 def decode_track(source: Source, target: int, decoder: str = "auto") -> Waveform:
     """The sound of a video, mono at rate `target`, float32.
 
     Raises:
-        Reject: no_audio_track, decode_error.
+        Reject: no_audio_track, decode_error, audio_too_long.
     """
-    samples, rate = _decode_container(source, None, decoder)
+    samples, rate = decode_track_frames(source, target, decoder, None)
     return _to_mono_at(samples, rate, target, source)
 
 
+class _QuietFile:
+    """A file for libsndfile whose impossible seeks (before the start, in a damaged header) are answered with 0.
+
+    That is what cffi answers libsndfile for a BytesIO, whose exception it prints with a traceback.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._refused = file, False
+        self.readinto, self.read = file.readinto, file.read  # type: ignore[attr-defined]  # of every file of ours
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            self._refused = False
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            self._refused = True
+            return 0
+
+    def tell(self) -> int:
+        refused, self._refused = self._refused, False
+        return 0 if refused else self._file.tell()
+
+
+def _open_sound(file: BinaryIO) -> "soundfile.SoundFile | str":
+    """The file as libsndfile opens it, or what it says where it cannot."""
+    try:
+        with library_faults("libsndfile", RejectCode.BAD_MEDIA):
+            return soundfile.SoundFile(_QuietFile(file))
+    except Reject as reject:
+        assert isinstance(reject.__cause__, Exception)
+        return said(reject.__cause__)
+
+
+def _check_header(sound: "soundfile.SoundFile", source: Source, target: int) -> None:
+    """Hold what the header promises against the limits, before a byte is allocated for it."""
+    if sound.frames >= _UNKNOWN_FRAMES:
+        raise Reject(
+            RejectCode.BAD_MEDIA,
+            f"{source.label}: the header does not say how long the sound is (a {sound.format} that was written to a "
+            "pipe); write it again as a file: ffmpeg -i OLD NEW",
+        )
+    if not sound.seekable():  # soundfile then refuses to read without a number of frames, so the reference fails too
+        raise Reject(
+            RejectCode.DECODE_ERROR,
+            f"{source.label}: {sound.format} with {sound.subtype} cannot be read as a whole; convert it to 16-bit WAV",
+        )
+    check_sound(sound.frames, sound.channels, int(sound.samplerate), target, source.label)
+
+
+def _count(sound: "soundfile.SoundFile", source: Source) -> int:
+    """Frames that decoding gives: the header's, where it is exact and the last frame is there, else by decoding."""
+    with library_faults(source.label, RejectCode.DECODE_ERROR):
+        frames = int(sound.frames)
+        if sound.subtype in _FIXED_WIDTH and sound.format not in ("MP3", "OGG") and sound.seekable() and frames > 0:
+            try:
+                sound.seek(frames - 1)
+                if len(sound.read(2, dtype="float32", always_2d=True)) == 1:
+                    return frames
+            except soundfile.LibsndfileError:
+                pass  # the end is missing: decoding from the start says what there is, or what is wrong
+            sound.seek(0)
+        counted, block = 0, np.empty((_BLOCK, sound.channels), np.float32)
+        while read := len(sound.read(dtype="float32", always_2d=True, out=block)):
+            counted += read
+        return counted
+
+
 def _to_mono_at(samples: Waveform, rate: int, target: int, source: Source) -> Waveform:
-    mono = samples[0] if samples.shape[0] == 1 else np.mean(samples, axis=0)
+    """Mono at another rate.
+
+    Args:
+        samples: (frames, channels), C order. The mean runs over the transposed view as librosa's does: with eight
+            channels and more, numpy adds the channels of a contiguous (channels, frames) array in another order.
+        rate: Of the samples.
+        target: Of the result.
+        source: For messages.
+    """
+    mono: NDArray[np.float32] = samples[:, 0] if samples.shape[1] == 1 else np.mean(samples.T, axis=0)
     if not np.isfinite(mono).all():
         raise Reject(RejectCode.BAD_AUDIO, f"{source.label}: the waveform holds NaN or infinity")
     if rate != target:
         length = resampled_length(len(mono), rate, target)
-        mono = soxr.resample(mono, rate, target, quality="soxr_hq")
+        with library_faults(source.label, RejectCode.DECODE_ERROR):
+            mono = soxr.resample(mono, rate, target, quality="soxr_hq")
         mono = np.pad(mono, (0, length - len(mono))) if len(mono) < length else mono[:length]
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def _decode_container(source: Source, first_error: Exception | None, decoder: str) -> tuple[Waveform, int]:
-    if sound_decoder(decoder) == "pyav":
-        return _decode_with_av(source, first_error)
-    import av
-
-    refuse_lists(source)
-    try:
-        with av.open(source.path or source.open()) as container:
-            sound = bool(container.streams.audio)
-    except (av.FFmpegError, ValueError, OSError):
-        return _decode_with_av(source, first_error)  # says what is wrong with the file
-    if not sound:
-        return _decode_with_av(source, first_error)
-    if source.path is not None:
-        return _run_ffmpeg(source.path, source.label)
-    with tempfile.NamedTemporaryFile(prefix="omniprep-") as file:
-        file.write(source.read())
-        file.flush()
-        return _run_ffmpeg(file.name, source.label)
-
-
-def _run_ffmpeg(path: str, label: str) -> tuple[Waveform, int]:
-    """16-bit samples of the program's best audio stream, as audioread asks for them; a wav header tells rate and
-    channels.
-    """
-    command = [
-        "ffmpeg",
-        "-nostdin",
-        "-v",
-        "error",
-        "-protocol_whitelist",
-        "file,pipe",
-        "-i",
-        path,
-        "-vn",
-        "-c:a",
-        "pcm_s16le",
-        "-f",
-        "wav",
-        "-",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=3600, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise Reject(RejectCode.DECODE_TIMEOUT, f"{label}: ffmpeg did not end within an hour") from error
-    data = done.stdout
-    at, channels, rate = 12, 0, 0
-    while at + 8 <= len(data):
-        name, size = data[at : at + 4], struct.unpack_from("<I", data, at + 4)[0]
-        at += 8
-        if name == b"data":
-            break
-        if name == b"fmt ":
-            channels, rate = struct.unpack_from("<HI", data, at + 2)
-        at += size + size % 2
-    if not channels or not rate or at >= len(data):
-        detail = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no samples"]
-        raise Reject(RejectCode.DECODE_ERROR, f"{label}: {detail[0]}")
-    packed = np.frombuffer(data, np.int16, (len(data) - at) // (2 * channels) * channels, at)
-    samples = packed.reshape(-1, channels).T.astype(np.float32) * np.float32(1 / 32768)
-    return np.ascontiguousarray(samples), int(rate)
-
-
-def _decode_with_av(source: Source, first_error: Exception | None) -> tuple[Waveform, int]:
-    import av
-
-    refuse_lists(source)
-    try:
-        with av.open(source.path or source.open()) as container:
-            if not container.streams.audio:
-                code = RejectCode.NO_AUDIO_TRACK if first_error is None else RejectCode.BAD_MEDIA
-                raise Reject(code, f"{source.label}: there is no audio in the file")
-            stream = container.streams.audio[0]
-            stream.thread_type = "NONE"
-            rate, channels = stream.rate, stream.channels
-            resampler = av.AudioResampler(format="s16", layout=stream.layout, rate=rate)
-            blocks = []
-            for frame in container.decode(stream):
-                blocks += [block.to_ndarray() for block in resampler.resample(frame)]
-            blocks += [block.to_ndarray() for block in resampler.resample(None)]
-    except Reject:
-        raise
-    except FileNotFoundError as error:
-        raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{source.label}: no such file") from error
-    except (av.FFmpegError, ValueError, MemoryError, OSError) as error:
-        detail = f"{first_error}; " if first_error else ""
-        raise Reject(
-            RejectCode.BAD_MEDIA if first_error else RejectCode.DECODE_ERROR, f"{source.label}: {detail}{error}"
-        ) from error
-    if not blocks:
-        raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: the audio track holds no samples")
-    packed = np.concatenate([block.reshape(-1) for block in blocks])
-    samples = packed.reshape(-1, channels).T.astype(np.float32) * np.float32(1 / 32768)
-    return np.ascontiguousarray(samples), int(rate)
+__all__ = ["Waveform", "count_sound_of_video", "decode_audio", "decode_track", "probe_audio", "resampled_length"]

@@ -1,46 +1,77 @@
-"""Refuse files that make a demuxer open other files: playlists and lists of parts (HLS, DASH, IMF, concat, SDP).
+"""Files for FFmpeg: refused where they would make a demuxer open other files, and opened with named formats alone.
 
-FFmpeg looks at content, not at names, so a text file called clip.mp4 may name any file of the machine, and its
-pictures would be in the dataset. Looked for before any demuxer sees the file; what is text as a whole is no audio or
-video either.
+FFmpeg looks at content and at names. A text file called clip.mp4 may list any file of the machine (HLS, DASH, IMF,
+concat, SDP, VobSub), and a video called `v%d.png` is a pattern of image2 that reads the files beside it. So the first
+bytes are looked at before any demuxer sees them; what is opened is an open file, never a name; and the demuxers are
+those of `FORMATS`, with no protocol for anything further.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
 
-from omniprep import io
 from omniprep.errors import Reject, RejectCode
-from omniprep.media.fetch import Source
+from omniprep.media.guard import library_faults
+from omniprep.media.recognise import HEAD_BYTES as SNIFFED_BYTES
+from omniprep.media.recognise import unreadable
+from omniprep.media.source import Source
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 HEAD_BYTES = 64 << 10
+FORMATS = (
+    "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "apng", "asf", "au", "avi", "caf", "dsf", "dts", "dv", "eac3",
+    "flac", "flv", "gif", "h264", "hevc", "ivf", "loas", "m4v", "matroska", "mjpeg", "mov", "mp3", "mpc", "mpc8",
+    "mpeg", "mpegts", "mpegvideo", "nut", "obu", "ogg", "rm", "sox", "tak", "truehd", "tta", "voc", "w64", "wav",
+    "webm", "wv",
+)  # fmt: skip
+"""FFmpeg's demuxers for what people keep sound and video in. None opens a second file: left out are the lists (hls,
+dash, concat, imf, sdp, webm_dash_manifest, vobsub), the patterns (image2 and its kin) and what no training data are."""
 _LISTS = re.compile(
-    rb"\A(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat|\[playlist\])|dash:profile|CompositionPlaylist|^c=IN IP",
+    rb"\A(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat|\[playlist\]|# VobSub|\[reference\]|\[demuxer\])|dash:profile|<MPD\b"
+    rb"|CompositionPlaylist|^[mc]=(IN IP|video|audio)|^v=0\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
-def refuse_lists(source: Source) -> None:
+def refuse_lists(source: Source, kind: str) -> None:
     """Look at the first bytes.
 
+    Args:
+        source: The file.
+        kind: What it should be, for the message: "audio" or "a video".
+
     Raises:
-        Reject: bad_media for a list of other files, or text.
+        Reject: bad_media for a list of other files, or text; and what `Source.open` raises.
     """
-    head = _head(source)
+    head = source.head(HEAD_BYTES)
     if _LISTS.search(head):
         raise Reject(
             RejectCode.BAD_MEDIA, f"{source.label}: a playlist that names other files, no audio or video itself"
         )
-    if _TEXT.fullmatch(head[:512]):
-        raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: a text file, no audio or video")
+    if _TEXT.fullmatch(head[:SNIFFED_BYTES]):
+        raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {unreadable(head[:SNIFFED_BYTES], kind)}")
 
 
-def _head(source: Source) -> bytes:
-    if source.data is not None:
-        return bytes(source.data[:HEAD_BYTES])
-    name = source.path or source.uri or ""
+@contextmanager
+def open_container(file: BinaryIO, source: Source, kind: str) -> "Iterator[InputContainer]":
+    """The file opened by PyAV, with the demuxers of `FORMATS` alone.
+
+    Raises:
+        Reject: bad_media where no demuxer takes the file.
+    """
+    import av
+
+    file.seek(0)
+    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
     try:
-        return io.read_range(name, 0, min(HEAD_BYTES, io.size(name)))
-    except FileNotFoundError as error:
-        raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{source.label}: no such file") from error
-    except OSError as error:
-        raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{source.label}: {error}") from error
+        with library_faults(source.label, RejectCode.BAD_MEDIA):
+            container = av.open(file, options=options)
+    except Reject as reject:
+        head, detail = source.head(SNIFFED_BYTES), reject.message.removeprefix(f"{source.label}: ")
+        raise Reject(reject.code, f"{source.label}: {unreadable(head, kind, detail)}") from reject
+    with container:
+        yield container

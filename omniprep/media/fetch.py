@@ -7,110 +7,22 @@ resolved.
 """
 
 import binascii
-import errno
-import hashlib
 import io as _io
 import os
 import re
+import stat
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from omniprep import io
 from omniprep.errors import Reject, RejectCode
+from omniprep.media.recognise import HEAD_BYTES, describe
+from omniprep.media.source import Source, file_type, is_inside
 
 _DATA_URI = re.compile(r"data:(.*?);base64,(.+)", re.DOTALL)
-MAX_MEDIA_BYTES = 8 << 30
-"""Of a local file, which decoders read piece by piece."""
-MAX_REMOTE_BYTES = 1 << 30
-"""Of a remote object, which is held in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the bytes of one media item are: a local path, a remote URI, or the bytes themselves."""
-
-    path: str | None = None
-    uri: str | None = None
-    data: bytes | memoryview | None = None
-
-    @property
-    def label(self) -> str:
-        """What to call it in messages."""
-        return self.path or self.uri or f"inline data of {len(self.data or b'')} bytes"
-
-    @property
-    def key(self) -> str:
-        """The same for the same bytes within one build."""
-        return self.path or self.uri or hashlib.sha256(self.data or b"").hexdigest()
-
-    def read(self) -> bytes:
-        """The whole item.
-
-        Raises:
-            Reject: media_not_found, media_fetch_failed, bad_media (empty).
-        """
-        if self.data is not None:
-            data = bytes(self.data)
-        else:
-            try:
-                self.check_size()
-                data = io.read_bytes(self.path or self.uri or "")
-            except FileNotFoundError as error:
-                raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{self.label}: no such file") from error
-            except OSError as error:
-                raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{self.label}: {error}") from error
-        if not data:
-            raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
-        return data
-
-    def open(self) -> BinaryIO:
-        """The item as a seekable file in memory; bytes that are there already are not copied.
-
-        Raises:
-            Reject: As `read`.
-        """
-        if isinstance(self.data, memoryview) and len(self.data):
-            return _io.BufferedReader(_View(self.data), 64 << 10)
-        return _io.BytesIO(self.read())
-
-    def check_size(self) -> None:
-        """Look at the size before a decoder or the memory does.
-
-        Raises:
-            Reject: media_too_large, bad_media (empty).
-        """
-        name, most = (self.path, MAX_MEDIA_BYTES) if self.path is not None else (self.uri, MAX_REMOTE_BYTES)
-        size = len(self.data or b"") if name is None else io.size(name)
-        if size > most:
-            raise Reject(RejectCode.MEDIA_TOO_LARGE, f"{self.label}: {size:,} bytes, the limit is {most:,}")
-        if not size:
-            raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
-
-
-class _View(_io.RawIOBase):
-    """A file over bytes of somebody else, such as a mapped plan."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data, self._at = data, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}[whence]
-        if start + offset < 0:
-            raise OSError(errno.EINVAL, "seek before the start")
-        self._at = start + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        part = self._data[self._at : self._at + len(buffer)]
-        buffer[: len(part)] = part
-        self._at += len(part)
-        return len(part)
+_MOST_PATH = 4096
+"""Bytes of a path that the system takes (PATH_MAX)."""
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s_-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +60,42 @@ class Places:
             return self._fetch_url(text)
         if io.REMOTE_MARK in text[:32] and not text.startswith("file://"):
             return self._remote(text)
+        if "\0" in text or not _is_unicode(text):
+            what = "a NUL" if "\0" in text else "half of a character (a lone surrogate)"
+            raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file: the name holds {what}")
         found = self._find(io.local_path(text))
         if found is not None:
             return found
         if len(text) <= 200 or text.startswith("file://"):
-            raise Reject(
-                RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file (looked in {', '.join(self._folders())})"
-            )
-        return Source(data=_decode(text))
+            raise self._not_found(text)
+        return self._base64(text)
+
+    def _not_found(self, text: str) -> Reject:
+        """The reject for a path that names no file, with what stands there instead."""
+        where = f"looked in {', '.join(self._folders())}"
+        for folder in self._folders():
+            try:
+                if io.is_local(folder):
+                    kind = file_type(os.stat(self._joined(folder, io.local_path(text))).st_mode)
+                    return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: {kind}, not a file")
+            except (OSError, ValueError):
+                continue  # nothing there, or a name that the system does not take
+        return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file ({where})")
+
+    def _base64(self, text: str) -> Source:
+        """Text of more than 200 letters that names no file; the reference reads it as base64, whatever it is.
+
+        Where it is no base64 of a media file, the message says what it looks like: a long path is the usual reason.
+        """
+        try:
+            data = _decode(text)
+        except Reject:
+            if _looks_like_a_path(text):
+                raise self._not_found(text) from None
+            raise
+        if describe(data[:HEAD_BYTES]) is None and _looks_like_a_path(text):
+            raise self._not_found(text)
+        return Source(data=data, note=f"{_short(text, 24)} names no file, so it was read as base64")
 
     def is_file(self, text: str) -> bool:
         """Whether the text names a file inside the allowed folders."""
@@ -167,30 +107,32 @@ class Places:
     def _folders(self) -> list[str]:
         return [self.base or ".", *self.roots]
 
+    @staticmethod
+    def _joined(folder: str, text: str) -> str:
+        return os.path.join(io.local_path(folder), os.path.expanduser(text))
+
     def _find(self, text: str) -> Source | None:
-        if "\0" in text or len(text) > 4096:
+        if "\0" in text or len(text) > _MOST_PATH or not _is_unicode(text):
             return None
-        outside = None
+        outside = False
         for folder in self._folders():
             if not io.is_local(folder):
                 uri = io.join(folder, text)
                 if ".." not in text.split("/") and not text.startswith("/") and io.exists(uri):
                     return Source(uri=uri)
                 continue
-            path = os.path.join(io.local_path(folder), os.path.expanduser(text))
+            path = self._joined(folder, text)
             try:
-                if not os.path.isfile(path):
+                if not stat.S_ISREG(os.stat(path).st_mode):
                     continue
-            except OSError:
-                return None
+            except (OSError, ValueError):
+                continue  # nothing there, or a name that the system does not take
             real = os.path.realpath(path)
             for root in self._folders():
-                if io.is_local(root) and _inside(real, os.path.realpath(io.local_path(root))):
-                    source = Source(path=path)
-                    source.check_size()
-                    return source
-            outside = path
-        if outside is not None:
+                if io.is_local(root) and is_inside(real, os.path.realpath(io.local_path(root))):
+                    return Source(path=path, root=root)
+            outside = True
+        if outside:
             raise Reject(
                 RejectCode.MEDIA_OUTSIDE_ROOT,
                 f"{_short(text)}: lies outside {', '.join(self._folders())}; allow its folder with --media-root",
@@ -214,8 +156,20 @@ class Places:
         return Source(data=fetch_url(url))
 
 
-def _inside(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be a name: no half of a letter (a lone surrogate, as cut strings hold)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """Whether a text that is no base64 of a known file was meant as a path: letters that base64 lacks, or a suffix."""
+    return len(text) <= _MOST_PATH and (
+        not _BASE64.fullmatch(text) or re.match(r"(/|\.{1,2}/|~|[A-Za-z]:[\\/])", text) is not None
+    )
 
 
 _PIECE = 4 << 20
@@ -245,5 +199,8 @@ def _decode_whole(text: str) -> bytes:
         raise Reject(RejectCode.BAD_BASE64, f"inline media is not base64: {error}") from error
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else text[:100] + "…"
+def _short(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else text[: most - 20 if most > 40 else most] + "…"
+
+
+__all__ = ["Places", "Source"]

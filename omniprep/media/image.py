@@ -3,56 +3,80 @@
 The reference opens the file and converts to RGB before resizing (swift/llm/template/vision_utils.py load_image):
 transparency is dropped, EXIF orientation ignored, animated files give their first frame. `exif="apply"` and
 `alpha="white"` depart from that.
+
+Pillow reads 40 formats. Some start a program on what the file says (EPS: Ghostscript; WMF and EMF: a drawing engine),
+some have no signature and take any bytes (TGA, PCD, IM), and few people look for faults in the rest. Files are opened
+with the formats of `FORMATS` alone (docs/security.md).
 """
 
 import warnings
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.media.fetch import Source
+from omniprep.media.guard import library_faults
+from omniprep.media.recognise import HEAD_BYTES, unreadable
+from omniprep.media.source import Source
 
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PPM", "PNG", "AVIF", "ICO", "JPEG2000", "TIFF", "WEBP")
+"""In the order in which Pillow tries them by itself, so that a file that two plugins take is read by the same one. JPEG
+includes MPO (several JPEGs in one file)."""
 # Pillow refuses twice its MAX_IMAGE_PIXELS; the same bound here, told from the header.
 MAX_PIXELS = 178_956_970
+# Plugins such as WebP's hold the whole file in memory; a picture of MAX_PIXELS is 0.5 GiB uncompressed.
+MAX_FILE_BYTES = 2 << 30
 _ORIENTATION = 0x0112
-# Pillow would start Ghostscript, or a drawing engine of the system, on what the file says.
-_PROGRAMS = ("EPS", "WMF", "EMF")
-_BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    AttributeError,
-)
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
-def _open(source: Source) -> Image.Image:
+def _open(file: BinaryIO, source: Source) -> Image.Image:
+    """The image of an open file, not decoded yet: of a format that we name, and not too large.
+
+    Raises:
+        Reject: bad_media, image_too_large, media_too_large.
+    """
+    size = file.seek(0, 2)
+    if size > MAX_FILE_BYTES:
+        raise Reject(
+            RejectCode.MEDIA_TOO_LARGE, f"{source.label}: {size:,} bytes, the limit of an image is {MAX_FILE_BYTES:,}"
+        )
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    _check_canvas(head, source)
+    file.seek(0)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), library_faults(source.label, RejectCode.BAD_MEDIA):
             warnings.simplefilter("ignore")
-            image = Image.open(source.open() if source.path is None else source.path)
-    except FileNotFoundError as error:
-        raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{source.label}: no such file") from error
-    except Image.DecompressionBombError as error:
-        raise Reject(RejectCode.IMAGE_TOO_LARGE, f"{source.label}: {error}") from error
-    except UnidentifiedImageError as error:
-        raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: not an image that can be read") from error
-    except _BROKEN as error:
-        raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {type(error).__name__}: {error}") from error
-    if image.format in _PROGRAMS:
-        raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {image.format} is a program to run, no picture")
+            image = Image.open(file, formats=FORMATS)
+    except Reject as reject:
+        cause = reject.__cause__
+        if isinstance(cause, Image.DecompressionBombError):
+            raise Reject(RejectCode.IMAGE_TOO_LARGE, reject.message) from cause
+        detail = "" if isinstance(cause, UnidentifiedImageError) else reject.message.removeprefix(f"{source.label}: ")
+        raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {unreadable(head, 'an image', detail)}") from cause
     width, height = image.size
     if width < 1 or height < 1:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the image has no pixels")
-    if width * height > MAX_PIXELS:
-        raise Reject(RejectCode.IMAGE_TOO_LARGE, f"{source.label}: {width}x{height} pixels, more than {MAX_PIXELS}")
+    _check_pixels(width, height, source)
+    if image.format == "TIFF":  # libtiff allocates a whole tile, which may be larger than the image
+        with library_faults(source.label, RejectCode.BAD_MEDIA):
+            tile = [image.tag_v2.get(tag) for tag in (_TILE_WIDTH, _TILE_LENGTH)]  # type: ignore[attr-defined]
+        if all(isinstance(side, int) for side in tile):
+            _check_pixels(tile[0], tile[1], source)
     return image
+
+
+def _check_pixels(width: int, height: int, source: Source) -> None:
+    if width * height > MAX_PIXELS:
+        raise Reject(RejectCode.IMAGE_TOO_LARGE, f"{source.label}: {width}x{height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _check_canvas(head: bytes, source: Source) -> None:
+    """Look at the canvas of an animated WebP: libwebp allocates it twice before Pillow can tell its size."""
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) >= 30:
+        width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+        _check_pixels(width, height, source)
 
 
 def probe_image(source: Source, *, exif: str = "ignore") -> tuple[int, int]:
@@ -61,7 +85,7 @@ def probe_image(source: Source, *, exif: str = "ignore") -> tuple[int, int]:
     Raises:
         Reject: bad_media, media_not_found, image_too_large.
     """
-    with _open(source) as image:
+    with source.open() as file, _open(file, source) as image:
         width, height = image.size
         if exif == "apply" and _orientation(image) >= 5:
             return height, width
@@ -70,8 +94,9 @@ def probe_image(source: Source, *, exif: str = "ignore") -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except _BROKEN:
+        with library_faults("EXIF", RejectCode.BAD_MEDIA):
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except (Reject, ValueError, TypeError):
         return 1  # unreadable EXIF data is no orientation, as for Pillow's own exif_transpose
 
 
@@ -87,22 +112,27 @@ def decode_image(source: Source, *, exif: str = "ignore", alpha: str = "drop") -
     Raises:
         Reject: decode_error for damaged files, and what `probe_image` raises.
     """
-    with _open(source) as image, warnings.catch_warnings():
+    with source.open() as file, _open(file, source) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image.load()
-            picture: Image.Image = image
-            if exif == "apply" and _orientation(image) != 1:
-                picture = ImageOps.exif_transpose(image)
-            if alpha == "white" and (picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info):
-                return _on_white(picture)
-            if alpha == "frames" and picture.mode == "RGBA":
-                return _on_white(picture)
-            return picture if picture.mode == "RGB" else picture.convert("RGB")
-        except Image.DecompressionBombError as error:
-            raise Reject(RejectCode.IMAGE_TOO_LARGE, f"{source.label}: {error}") from error
-        except _BROKEN as error:
-            raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: {type(error).__name__}: {error}") from error
+            with library_faults(source.label, RejectCode.DECODE_ERROR):
+                image.load()
+                return _as_rgb(image, exif, alpha)
+        except Reject as reject:
+            if isinstance(reject.__cause__, Image.DecompressionBombError):
+                raise Reject(RejectCode.IMAGE_TOO_LARGE, reject.message) from reject.__cause__
+            raise
+
+
+def _as_rgb(image: Image.Image, exif: str, alpha: str) -> Image.Image:
+    picture: Image.Image = image
+    if exif == "apply" and _orientation(image) != 1:
+        picture = ImageOps.exif_transpose(image)
+    if alpha == "white" and (picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info):
+        return _on_white(picture)
+    if alpha == "frames" and picture.mode == "RGBA":
+        return _on_white(picture)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

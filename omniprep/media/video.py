@@ -1,24 +1,33 @@
 """Videos: frame count and rate from the container, frames at chosen indices.
 
 decord where it is installed (the reader the reference uses), else PyAV; readers give slightly different pixels, so the
-manifest names the one used. Only asked-for frames are returned; a reader is opened once for facts and frames.
+manifest names the one used. Only asked-for frames are returned; a reader is opened once for facts and frames. Readers
+get the open file, never its name (omniprep/media/source.py, omniprep/media/container.py).
 """
 
 import importlib.util
 import math
-import re
-from typing import Any, Protocol
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.media.container import refuse_lists
-from omniprep.media.fetch import Source
+from omniprep.media.container import open_container, refuse_lists
+from omniprep.media.guard import library_faults
+from omniprep.media.source import Source, device_name
 
 Frames = NDArray[np.uint8]
 MAX_FRAMES = 10_000_000
 MAX_SECONDS = 24 * 3600
+MAX_FRAME_PIXELS = 1 << 26
+"""Of one frame: twice 8K (33 million). A decoder holds up to 17 frames at once, whatever the file's size."""
+MAX_READ_BYTES = 8 << 30
+"""Of the frames that a row asks for at once, before they are resized: 768 frames of 1080p are 4.5 GiB."""
+# libavutil's AVERROR_DECODER_NOT_FOUND, which decord writes into its message as a number.
+_NO_DECODER = "-1128613112"
 
 
 class VideoReader(Protocol):
@@ -52,6 +61,8 @@ def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoRead
     """
     if size is None:
         check_streams(source)
+    else:
+        refuse_lists(source, "a video")  # the file may have become one since the plan
     reader: VideoReader = _Decord(source, size) if backend() == "decord" else _PyAV(source)
     if reader.frames <= 0:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frames")
@@ -61,29 +72,52 @@ def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoRead
 
 
 def check_streams(source: Source) -> bool:
-    """Whether the file has sound; a file without pictures is rejected here, before a decoder sees it."""
-    import av
+    """Whether the file has sound; a file without pictures is rejected here, before a decoder sees it.
 
-    refuse_lists(source)
-    try:
-        with av.open(source.path or source.open()) as container:
-            if not container.streams.video:
-                raise Reject(RejectCode.NO_VIDEO_STREAM, f"{source.label}: there is no video stream in the file")
+    Raises:
+        Reject: bad_media, no_video_stream, video_too_long, image_too_large, decode_error.
+    """
+    refuse_lists(source, "a video")
+    with source.open() as file, open_container(file, source, "a video") as container:
+        if not container.streams.video:
+            raise Reject(RejectCode.NO_VIDEO_STREAM, f"{source.label}: there is no video stream in the file")
+        with library_faults(source.label, RejectCode.BAD_MEDIA):
             stream = container.streams.video[0]
             if stream.frames > MAX_FRAMES or (container.duration or 0) > MAX_SECONDS * 1_000_000:
                 raise Reject(
                     RejectCode.VIDEO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s or {MAX_FRAMES} frames"
                 )
-            sound = bool(container.streams.audio)
-            # What is missing of an MJPEG frame stays as the memory was: the only codec here without concealment.
             codec = stream.codec_context  # None where PyAV knows no decoder
+            if codec:
+                _check_frame(codec.width, codec.height, source)
+            # What is missing of an MJPEG frame stays as the memory was: the only codec here without concealment.
             if codec and codec.name == "mjpeg" and any(packet.is_corrupt for packet in container.demux(stream)):
                 raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: a frame is cut short")
-            return sound
-    except FileNotFoundError as error:
-        raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{source.label}: no such file") from error
-    except (av.FFmpegError, ValueError, MemoryError, OSError) as error:
-        raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {error}") from error
+            return bool(container.streams.audio)
+
+
+def _check_frame(width: int, height: int, source: Source) -> None:
+    if width * height > MAX_FRAME_PIXELS:
+        raise Reject(
+            RejectCode.IMAGE_TOO_LARGE,
+            f"{source.label}: frames of {width}x{height} pixels, more than {MAX_FRAME_PIXELS:,}",
+        )
+
+
+def _check_read(frames: int, width: int, height: int, source: Source) -> None:
+    """Look at the size of the frames together before the reader allocates them."""
+    _check_frame(width, height, source)
+    if frames * width * height * 3 > MAX_READ_BYTES:
+        raise Reject(
+            RejectCode.IMAGE_TOO_LARGE,
+            f"{source.label}: {frames} frames of {width}x{height} pixels are {frames * width * height * 3 >> 20:,} "
+            f"MiB, the limit is {MAX_READ_BYTES >> 20:,}; use fewer frames (--fps-max-frames) or a smaller video",
+        )
+
+
+def _size_changed(source: Source, width: int, height: int, new_width: int, new_height: int) -> Reject:
+    change = f"width, height {width}, {height} → {new_width}, {new_height}"
+    return Reject(RejectCode.DECODE_MISMATCH, f"{source.label}: decoding differs from the header ({change})")
 
 
 class _Decord:
@@ -91,28 +125,48 @@ class _Decord:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
-        self._label = source.label
-        try:
-            # One thread: a worker has one core, and the shard's bytes must not depend on their number.
-            self._reader: Any = decord.VideoReader(source.path or source.open(), num_threads=1)
-            self.frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
-            first: tuple[int, int] = self._reader[0].shape[1::-1] if size is None and self.frames else (0, 0)
-            self.width, self.height = size or first
-        except (decord.DECORDError, RuntimeError, StopIteration, IndexError) as error:
-            raise Reject(RejectCode.DECODE_ERROR, f"{self._label}: {_first_line(error)}") from error
+        self._source = source
+        with source.open() as file:
+            # The open file under a name without a suffix: decord's FFmpeg cannot be given a list of formats, and would
+            # take `v%d.png` for a pattern. Files in memory are copied by decord.
+            name: Any = device_name(file) or file
+            try:
+                with library_faults(source.label, RejectCode.DECODE_ERROR):
+                    # One thread: a worker has one core, and the shard's bytes must not depend on their number.
+                    self._reader: Any = decord.VideoReader(name, num_threads=1)
+                    self.frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
+                    first: tuple[int, int] = self._reader[0].shape[1::-1] if size is None and self.frames else (0, 0)
+                    self.width, self.height = size or first
+            except Reject as reject:
+                raise Reject(reject.code, self._explained(reject.message)) from reject
 
     def read(self, indices: list[int]) -> Frames:
-        import decord
-
+        _check_read(len(indices), self.width, self.height, self._source)
         try:
-            frames: Frames = self._reader.get_batch(indices).asnumpy()
-        except (decord.DECORDError, RuntimeError, StopIteration, IndexError) as error:
-            raise Reject(RejectCode.DECODE_ERROR, f"{self._label}: {_first_line(error)}") from error
+            with library_faults(self._source.label, RejectCode.DECODE_ERROR):
+                frames: Frames = self._reader.get_batch(indices).asnumpy()
+        except Reject as reject:
+            raise Reject(reject.code, self._explained(reject.message)) from reject
         height, width = frames.shape[1:3]
         if (width, height) != (self.width, self.height):
-            change = f"width, height {self.width}, {self.height} → {width}, {height}"
-            raise Reject(RejectCode.DECODE_MISMATCH, f"{self._label}: decoding differs from the header ({change})")
+            raise _size_changed(self._source, self.width, self.height, width, height)
         return frames
+
+    def _explained(self, message: str) -> str:
+        """What decord says, and what it means where it has no decoder for the pictures."""
+        if _NO_DECODER not in message:
+            return message
+        return (
+            f"{self._source.label}: decord, which reads the videos, has no decoder for {_codec(self._source)}; convert "
+            "it to H.264: ffmpeg -i OLD -c:v libx264 NEW.mp4"
+        )
+
+
+def _codec(source: Source) -> str:
+    """The video codec's name as FFmpeg knows it, in capitals ("AV1")."""
+    with source.open() as file, open_container(file, source, "a video") as container:
+        codec = container.streams.video[0].codec_context
+        return "its codec" if codec is None else codec.codec.canonical_name.upper()
 
 
 class _PyAV:
@@ -120,38 +174,35 @@ class _PyAV:
         self._source = source
         self.width = self.height = self.frames = 0
         self.fps = 0.0
-        for frame, stream in self._decode():
-            if not self.frames:
-                self.width, self.height = frame.width, frame.height
-                self.fps = float(stream.average_rate or stream.guessed_rate or 0)
-            self.frames += 1
+        with source.open() as file, closing(self._decode(file)) as frames:
+            for frame, stream in frames:
+                if not self.frames:
+                    self.width, self.height = frame.width, frame.height
+                    self.fps = float(stream.average_rate or stream.guessed_rate or 0)
+                self.frames += 1
 
-    def _decode(self) -> Any:
-        import av
-
-        try:
-            with av.open(self._source.path or self._source.open()) as container:
-                stream = container.streams.video[0]
+    def _decode(self, file: BinaryIO) -> Generator[tuple[Any, Any], None, None]:
+        with open_container(file, self._source, "a video") as container:
+            stream: Any = container.streams.video[0]
+            with library_faults(self._source.label, RejectCode.DECODE_ERROR):
                 stream.thread_type = "NONE"
                 for frame in container.decode(stream):
+                    _check_frame(frame.width, frame.height, self._source)
                     yield frame, stream
-        except (av.FFmpegError, ValueError, MemoryError) as error:
-            raise Reject(RejectCode.DECODE_ERROR, f"{self._source.label}: {error}") from error
 
     def read(self, indices: list[int]) -> Frames:
+        _check_read(len(indices), self.width, self.height, self._source)
         wanted, last = set(indices), max(indices)
         kept: dict[int, Frames] = {}
-        for number, (frame, _) in enumerate(self._decode()):
-            if number in wanted:
-                kept[number] = frame.to_ndarray(format="rgb24")
-            if number == last:
-                break
+        with self._source.open() as file, closing(self._decode(file)) as frames:
+            for number, (frame, _) in enumerate(frames):
+                if number in wanted:
+                    if (frame.width, frame.height) != (self.width, self.height):
+                        raise _size_changed(self._source, self.width, self.height, frame.width, frame.height)
+                    with library_faults(self._source.label, RejectCode.DECODE_ERROR):
+                        kept[number] = frame.to_ndarray(format="rgb24")
+                if number == last:
+                    break
         if missing := wanted - kept.keys():
             raise Reject(RejectCode.DECODE_ERROR, f"{self._source.label}: frame {min(missing)} cannot be decoded")
         return np.stack([kept[i] for i in indices])
-
-
-def _first_line(error: Exception) -> str:
-    """The message without the time and the source line that decord writes before it: the same in each run."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return re.sub(r"^\[[\d:]+\] \S+:\d+: *", "", line)[:300]
