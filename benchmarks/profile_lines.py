@@ -29,7 +29,7 @@ THROUGH = (
 )
 """Lines that call profiled methods, or functions under another name."""
 PROFILED = {
-    "omniprep.build.run": ("build", "_build", "plan", "_encode", "_run_stage"),
+    "omniprep.build.run": ("build", "_build", "plan", "_encode", "run_stage"),
     "omniprep.build.workers": ("run_tasks", "_marked"),
     "omniprep.build.stages": ("plan_split", "_plan_chunk", "encode_shard", "_encode_bin", "_encode_row"),
     "omniprep.build.rowplan": ("plan_rows", "_render", "_check_text", "_assemble", "_with_media", "_fit"),

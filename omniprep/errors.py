@@ -28,6 +28,24 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM). No ValueError: nothing that decodes a row may take it for a bad file."""
 
 
+def unforeseen(where: str, error: BaseException) -> OmniprepError:
+    """One line for an exception that nothing expects: its type and text, and the line of code that it comes from.
+
+    Args:
+        where: What was being worked on.
+        error: The exception.
+    """
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" at {os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else ""
+    said = " ".join(str(error).split())[:500]
+    return OmniprepError(
+        f"{where}: {type(error).__name__}{place}: {said or 'no message'}. This is a defect: please report it "
+        "(OMNIPREP_TRACEBACK=1 shows where). What is finished stays: the same command again goes on from here"
+    )
+
+
 def did_you_mean(word: str, known: Iterable[str], folder: str = "") -> str:
     """The words "; did you mean 'build'?" where a known word is close (case apart), else nothing.
 

@@ -10,6 +10,7 @@ import errno
 import glob as _glob
 import io as _io
 import os
+import posixpath
 import random
 import re
 import shutil
@@ -156,6 +157,19 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def canonical(uri: str) -> str:
+    """One spelling for each place: absolute, without links, `..` and doubled slashes, a store's main protocol (s3 for
+    s3a). Two URIs of one place may differ in all of these.
+    """
+    if is_local(uri):
+        return os.path.realpath(local_path(uri))
+    fs, path = filesystem(uri)
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    if protocol in ("file", "local"):
+        return os.path.realpath(path)
+    return f"{protocol}{REMOTE_MARK}{posixpath.normpath('/' + path).lstrip('/')}"
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder of that name is there."""
     if is_local(uri):
@@ -243,7 +257,14 @@ def atomic_writer(uri: str) -> Iterator[BinaryIO]:
     fs, path = filesystem(uri)
     # Spooled locally: a failed block then uploads nothing, on any store, multipart or not.
     with tempfile.TemporaryFile(prefix="omniprep-") as spool:
-        yield cast(BinaryIO, spool)
+        try:
+            yield cast(BinaryIO, spool)
+        except OSError as error:
+            if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of this disk, not of the store
+                raise OSError(
+                    error.errno, f"{error.strerror}; what is uploaded is first written to", tempfile.gettempdir()
+                ) from error
+            raise
         length = spool.tell()
         spool.seek(0)
         if length < 64 << 20:

@@ -1,54 +1,79 @@
-"""Is a built dataset whole? Checksums of every shard and bin in one pass over the bytes, and that no row was lost.
+"""Is a built dataset whole? Checksums of every shard and bin in one pass over the bytes, that the bins hold the rows
+that rows.parquet says, and that no row was lost.
 
 `check_shards` reads each shard once, in pieces of 8 MiB, and feeds the same bytes to the SHA-256 of the manifest and
-to the XXH3 of each bin of the index: 1 to 2 GB/s a core, constant memory. `check_rows` works on the tables alone:
-every input row once, read = packed + rejected, and the rows of each bin laid end to end without gap or overlap. A
-finding is a sentence that names the file; no finding means that the dataset is what the build wrote.
+to the XXH3 of each bin of the index: 1 to 2 GB/s a core, memory for the largest bin, work in proportion to shards, bins
+and bytes. `check_rows` works on the tables alone: every input row once, read = packed + rejected, and the rows of each
+bin laid end to end without gap or overlap. A finding is a sentence that names the file; no finding means that the
+dataset is what the build wrote.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
+from omniprep.errors import OmniprepError
 from omniprep.rows.longline import parse_line
+from omniprep.shards.reader import decode
 
-__all__ = ["check_rows", "check_shard", "check_shards"]
+__all__ = ["check_rows", "check_shards"]
 
 CHUNK = 8 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class _BinRange:
+    """Where a bin lies in its shard, and what its bytes hash to."""
+
+    number: int
+    offset: int
+    length: int
+    checksum: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
 def check_shards(dataset: PackedDataset, done: Callable[[int], None] = lambda count: None) -> Iterator[str]:
-    """Findings about the shards: absent, of another size, or with other bytes.
+    """Findings about the shards: absent, of another size, with other bytes, or with other rows than rows.parquet says.
 
     Args:
         dataset: The dataset.
         done: Called with the number of bytes after each shard.
     """
-    index = dataset.index
-    for number, shard in enumerate(dataset.manifest["shards"]):
-        mine = np.flatnonzero(index["shard"] == number)
-        bins = {int(bin): tuple(int(index[key][bin]) for key in ("offset", "length", "checksum")) for bin in mine}
-        uri = io.join(dataset.uri, *shard["path"].split("/"))
+    index, shards = dataset.index, dataset.manifest["shards"]
+    # Sorted once, so that each shard takes its own bins and no shard looks at those of the others.
+    order = np.lexsort((index["offset"], index["shard"]))
+    edges = np.searchsorted(index["shard"][order], np.arange(len(shards) + 1))
+    columns = [index[name][order].tolist() for name in ("offset", "length", "checksum")]
+    ranges = [_BinRange(*facts) for facts in zip(order.tolist(), *columns, strict=True)]
+    content = _RowTable.of(dataset)
+    for number, shard in enumerate(shards):
+        bins = ranges[edges[number] : edges[number + 1]]
         if len(bins) != shard["bins"]:
             yield f"{shard['path']}: the manifest says {shard['bins']} bins, index.parquet {len(bins)}"
-        yield from check_shard(uri, shard, bins)
+        yield from _check_shard(io.join(dataset.uri, *shard["path"].split("/")), shard, bins, content)
         done(shard["bytes"])
 
 
-def check_shard(uri: str, shard: dict[str, Any], bins: dict[int, tuple[int, ...]]) -> Iterator[str]:
-    """Findings about one shard.
+def _check_shard(uri: str, shard: dict[str, Any], bins: list[_BinRange], content: "_RowTable | None") -> Iterator[str]:
+    """Findings about one shard, whose bins come in the order of their offsets.
 
     Args:
         uri: Where it is.
         shard: Its entry in the manifest: path, bytes, sha256.
-        bins: Offset, length and XXH3 of each of its bins, by number.
+        bins: What index.parquet says of its bins.
+        content: What rows.parquet says; None where that cannot be read.
     """
     name = shard["path"]
     try:
@@ -59,26 +84,101 @@ def check_shard(uri: str, shard: dict[str, Any], bins: dict[int, tuple[int, ...]
     if found != shard["bytes"]:
         yield f"{name}: {found:,} bytes, written as {shard['bytes']:,}"
     whole = hashlib.sha256()
-    parts = {bin: xxhash.xxh3_64() for bin in bins}
-    start = 0
+    sound, end = [], 0
+    for entry in bins:  # bins that overlap would each be hashed again
+        if entry.offset < end or entry.length <= 0:
+            yield f"{name}: index.parquet has bin {entry.number} at {entry.offset:,}, where another bin lies"
+        else:
+            sound.append(entry)
+            end = entry.end
+    damaged, left, buffer, start = False, iter(sound), bytearray(), 0
+    current = next(left, None)
     with io.open_input(uri) as file:
         while chunk := file.read(CHUNK):
             whole.update(chunk)
             view, end = memoryview(chunk), start + len(chunk)
-            for bin, (offset, length, _) in bins.items():
-                if offset < end and start < offset + length:
-                    parts[bin].update(view[max(offset - start, 0) : offset + length - start])
+            while current is not None and current.offset < end:
+                buffer += view[max(current.offset - start, 0) : current.end - start]
+                if current.end > end:
+                    break
+                finding = _check_bin(name, current, buffer, content)
+                if finding:
+                    damaged = True
+                    yield finding
+                buffer, current = bytearray(), next(left, None)
             start = end
-    damaged = [bin for bin, entry in bins.items() if parts[bin].intdigest() != entry[2]]
-    for bin in damaged:
-        yield f"{name}: bin {bin} is damaged (its checksum differs)"
+    for beyond in [] if current is None else [current, *left]:
+        damaged = True
+        yield f"{name}: bin {beyond.number} is damaged (it ends beyond the file)"
     if not damaged and whole.hexdigest() != shard["sha256"]:
         yield f"{name}: damaged outside its bins (its SHA-256 differs)"
 
 
+def _check_bin(name: str, entry: _BinRange, data: bytearray, content: "_RowTable | None") -> str | None:
+    if xxhash.xxh3_64_intdigest(data) != entry.checksum:
+        return f"{name}: bin {entry.number} is damaged (its checksum differs)"
+    if content is None:
+        return None
+    finding = content.compare(entry.number, np.frombuffer(data, np.uint8))
+    return f"{name}: bin {entry.number} {finding}" if finding else None
+
+
+class _RowTable:
+    """What rows.parquet says of the rows that bins hold."""
+
+    def __init__(self, dataset: PackedDataset) -> None:
+        table = dataset.rows
+        self._schema, self._layout = dataset.schema, dataset.layout
+        self._rows = table.num_rows
+        self._bin, self._start, self._length = (
+            table[name].cast(pa.int64()).fill_null(-1).to_numpy() for name in ("bin", "start", "length")
+        )
+        names = [f"{modality}s" for modality in self._layout.modalities]
+        self._items: NDArray[np.int64] | None = None
+        if set(names) <= set(table.column_names):
+            columns = [table[name].cast(pa.int64()).to_numpy() for name in names]
+            self._items = np.stack(columns, axis=1) if columns else None
+
+    @classmethod
+    def of(cls, dataset: PackedDataset) -> "_RowTable | None":
+        """None where the tables or the first shard's schema cannot be read, of which other checks tell."""
+        if not len(dataset):
+            return None
+        try:
+            return cls(dataset)
+        except (OSError, OmniprepError, pa.ArrowException):
+            return None
+
+    def compare(self, number: int, data: NDArray[np.uint8]) -> str | None:
+        """What is wrong with the rows of a bin, whose checksum is right."""
+        try:
+            item = decode(data, self._schema, self._layout)
+            ids, borders = item["row_ids"], item["cu_seqlens"].astype(np.int64)
+        except (pa.ArrowException, KeyError, ValueError, IndexError, OSError) as error:
+            return f"cannot be read ({error})"
+        if len(borders) != len(ids) + 1 or borders[-1] != len(item["input_ids"]):
+            return "has borders of rows that do not fit its tokens"
+        if not len(ids) or ids.min() < 0 or ids.max() >= self._rows:
+            return "holds rows that rows.parquet does not have"
+        same = (
+            (self._bin[ids] == number).all()
+            and np.array_equal(self._start[ids], borders[:-1])
+            and np.array_equal(self._length[ids], np.diff(borders))
+            and (self._items is None or np.array_equal(self._items[ids], item["row_items"]))
+        )
+        return None if same else "holds other rows than rows.parquet says: the table is of another build"
+
+
 def check_rows(dataset: PackedDataset) -> Iterator[str]:
-    """Findings about the rows: lost, twice, or in no place."""
-    rows, counts = dataset.rows, dataset.manifest["counts"]
+    """Findings about the tables and the rows: of another build, lost, twice, or in no place."""
+    try:
+        rows, counts = dataset.rows, dataset.manifest["counts"]
+    except (OSError, pa.ArrowException) as error:
+        yield f"rows.parquet: cannot be read ({error})"
+        return
+    known = {entry["source"] for entry in dataset.manifest.get("inputs", ())}
+    if known and (foreign := sorted(set(rows["source"].unique().to_pylist()) - known)):
+        yield f"rows.parquet: has rows of {foreign[0]}, which the manifest does not name: the table is of another build"
     packed = pc.is_valid(rows["bin"])
     number_packed = pc.sum(packed).as_py() or 0
     rejected = rows.num_rows - number_packed

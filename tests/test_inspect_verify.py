@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from conftest import SAMPLES
 from PIL import Image
 from rich.console import Console
@@ -134,6 +135,107 @@ def test_swapped_shards(copy, omniprep):
 def test_lost_and_misplaced_rows(copy, change, said):
     rewrite_rows(copy, change)
     assert any(said in finding for finding in findings(copy))
+
+
+def exchange_bins(rows):
+    """Two rows of one length that lie in different bins."""
+    packed = [row for row in rows if row["bin"] is not None]
+    first, other = next((a, b) for a in packed for b in packed if a["length"] == b["length"] and a["bin"] != b["bin"])
+    for key in ("bin", "start"):
+        first[key], other[key] = other[key], first[key]
+
+
+def reverse_a_bin(rows):
+    """The rows of a bin in another order, end to end as before."""
+    inside = [row for row in rows if row["bin"] == 0]
+    assert len({row["length"] for row in inside}) > 1
+    start = 0
+    for row in sorted(inside, key=lambda row: -row["start"]):
+        row["start"] = start
+        start += row["length"]
+
+
+@pytest.mark.parametrize("change", [exchange_bins, reverse_a_bin])
+def test_rows_of_another_build_over_the_shards(copy, change):
+    """Tables that agree with each other, but not with what the bins hold."""
+    rewrite_rows(copy, change)
+    found = findings(copy)
+    assert found and all("other rows than rows.parquet says" in finding for finding in found), found
+
+
+def test_rows_of_an_input_that_the_manifest_does_not_name(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    sources = set(pq.read_table(copy / "rows.parquet")["source"].to_pylist())
+    manifest["inputs"] = [{"source": source} for source in sources]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert findings(copy) == []
+    rewrite_rows(copy, lambda rows: rows[0].update(source="elsewhere.jsonl"))
+    assert any("elsewhere.jsonl, which the manifest does not name" in finding for finding in findings(copy))
+
+
+def test_a_table_that_cannot_be_read_is_a_finding(copy, omniprep):
+    (copy / "rows.parquet").write_bytes(b"PAR1")
+    result = omniprep("verify", copy, "--quiet")
+    assert result.code == 1 and "rows.parquet: cannot be read" in result.out and "Traceback" not in result.err
+
+
+class Counted(np.ndarray):
+    """Counts the elements that numpy's functions go through."""
+
+    elements = 0
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        plain = [np.asarray(value) for value in inputs]
+        Counted.elements += sum(value.size for value in plain)
+        return getattr(ufunc, method)(*plain, **options)
+
+    def __array_function__(self, function, types, args, kwargs):
+        plain = [[np.asarray(v) for v in a] if isinstance(a, tuple | list) else np.asarray(a) for a in args]
+        Counted.elements += sum(np.size(value) for value in plain)
+        return function(*plain, **kwargs)
+
+    def __getitem__(self, key):
+        found = np.asarray(self)[key]
+        Counted.elements += np.size(found)
+        return found.view(Counted) if isinstance(found, np.ndarray) else found
+
+
+def test_the_work_of_verify_follows_shards_bins_and_bytes(tmp_path, monkeypatch):
+    """Twice the shards of twice the bins: twice the work, counted in elements looked at and bytes hashed."""
+    hashed = 0
+    real = xxhash.xxh3_64_intdigest
+
+    def counting(data):
+        nonlocal hashed
+        hashed += len(data)
+        return real(data)
+
+    monkeypatch.setattr(xxhash, "xxh3_64_intdigest", counting)
+    work = []
+    for rows in (200, 400):
+        folder = tmp_path / str(rows)
+        make_dataset(folder, rows, bin_length=64, bins_per_shard=2)
+        ds = PackedDataset(folder, verify="never")
+        bins, shards = len(ds), len(ds.manifest["shards"])
+        assert shards > 20
+        ds.index = {name: values.view(Counted) for name, values in ds.index.items()}
+        Counted.elements = hashed = 0
+        assert list(check_shards(ds)) == []
+        assert hashed == int(np.asarray(ds.index["length"]).sum()), "each bin is hashed once"
+        work.append(Counted.elements / (bins + shards))
+    assert work[0] > 0 and work[1] < 1.1 * work[0], work
+
+
+def test_bins_that_overlap_are_told_and_hashed_once(copy):
+    index = pq.read_table(copy / "index.parquet").to_pydict()
+    index["offset"][1], index["length"][1] = index["offset"][0], index["length"][0] + 8
+    schema = pq.read_schema(copy / "index.parquet")
+    pq.write_table(pa.table(index, schema=schema), copy / "index.parquet")
+    found = findings(copy)
+    assert any("where another bin lies" in finding for finding in found), found
+    index["length"][1] = 1 << 60
+    pq.write_table(pa.table(index, schema=schema), copy / "index.parquet")
+    assert findings(copy)
 
 
 def test_lost_rejects(copy):

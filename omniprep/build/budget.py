@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from omniprep.build.planfile import read_rejects
-from omniprep.build.tasks import PlanTask, ShardTask, plan_path
+from omniprep.build.tasks import PlanTask, Task, plan_path
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError
 from omniprep.families.errors import FamilyError
@@ -42,13 +42,13 @@ class FirstErrors:
         while self._known in self._lines:
             self._known += 1
 
-    def show(self, task: PlanTask | ShardTask, receipt: dict[str, Any]) -> None:
+    def show(self, task: Task, receipt: dict[str, Any]) -> None:
         """Look at the rejects of a task that just ended. Those of a split are told when the lines before it are known.
 
         Raises:
             OmniprepError: There is one, and --on-error is fail.
         """
-        if isinstance(task, ShardTask):
+        if not isinstance(task, PlanTask):
             for reject in receipt["rejects"]:
                 self._tell(*self._place(reject["row"]), reject["code"], reject["message"])
             return

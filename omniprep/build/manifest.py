@@ -3,15 +3,13 @@
 What this writes is a pure function of the plan and the receipts, so it may be done again after a kill.
 """
 
-import hashlib
-import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,18 +18,12 @@ from numpy.typing import NDArray
 from omniprep import io
 from omniprep.build.budget import check_error_rate
 from omniprep.build.packstage import Placement, Rows, item_counts
-from omniprep.build.planfile import read_rejects
-from omniprep.build.stages import as_json_bytes
-from omniprep.build.tasks import plan_path
 from omniprep.config import BuildConfig, config_hash, shaping
-from omniprep.errors import DamagedDataError, Reject
+from omniprep.errors import DamagedDataError
 from omniprep.families.context import FamilyContext
-from omniprep.media.video import backend
 from omniprep.packing import bin_cost
 from omniprep.rows.columns import Note
-from omniprep.rows.sources import Split, fingerprint, read_split
 from omniprep.shards.index import IndexEntry, write_index, write_rows
-from omniprep.shards.schema import FORMAT
 
 # Packages whose version can change a byte of a shard.
 PART_ROWS = 1 << 20
@@ -59,19 +51,30 @@ def tokenizer_hash(ctx: FamilyContext) -> str:
     return ctx.tokenizer_sha256
 
 
-def lines_before(splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
-    """How many lines of its source stand before each split; `lines` are the lines of each."""
-    before, seen = np.zeros(len(splits), np.int64), Counter[str]()
-    for number, split in enumerate(splits):
-        before[number] = seen[split.source]
-        seen[split.source] += lines[number]
-    return before
+class Origin(Protocol):
+    """Where the rows of a dataset come from: what its tables and manifest say beside plan and receipts."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the rows' model, inputs and versions."""
+
+    def unread(self) -> Mapping[str, list[Any]]:
+        """Columns of the inputs that nobody reads: rows of each, and the option that reads it ("" where none does)."""
+
+    def lines(self, at: slice) -> tuple[pa.Array, NDArray[np.int64]]:
+        """Source and line of some rows, by their number."""
+
+    def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes | memoryview]:
+        """The content of rejected.jsonl, in pieces.
+
+        Args:
+            numbers: Rows that are not packed, in order.
+            late: Those of them that the receipts of shards reject, by number: code, message.
+        """
 
 
 def finish(
-    config: BuildConfig, ctx: FamilyContext, splits: list[Split], lines: list[int], rows: Rows, placement: Placement,
-    receipts: list[dict[str, Any]], plan_hash: str, inputs: list[dict[str, Any]],
-    plan_seconds: float = 0.0, unread: Mapping[str, list[Any]] | None = None,
+    config: BuildConfig, origin: Origin, rows: Rows, placement: Placement, receipts: list[dict[str, Any]],
+    plan_hash: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the tables and the manifest; returns the manifest."""
     late = {reject["row"]: reject for receipt in receipts for reject in receipt["rejects"]}
@@ -82,37 +85,22 @@ def finish(
     packed[list(late)] = False
     entries = index_entries(rows, placement, packed, receipts)
     write_index(io.join(config.out, "index.parquet"), entries)
-    where = places(rows, placement, packed)
-    numbers = lines_before(splits, lines)[rows.split]
-    numbers += rows.facts["line"]
-    numbers += 1
-    _write_row_table(config, splits, rows, packed, codes, where, numbers)
-    _write_rejects(config, splits, rows, numbers, late)
+    _write_row_table(config.out, origin, rows, packed, codes, placement)
+    with io.atomic_writer(io.join(config.out, "rejected.jsonl")) as file:
+        for piece in origin.rejected(np.flatnonzero(~packed), late):
+            file.write(piece)
     check_error_rate(config, int((~packed).sum()), len(rows), f"see {io.join(config.out, 'rejected.jsonl')}")
     counts = count(config.out, rows, packed, codes, entries)
-    if unread:
+    if unread := origin.unread():
         counts["unread_columns"] = {name: {"rows": n, "option": option} for name, (n, option) in unread.items()}
     manifest = {
-        "format": FORMAT,
-        "omniprep": version("omniprep"),
-        "family": ctx.name,
-        "family_version": ctx.record.version,
-        "model": config.model,
-        "tokenizer_sha256": tokenizer_hash(ctx),
-        "preprocessor_sha256": hashlib.sha256(json.dumps(ctx.preprocessor, sort_keys=True).encode()).hexdigest(),
+        **origin.facts(),
         "config": shaping(config),
         "config_sha256": config_hash(config),
         "plan_sha256": plan_hash,
-        "versions": {**versions(), **ctx.versions},
-        "video_backend": backend(),
-        "inputs": inputs,
         "bin_length": config.bin_length,
         "counts": counts,
         "fill": fill(counts, config.bin_length),
-        "seconds": {
-            "plan": round(plan_seconds, 1),
-            "encode": round(sum(r["seconds"] for r in receipts), 1),
-        },
         "shards": [
             {"path": r["path"], "bins": len(r["bins"]), "bytes": r["bytes"], "sha256": r["sha256"]} for r in receipts
         ],
@@ -122,19 +110,19 @@ def finish(
 
 
 def _write_row_table(
-    config: BuildConfig, splits: list[Split], rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any],
-    where: dict[str, NDArray[np.int64]], numbers: NDArray[np.int64],
-) -> None:  # fmt: skip
+    out: str, origin: Origin, rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any], placement: Placement
+) -> None:
     """rows.parquet, part by part: its texts are many times the numbers that they are made of."""
-    names = pa.array([s.source for s in splits], pa.string())
+    where = places(rows, placement, packed)
 
     def part(at: slice) -> pa.Table:
         status = pa.DictionaryArray.from_arrays((~packed[at]).astype(np.int8), ["packed", "rejected"])
         lengths = rows.facts["length"][at].astype(np.int64)
+        sources, numbers = origin.lines(at)
         return pa.table(
             {
-                "source": names.take(pa.array(rows.split[at])),
-                "line": numbers[at],
+                "source": sources,
+                "line": numbers,
                 "status": status.cast(pa.string()),
                 "code": pa.array(codes[at], pa.string()),
                 **{
@@ -150,7 +138,7 @@ def _write_row_table(
         )
 
     begins = range(0, max(len(rows), 1), PART_ROWS)
-    write_rows(io.join(config.out, "rows.parquet"), (part(slice(a, a + PART_ROWS)) for a in begins))
+    write_rows(io.join(out, "rows.parquet"), (part(slice(a, a + PART_ROWS)) for a in begins))
 
 
 def note_columns(rows: Rows) -> dict[str, NDArray[np.bool_]]:
@@ -243,61 +231,12 @@ def index_entries(
     return entries
 
 
-def _write_rejects(
-    config: BuildConfig, splits: list[Split], rows: Rows, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]
-) -> None:
-    """rejected.jsonl in input order; rows that failed while encoding are read again from their source."""
-    sizes = np.bincount(rows.split, minlength=len(splits))
-    first = np.concatenate([[0], np.cumsum(sizes)])
-    by_split: dict[int, list[int]] = {}
-    for number in late:
-        by_split.setdefault(int(rows.split[number]), []).append(number)
-    with io.atomic_writer(io.join(config.out, "rejected.jsonl")) as file:
-        for s, split in enumerate(splits):
-            early = (
-                (int(first[s]) + row.at, row.code, row.message, row.raw)
-                for row in read_rejects(plan_path(config.out, s, ".arrow"))
-            )
-            wanted = {int(rows.facts["line"][n]): late[n] for n in by_split.get(s, ())}
-            # One row at a time: with inline media a row may be hundreds of MB.
-            for number, code, message, raw in heapq.merge(
-                early, _read_again(split, wanted, config.max_line_bytes), key=lambda row: row[0]
-            ):
-                head = {"source": split.source, "line": int(numbers[number]), "code": code, "message": message}
-                file.write(json.dumps(head, ensure_ascii=False)[:-1].encode(errors="replace") + b', "row": ')
-                file.write(raw)
-                file.write(b"}\n")
-
-
-def _read_again(
-    split: Split, wanted: dict[int, dict[str, Any]], max_line_bytes: int
-) -> Iterator[tuple[int, str, str, memoryview]]:
-    """Rows of a split that failed while encoding, by line; one that is not there any more without its content."""
-    left = dict(wanted)
-    if wanted:
-        for raw in read_split(split, max_line_bytes=max_line_bytes):
-            if (reject := left.pop(raw.line, None)) is not None:
-                content = b"null" if isinstance(raw.content, Reject) else as_json_bytes(raw.content)
-                yield reject["row"], reject["code"], reject["message"], memoryview(content)
-                del content
-            del raw  # not held while the next is read
-    for reject in left.values():
-        yield reject["row"], reject["code"], reject["message"], memoryview(b"null")
-
-
-def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:
-    """Each input with what tells cheaply that it changed."""
-    first = {split.source: split for split in reversed(splits)}
-    return [{"source": source, **fingerprint(first[source])} for source in dict.fromkeys(s.source for s in splits)]
-
-
 __all__ = [
+    "Origin",
     "count",
-    "describe_inputs",
     "fill",
     "finish",
     "index_entries",
-    "lines_before",
     "note_columns",
     "places",
     "tokenizer_hash",

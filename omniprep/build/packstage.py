@@ -84,8 +84,8 @@ def gather(out: str, sizes: Sequence[int]) -> Rows:
         for name, values in read_facts(plan_path(out, number, ".arrow")).items():
             if len(values) != size:
                 raise DamagedDataError(
-                    f"{plan_path(out, number, '.arrow')}: {len(values)} rows, but its receipt says {size}; build again "
-                    "with --overwrite"
+                    f"{plan_path(out, number, '.arrow')}: {len(values)} rows, but its receipt says {size}; remove this "
+                    "file, and the same command plans it again"
                 )
             rows.facts[name][at] = values
     return rows
@@ -180,7 +180,10 @@ def _check_frozen(out: str, now: str) -> None:
     uri = io.join(out, "plan", "plan.json")
     if not io.exists(uri) or not io.list_folder(io.join(out, "receipts")):
         return
-    before = json.loads(io.read_bytes(uri))["hash"]
+    try:
+        before = json.loads(io.read_bytes(uri))["hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedDataError(f"{uri}: is damaged ({error}); --overwrite begins anew") from error
     if before != now:
         raise DamagedDataError(
             f"{out}: the plan differs from the one that its shards were made of (a split was planned again and gave "

@@ -165,16 +165,41 @@ def _open(uri: str, columns: Iterable[str] = ()) -> pa.ipc.RecordBatchFileReader
     options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name) for name in columns])
     try:
         if io.is_local(uri):
-            return pa.ipc.open_file(pa.memory_map(io.local_path(uri), "r"), options=options)
-        return pa.ipc.open_file(pa.PythonFile(io.open_input(uri), mode="r"), options=options)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DamagedDataError(f"{uri}: the plan cannot be read ({error}); build again with --overwrite") from error
+            reader = pa.ipc.open_file(pa.memory_map(io.local_path(uri), "r"), options=options)
+        else:
+            reader = pa.ipc.open_file(pa.PythonFile(io.open_input(uri), mode="r"), options=options)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(uri, error) from error
+    wanted = set(columns) or set(SCHEMA.names)
+    if reader.schema != pa.schema([field for field in SCHEMA if field.name in wanted]):
+        raise _damaged(uri, ValueError("its columns are not those of a plan"))
+    return reader
+
+
+def _batch(reader: pa.ipc.RecordBatchFileReader, number: int, uri: str) -> pa.RecordBatch:
+    """A record batch of a plan, whose offsets are within its buffers.
+
+    Raises:
+        DamagedDataError: The file is cut or its bytes were changed.
+    """
+    try:
+        batch = reader.get_batch(number)
+        batch.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        raise _damaged(uri, error) from error
+    return batch
+
+
+def _damaged(uri: str, error: Exception) -> DamagedDataError:
+    return DamagedDataError(
+        f"{uri}: the plan cannot be read ({error}); remove this file, and the same command plans it again"
+    )
 
 
 def read_facts(uri: str) -> dict[str, NDArray[Any]]:
     """What packing and rows.parquet need of a split, an array a column; `code` is a list of texts or None."""
     reader = _open(uri, FACTS)
-    batches = [reader.get_batch(i).select(list(FACTS)) for i in range(reader.num_record_batches)]
+    batches = [_batch(reader, i, uri).select(list(FACTS)) for i in range(reader.num_record_batches)]
     table = pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in FACTS]))
     return {name: table[name].to_numpy() for name in FACTS}
 
@@ -197,7 +222,7 @@ def read_rejects(uri: str) -> Iterator[RejectedRow]:
     """The rejected rows of a split, in order."""
     reader, first = _open(uri, ("line", "code", "message", "raw")), 0
     for number in range(reader.num_record_batches):
-        batch = reader.get_batch(number)
+        batch = _batch(reader, number, uri)
         line, code, message, raw = (batch.column(name) for name in ("line", "code", "message", "raw"))
         texts = _views(raw.cast(pa.large_binary()))
         for at in pc.indices_nonzero(code.is_valid()).to_pylist():
@@ -224,19 +249,25 @@ class PlanReader:
     def read(self, split: int, number: int) -> PlannedRow:
         """Planned row `number` of a split. Inline media are views of the plan's bytes."""
         if split not in self._edges:
-            receipt = json.loads(io.read_bytes(plan_path(self._out, split, ".json")))
-            self._edges[split] = list(accumulate(receipt["chunks"], initial=0))
+            uri = plan_path(self._out, split, ".json")
+            try:
+                self._edges[split] = list(accumulate(json.loads(io.read_bytes(uri))["chunks"], initial=0))
+            except (ValueError, KeyError, TypeError) as error:
+                raise _damaged(uri, error) from error
         edges = self._edges[split]
         chunk = bisect_right(edges, number) - 1
         key = (split, chunk)
         if key not in self._chunks:
-            self._chunks[key] = _Chunk(self._file(split).get_batch(chunk))
+            self._chunks[key] = _Chunk(_batch(self._file(split), chunk, plan_path(self._out, split, ".arrow")))
             self._bytes += self._chunks[key].nbytes
             # Rows with inline media make batches of hundreds of MB: bounded by bytes, not by number alone.
             # Rows come in packed order, from anywhere, and opening a batch costs more than a row: many are kept.
             while len(self._chunks) > 1 and self._bytes > _KEPT_BYTES:
                 self._bytes -= self._chunks.popitem(last=False)[1].nbytes
-        return self._chunks[key].row(number - edges[chunk])
+        try:
+            return self._chunks[key].row(number - edges[chunk])
+        except (LookupError, ValueError, TypeError) as error:  # values that no plan has
+            raise _damaged(plan_path(self._out, split, ".arrow"), error) from error
 
     def _file(self, split: int) -> pa.ipc.RecordBatchFileReader:
         if split in self._files:

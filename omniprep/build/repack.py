@@ -5,57 +5,62 @@ and media bytes come straight from the old shards. So the shards, index.parquet 
 of a fresh build with the new options, unless rows were rejected for a reason that a fresh build would see differently
 (too long for the old bins but not for the new ones, or damaged, which a fresh build finds only after it has packed).
 
-Local shards are mapped and only the bytes of a row are touched; remote ones are read bin by bin, the last gigabyte of
-them kept, so pull a large dataset first. Resume is as in a build: a shard with a receipt is not made again.
+All else is the build's: who may work in the folder, what makes this repack this one, what is done again after a kill,
+and how it ends (omniprep/build/driver.py, folder.py, manifest.py). What identifies a repack is its options, the choice
+of rows, and the content of its sources.
 """
 
 import dataclasses
+import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.build.manifest import count, fill, index_entries, note_columns, places
-from omniprep.build.packstage import Placement, Rows, freeze, item_counts, place
-from omniprep.build.rowencode import EncodedRow, make_bin
+from omniprep.build.copied import Chosen, CopiedRows, RowReader
+from omniprep.build.driver import run_in_folder
+from omniprep.build.folder import refuse_overlap, sweep, told
+from omniprep.build.lease import Lease
+from omniprep.build.manifest import finish, versions
+from omniprep.build.packstage import Placement, Rows, freeze, place
+from omniprep.build.rowencode import make_bin
+from omniprep.build.run import run_stage
 from omniprep.build.shardfile import ShardFile
-from omniprep.build.tasks import receipt_path
-from omniprep.config import BuildConfig, config_hash, shaping
-from omniprep.data.collate import cut_row
+from omniprep.build.tasks import receipt_path, shard_is_whole
+from omniprep.config import BuildConfig, shaping
 from omniprep.data.dataset import PackedDataset
-from omniprep.errors import OmniprepError, RejectCode, UsageError
+from omniprep.errors import DamagedDataError, OmniprepError, RejectCode, UsageError
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
-from omniprep.rows.longline import parse_line
 from omniprep.rows.normalize import MODALITIES
 from omniprep.shards.codec import with_codec
-from omniprep.shards.index import write_index, write_rows
-from omniprep.shards.reader import decode, item_sizes
 from omniprep.shards.schema import Layout, arrow_schema
 
 __all__ = ["Chosen", "choose", "repack"]
 
-KEPT_BYTES = 1 << 30
 FACTS = ("trained", "patches", "audio_frames", "control")
 KINDS = ("text", *MODALITIES, "mixed")
 
 
-@dataclass(slots=True)
-class Chosen:
-    """Rows of the old datasets that go on, in order."""
+@dataclass(frozen=True, slots=True)
+class _ShardCopy:
+    """A task: write one shard of copied rows."""
 
-    table: pa.Table
-    """rows.parquet of all datasets, the chosen lines alone."""
-    dataset: NDArray[np.int64]
-    """Which dataset each line is of."""
-    line: NDArray[np.int64]
-    """Its line in that dataset's rows.parquet."""
+    number: int
+    out: str
+
+    @property
+    def receipt(self) -> str:
+        """As `Task.receipt`."""
+        return receipt_path(self.out, self.number)
+
+    def is_whole(self, receipt: dict[str, Any]) -> bool:
+        """As `Task.is_whole`."""
+        return shard_is_whole(self.out, self.number, receipt)
 
 
 def repack(
@@ -74,31 +79,72 @@ def repack(
         shard_size: Bytes a shard grows to (default: that of the first dataset).
         sources: Keep the rows of these inputs alone; an input may be shortened to its end (chats.jsonl).
         kinds: Keep rows of these kinds alone, see `KINDS`; rejected rows have no kind and are left out.
-        overwrite: Throw away what is in `out`.
+        overwrite: Throw away what an earlier build or repack left in `out`.
         pixel_codec: raw, webp or jxl (default: that of the first dataset).
 
     Raises:
         OmniprepError: Datasets that do not fit together, or `out` holds something else.
     """
-    datasets = [PackedDataset(uri, verify="first") for uri in uris]
-    _check_alike(datasets)
-    changed = {"bin_length": bin_length, "out": out, "seed": seed, "shard_size": shard_size, "pixel_codec": pixel_codec}
-    config = _config(datasets, changed)
-    chosen = choose(datasets, sources, kinds)
+    refuse_overlap(out, uris)
+    with told(out):
+        datasets = [PackedDataset(uri, verify="first") for uri in uris]
+        _check_alike(datasets)
+        changed = {"bin_length": bin_length, "out": out, "seed": seed, "shard_size": shard_size}
+        config = _config(datasets, {**changed, "pixel_codec": pixel_codec, "overwrite": overwrite or None})
+        chosen = choose(datasets, sources, kinds)
+        inputs = [_fingerprint(dataset) for dataset in datasets]
+        identity = {
+            "command": "repack",
+            "config": {**shaping(config), "source": sorted(set(sources)), "kind": sorted(set(kinds))},
+            "inputs": inputs,
+            "versions": dict(versions()),
+            "tokenizer_sha256": datasets[0].manifest.get("tokenizer_sha256"),
+        }
+    return run_in_folder(
+        config,
+        json.loads(json.dumps(identity)),
+        progress,
+        lambda lease: _repack(datasets, config, chosen, inputs, lease, progress),
+    )
+
+
+def _repack(
+    datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen, inputs: list[dict[str, Any]], lease: Lease,
+    progress: Reporter,
+) -> dict[str, Any]:  # fmt: skip
     rows = _rows(chosen, config)
-    _prepare(out, uris, overwrite)
     placement = place(rows, config)
-    digest = freeze(out, rows, placement, config)
-    shards = len(placement.shard_bins) - 1
-    progress.start("repack", shards, "shards")
-    reader = _RowReader(datasets)
-    receipts = []
-    for number in range(shards):
-        receipt = _shard(number, placement, chosen, reader, datasets[0], config)
-        receipts.append(receipt)
-        progress.advance("repack", 1, tokens=sum(entry["tokens"] for entry in receipt["bins"]))
-    progress.finish("repack")
-    return _finish(datasets, config, chosen, rows, placement, receipts, digest)
+    digest = freeze(config.out, rows, placement, config)
+    reader = RowReader(datasets)
+    tasks = [_ShardCopy(number, config.out) for number in range(len(placement.shard_bins) - 1)]
+    receipts = run_stage(
+        "repack",
+        lambda task: _shard(task, placement, chosen, reader, datasets[0], config),
+        tasks,
+        dataclasses.replace(config, workers=0),
+        progress,
+        lease,
+    )
+    for dataset, before in zip(datasets, inputs, strict=True):
+        if _fingerprint(PackedDataset(dataset.uri)) != before:
+            raise OmniprepError(f"{dataset.uri}: was changed while it was read; begin anew with --overwrite")
+    sweep(config.out)
+    seconds = sum(receipt["seconds"] for receipt in receipts)
+    return finish(config, CopiedRows(datasets, chosen, rows, config, seconds), rows, placement, receipts, digest)
+
+
+def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:
+    """What tells that a source changed: its manifest, which has the hashes of its shards, and the files beside it."""
+    facts = {name: value for name, value in dataset.manifest.items() if name != "seconds"}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in ("index.parquet", "rows.parquet", "rejected.jsonl"):
+        uri = io.join(dataset.uri, name)
+        if io.exists(uri):
+            digest.update(f"{name} {io.size(uri)}".encode())
+            with io.open_input(uri) as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+    return {"source": dataset.uri, "sha256": digest.hexdigest()}
 
 
 def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Sequence[str]) -> Chosen:
@@ -167,7 +213,10 @@ def _config(datasets: Sequence[PackedDataset], given: dict[str, Any]) -> BuildCo
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in before.items()}
     inputs = dict.fromkeys(source for ds in datasets for source in ds.manifest["config"]["inputs"])
     changed = {name: value for name, value in given.items() if value is not None}
-    return BuildConfig(**{**values, "inputs": tuple(inputs), **changed})
+    try:
+        return BuildConfig(**{**values, "inputs": tuple(inputs), **changed})
+    except (TypeError, AttributeError) as error:
+        raise DamagedDataError(f"{datasets[0].uri}: the config in its manifest cannot be used ({error})") from error
 
 
 def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
@@ -193,162 +242,18 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     return Rows(split=empty, within=empty, facts=facts)
 
 
-def _prepare(out: str, uris: Sequence[str], overwrite: bool) -> None:
-    if any(io.join(out, "") == io.join(uri, "") for uri in uris):
-        raise UsageError("--out is one of the datasets")
-    state = io.join(out, "plan", "repack.json")
-    this = {"from": list(uris)}
-    if io.exists(state) and json.loads(io.read_bytes(state)) == this and not overwrite:
-        return
-    if io.list_folder(out):
-        if not overwrite:
-            raise OmniprepError(f"{out}: the folder is not empty; choose another --out, or --overwrite")
-        if not io.exists(state):
-            raise OmniprepError(f"{out}: holds something else than a repacked dataset; remove it yourself")
-        io.remove(out)
-    for name in ("plan", "shards", "receipts"):
-        io.make_folder(io.join(out, name))
-    io.write_atomic(state, json.dumps(this).encode())
-
-
-class _RowReader:
-    """Cuts single rows out of bins; see the module for what is kept."""
-
-    def __init__(self, datasets: Sequence[PackedDataset]) -> None:
-        self.datasets = datasets
-        self._places = [
-            {name: ds.rows[name].to_numpy(zero_copy_only=False) for name in ("bin", "start")} for ds in datasets
-        ]
-        self._maps: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._bins: OrderedDict[tuple[int, int], dict[str, Any]] = OrderedDict()
-        self._size = 0
-
-    def read(self, dataset: int, line: int) -> EncodedRow:
-        """One row, as `encode_planned` would give it; its arrays look into the old shard."""
-        place = self._places[dataset]
-        item = self._bin(dataset, int(place["bin"][line]))
-        cut = cut_row(item, int(np.searchsorted(item["cu_seqlens"], int(place["start"][line]))))
-        items = cut["row_items"][0].tolist()
-        weights = cut["loss_scale"] if "loss_scale" in cut else np.empty(0, np.float32)
-        positions = cut["position_ids"] if "position_ids" in cut and any(items) else None
-        return EncodedRow(cut["input_ids"], cut["labels"], weights, positions, items, _items(cut))
-
-    def _bin(self, dataset: int, number: int) -> dict[str, Any]:
-        ds = self.datasets[dataset]
-        shard, offset, length = (int(ds.index[name][number]) for name in ("shard", "offset", "length"))
-        uri = io.join(ds.uri, *ds.manifest["shards"][shard]["path"].split("/"))
-        coded = any("codec" in column.params for column in ds.layout.columns)  # a bin is then decoded once, not by row
-        if io.is_local(uri) and not coded:
-            if (dataset, shard) not in self._maps:
-                self._maps[dataset, shard] = np.memmap(io.local_path(uri), np.uint8, "r")
-                if len(self._maps) > 256:
-                    self._maps.popitem(last=False)
-            return decode(self._maps[dataset, shard][offset : offset + length], ds.schema, ds.layout)
-        if (dataset, number) not in self._bins:
-            self._bins[dataset, number] = item = ds[number]
-            self._size += _bytes(item)
-            while self._size > KEPT_BYTES and len(self._bins) > 1:
-                _, gone = self._bins.popitem(last=False)
-                self._size -= _bytes(gone)
-        self._bins.move_to_end((dataset, number))
-        return self._bins[dataset, number]
-
-
-def _bytes(item: dict[str, Any]) -> int:
-    return sum(value.nbytes for value in item.values() if isinstance(value, np.ndarray))
-
-
-def _items(cut: dict[str, Any]) -> dict[str, list[NDArray[Any]]]:
-    media: dict[str, list[NDArray[Any]]] = {column.name: [] for column in cut["columns"]}
-    for column in cut["columns"]:
-        if column.name not in cut:
-            continue
-        if column.kind == "items":
-            media[column.name] = list(cut[column.name])
-            continue
-        unit = column.unit if column.load == "mel" else 1
-        media[column.name] = np.split(cut[column.name], np.cumsum(item_sizes(column, cut))[:-1] * unit)
-    return media
-
-
 def _shard(
-    number: int, placement: Placement, chosen: Chosen, reader: _RowReader, like: PackedDataset, config: BuildConfig
+    task: _ShardCopy, placement: Placement, chosen: Chosen, reader: RowReader, like: PackedDataset, config: BuildConfig
 ) -> dict[str, Any]:
-    path = receipt_path(config.out, number)
-    if io.exists(path):
-        return json.loads(io.read_bytes(path))
     companions = {column.companion for column in like.layout.columns if column.companion}
     columns = tuple(column for column in like.layout.columns if column.name not in companions)
     columns = with_codec(columns, config.pixel_codec)
     layout = like.layout
     schema = arrow_schema(columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted)
-    first, last = (int(b) for b in placement.shard_bins[number : number + 2])
-    with ShardFile(config.out, number, schema) as shard:
+    first, last = (int(b) for b in placement.shard_bins[task.number : task.number + 2])
+    with ShardFile(task.out, task.number, schema) as shard:
         for b in range(first, last):
             ids = placement.order[placement.offsets[b] : placement.offsets[b + 1]]
             rows = [reader.read(int(chosen.dataset[row]), int(chosen.line[row])) for row in ids]
             shard.put(b - first, make_bin(rows, ids.tolist(), columns, weighted=layout.weighted))
     return shard.finish([])
-
-
-def _finish(
-    datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen, rows: Rows, placement: Placement,
-    receipts: list[dict[str, Any]], digest: str,
-) -> dict[str, Any]:  # fmt: skip
-    packed = rows.packed
-    entries = index_entries(rows, placement, packed, receipts)
-    write_index(io.join(config.out, "index.parquet"), entries)
-    where = {**places(rows, placement, packed), "length": rows.facts["length"].astype(np.int64)}
-    columns: dict[str, Any] = {name: chosen.table[name] for name in ("source", "line")}
-    columns |= {"status": pa.array(np.where(packed, "packed", "rejected").tolist(), pa.string())}
-    columns |= {"code": pa.array(rows.facts["code"].tolist(), pa.string())}
-    columns |= {name: pa.array(values, mask=~packed) for name, values in where.items()}
-    columns |= {f"{m}s": counts for m, counts in item_counts(rows).items()}
-    columns |= {name: rows.facts[name] for name in FACTS} | note_columns(rows)
-    write_rows(io.join(config.out, "rows.parquet"), [pa.table(columns)])
-    _write_rejects(datasets, chosen, rows, config)
-    counts = count(config.out, rows, packed, rows.facts["code"], entries)
-    inputs = {entry["source"]: entry for ds in datasets for entry in ds.manifest["inputs"]}
-    kept = set(chosen.table["source"].unique().to_pylist())
-    manifest = {
-        **datasets[0].manifest,
-        "config": shaping(config),
-        "config_sha256": config_hash(config),
-        "plan_sha256": digest,
-        "inputs": [entry for source, entry in inputs.items() if source in kept],
-        "bin_length": config.bin_length,
-        "counts": counts,
-        "fill": fill(counts, config.bin_length),
-        "seconds": {"repack": round(sum(r["seconds"] for r in receipts), 1)},
-        "shards": [
-            {"path": r["path"], "bins": len(r["bins"]), "bytes": r["bytes"], "sha256": r["sha256"]} for r in receipts
-        ],
-        "repacked_from": [{"uri": ds.uri, "plan_sha256": ds.manifest.get("plan_sha256")} for ds in datasets],
-    }
-    io.write_atomic(io.join(config.out, "manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    return manifest
-
-
-def _write_rejects(datasets: Sequence[PackedDataset], chosen: Chosen, rows: Rows, config: BuildConfig) -> None:
-    """The old rejects of the chosen rows as they were; rows that are too long now without their content."""
-    keys = list(zip(chosen.table["source"].to_pylist(), chosen.table["line"].to_pylist(), strict=True))
-    rejected = np.flatnonzero(~rows.packed)
-    wanted = {keys[number] for number in rejected}
-    old: dict[tuple[str, int], bytes] = {}
-    for dataset in datasets:
-        uri = io.join(dataset.uri, "rejected.jsonl")
-        if not wanted or not io.exists(uri):
-            continue
-        with io.open_input(uri) as file:
-            for line in file:
-                reject = parse_line(line)
-                if (reject["source"], reject["line"]) in wanted:
-                    old[reject["source"], reject["line"]] = line
-    lengths = chosen.table["length"].to_pylist()
-    with io.atomic_writer(io.join(config.out, "rejected.jsonl")) as file:
-        for number in rejected:
-            source, line = keys[number]
-            fresh = {"source": source, "line": line, "code": rows.facts["code"][number]}
-            message = f"{lengths[number]} tokens, the limit is {config.row_limit}"
-            text = json.dumps({**fresh, "message": message, "row": None}, ensure_ascii=False) + "\n"
-            file.write(old.get((source, line), text.encode()))

@@ -9,13 +9,9 @@
 Killed at any moment, the same command goes on; the bytes are those of a run that nobody killed.
 """
 
-import json
-import signal
 import tempfile
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -24,18 +20,19 @@ import numpy as np
 
 from omniprep import io
 from omniprep.build.budget import FirstErrors, check_error_rate
-from omniprep.build.folder import Listed, check_unchanged, describe, finished, list_inputs, prepare, sweep, told
-from omniprep.build.lease import NAME as LEASE
+from omniprep.build.built import BuiltRows
+from omniprep.build.driver import run_in_folder, stopped_by_signal
+from omniprep.build.folder import Listed, check_unchanged, describe, list_inputs, prepare, sweep, told
 from omniprep.build.lease import Lease, hold
 from omniprep.build.manifest import finish
 from omniprep.build.options import family_of, family_spec
 from omniprep.build.packstage import Placement, Rows, freeze, gather, place
 from omniprep.build.probe import item_limits
 from omniprep.build.stages import encode_shard, merge_unread, plan_split
-from omniprep.build.tasks import PlanTask, ShardTask, plan_path, receipt_path
+from omniprep.build.tasks import PlanTask, ShardTask, Task, read_receipt
 from omniprep.build.workers import ray_session, run_tasks
 from omniprep.config import BuildConfig
-from omniprep.errors import OmniprepError, Terminated, UsageError
+from omniprep.errors import OmniprepError, UsageError
 from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.families.errors import FamilyError
 from omniprep.families.registry import REGISTRY
@@ -44,7 +41,7 @@ from omniprep.progress import Reporter
 from omniprep.rows.sources import Split
 from omniprep.shards.codec import with_codec
 
-Task = TypeVar("Task", PlanTask, ShardTask)
+T = TypeVar("T", bound=Task)
 
 
 @dataclass(slots=True)
@@ -82,21 +79,16 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     ctx = family_of(config)
     item_limits(ctx, config.limit_mm_per_row)
     with_codec(ctx.columns, config.pixel_codec)  # says at once where its library is absent
-    listed = list_inputs(config, progress.message)
-    this = describe(config, ctx, listed)
-    with told(config.out), stopped_by_signal():
-        if (manifest := finished(config, this)) is not None:
-            if io.exists(io.join(config.out, LEASE)):  # of a run that was killed at its very end, or that begins anew
-                with hold(config.out, progress.message):
-                    pass
-            sweep(config.out)
-            if not io.exists(io.join(config.out, "report.html")):  # killed while it was written
-                _write_report(config.out, ctx, progress)
-            progress.message(f"{config.out}: already built with these options and inputs; nothing to do")
-            return manifest
-        with hold(config.out, progress.message) as lease:
-            prepare(config, this)
-            return _build(config, ctx, listed, lease, progress)
+    with told(config.out):
+        listed = list_inputs(config, progress.message)
+        this = describe(config, ctx, listed)
+    return run_in_folder(
+        config,
+        this,
+        progress,
+        lambda lease: _build(config, ctx, listed, lease, progress),
+        lambda: _write_report(config.out, ctx, progress),
+    )
 
 
 def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease, progress: Reporter) -> dict[str, Any]:
@@ -104,38 +96,13 @@ def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease
         planned = plan(config, progress, lease, listed)
         shards = _encode(config, planned, progress, lease)
     sweep(config.out)  # of workers that died
-    manifest = finish(
-        config,
-        ctx,
-        planned.splits,
-        [receipt["lines"] for receipt in planned.receipts],
-        planned.rows,
-        planned.placement,
-        shards,
-        planned.plan_hash,
-        planned.inputs,
-        plan_seconds=sum(receipt["seconds"] for receipt in planned.receipts),
-        unread=planned.unread,
+    seconds = sum(receipt["seconds"] for receipt in shards)
+    origin = BuiltRows(
+        config, ctx, planned.splits, planned.receipts, planned.rows, planned.inputs, seconds, planned.unread
     )
+    manifest = finish(config, origin, planned.rows, planned.placement, shards, planned.plan_hash)
     _write_report(config.out, ctx, progress)
     return manifest
-
-
-@contextmanager
-def stopped_by_signal() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, with its clean-up (only in the main thread; elsewhere nothing changes)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise Terminated(signal.Signals(number).name)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _write_report(out: str, ctx: FamilyContext, progress: Reporter) -> None:
@@ -168,9 +135,7 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
     worker_config = replace(config, inputs=())
     tasks = [PlanTask(split, number, spec, worker_config, config.out) for number, split in enumerate(splits)]
     first = FirstErrors(progress.message, config, splits)
-    receipts = _run_stage(
-        "plan", plan_split, tasks, lambda t: plan_path(t.out, t.number, ".json"), config, progress, lease, first
-    )
+    receipts = run_stage("plan", plan_split, tasks, config, progress, lease, first)
     check_unchanged(config.out, listed)
     if not sum(r["rows"] for r in receipts):
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
@@ -193,12 +158,13 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     """Plan in --out, or in a folder that is thrown away where none is given."""
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     if config.out:
-        listed = list_inputs(config, progress.message)
-        this = describe(config, family_of(config), listed)
-        with told(config.out), stopped_by_signal(), hold(config.out, progress.message) as lease:
-            prepare(config, this)
-            with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
-                return plan(config, progress, lease, listed)
+        with told(config.out), stopped_by_signal():
+            listed = list_inputs(config, progress.message)
+            this = describe(config, family_of(config), listed)
+            with hold(config.out, progress.message) as lease:
+                prepare(config, this)
+                with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
+                    return plan(config, progress, lease, listed)
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
         config = replace(config, out=folder)
         io.make_folder(io.join(folder, "plan"))
@@ -234,10 +200,8 @@ def _encode(
     )
     for number, receipt in enumerate(planned.receipts):
         first.know(number, receipt)
-    return _run_stage(
-        "encode", encode_shard, tasks, lambda t: receipt_path(t.out, t.number), config, progress, lease, first,
-        _efforts(rows, tasks) if config.workers else (),
-    )  # fmt: skip
+    efforts = _efforts(rows, tasks) if config.workers else ()
+    return run_stage("encode", encode_shard, tasks, config, progress, lease, first, efforts)
 
 
 # Milliseconds about, of a token, of a patch of an image and of a video, of an audio frame (benchmarks/parts.py).
@@ -256,15 +220,26 @@ def _efforts(rows: Rows, tasks: Sequence[ShardTask]) -> list[float]:
     return efforts
 
 
-def _run_stage(
-    stage: str, function: Callable[[Task], dict[str, Any]], tasks: list[Task], receipt: Callable[[Task], str],
-    config: BuildConfig, progress: Reporter, lease: Lease | None, first: FirstErrors, effort: Sequence[float] = (),
+def run_stage(
+    stage: str, function: Callable[[T], dict[str, Any]], tasks: Sequence[T], config: BuildConfig, progress: Reporter,
+    lease: Lease | None = None, first: FirstErrors | None = None, effort: Sequence[float] = (),
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Run the tasks that have no receipt, those of most effort first; returns the receipts of all, in order."""
+    """Run the tasks that have no receipt, those of most effort first; returns the receipts of all, in order.
+
+    Args:
+        stage: plan, encode or repack.
+        function: Does a task and returns its receipt.
+        tasks: Numbered from 0.
+        config: Its workers; none of them for a function that is not a module's.
+        progress: Told of each task.
+        lease: Looked at after each task.
+        first: Told of each task's rejects; None where the tasks decode nothing, and so reject nothing and kill nothing.
+        effort: About how long each task takes.
+    """
     results: dict[int, dict[str, Any]] = {}
     left = []
     for number, task in enumerate(tasks):
-        done = _read_receipt(receipt(task), task)
+        done = read_receipt(task)
         if done is None:
             left.append(number)
         else:
@@ -272,14 +247,20 @@ def _run_stage(
     left.sort(key=lambda number: -effort[number] if effort else 0.0)
     unit = "splits" if stage == "plan" else "shards"
     progress.start(stage, len(tasks), unit)
-    for number, result in results.items():
-        _advance(progress, stage, result)
-        first.show(tasks[number], result)
+
+    def count(number: int, receipt: dict[str, Any]) -> None:
+        results[number] = receipt
+        _advance(progress, stage, receipt)
+        if first is not None:
+            first.show(tasks[number], receipt)
+
+    for number, result in [*results.items()]:
+        count(number, result)
     if results:
         progress.message(f"{stage}: {len(results)} of {len(tasks)} {unit} were done before")
     folder = io.join(config.out, "plan")
     found = [name for name in io.list_folder(folder) if name.startswith(f"{stage}-") and name.endswith(".begun")]
-    marks = [io.join(folder, f"{stage}-{number:06d}.begun") for number in left]
+    marks = [io.join(folder, f"{stage}-{number:06d}.begun") for number in left] if first is not None else []
     # Reporters of other programs may know nothing of workers.
     show = partial(progress.workers, stage) if getattr(progress, "nested", False) else None
     chosen = [tasks[number] for number in left]
@@ -287,11 +268,9 @@ def _run_stage(
         for at, result in run_tasks(function, chosen, config.workers, marks, progress.message, show):
             if lease is not None:
                 lease.check()
-            results[left[at]] = result
-            _advance(progress, stage, result)
-            first.show(chosen[at], result)
+            count(left[at], result)
     except FamilyError as error:
-        raise first.placed(error) from error
+        raise (first.placed(error) if first is not None else error) from error
     for name in found:  # of tasks that ended before their mark was removed, or that Ray did
         io.remove(io.join(folder, name))
     progress.finish(stage)
@@ -304,17 +283,4 @@ def _advance(progress: Reporter, stage: str, receipt: dict[str, Any]) -> None:
     progress.advance(stage, 1, tokens=tokens, rejects=rejects)
 
 
-def _read_receipt(uri: str, task: PlanTask | ShardTask) -> dict[str, Any] | None:
-    """The receipt of a finished task; None where there is none, or where its file is not there with its size."""
-    if not io.exists(uri):
-        return None
-    try:
-        receipt: dict[str, Any] = json.loads(io.read_bytes(uri))
-        if isinstance(task, ShardTask):
-            return receipt if io.size(io.join(task.out, *receipt["path"].split("/"))) == receipt["bytes"] else None
-        return receipt if io.exists(plan_path(task.out, task.number, ".arrow")) else None
-    except (ValueError, FileNotFoundError):
-        return None
-
-
-__all__ = ["Planned", "build", "plan", "plan_only"]
+__all__ = ["Planned", "build", "plan", "plan_only", "run_stage"]

@@ -68,7 +68,7 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
     Returns:
         The receipt: rows, rejected, codes (rejects of each), tokens, lines (of the split, to number those after it),
         chunks (rows of each record batch), unread (columns that nobody reads: rows, and the option that reads them),
-        columns (numbers of the --columns that some row has), seconds.
+        columns (numbers of the --columns that some row has), bytes (of the plan), seconds.
     """
     ctx = resolve(task.spec)
     places = Places(task.split.base, task.config.media_root, task.config.allow_http)
@@ -110,6 +110,7 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
         write_plan(plan_path(task.out, task.number, ".arrow"), batches())
     receipt |= {"rejected": codes.total(), "codes": codes, "unread": unread, "columns": sorted(used)}
     receipt["seconds"] = round(time.perf_counter() - began, 3)
+    receipt["bytes"] = io.size(plan_path(task.out, task.number, ".arrow"))
     io.write_atomic(plan_path(task.out, task.number, ".json"), json.dumps(receipt).encode())
     return receipt
 

@@ -4,8 +4,9 @@ copies them), in this process, and as JSON for the child that tries rows apart (
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,68 @@ from omniprep.config import BuildConfig
 from omniprep.families.context import FamilySpec
 from omniprep.rows.sources import Split
 
-__all__ = ["PlanTask", "ShardTask", "plan_path", "receipt_path", "shard_name", "task_as_json", "task_from_json"]
+__all__ = [
+    "PlanTask",
+    "ShardTask",
+    "Task",
+    "plan_path",
+    "read_receipt",
+    "receipt_path",
+    "shard_is_whole",
+    "shard_name",
+    "task_as_json",
+    "task_from_json",
+]
+
+
+class Task(Protocol):
+    """One task of a stage; what it writes is named by its number, and its receipt says that it is done."""
+
+    @property
+    def number(self) -> int:
+        """Of the split or shard."""
+
+    @property
+    def out(self) -> str:
+        """The folder of the dataset."""
+
+    @property
+    def receipt(self) -> str:
+        """Where its receipt lies once it is done."""
+
+    def is_whole(self, receipt: dict[str, Any]) -> bool:
+        """Whether a receipt is one of this task and the file that it speaks of is there, of the size it had.
+
+        Raises:
+            KeyError, TypeError: It is no receipt of such a task.
+            FileNotFoundError: The file is gone.
+        """
+
+
+def read_receipt(task: Task) -> dict[str, Any] | None:
+    """The receipt of a finished task; None where there is none that holds, so that the task is done again: the
+    receipt is absent, cut or of another kind, or its file is not there with its size.
+    """
+    if not io.exists(task.receipt):
+        return None
+    try:
+        receipt = json.loads(io.read_bytes(task.receipt))
+        return receipt if isinstance(receipt, dict) and task.is_whole(receipt) else None
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
+        return None
+
+
+_NUMBERS = {"bin": int, "tokens": int, "rows": int, "offset": int, "length": int, "checksum": int}
+
+
+def shard_is_whole(out: str, number: int, receipt: dict[str, Any]) -> bool:
+    """`Task.is_whole` of a task that writes a shard."""
+    name = f"shards/{shard_name(number)}"
+    known = receipt["path"] == name and re.fullmatch("[0-9a-f]{64}", receipt["sha256"]) is not None
+    known = known and isinstance(receipt["seconds"], float | int)
+    known = known and all(isinstance(entry[key], kind) for entry in receipt["bins"] for key, kind in _NUMBERS.items())
+    known = known and all({"row", "code", "message"} <= reject.keys() for reject in receipt["rejects"])
+    return known and io.size(io.join(out, "shards", shard_name(number))) == receipt["bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +91,22 @@ class PlanTask:
     out: str
     isolate: bool = False
     """Find the rows that end the process first, since one did (omniprep/build/isolate.py)."""
+
+    @property
+    def receipt(self) -> str:
+        """As `Task.receipt`."""
+        return plan_path(self.out, self.number, ".json")
+
+    def is_whole(self, receipt: dict[str, Any]) -> bool:
+        """As `Task.is_whole`."""
+        codes = receipt["codes"]
+        numbers = [receipt[name] for name in ("rows", "rejected", "tokens", "lines", "bytes")]
+        numbers += [*receipt["chunks"], *codes.values(), *receipt["columns"]]
+        known = all(isinstance(number, int) for number in numbers)
+        known = known and all(isinstance(n, int) and isinstance(text, str) for n, text in receipt["unread"].values())
+        known = known and sum(codes.values()) == receipt["rejected"]
+        known = known and isinstance(receipt["seconds"], float | int) and sum(receipt["chunks"]) == receipt["rows"]
+        return known and io.size(plan_path(self.out, self.number, ".arrow")) == receipt["bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +126,15 @@ class ShardTask:
     out: str
     isolate: bool = False
     """As in PlanTask."""
+
+    @property
+    def receipt(self) -> str:
+        """As `Task.receipt`."""
+        return receipt_path(self.out, self.number)
+
+    def is_whole(self, receipt: dict[str, Any]) -> bool:
+        """As `Task.is_whole`."""
+        return shard_is_whole(self.out, self.number, receipt)
 
 
 def plan_path(out: str, number: int, suffix: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from omniprep import io
 from omniprep.build.pulse import SECONDS, Doing, Show, Watch, heard_by, ray_listener
-from omniprep.errors import OmniprepError
+from omniprep.errors import OmniprepError, unforeseen
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -94,7 +94,7 @@ def run_tasks(
         function: A module-level function; with Ray it runs in worker processes.
         tasks: Its arguments; dataclasses with a field `isolate`, set for tasks that ended a process.
         workers: Ray workers; 0 runs the tasks here, in order.
-        marks: A file name for each task, used where workers is 0.
+        marks: A file name for each task, used where workers is 0; none where no task can end the process.
         say: Told what went wrong and is tried again.
         show: Told what each worker is at (omniprep/build/pulse.py); None where nobody watches.
 
@@ -104,8 +104,8 @@ def run_tasks(
     """
     if workers == 0:
         with single_threaded(), heard_by(show and (lambda *told: show([Doing("", *told)]))):
-            for number, (task, mark) in enumerate(zip(tasks, marks, strict=True)):
-                yield number, _marked(function, task, mark, say)
+            for number, task in enumerate(tasks):
+                yield number, _marked(function, task, marks[number], say) if marks else function(task)
         return
     yield from _run_on_ray(function, tasks, workers, say, show)
 
@@ -155,7 +155,9 @@ def _run_on_ray(
                 result = ray.get(done)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
-                raise (cause if isinstance(cause, OmniprepError | OSError) else error) from None
+                if isinstance(cause, OmniprepError | OSError | MemoryError):
+                    raise cause from None
+                raise unforeseen(f"task {number}", cause) from error
             except deaths_of_workers() as error:
                 deaths[number] += 1
                 if deaths[number] == TRIES:

@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from typing import cast
 
 import click
@@ -107,6 +108,8 @@ def run(args: list[str] | None = None) -> int:
         say(f"Error: {error}", error=True)
         return 2
     except OmniprepError as error:
+        if os.environ.get("OMNIPREP_TRACEBACK"):
+            traceback.print_exception(error)
         say(f"Error: {error}", error=True)
         return 1
     except (KeyboardInterrupt, click.Abort) as error:

@@ -198,7 +198,7 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
 
 def print_examples(planned: "Planned", out: str) -> None:
     """A few rejects of each code, with where they are and what is wrong."""
-    from omniprep.build.manifest import lines_before
+    from omniprep.build.built import lines_before
     from omniprep.build.planfile import read_rejects
     from omniprep.build.tasks import plan_path
 
