@@ -1,6 +1,10 @@
 """The options of a build: one frozen record, the same names in YAML, on the command line and in the manifest.
 
-The command line is generated from this class (a field is an option, the text under it the help), so an option exists
+The record has three parts, by who may set them. `RowOptions` is plain data and may come from a dataset that a stranger
+made; `Trust` lets code run and opens folders and the network, and comes from the command line alone; `BuildConfig`
+adds where a build reads and writes, and how it is run.
+
+The command line is generated from these classes (a field is an option, the text under it the help), so an option exists
 once. `SHAPING` names the fields that a shard's bytes depend on: their hash decides whether a build may be continued.
 """
 
@@ -14,34 +18,25 @@ from typing import Any, Literal
 from omniprep.errors import UsageError
 from omniprep.rows.columns import parse_columns
 
-__all__ = ["BuildConfig", "config_hash", "shaping"]
+__all__ = ["BuildConfig", "RowOptions", "Trust", "build_config", "config_hash", "shaping", "trust_of"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildConfig:
-    """What `omniprep build` and `omniprep plan` take."""
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """The options that shape rows, bins and shards by their value alone.
 
-    inputs: tuple[str, ...] = ()
-    """Chats: .jsonl (also .gz, .zst), .json, .parquet, globs, HF datasets folders; local or any fsspec URI."""
+    This is what a dataset or a run says of how it was made, and what may be taken from one that a stranger made:
+    no field holds the name of a file or a host, and none lets code run (those are in `Trust` and in `BuildConfig`).
+    """
+
+    bin_length: int = 0
+    """Tokens a bin holds."""
+    seed: int = 0
+    """Seed of the order of rows in bins and of bins in shards."""
     split: str | None = None
     """The split to read of inputs that have splits and name none (INPUT:NAME); default: train."""
     max_line_bytes: int = 1 << 30
     """Longest line of JSON; longer ones are rejected without being held in memory."""
-    model: str = ""
-    """Checkpoint whose tokenizer, processor settings and config shape the rows: a folder or a Hub name."""
-    out: str = ""
-    """Folder (or URI) of the built dataset."""
-    bin_length: int = 0
-    """Tokens a bin holds."""
-
-    workers: int = 1
-    """Ray workers; 0 runs everything in this process, without Ray."""
-    ray_address: str | None = None
-    """Join a running Ray cluster ("auto", or its address) instead of starting a local one."""
-    seed: int = 0
-    """Seed of the order of rows in bins and of bins in shards."""
-    overwrite: bool = False
-    """Throw away what an earlier build left in --out."""
 
     max_length: int | None = None
     """Longest row in tokens after expansion (default: the bin length)."""
@@ -104,21 +99,6 @@ class BuildConfig:
     special_tokens_in_text: Literal["allow", "reject"] = "allow"
     """Control tokens typed in text (media tokens always reject the row)."""
 
-    on_error: Literal["quarantine", "fail"] = "quarantine"
-    """Reject bad rows and go on, or stop at the first."""
-    max_error_rate: float = 1.0
-    """Stop when more than this share of the rows is rejected (checked when all rows are planned, and at the end)."""
-    media_root: tuple[str, ...] = ()
-    """More folders that media may lie in (default: the folder of the file that names them)."""
-    allow_http: bool = False
-    """Fetch media from http(s) URLs (public addresses only)."""
-
-    decode_timeout: float = 600.0
-    """Seconds that the media of one row may take to be read and decoded; 0: any time. Longer rows are rejected."""
-    decode_memory: int = 8 << 30
-    """Bytes that a process may hold for one row when rows are tried apart after a crash; rows beyond it are
-    rejected."""
-
     shard_size: int = 512 << 20
     """Bytes a shard grows to."""
     pixel_codec: Literal["raw", "webp", "jxl"] = "raw"
@@ -132,22 +112,14 @@ class BuildConfig:
     """Model family (default: found from the checkpoint's config)."""
     family_option: tuple[str, ...] = ()
     """Option of the family, such as max_side=512; the family names them."""
-    plugin: tuple[str, ...] = ()
-    """Python file that registers model families."""
-    trust_remote_code: bool = False
-    """Let the checkpoint's own Python code run when its tokenizer is loaded."""
 
     def __post_init__(self) -> None:
         """Refuse values that no build could use."""
         checks: list[tuple[bool, str]] = [
             (self.bin_length >= 0, "--bin-length must be positive"),
-            (self.workers >= 0, "--workers must be 0 or more"),
             (self.max_length is None or self.max_length > 0, "--max-length must be positive"),
-            (0 <= self.max_error_rate <= 1, "--max-error-rate is a share between 0 and 1"),
             (self.max_line_bytes > 0, "--max-line-bytes must be positive"),
             (self.shard_size > 0, "--shard-size must be positive"),
-            (self.decode_timeout >= 0, "--decode-timeout must be 0 or more"),
-            (self.decode_memory > 0, "--decode-memory must be positive"),
             (self.fps is None or self.fps > 0, "--fps must be positive"),
             (self.use_chat_template or not self.system, "--use-chat-template off has no place for --system"),
         ]
@@ -156,17 +128,102 @@ class BuildConfig:
             for name in PIXEL_OPTIONS
             for value in [getattr(self, name)]
         ]
-        for good, text in checks:
-            if not good:
-                raise UsageError(text)
+        _refuse(checks)
         parse_columns(self.columns)
-        for name in (*self.inputs, *self.media_root, self.out, self.model):
-            _refuse_credentials(name)
 
     @property
     def row_limit(self) -> int:
         """Longest row in tokens."""
         return self.max_length or self.bin_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """What lets code run, or opens folders and the network. Given on the command line at hand, or not at all.
+
+    Nothing of it is ever taken from a dataset, a checkpoint or a run: their writer would decide what runs here.
+    """
+
+    media_root: tuple[str, ...] = ()
+    """More folders that media may lie in (default: the folder of the file that names them)."""
+    allow_http: bool = False
+    """Fetch media from http(s) URLs (public addresses only)."""
+    plugin: tuple[str, ...] = ()
+    """Python file that registers model families."""
+    trust_remote_code: bool = False
+    """Let the checkpoint's own Python code run when its tokenizer is loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(RowOptions, Trust):
+    """What `omniprep build` and `omniprep plan` take."""
+
+    inputs: tuple[str, ...] = ()
+    """Chats: .jsonl (also .gz, .zst), .json, .parquet, globs, HF datasets folders; local or any fsspec URI."""
+    model: str = ""
+    """Checkpoint whose tokenizer, processor settings and config shape the rows: a folder or a Hub name."""
+    out: str = ""
+    """Folder (or URI) of the built dataset."""
+
+    workers: int = 1
+    """Ray workers; 0 runs everything in this process, without Ray."""
+    ray_address: str | None = None
+    """Join a running Ray cluster ("auto", or its address) instead of starting a local one."""
+    overwrite: bool = False
+    """Throw away what an earlier build left in --out."""
+
+    on_error: Literal["quarantine", "fail"] = "quarantine"
+    """Reject bad rows and go on, or stop at the first."""
+    max_error_rate: float = 1.0
+    """Stop when more than this share of the rows is rejected (checked when all rows are planned, and at the end)."""
+
+    decode_timeout: float = 600.0
+    """Seconds that the media of one row may take to be read and decoded; 0: any time. Longer rows are rejected."""
+    decode_memory: int = 8 << 30
+    """Bytes that a process may hold for one row when rows are tried apart after a crash; rows beyond it are
+    rejected."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no build could use."""
+        super().__post_init__()
+        _refuse(
+            [
+                (self.workers >= 0, "--workers must be 0 or more"),
+                (0 <= self.max_error_rate <= 1, "--max-error-rate is a share between 0 and 1"),
+                (self.decode_timeout >= 0, "--decode-timeout must be 0 or more"),
+                (self.decode_memory > 0, "--decode-memory must be positive"),
+            ]
+        )
+        for name in (*self.inputs, *self.media_root, self.out, self.model):
+            _refuse_credentials(name)
+
+
+def trust_of(config: Trust) -> Trust:
+    """The part of a larger record that is `Trust`."""
+    return Trust(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Trust)})
+
+
+def build_config(
+    rows: RowOptions, trust: Trust, *, model: str, inputs: tuple[str, ...] = (), out: str = ""
+) -> BuildConfig:
+    """The options that make rows as a dataset's rows were made, with what this command line allows.
+
+    Args:
+        rows: From the dataset or run.
+        trust: From the command line.
+        model: Checkpoint that the user named, or that `omniprep.trust` let pass.
+        inputs: Of the command at hand.
+        out: Where a dataset is written, if one is.
+    """
+    values: dict[str, Any] = {field.name: getattr(rows, field.name) for field in dataclasses.fields(RowOptions)}
+    values |= {field.name: getattr(trust, field.name) for field in dataclasses.fields(Trust)}
+    return BuildConfig(**values, model=model, inputs=inputs, out=out)
+
+
+def _refuse(checks: list[tuple[bool, str]]) -> None:
+    for good, text in checks:
+        if not good:
+            raise UsageError(text)
 
 
 _CREDENTIALS = re.compile(

@@ -114,7 +114,7 @@ def test_a_large_dataset_has_a_small_page(built, model_dir, tmp_path, monkeypatc
 
 
 def test_options_that_were_given_are_told_from_defaults(built):
-    assert set(collect(PackedDataset(str(built)), None, shown=0)["changed"]) == {"model", "bin_length", "media_root"}
+    assert set(collect(PackedDataset(str(built)), None, shown=0)["changed"]) == {"model", "bin_length", "needed_flags"}
 
 
 def test_histograms_hold_every_value():

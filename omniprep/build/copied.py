@@ -71,6 +71,7 @@ class CopiedRows:
             "omniprep": version("omniprep"),
             "inputs": [entry for source, entry in inputs.items() if source in kept],
             "seconds": {"repack": round(self._seconds, 1)},
+            "needed_flags": list(dict.fromkeys(flag for ds in self._datasets for flag in ds.record.needed_flags)),
             "repacked_from": [{"uri": ds.uri, "plan_sha256": ds.manifest.get("plan_sha256")} for ds in self._datasets],
         }
 

@@ -31,9 +31,9 @@ from omniprep.build.rowencode import make_bin
 from omniprep.build.run import run_stage
 from omniprep.build.shardfile import ShardFile
 from omniprep.build.tasks import receipt_path, shard_is_whole
-from omniprep.config import BuildConfig, shaping
+from omniprep.config import BuildConfig, Trust, build_config, shaping
 from omniprep.data.dataset import PackedDataset
-from omniprep.errors import DamagedDataError, OmniprepError, RejectCode, UsageError
+from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
 from omniprep.rows.normalize import MODALITIES
@@ -208,15 +208,11 @@ def _without_codec(layout: Layout) -> Layout:
 
 
 def _config(datasets: Sequence[PackedDataset], given: dict[str, Any]) -> BuildConfig:
-    known = {field.name for field in dataclasses.fields(BuildConfig)}
-    before = {name: value for name, value in datasets[0].manifest["config"].items() if name in known}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in before.items()}
-    inputs = dict.fromkeys(source for ds in datasets for source in ds.manifest["config"]["inputs"])
+    record = datasets[0].record
+    before = build_config(record.config, Trust(), model=record.model)
+    inputs = dict.fromkeys(entry.source for ds in datasets for entry in ds.record.inputs)
     changed = {name: value for name, value in given.items() if value is not None}
-    try:
-        return BuildConfig(**{**values, "inputs": tuple(inputs), **changed})
-    except (TypeError, AttributeError) as error:
-        raise DamagedDataError(f"{datasets[0].uri}: the config in its manifest cannot be used ({error})") from error
+    return dataclasses.replace(before, inputs=tuple(inputs), **changed)
 
 
 def _rows(chosen: Chosen, config: BuildConfig) -> Rows:

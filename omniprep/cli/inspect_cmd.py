@@ -57,7 +57,7 @@ def inspect(
 
     from omniprep.data.collate import cut_row
     from omniprep.data.dataset import PackedDataset
-    from omniprep.look.describe import describe_bin, find_row, load_vocabulary
+    from omniprep.look.describe import describe_bin, find_row, vocabulary_of
     from omniprep.look.pictures import contact_sheet, pictures_of
     from omniprep.look.terminal import show_head, show_row
 
@@ -72,7 +72,7 @@ def inspect(
     if not -len(ds) <= number < len(ds):
         raise UsageError(f"--bin {number}: the dataset has {len(ds)} bins")
     number %= len(ds)
-    rows = describe_bin(ds, number, load_vocabulary(model or ds.manifest["model"]))
+    rows = describe_bin(ds, number, vocabulary_of(ds, model))
     item = ds[number]
     chosen = [n for n, known in enumerate(item["row_ids"].tolist()) if row_id is None or known == row_id]
     shown = chosen if limit <= 0 else chosen[:limit]

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import click
 
+from omniprep.config import Trust
 from omniprep.errors import UsageError, did_you_mean
 
 Config = TypeVar("Config")
@@ -44,17 +45,29 @@ def is_bytes(field: str) -> bool:
     return field.endswith(("_size", "_bytes")) and field != "batch_size"
 
 
+def _record_classes(cls: type) -> list[type]:
+    """A dataclass and its bases that are dataclasses: its own fields are shown before those that it inherits."""
+    return [part for part in cls.__mro__ if "__dataclass_fields__" in part.__dict__]
+
+
+def _ordered_fields(cls: type) -> "list[dataclasses.Field[Any]]":
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    names = [name for part in _record_classes(cls) for name in inspect.get_annotations(part) if name in known]
+    return [known[name] for name in dict.fromkeys(names)]
+
+
 @cache
 def field_docs(cls: type) -> dict[str, str]:
     """The string under each field of a class, which Python itself does not keep; read from the class's source."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
-    for item, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(after, ast.Expr):
-            value = after.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                docs[item.target.id] = inspect.cleandoc(value.value)
+    for part in _record_classes(cls):
+        body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for item, after in zip(body.body, body.body[1:], strict=False):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(after, ast.Expr):
+                value = after.value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    docs[item.target.id] = inspect.cleandoc(value.value)
     return docs
 
 
@@ -109,7 +122,7 @@ def options_of(cls: type, *, skip: tuple[str, ...] = ()) -> Callable[[Command], 
 
     def decorate(command: Command) -> Command:
         chosen: Any = command
-        for field in reversed(dataclasses.fields(cls)):
+        for field in reversed(_ordered_fields(cls)):
             if field.name not in skip:
                 chosen = option(field)(chosen)
         path = click.Path(exists=True, dir_okay=False)
@@ -117,6 +130,18 @@ def options_of(cls: type, *, skip: tuple[str, ...] = ()) -> Callable[[Command], 
         return config(chosen)
 
     return decorate
+
+
+def trust_options(command: Command) -> Command:
+    """Decorator that gives a command the flags of `Trust`; it receives them as keywords, for `Trust(**...)`."""
+    docs, chosen = field_docs(Trust), command
+    for field in reversed(dataclasses.fields(Trust)):
+        name = option_name(field.name)
+        if field.type is bool or field.type == "bool":
+            chosen = click.option(name, field.name, is_flag=True, help=docs[field.name])(chosen)
+        else:
+            chosen = click.option(name, field.name, multiple=True, help=docs[field.name])(chosen)
+    return chosen
 
 
 def make_config(cls: type[Config], given: Mapping[str, Any], config_file: str | None) -> Config:

@@ -1,10 +1,12 @@
 """`omniprep verify`."""
 
 import sys
+from typing import Any
 
 import click
 
 from omniprep.cli.command import Command
+from omniprep.cli.options import trust_options
 from omniprep.printable import say
 
 
@@ -16,20 +18,37 @@ from omniprep.printable import say
 @click.argument("dataset")
 @click.option("--deep", is_flag=True, help="Also encode a sample of rows again and compare.")
 @click.option("--sample", default=32, show_default=True, help="Rows that --deep encodes again.")
+@click.option("--model", help="For --deep: checkpoint to encode with.  [default: the build's, if it is here]")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    help="For --deep: read this input, or all inputs in this folder, whatever is there.",
+)
+@trust_options
 @click.option("--quiet", is_flag=True, help="No progress, only the result.")
-def verify(dataset: str, deep: bool, sample: int, quiet: bool) -> None:
+def verify(
+    dataset: str, deep: bool, sample: int, model: str | None, inputs: tuple[str, ...], quiet: bool, **trust: Any
+) -> None:
     """Check that a dataset is whole: checksums of shards and bins, and every input row packed or rejected, once.
 
     Prints a line for each fault, and exits 1 where there is one.
+
+    --deep opens local inputs that are unchanged since the build, and the build's checkpoint where it is on this
+    machine. What the dataset was built with --plugin, --trust-remote-code, --allow-http or --media-root for takes these
+    flags here too: a dataset does not decide what runs.
     """
+    from omniprep.config import Trust
     from omniprep.data.dataset import PackedDataset
+    from omniprep.errors import OmniprepError
     from omniprep.progress import reporter, size
     from omniprep.verify import check_rows, check_shards
 
     ds = PackedDataset(dataset, verify="never")
-    total = sum(shard["bytes"] for shard in ds.manifest["shards"])
+    counts = ds.record.counted(dataset)
+    total = sum(shard.bytes for shard in ds.record.shards)
     findings: list[str] = []
-    checked = 0
+    checked, deeply = 0, None
     with reporter(quiet=quiet) as progress:
         progress.start("verify", total, "bytes")
         findings += check_shards(ds, lambda count: progress.advance("verify", count))
@@ -41,20 +60,30 @@ def verify(dataset: str, deep: bool, sample: int, quiet: bool) -> None:
             progress.start("bins", len(ds), "bins")
             findings += check_bins(ds, lambda count: progress.advance("bins", count))
             progress.finish("bins")
-            checked = min(sample, ds.manifest["counts"]["rows"]["packed"])
+            checked = min(sample, counts.rows.packed)
             progress.start("encode", checked, "rows")
-            findings += check_sample(ds, checked, lambda count: progress.advance("encode", count))
+            deeply = check_sample(
+                ds, checked, Trust(**trust), model=model, inputs=inputs,
+                done=lambda count: progress.advance("encode", count),
+            )  # fmt: skip
+            findings += deeply.findings
             progress.finish("encode")
+    for text in deeply.unread if deeply is not None else ():
+        say(text, error=True)
     for finding in findings:
         say(finding)
     if findings:
         advice = "copy or pull it again, or build it again with --overwrite"
         say(f"{dataset} is damaged: {len(findings)} faults; {advice}", error=True)
         sys.exit(1)
-    rows = ds.manifest["counts"]["rows"]
+    rows = counts.rows
     say(
-        f"{dataset} is whole: {len(ds.manifest['shards'])} shards, {size(total)}, {len(ds):,} bins, "
-        f"{rows['read']:,} rows read = {rows['packed']:,} packed + {rows['rejected']:,} rejected"
+        f"{dataset} is whole: {len(ds.record.shards)} shards, {size(total)}, {len(ds):,} bins, "
+        f"{rows.read:,} rows read = {rows.packed:,} packed + {rows.rejected:,} rejected"
     )
+    if deeply is not None and deeply.unread:
+        raise OmniprepError(
+            f"{dataset}: {deeply.equal:,} of {checked:,} rows could be encoded again, to the same tensors"
+        )
     if deep:
         say(f"{checked:,} rows encoded again, to the same tensors")

@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 
 from omniprep import io
 from omniprep.data.collate import collate, cut_row
-from omniprep.errors import DamagedDataError, OmniprepError, did_you_mean
+from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.cache import BinCache
 from omniprep.shards.index import read_index, read_rows
 from omniprep.shards.joined import Place, read_joined
+from omniprep.shards.manifest import read_manifest
 from omniprep.shards.reader import ShardReader, decode, read_schema
-from omniprep.shards.schema import FORMAT, Layout, read_layout
+from omniprep.shards.schema import Layout, read_layout
 
 __all__ = ["PackedDataset"]
 
@@ -54,20 +55,20 @@ class PackedDataset(Dataset[dict[str, Any]]):
             raise OmniprepError(f"verify is 'first', 'always' or 'never', not {verify!r}")
         self.uri = os.fspath(uri)
         self.verify = verify
-        self.manifest = _read_manifest(self.uri)
-        """The content of manifest.json."""
+        self.record, self.manifest = read_manifest(self.uri)
+        """manifest.json, checked: as a typed record, and as JSON types (without what would let code run)."""
         self.index = read_index(io.join(self.uri, "index.parquet"))
         """The columns of index.parquet, an array each; line i is bin i."""
-        shards = self.manifest["shards"]
-        bins = sum(shard["bins"] for shard in shards)
+        shards = self.record.shards
+        bins = sum(shard.bins for shard in shards)
         if bins != len(self) or self.index["shard"].max(initial=-1) >= len(shards):
             raise DamagedDataError(
                 f"{self.uri}: manifest.json has {bins} bins in {len(shards)} shards, index.parquet {len(self)}"
             )
-        self._shards = [io.join(self.uri, *shard["path"].split("/")) for shard in shards]
+        self._shards = [io.join(self.uri, *shard.path.split("/")) for shard in shards]
         self._cache = None
         if cache_dir is not None and not io.is_local(self.uri):
-            facts = hashlib.sha256(json.dumps([shard["sha256"] for shard in shards]).encode()).hexdigest()
+            facts = hashlib.sha256(json.dumps([shard.sha256 for shard in shards]).encode()).hexdigest()
             self._cache = BinCache(os.fspath(cache_dir), cache_bytes, facts)
         self._reader = ShardReader(self._shards, self._cache)
         self._seen = np.zeros(len(self), bool)
@@ -185,7 +186,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to a worker: manifest and index, but no open files, and no row table."""
-        kept = ("uri", "verify", "manifest", "index", "_shards", "_cache")
+        kept = ("uri", "verify", "record", "manifest", "index", "_shards", "_cache")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,20 +194,3 @@ class PackedDataset(Dataset[dict[str, Any]]):
         self.__dict__.update(state)
         self._reader = ShardReader(self._shards, self._cache)
         self._seen = np.zeros(len(self), bool)
-
-
-def _read_manifest(uri: str) -> dict[str, Any]:
-    path = io.join(uri, "manifest.json")
-    try:
-        manifest: dict[str, Any] = json.loads(io.read_bytes(path))
-    except FileNotFoundError as error:
-        advice = "; the command that built it, run again, finishes it"
-        if io.is_local(uri) and not os.path.isdir(io.local_path(uri)):
-            folder, name = os.path.split(io.local_path(uri).rstrip("/"))
-            advice = did_you_mean(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], folder)
-        raise OmniprepError(f"{uri}: no manifest.json, so this is no finished omniprep dataset{advice}") from error
-    except json.JSONDecodeError as error:
-        raise DamagedDataError(f"{path}: not valid JSON: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise OmniprepError(f"{path}: format {manifest.get('format')!r}, but this omniprep reads format {FORMAT}")
-    return manifest

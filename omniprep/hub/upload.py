@@ -25,7 +25,7 @@ from omniprep.hub.client import FIRST_PAUSE, fault_of, hub_errors_as_one_line, r
 from omniprep.hub.files import LocalFile
 from omniprep.hub.model import is_checkpoint, model_card, model_files
 from omniprep.hub.preview import preview
-from omniprep.look.describe import load_vocabulary
+from omniprep.look.describe import vocabulary_of
 from omniprep.progress import Reporter
 from omniprep.report.page import collect
 from omniprep.shards.names import DATASET_FILES, is_shard_path
@@ -198,7 +198,7 @@ def parts_of(uri: str, repo_id: str, progress: Reporter, model: str | None = Non
             shard: such a dataset did not come from a build as it is.
     """
     dataset = PackedDataset(uri)
-    vocabulary = load_vocabulary(model or dataset.manifest["model"])
+    vocabulary = vocabulary_of(dataset, model)
     data = collect(dataset, vocabulary, shown=0)
     root = Path(io.local_path(uri))
     shards = [_shard(root, entry) for entry in dataset.manifest["shards"]]

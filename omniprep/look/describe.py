@@ -17,11 +17,22 @@ from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.families.guess import guess_model
+from omniprep.trust import model_of_dataset
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Media", "Piece", "Row", "Vocabulary", "describe_bin", "find_row", "load_vocabulary", "messages_of"]
+__all__ = [
+    "Media",
+    "Piece",
+    "Row",
+    "Vocabulary",
+    "describe_bin",
+    "find_row",
+    "load_vocabulary",
+    "messages_of",
+    "vocabulary_of",
+]
 
 _MESSAGE = re.compile(r"<\|im_start\|>([^\n]*)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
 REPEATS = 4
@@ -79,28 +90,44 @@ class Row:
 
 
 def load_vocabulary(model: str) -> Vocabulary:
-    """The vocabulary of a checkpoint (a folder or a Hub name).
+    """The vocabulary of a checkpoint that the user named (a folder or a Hub name).
 
     Raises:
-        OmniprepError: The checkpoint or its tokenizer.json cannot be found.
+        OmniprepError: The checkpoint or its tokenizer.json cannot be found, or is none.
     """
     path = Path(model) / "tokenizer.json"
     if not path.is_file():
         if Path(model).exists():
             raise OmniprepError(f"{path} is missing; name a checkpoint with --model")
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        from omniprep.hub.client import fault_of
 
         try:
             path = Path(hf_hub_download(model, "tokenizer.json"))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        except Exception as error:
+            if fault_of(error) is None and not isinstance(error, (HFValidationError, LocalEntryNotFoundError, OSError)):
+                raise
             raise OmniprepError(
                 f"cannot get the tokenizer of {model!r}{guess_model(model)}; name a checkpoint with --model (a dataset "
                 "remembers the one it was built with)"
             ) from error
     from tokenizers import Tokenizer
 
-    return Vocabulary(Tokenizer.from_file(str(path)))
+    try:
+        return Vocabulary(Tokenizer.from_file(str(path)))
+    except Exception as error:  # tokenizers raises nothing narrower for a file that is none
+        raise OmniprepError(f"{path}: not a tokenizer that can be read: {error}") from error
+
+
+def vocabulary_of(dataset: PackedDataset, model: str | None) -> Vocabulary:
+    """The vocabulary that reads a dataset's tokens: of --model, else of the build's checkpoint where it is here.
+
+    Raises:
+        OmniprepError: Neither can be had. The dataset's own is never fetched (`omniprep.trust`).
+    """
+    return load_vocabulary(model_of_dataset(model, dataset.record, dataset.uri))
 
 
 def find_row(dataset: PackedDataset, place: str) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
-from omniprep.look.describe import find_row, load_vocabulary, media_of, messages_of, pieces_of
+from omniprep.look.describe import find_row, media_of, messages_of, pieces_of, vocabulary_of
 from omniprep.look.pictures import rebuild
 from omniprep.report.bins import spectrogram_picture
 from omniprep.report.numbers import KINDS, row_kinds
@@ -43,7 +43,7 @@ def write_sample(
         OmniprepError: No such row, or one that was rejected.
     """
     dataset = PackedDataset(uri)
-    vocabulary = load_vocabulary(model or dataset.manifest["model"])
+    vocabulary = vocabulary_of(dataset, model)
     numbers = [find_row(dataset, place) for place in places] or _draw(dataset, count, kinds, seed)
     (out / "media").mkdir(parents=True, exist_ok=True)
     with (out / "rows.jsonl").open("w", encoding="utf-8") as file:

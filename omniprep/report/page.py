@@ -19,7 +19,7 @@ from omniprep import io
 from omniprep.config import BuildConfig
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
-from omniprep.look.describe import Vocabulary, load_vocabulary
+from omniprep.look.describe import Vocabulary, vocabulary_of
 from omniprep.report.bins import browse, choose_bins, scan
 from omniprep.report.numbers import facts, histogram, reject_facts
 
@@ -41,7 +41,9 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
     if sizes is not None:
         for name in ("audio_seconds", "video_frames"):
             sizes[name] = histogram(sizes[name])
-    config = manifest.get("config", {})
+    config: dict[str, Any] = {"model": manifest.get("model", ""), **manifest["config"]}
+    if flags := dataset.record.needed_flags:
+        config["needed_flags"] = list(flags)
     return {
         "name": dataset.uri.rstrip("/").rsplit("/", 1)[-1] or dataset.uri,
         "family": manifest.get("family", ""),
@@ -50,7 +52,7 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
         "rejects": reject_facts(dataset),
         "media": sizes,
         "seconds": manifest.get("seconds", {}),
-        "config": {name: value for name, value in config.items() if name != "inputs"},
+        "config": config,
         "changed": _changed(config),
         "config_sha256": manifest.get("config_sha256", ""),
         "inputs": manifest.get("inputs", []),
@@ -64,7 +66,7 @@ def _changed(config: Mapping[str, Any]) -> list[str]:
     """Options of the build that are not at their defaults; what "auto" became was not chosen."""
     defaults = {field.name: field.default for field in dataclasses.fields(BuildConfig)}
     as_json = json.loads(json.dumps(defaults))
-    return [n for n, value in config.items() if n != "inputs" and as_json.get(n) not in (value, "auto")]
+    return [n for n, value in config.items() if as_json.get(n) not in (value, "auto")]
 
 
 def _default(value: Any) -> Any:
@@ -130,7 +132,7 @@ def write_report(
     dataset = PackedDataset(uri)
     remark = ""
     try:
-        vocabulary = vocabulary or load_vocabulary(model or dataset.manifest.get("model", ""))
+        vocabulary = vocabulary or vocabulary_of(dataset, model)
     except OmniprepError as error:
         if model:
             raise

@@ -1,0 +1,177 @@
+"""manifest.json as a typed record: the one place where the manifest of a dataset is read.
+
+A dataset may come from anyone, so a manifest is data and nothing else. The record holds what it says of the dataset's
+own files and of how its rows were made; it has no field for what would let code run or open folders or the network
+(`omniprep.config.Trust`). That the build was given such options is kept as their names alone, so that a message can
+say which flag the reader of the dataset would have to give.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from omniprep import io
+from omniprep.config import RowOptions, Trust
+from omniprep.errors import DamagedDataError, OmniprepError, did_you_mean
+from omniprep.shards.names import is_shard_path
+from omniprep.shards.schema import FORMAT
+from omniprep.shards.typed import parse_json, typed_record
+
+__all__ = ["Counts", "InputEntry", "Manifest", "RowCounts", "ShardEntry", "parse_manifest", "read_manifest"]
+
+MOST_BYTES = 256 << 20
+"""A manifest of a million inputs has 100 MB; a larger one is not read into memory."""
+TRUST_FLAGS = MappingProxyType({entry.name: "--" + entry.name.replace("_", "-") for entry in dataclasses.fields(Trust)})
+"""Fields of `Trust`, with the flags of the command line that set them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """A shard, as the manifest lists it."""
+
+    path: str
+    """Relative to the dataset, such as shards/00000.arrow; of no other form (`is_shard_path`)."""
+    bins: int
+    bytes: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputEntry:
+    """An input of the build, with what it was like then."""
+
+    source: str
+    bytes: int | None = None
+    mtime_ns: int | None = None
+    """Modification time of a local file."""
+    mark: str | None = None
+    """ETag or time of an object in a store."""
+    state_sha256: str | None = None
+    """Of a saved dataset: SHA-256 of its state.json, which holds a hash of its content."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowCounts:
+    """What became of the input rows."""
+
+    read: int
+    packed: int
+    rejected: int
+    removed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """The counts of a dataset."""
+
+    rows: RowCounts
+    tokens: int
+    bins: int
+    labeled_tokens: int = 0
+    rejected_by_code: Mapping[str, int] = field(default_factory=dict)
+    rows_with_control_tokens: int = 0
+    rows_without_labels: int = 0
+    items: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a manifest says, checked. Nothing in it is a reason to run code or to read files of others."""
+
+    format: int
+    shards: tuple[ShardEntry, ...]
+    family: str = ""
+    model: str = ""
+    """The checkpoint as the build was told it: a name to show. See `omniprep.trust` before it is opened."""
+    bin_length: int = 0
+    fill: float = 0.0
+    counts: Counts | None = None
+    config: RowOptions = field(default_factory=RowOptions)
+    """How the rows were made."""
+    config_sha256: str = ""
+    plan_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    preprocessor_sha256: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[InputEntry, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    needed_flags: tuple[str, ...] = ()
+    """Flags of `Trust` that the build was given, by their names alone: to encode its rows again takes them too."""
+
+    def counted(self, uri: str) -> Counts:
+        """The counts.
+
+        Raises:
+            DamagedDataError: The manifest has none; names the dataset.
+        """
+        if self.counts is None:
+            raise DamagedDataError(f"{io.join(uri, 'manifest.json')}: 'counts' is absent")
+        return self.counts
+
+
+def read_manifest(uri: str) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest of a dataset, as a record and as JSON types (see `parse_manifest`).
+
+    Args:
+        uri: Folder of the dataset: a path or a URI.
+
+    Raises:
+        OmniprepError: There is no finished dataset, or one of a newer format.
+        DamagedDataError: manifest.json is not JSON, or a field of it is absent or of another type.
+    """
+    path = io.join(uri, "manifest.json")
+    try:
+        if (found := io.size(path)) > MOST_BYTES:
+            raise DamagedDataError(f"{path}: {found:,} bytes are too many for a manifest")
+        data = io.read_bytes(path)
+    except FileNotFoundError as error:
+        advice = "; the command that built it, run again, finishes it"
+        if io.is_local(uri) and not os.path.isdir(io.local_path(uri)):
+            folder, name = os.path.split(io.local_path(uri).rstrip("/"))
+            advice = did_you_mean(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], folder)
+        raise OmniprepError(f"{uri}: no manifest.json, so this is no finished omniprep dataset{advice}") from error
+    return parse_manifest(parse_json(data, path), path)
+
+
+def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
+    """The record of a parsed manifest.json, and the same as JSON types for those who show it.
+
+    In the JSON too, `config` holds the options of `RowOptions` alone, and `needed_flags` the names of the flags of
+    `Trust` that the build was given.
+
+    Args:
+        content: The parsed JSON.
+        where: Name of the file, for messages.
+    """
+    if not isinstance(content, dict):
+        raise DamagedDataError(f"{where}: expected an object")
+    if content.get("format") != FORMAT or isinstance(content.get("format"), bool):
+        raise OmniprepError(f"{where}: format {content.get('format')!r:.40}, but this omniprep reads format {FORMAT}")
+    flags = _needed_flags(content)
+    manifest = typed_record(Manifest, {**content, "needed_flags": flags}, where)
+    for shard in manifest.shards:
+        if not is_shard_path(shard.path):
+            raise DamagedDataError(f"{where}: {shard.path!r:.120} is no name of a shard, such as shards/00000.arrow")
+        if shard.bins < 0 or shard.bytes < 0:
+            raise DamagedDataError(f"{where}: {shard.path}: bins and bytes cannot be negative")
+    plain = {**content, "config": row_options_as_json(manifest.config), "needed_flags": flags}
+    return manifest, plain
+
+
+def row_options_as_json(options: RowOptions) -> dict[str, Any]:
+    """Options as JSON types; `typed_record(RowOptions, ...)` reads them again."""
+    values = {entry.name: getattr(options, entry.name) for entry in dataclasses.fields(RowOptions)}
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _needed_flags(content: dict[str, Any]) -> list[str]:
+    """Names of the flags of `Trust` that a build was given: from its config, or as an earlier reading listed them."""
+    config, listed = content.get("config"), content.get("needed_flags")
+    given = config if isinstance(config, dict) else {}
+    before = listed if isinstance(listed, list) else []
+    return [flag for name, flag in TRUST_FLAGS.items() if given.get(name) or flag in before]

@@ -1,0 +1,143 @@
+"""What a dataset may not decide: which checkpoint and which inputs are opened when its rows are looked at again.
+
+`verify --deep` encodes rows again from the inputs that rows.parquet names, with the checkpoint that the manifest
+names. For the person who built the dataset both are their own; in a dataset that a stranger made they could be any
+file of this machine or any host. So, without a flag:
+
+- a checkpoint is opened where it is a folder (its config and tokenizer are data, and its code needs
+  --trust-remote-code) or is in the cache of the Hub; it is never fetched;
+- a local input is opened where its size and its modification time in nanoseconds are those that the build wrote down,
+  which a stranger does not know of a file of this machine;
+- an input in a store is opened where the dataset itself was opened from the same store.
+
+Everything else is for the flags --model and --input.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from omniprep import io
+from omniprep.errors import OmniprepError, UsageError
+from omniprep.shards.manifest import InputEntry, Manifest
+
+__all__ = ["input_refusal", "model_of_dataset", "with_missing_flags"]
+
+
+def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
+    """The checkpoint to read a dataset's tokens with: the one that the user named, else the build's, never fetched.
+
+    Args:
+        given: Value of --model, if any.
+        manifest: Of the dataset.
+        uri: Of the dataset, for messages.
+
+    Returns:
+        What the user named, or a folder of this machine.
+
+    Raises:
+        UsageError: The dataset names none, or one that is not on this machine.
+    """
+    if given:
+        return given
+    model = manifest.model
+    if not model:
+        raise UsageError(f"{uri}: the dataset names no checkpoint; give one with --model")
+    if Path(model).is_dir():
+        return model
+    if folder := _cached(model):
+        return folder
+    raise UsageError(
+        f"{uri}: built with the checkpoint {model!r:.200}, which is neither a folder here nor in the cache of the Hub; "
+        "a dataset does not have it fetched: give --model"
+    )
+
+
+def _cached(model: str) -> str | None:
+    """The folder of a Hub checkpoint in this machine's cache, or None; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for name in ("config.json", "tokenizer.json"):
+        try:
+            found = try_to_load_from_cache(model, name)
+        except HFValidationError:
+            return None
+        if isinstance(found, str):
+            return os.path.dirname(found)
+    return None
+
+
+def input_refusal(source: str, manifest: Manifest, uri: str, named: Sequence[str]) -> str:
+    """Why an input of a dataset is not opened, with the flag that opens it; empty where it may be.
+
+    Args:
+        source: As rows.parquet has it.
+        manifest: Of the dataset.
+        uri: Of the dataset, as the user named it.
+        named: Values of --input: inputs, or folders and prefixes of them.
+    """
+    if any(_covers(name, source) for name in named):
+        return ""
+    entry = next((known for known in manifest.inputs if known.source == source), None)
+    if entry is None:
+        return f"it is no input that the manifest lists; --input {source} reads it anyway"
+    if not io.is_local(source):
+        if not io.is_local(uri) and _store(uri) == _store(source):
+            return ""
+        return f"it is in a store that you did not name; --input {source} reads it"
+    if entry.state_sha256 is not None:
+        return _saved_changed(source, entry, manifest.config.split)
+    return _changed(source, entry)
+
+
+def _covers(name: str, source: str) -> bool:
+    """Whether --input NAME is the source, a folder or prefix (at a slash) of it, or the dataset it is a split of."""
+    if io.is_local(name) != io.is_local(source):
+        return False
+    if io.is_local(name):
+        name, source = (os.path.abspath(io.local_path(text)) for text in (name, source))
+    return source == name or source.startswith((name.rstrip("/") + "/", name + ":"))
+
+
+def _store(uri: str) -> str:
+    """Protocol and bucket of a URI; of the Hub the repository (hf://datasets/ORG/NAME)."""
+    protocol, _, rest = uri.partition("://")
+    parts = rest.split("/")
+    return f"{protocol}://{'/'.join(parts[:3] if protocol == 'hf' else parts[:1])}"
+
+
+def _changed(source: str, entry: InputEntry) -> str:
+    path = io.local_path(source)
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return f"{os.strerror(error.errno or 0).lower()}; if it lies elsewhere now, build again from there"
+    if not stat.S_ISREG(found.st_mode):
+        return f"it is no regular file; --input {source} reads it"
+    if (found.st_size, found.st_mtime_ns) != (entry.bytes, entry.mtime_ns):
+        return f"its size or time is not what it was when the dataset was built; --input {source} reads it anyway"
+    return ""
+
+
+def _saved_changed(source: str, entry: InputEntry, split: str | None) -> str:
+    from omniprep.rows import saved
+    from omniprep.rows.inputs import find_inputs
+
+    try:
+        found = saved.fingerprint(find_inputs((source,), split)[0].uri)
+    except (OmniprepError, OSError) as error:
+        return f"{error}; if it lies elsewhere now, build again from there"
+    if found != {"bytes": entry.bytes, "state_sha256": entry.state_sha256}:
+        return f"it is not what it was when the dataset was built; --input {source} reads it anyway"
+    return ""
+
+
+def with_missing_flags(error: OmniprepError, manifest: Manifest, given: Sequence[str]) -> OmniprepError:
+    """The same error, with the flags that the build was given and this command was not."""
+    missing = [flag for flag in manifest.needed_flags if flag not in given]
+    if not missing:
+        return error
+    advice = f"the dataset was built with {', '.join(missing)}: give that here too, if you trust who made it"
+    return type(error)(f"{error}; {advice}")
