@@ -41,10 +41,7 @@ def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Places
     Raises:
         Reject: An item cannot be found, read or used, there are too many, or the row's own limits are no numbers.
     """
-    options = {k: v for k, v in row.kwargs.items() if k in ctx.cls.row_options}  # type: ignore[attr-defined]
-    for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise Reject(RejectCode.BAD_OPTION, f"chat_template_kwargs: {name} must be a number of at least 0")
+    options = {name: _row_option(name, value) for name, value in row.kwargs.items()}
     limits = item_limits(ctx, config.limit_mm_per_row)
     result: dict[str, list[Found]] = {}
     for modality in MODALITIES:
@@ -65,6 +62,27 @@ def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Places
     if ctx.attribute("pads_clips"):
         _pad_clips(result, ctx)
     return result
+
+
+_LEAST = {"fps": 1e-6, "video_start": 0.0, "video_end": 0.0}
+"""Least values of a row's limits that are no counts of pixels or frames, which are 1 at least."""
+_MOST = 2**53
+"""Whole numbers beyond it have no exact float; no picture has as many pixels."""
+
+
+def _row_option(name: str, value: Any) -> int | float:
+    """A limit of the row's own (chat_template_kwargs).
+
+    Raises:
+        Reject: bad_option.
+    """
+    least = _LEAST.get(name, 1)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _MOST:
+        raise Reject(
+            RejectCode.BAD_OPTION,
+            f"chat_template_kwargs: {name} must be a number of at least {least:g} (and 2^53 at most)",
+        )
+    return value
 
 
 def _pad_clips(found: dict[str, list[Found]], ctx: FamilyContext) -> None:
