@@ -1,9 +1,15 @@
 """Pixels stored by a codec come back as they were, whatever their shape; the same bytes each time; damage is told."""
 
+import io
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from omniprep.errors import DamagedDataError, UsageError
 from omniprep.families.qwen_vision import image_patches, video_patches
@@ -92,3 +98,76 @@ def test_damage_is_told(tmp_path: Path) -> None:
 def test_unknown_codec() -> None:
     with pytest.raises(UsageError, match="known: raw, webp, jxl"):
         with_codec([], "gif")
+
+
+def replaced(data: np.ndarray, blob: bytes) -> np.ndarray:
+    """The column's bytes with another picture in place of its only one."""
+    head = bytearray(data[:16].tobytes())
+    head[4:8] = struct.pack("<I", len(blob))
+    return np.frombuffer(bytes(head) + blob, np.uint8)
+
+
+def other_pictures() -> dict[str, bytes]:
+    made = {}
+    for kind in ("PNG", "TIFF", "BMP", "JPEG", "EPS", "TGA"):
+        file = io.BytesIO()
+        Image.new("RGB", (84, 56)).save(file, kind)
+        made[kind] = file.getvalue()
+    return made | {
+        "eps in a webp's place": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 84 56\n%%EndComments\nshowpage\n%%EOF\n",
+        "nothing": b"",
+        "zeros": bytes(100),
+        "huge VP8X": b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xff\xff\xff\xff\xff\0" + bytes(40),
+        "huge VP8L": b"RIFF\x40\0\0\0WEBPVP8L\x20\0\0\0\x2f\xff\xff\xff\x0f" + bytes(40),
+        "huge jxl": b"\xff\x0a" + b"\xff" * 30,
+    }
+
+
+@pytest.mark.parametrize("codec", ["webp", "jxl"])
+@pytest.mark.parametrize("name", [*other_pictures()])
+def test_a_blob_of_another_format_or_size_is_damage(
+    codec: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset of a stranger: its pictures are read as what the column says, of the size that the grid has; Pillow
+    alone would start Ghostscript for the EPS.
+    """
+    ran = tmp_path / "ran"
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    form, grid = column(588, codec), np.array([[1, 4, 6]])
+    good = encode_pixels(form, [image_patches(smooth(56, 84))], [grid[0]])
+    with pytest.raises(DamagedDataError, match="pixels"):
+        decode_pixels(form, replaced(good, other_pictures()[name]), grid, np.zeros((24, 588), np.uint8))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("codec", ["webp", "jxl"])
+def test_sizes_are_held_against_the_grid(codec: str) -> None:
+    form = column(588, codec)
+    good = encode_pixels(form, [image_patches(smooth(56, 84))], [np.array([1, 4, 6])])
+    out = np.zeros((24, 588), np.uint8)
+    decode_pixels(form, good, np.array([[1, 4, 6]]), out)
+    with pytest.raises(DamagedDataError, match="where the grid has"):
+        decode_pixels(form, good, np.array([[1, 6, 4]]), out)  # as many patches in another shape
+    other = encode_pixels(form, [image_patches(smooth(84, 56))], [np.array([1, 6, 4])])
+    with pytest.raises(DamagedDataError, match="header says"):
+        decode_pixels(form, replaced(good, other[16:].tobytes()), np.array([[1, 4, 6]]), out)
+
+
+@pytest.mark.parametrize("codec", ["webp", "jxl"])
+@settings(max_examples=150, deadline=None)
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 7)), min_size=1, max_size=5),
+    cut=st.integers(0, 60),
+)
+def test_damaged_blobs_are_damage_or_pixels(codec: str, flips: list[tuple[int, int]], cut: int) -> None:
+    form, grid = column(588, codec), np.array([1, 4, 6])
+    data = encode_pixels(form, [image_patches(smooth(56, 84))], [grid]).copy()
+    for at, bit in flips:
+        data[at % len(data)] ^= 1 << bit
+    try:
+        decode_pixels(form, data[: len(data) - cut if cut < 30 else None], grid[None], np.zeros((24, 588), np.uint8))
+    except DamagedDataError as error:
+        assert "pixels" in str(error)

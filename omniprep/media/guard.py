@@ -39,7 +39,7 @@ def library_faults(label: str, code: RejectCode) -> Iterator[None]:
     except (Reject, OmniprepError):
         raise
     except Exception as error:
-        if _raised_by_us(error.__traceback__):
+        if not raised_by_library(error):
             raise
         raise Reject(code, f"{label}: {said(error)}") from error
 
@@ -53,10 +53,11 @@ def said(error: Exception) -> str:
     return text if plain else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def _raised_by_us(trace: TracebackType | None) -> bool:
-    """Whether the innermost frame is one of omniprep's own."""
+def raised_by_library(error: Exception) -> bool:
+    """Whether an exception was raised outside omniprep: its innermost frame is none of ours."""
+    trace: TracebackType | None = error.__traceback__
     filename = ""
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
         trace = trace.tb_next
-    return filename.startswith(_PACKAGE)
+    return not filename.startswith(_PACKAGE)

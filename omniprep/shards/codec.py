@@ -11,6 +11,7 @@ The bytes depend on the library's version, which is recorded beside the codec.
 
 import io as _io
 import struct
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from omniprep.errors import DamagedDataError, OmniprepError, UsageError
+from omniprep.media.guard import raised_by_library, said
 from omniprep.shards.schema import Column
 
 __all__ = ["CODECS", "decode_pixels", "encode_pixels", "with_codec"]
@@ -125,9 +127,10 @@ def decode_pixels(column: Column, data: np.ndarray, grids: np.ndarray, out: np.n
                     target[...] = np.frombuffer(blob, np.uint8).reshape(target.shape)
                     continue
                 frames = _frames(column)
-                tall = _decode(blob).reshape(frames, height // frames, width, 3)
+                _check_size(column, grid, height, width)
+                tall = _decode(blob, column.params["codec"], height, width).reshape(frames, height // frames, width, 3)
                 _patched(target, tall, column.params["patch_size"])
-            except (OSError, ValueError, StopIteration, SyntaxError) as error:
+            except (OSError, ValueError, StopIteration, struct.error) as error:
                 raise DamagedDataError(f"column {column.name!r}: pixels cannot be decoded: {error}") from error
 
 
@@ -195,11 +198,80 @@ def _encode(picture: np.ndarray, codec: str) -> bytes:
     return target.getvalue()
 
 
-def _decode(blob: memoryview) -> np.ndarray:
+def _check_size(column: Column, grid: Any, height: int, width: int) -> None:
+    """Hold the size that is written beside a picture against the grid, before anything is decoded."""
+    side = column.params["patch_size"]
+    expected = (_frames(column) * int(grid[1]) * side, int(grid[2]) * side) if np.size(grid) == 3 else None
+    if (height, width) != expected:
+        raise ValueError(f"a picture of {width}x{height} pixels where the grid has {expected}")
+
+
+def _decode(blob: memoryview, codec: str, height: int, width: int) -> np.ndarray:
+    """The pixels of a picture, (height, width, 3) uint8.
+
+    A dataset may come from anybody. Pillow alone would take a blob for any of the 40 formats it knows, of which EPS
+    starts Ghostscript: only the column's own format is tried, and its header must have the expected size, since
+    libwebp and libjxl allocate what the header says.
+
+    Raises:
+        ValueError: No picture of that format and size, or damaged.
+    """
     from PIL import Image
 
-    with Image.open(_io.BytesIO(blob)) as image:
-        return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
+    found = _header_size(bytes(blob[:64]), codec)
+    if found != (width, height):
+        raise ValueError(f"no {codec} picture of {width}x{height} pixels (its header says {found})")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large pictures: their size has been looked at
+            with Image.open(_io.BytesIO(blob), formats=[_FORMATS[codec]]) as image:
+                if image.size != (width, height):
+                    raise ValueError(f"a picture of {image.size} pixels inside")
+                return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
+    except Exception as error:  # Pillow's plugins raise almost anything for a damaged file
+        if not raised_by_library(error):
+            raise
+        raise ValueError(said(error)) from error
+
+
+_FORMATS = {"webp": "WEBP", "jxl": "JXL"}
+
+
+def _header_size(head: bytes, codec: str) -> tuple[int, int] | None:
+    """(width, height) in the header of a picture as `_encode` writes it; None where it is none."""
+    if codec == "webp":  # RFC 9649: a lossless picture, alone (VP8L), or behind a canvas of metadata (VP8X)
+        if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+            return None
+        if head[12:16] == b"VP8L" and head[20] == 0x2F:
+            packed = int.from_bytes(head[21:25], "little")
+            return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
+        if head[12:16] == b"VP8X":
+            return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+        return None
+    # ISO 18181-1: in a container, the codestream follows the boxes of the signature and the file type.
+    at = head.find(b"\xff\x0a", 0, 2) if head[:2] == b"\xff\x0a" else head.find(b"jxlc\xff\x0a") + 4
+    if head[at : at + 2] != b"\xff\x0a":
+        return None
+    bits = _Bits(int.from_bytes(head[at + 2 : at + 14], "little"))
+    small = bits.take(1)
+    height = 8 * (bits.take(5) + 1) if small else 1 + bits.take((9, 13, 18, 30)[bits.take(2)])
+    ratio = bits.take(3)
+    if ratio:
+        above, below = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+        return height * above // below, height
+    return (8 * (bits.take(5) + 1) if small else 1 + bits.take((9, 13, 18, 30)[bits.take(2)])), height
+
+
+class _Bits:
+    """Bits of a number, the lowest first."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def take(self, count: int) -> int:
+        """The next `count` bits."""
+        found, self._value = self._value & (1 << count) - 1, self._value >> count
+        return found
 
 
 def _stored(data: np.ndarray) -> Iterator[tuple[memoryview, int, int]]:
