@@ -111,6 +111,7 @@ def test_splits_by_name_in_a_folder_are_not_mixed(tmp_path: Path, named: list[st
         read(tmp_path)
     assert read(f"{tmp_path}:train") == read(tmp_path, split="train") == [{"n": 0}]
     assert read(f"{tmp_path}:test") == [{"n": 1}]
+    assert said(f"{tmp_path}:test") == [f"{tmp_path}: 1 file; left out: 1 of other splits"]
     assert len(read(*(tmp_path / name for name in named))) == 2
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from omniprep.errors import OmniprepError, Reject
@@ -164,6 +164,28 @@ def test_marks_inside_put_together_files_are_no_text(tmp_path: Path) -> None:
     part = b"\xef\xbb\xbf" + b'{"n": 1}\n'
     for split_bytes in (5, 1 << 20):
         assert [row for _, row in lines_of(tmp_path / "a.jsonl", part * 3, split_bytes)] == [{"n": 1}] * 3
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from(["", " ", "1", "22", '"\u2028\x85"', "bad", "[1]"]), max_size=12),
+    st.integers(1, 12),
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_byte_ranges_hold_each_line_once(
+    tmp_path: Path, parts: list[str], split_bytes: int, ended: bool, end: str
+) -> None:
+    text = end.join(["0", *parts]) + end * ended
+    expected = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                expected.append((number, json.loads(line)))
+            except ValueError:
+                expected.append((number, "bad_json"))
+    assert lines_of(tmp_path / "a.jsonl", text.encode(), split_bytes) == expected
+    assert lines_of(tmp_path / "a.jsonl", text.encode(), 1 << 20) == expected
 
 
 json_values = st.recursive(

@@ -204,3 +204,45 @@ def test_a_saved_dataset_that_changes_is_noticed(tmp_path: Path) -> None:
     os.rename(tmp_path / "a", tmp_path / "old")
     os.rename(tmp_path / "b", tmp_path / "a")
     assert fingerprint(split) != before
+
+
+def test_lines_are_the_same_in_the_dataset_in_verify_and_in_infer(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    from omniprep.build.options import family_of
+    from omniprep.build.run import build
+    from omniprep.config import BuildConfig
+    from omniprep.data.dataset import PackedDataset
+    from omniprep.progress import reporter
+    from omniprep.train.config import InferConfig
+    from omniprep.train.infer import encoded_rows
+    from omniprep.verify_deep import check_sample
+
+    monkeypatch.chdir(tmp_path)
+    chats = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]}
+        for n in range(9)
+    ]
+    lines = [json.dumps(chat) for chat in chats]
+    pq.write_table(pa.Table.from_pylist(chats), "groups.parquet", row_group_size=2)
+    Path("array.jsonl").write_text(json.dumps(chats))
+    Path("gaps.json").write_text("\n\n".join(lines))
+    Path("wide.jsonl").write_text("\n".join(lines), encoding="utf-16")
+    dataset = datasets.Dataset.from_list(chats)
+    datasets.DatasetDict(train=dataset, test=dataset.select([3, 5])).save_to_disk("saved")
+    inputs = ("groups.parquet", "array.jsonl", "gaps.json", "wide.jsonl", "saved:test", "saved")
+    config = BuildConfig(inputs=inputs, model=str(model_dir), bin_length=1024, workers=0, out="out")
+    with reporter(quiet=True) as progress:
+        build(config, progress)
+    built = PackedDataset("out")
+    assert list(check_sample(built, 1000)) == []
+    answers = [
+        (row["source"], row["line"], row["label"])
+        for row in encoded_rows(InferConfig(model=str(model_dir), inputs=inputs), config, family_of(config))
+    ]
+    assert [row[:2] for row in answers] == [(row["source"], row["line"]) for row in built.rows.to_pylist()]
+    every = [f"a{n}" for n in range(9)]
+    assert [label for source, _, label in answers] == [*every * 4, "a3", "a5", *every]
+    assert [line for source, line, _ in answers if source == "gaps.json"] == [*range(1, 19, 2)]

@@ -293,7 +293,24 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
                 RejectCode.PLACEHOLDER_MISMATCH,
                 f"{len(found[modality])} {modality} items, but only {placed} places for them in the kept chat",
             )
+    _check_unicode(runs)
     return _Rendered(runs, order, control, row.notes, row.unread)
+
+
+def _check_unicode(runs: Pieces) -> None:
+    """Refuse text that UTF-8 cannot write, since the tokenizer takes no other.
+
+    The reader of JSON refuses half characters that stand in the row itself; text that is parsed once more (tools,
+    arguments of calls, messages given as text) may bring them too.
+
+    Raises:
+        Reject: bad_message.
+    """
+    try:
+        for text, _ in runs:
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise Reject(RejectCode.BAD_MESSAGE, f"the text is not valid Unicode: {error.reason}") from error
 
 
 def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:

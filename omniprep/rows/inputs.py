@@ -176,7 +176,9 @@ class _Search:
             left["hidden"] += hidden
             left["of other kinds"] += not hidden and not known
             files += [path] if known and not hidden else []
+        left["of other splits"] = len(files)
         files, chosen = self._of_split(name, files, split)
+        left["of other splits"] -= len(files)
         found = [self._file(io.join(name, path), _kind(path) or ("json", ""), chosen) for path in files]
         found += [
             self._saved(io.join(name, folder), "", io.join(name, folder))

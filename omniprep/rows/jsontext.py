@@ -114,6 +114,8 @@ def _without_nan(value: Any, *, keep_loss: bool) -> Any:
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SYNTAX = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _PIECE = 1 << 20
+_SEARCH = 1 << 20
+"""Characters through which the end of an element is looked for that Python's parser cannot go through (a second)."""
 _TAIL = 16
 """An error this close to the end of what was read may be a value that goes on: `Infinit`, `\\u00e`."""
 
@@ -214,12 +216,14 @@ def _next_value(text: _Text, source: str, number: int, *, array: bool) -> tuple[
             if end == len(text.held) and text.more():  # a number may go on in what was not read yet
                 continue
         except (RecursionError, _TwiceError) as error:
+            why = str(error) if isinstance(error, _TwiceError) else _TOO_DEEP
             after = _end_of_value(text.held, start)
             if after is None:
-                if text.more():
+                if len(text.held) - start < _SEARCH and text.more():
                     continue
-                raise OmniprepError(_invalid(source, number, "it is cut")) from error
-            row, end = Reject(RejectCode.BAD_JSON, str(error) if isinstance(error, _TwiceError) else _TOO_DEEP), after
+                what = "it is cut" if text.ended else f"{why}, and its end is not near"
+                raise OmniprepError(_invalid(source, number, what)) from error
+            row, end = Reject(RejectCode.BAD_JSON, why), after
         except ValueError as error:
             at = getattr(error, "pos", len(text.held))
             cut = at >= len(text.held) - _TAIL or str(error).startswith("Unterminated string")
@@ -237,9 +241,9 @@ def _next_value(text: _Text, source: str, number: int, *, array: bool) -> tuple[
 
 
 def _end_of_value(text: str, start: int) -> int | None:
-    """Where the list or object that begins at `start` ends, without going down into it; None where it does not."""
+    """Where the list or object that begins at `start` ends, without going down into it; None where that is not near."""
     depth = 0
-    for match in _SYNTAX.finditer(text, start):
+    for match in _SYNTAX.finditer(text, start, start + _SEARCH):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match.group()[0], 0)
         if depth == 0:
             return match.end()

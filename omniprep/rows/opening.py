@@ -196,15 +196,15 @@ def next_line(file: BinaryIO, limit: int) -> tuple[bytes | None, int]:
 
     Args:
         file: To read from.
-        limit: Most bytes of a line. A longer one is read past piece by piece, and None stands for it.
+        limit: Most bytes of a line, its end not counted. A longer one is read past piece by piece, of which no more
+            than that many bytes are held, and None stands for it.
     """
-    line = file.readline(limit + 1)
-    size = len(line)
-    if size <= limit or line.endswith(b"\n"):
-        return line, size
-    del line
-    while piece := file.readline(_BUFFER):
+    pieces: list[bytes] = []
+    size, ended = 0, False
+    while not ended and (piece := file.readline(_BUFFER)):
         size += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return None, size
+        ended = piece.endswith(b"\n")
+        pieces.append(piece)
+        if size - ended > limit:
+            pieces.clear()
+    return (b"".join(pieces) if size - ended <= limit else None), size

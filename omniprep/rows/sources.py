@@ -187,38 +187,37 @@ def count_lines(split: Split) -> int:
             pass
         return found[0]
     with open_file(split.uri) as file:
-        start, end = _line_range(file, split)
+        start = _first_line(file, split)
         file.seek(start)
-        lines = 0
-        left = end - start
+        # A line begins where the split's first does, and behind each line end that is not the split's last byte.
+        lines, left = int(start < split.end), split.end - 1 - start
         while left > 0 and (block := file.read(min(left, 8 << 20))):
             lines += block.count(b"\n")
             left -= len(block)
-            last = block[-1:]
-        return lines + int(end > start and last != b"\n")
+        return lines
 
 
-def _line_range(file: BinaryIO, split: Split) -> tuple[int, int]:
-    """The split's byte range moved to line starts: a line belongs to the split that its first byte is in."""
+def _first_line(file: BinaryIO, split: Split) -> int:
+    """Where the first line of a byte range begins, or its end: a line belongs to the range that its first byte is in.
 
-    def next_line_start(at: int) -> int:
-        if at == 0:
-            return 0
-        file.seek(at - 1)
-        while block := file.readline(1 << 20):
-            if block.endswith(b"\n"):
-                break
-        return file.tell()
-
-    start = next_line_start(split.start)
-    return start, start if start >= split.end else next_line_start(split.end)
+    Not looked for beyond the range: a line of gigabytes would be read once for each range that it goes through.
+    """
+    if split.start == 0:
+        return 0
+    at = split.start - 1
+    file.seek(at)
+    while at < split.end and (block := file.readline(min(1 << 20, split.end - at))):
+        at += len(block)
+        if block.endswith(b"\n"):
+            return at
+    return split.end
 
 
 def _read_lines(split: Split, ended: Callable[[int], None], max_line_bytes: int) -> Iterator[RawRow]:
     with open_text(split.uri, split.codec, split.encoding) as file:
         at, end = 0, sys.maxsize
         if split.in_ranges:
-            at, end = _line_range(file, split)
+            at, end = _first_line(file, split), split.end
             file.seek(at)
         line = 0
         while at < end:
