@@ -112,7 +112,8 @@ class RejectCode(StrEnum):
     )
     BAD_OPTION = (
         "bad_option",
-        "With --chat-template-kwargs apply: `chat_template_kwargs` of the row holds a value that cannot be used.",
+        "With --chat-template-kwargs apply: `chat_template_kwargs` of the row holds a value that cannot be used. With "
+        "Qwen3-VL: the least area of an image is above the most.",
     )
     # Text
     SPECIAL_TOKEN_IN_TEXT = (
@@ -169,7 +170,11 @@ class RejectCode(StrEnum):
     DECODER_CRASH = "decoder_crash", "The decoder ended its process (segmentation fault or similar) on this file."
     DECODE_TIMEOUT = "decode_timeout", "Decoding did not end within the time limit."
     DECODE_MEMORY = "decode_memory", "Decoding needed more memory than a worker may use."
-    ASPECT_RATIO = "aspect_ratio", "One side of the image or video is more than 200 times the other."
+    ASPECT_RATIO = (
+        "aspect_ratio",
+        "One side of the image or video is more than 200 times the other; or, with Qwen2-VL, Qwen2.5-VL and Qwen3-VL, "
+        "shrinking it to the maximum leaves less than one token of its shorter side.",
+    )
     IMAGE_TOO_LARGE = (
         "image_too_large",
         "The header of an image, or of a video's frames, promises more pixels than the limit (a decompression bomb).",

@@ -17,6 +17,7 @@ from omniprep.build.options import family_of
 from omniprep.build.single import encode_row
 from omniprep.config import BuildConfig
 from omniprep.doctor import try_family
+from omniprep.errors import Reject
 from omniprep.families.init_model import init_model
 from omniprep.families.qwen2_vl import token_types
 from omniprep.template.agent import format_tools
@@ -83,6 +84,13 @@ def encode(row, ctx, **options):
 
 def test_rows_equal_those_of_ms_swift(family, ctx):
     for number, case in enumerate(TRUTH[family[0]]):
+        # `error`: the reference refuses the row too; `rejects`: what it makes of the row is not well formed.
+        refusal = case.get("code") or case.get("rejects")
+        if refusal:
+            with pytest.raises(Reject) as caught:
+                encode(case["row"], ctx, **case["options"])
+            assert caught.value.code == refusal, f"row {number}: {case['row']}"
+            continue
         found = summary(encode(case["row"], ctx, **case.get("options", {})))
         wanted = dict(case["facts"])
         samples = wanted.pop("input_features", [])

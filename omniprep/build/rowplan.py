@@ -22,7 +22,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
-from omniprep.families.registry import MediaMeta
+from omniprep.families.registry import MediaMeta, Sample
 from omniprep.media.fetch import Places
 from omniprep.rows.columns import MODALITIES, Note, parse_columns
 from omniprep.rows.literal import json_text, parse_json
@@ -32,7 +32,7 @@ from omniprep.template.chat import TemplateMeta, contexts, prepare, surplus_tags
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
 from omniprep.template.loss import Pieces, parse_strategy
 from omniprep.template.tags import replace_tags
-from omniprep.template.truncate import kept_tokens
+from omniprep.template.truncate import kept_tokens, text_tokens
 
 T = TypeVar("T")
 
@@ -352,9 +352,10 @@ def _assemble(entry: _Rendered, tokens: list[NDArray[np.int32]], ctx: FamilyCont
     weights[0] = 0.0
     length = len(ids)
     if any(entry.items.values()):
-        ids, weights, length = _with_media(ids, weights, entry, placeholders, frames, config)
+        ids, weights, length = _with_media(ids, weights, entry, placeholders, frames, ctx, config)
     elif length > config.row_limit:
-        keep = _fit(ids, np.empty(0, np.int64), np.empty(0, np.int64), length, [], config)
+        none = np.empty(0, np.int64)
+        keep = _fit(none, none, length, [], Sample(ids, {}), ctx, config)
         ids, weights, length = ids[keep], weights[keep], int(keep.sum())
     if len(weights):
         # The reference clears the first label before it cuts. A row that was cut on the left would then begin with a
@@ -379,7 +380,7 @@ def _assemble(entry: _Rendered, tokens: list[NDArray[np.int32]], ctx: FamilyCont
 
 def _with_media(
     ids: NDArray[np.int32], weights: NDArray[np.float32], entry: _Rendered, placeholders: dict[str, int],
-    frames: dict[str, tuple[int, int]], config: BuildConfig,
+    frames: dict[str, tuple[int, int]], ctx: FamilyContext, config: BuildConfig,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:  # fmt: skip
     found: list[tuple[int, int, tuple[int, int]]] = []
     for modality, token in placeholders.items():
@@ -401,19 +402,21 @@ def _with_media(
     sizes = np.array([f[1] for f in found], np.int64)
     length = len(ids) - len(found) + int(sizes.sum())
     if length > config.row_limit:
-        keep = _fit(ids, where, sizes, length, [f[2] for f in found], config)
+        sample = Sample(ids, {modality: [planned.item for planned in items] for modality, items in entry.items.items()})
+        keep = _fit(where, sizes, length, [f[2] for f in found], sample, ctx, config)
         length = int(keep.sum()) - len(found) + int(sizes.sum())
         ids, weights = ids[keep], weights[keep]
     return ids, weights, length
 
 
 def _fit(
-    ids: NDArray[np.int32], at: NDArray[np.int64], sizes: NDArray[np.int64], length: int, frames: list[tuple[int, int]],
-    config: BuildConfig,
+    at: NDArray[np.int64], sizes: NDArray[np.int64], length: int, frames: list[tuple[int, int]], sample: Sample,
+    ctx: FamilyContext, config: BuildConfig,
 ) -> NDArray[np.bool_]:  # fmt: skip
     if config.truncation == "raise":
         raise Reject(RejectCode.ROW_TOO_LONG, f"{length} tokens, the limit is {config.row_limit}")
-    return kept_tokens(len(ids), at, sizes, config.row_limit, config.truncation, frames)
+    texts = text_tokens(sample.ids, ctx.expand(sample) if len(at) else [])[at]
+    return kept_tokens(len(sample.ids), at, sizes, texts, config.row_limit, config.truncation, frames)
 
 
 def label_turn_ends(ids: NDArray[np.int32], weights: NDArray[np.float32], suffix: list[int]) -> None:

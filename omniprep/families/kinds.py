@@ -76,7 +76,8 @@ class Decoded:
 class Expansion:
     """Replace the next occurrence of `target` in a row by `ids` (labels -100).
 
-    Expansions with the same target apply to its occurrences in order.
+    Expansions with the same target apply to its occurrences in order. `is_embed` (a bool for each of `ids`) marks the
+    tokens that the model replaces by the item's embeddings, where not all are: truncation counts the others as text.
     """
 
     modality: str

@@ -195,6 +195,7 @@ class Qwen25Omni(QwenVision):
     ids_per_second: ClassVar[int] = 25
     chunked: ClassVar[bool] = True
     """Frames and sound alternate in chunks rather than token by token."""
+    refuses_thin = False
     limits = {"image": None, "audio": None, "video": None}
     placeholders = {"image": "<|IMAGE|>", "audio": "<|AUDIO|>", "video": "<|VIDEO|>"}
     tags = {

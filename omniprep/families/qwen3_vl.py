@@ -5,6 +5,7 @@ video), get_rope_index of modeling_qwen3_vl (every pair of frames is an image of
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from omniprep.families.qwen_media import (
 )
 from omniprep.families.qwen_vision import (
     FRAME_FACTOR,
-    Limits,
     VideoPlan,
     frame_size,
     most_video_tokens,
@@ -44,11 +44,13 @@ MOST_STAMP = 16
 def frame_list_size(ctx: "FamilyContext", meta: MediaMeta) -> tuple[int, int]:
     """(height, width) that frames given as images are resized to first.
 
-    qwen_vl_utils hands the side of a token on as that of a patch, so it is a multiple of 64 pixels, limits alike.
+    qwen_vl_utils hands the side of a token on as that of a patch, so it is a multiple of 64 pixels. Its limits
+    of images count tokens (IMAGE_MIN_TOKEN_NUM, IMAGE_MAX_TOKEN_NUM), so they become four times as many pixels.
     """
-    side = factor(ctx) * MERGE
-    limits = Limits(min_pixels=4 * side * side, max_pixels=16384 * side * side)
-    first = plan_video(meta, limits, side)
+    limits = limits_of(ctx)
+    area = MERGE * MERGE
+    limits = replace(limits, min_pixels=limits.min_pixels * area, max_pixels=limits.max_pixels * area)
+    first = plan_video(meta, limits, factor(ctx) * MERGE)
     return first.height, first.width
 
 
@@ -180,6 +182,7 @@ class Qwen3VL(QwenVision):
     """Qwen3-VL (dense)."""
 
     patch_size = 16
+    refuses_crossed = True
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
     tags = {"image": "<|vision_start|><|image_pad|><|vision_end|>", "video": "<|video_pad|>"}

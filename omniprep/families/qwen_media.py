@@ -65,6 +65,8 @@ def limits_of(ctx: "FamilyContext") -> Limits:
         o.fps,
         o.fps_min_frames,
         o.fps_max_frames,
+        refuses_thin=bool(ctx.attribute("refuses_thin")),
+        refuses_crossed=bool(ctx.attribute("refuses_crossed")),
     )
 
 
@@ -289,6 +291,9 @@ class QwenVision(SupportsMultiModal):
     patch_size: ClassVar[int] = 14
     fetch_factor: ClassVar[int | None] = None
     """Side in pixels of the multiples that media are resized to before the processor resizes them once more."""
+    refuses_thin: ClassVar[bool] = True
+    """As `Limits` says; of the library that the reference fetches the family's media with."""
+    refuses_crossed: ClassVar[bool] = False
     image_mean: ClassVar[tuple[float, ...]] = CLIP_MEAN
     image_std: ClassVar[tuple[float, ...]] = CLIP_STD
     limits = {"image": None, "video": None}

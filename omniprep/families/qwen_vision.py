@@ -33,14 +33,33 @@ class Limits:
     fps: float = 2.0
     fps_min_frames: int = 4
     fps_max_frames: int = 768
+    refuses_thin: bool = False
+    """A side that shrinking leaves without a token: refused (qwen_vl_utils), or one token (qwen_omni_utils 0.0.8)."""
+    refuses_crossed: bool = False
+    """A minimum above the maximum: refused (qwen_vl_utils 0.0.14), or the maximum counts."""
 
 
-def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: float, max_pixels: float, rules: Limits | None = None
+) -> tuple[int, int]:
     """(height, width), multiples of `factor`, area between the limits where the shape allows, ratio kept.
 
+    Args:
+        height: In pixels.
+        width: In pixels.
+        factor: Side of a token in pixels.
+        min_pixels: Least area.
+        max_pixels: Most area.
+        rules: Says what is refused (`refuses_thin`, `refuses_crossed`); None refuses neither.
+
     Raises:
-        Reject: aspect_ratio.
+        Reject: aspect_ratio, bad_option.
     """
+    if rules is not None and rules.refuses_crossed and min_pixels > max_pixels:
+        raise Reject(
+            RejectCode.BAD_OPTION,
+            f"the least area ({min_pixels:.0f} pixels) is above the most ({max_pixels:.0f} pixels)",
+        )
     if max(height, width) / min(height, width) > MAX_RATIO:
         raise Reject(
             RejectCode.ASPECT_RATIO, f"{width}x{height} pixels: one side is more than {MAX_RATIO} times the other"
@@ -49,8 +68,15 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
     w = max(factor, round(width / factor) * factor)
     if h * w > max_pixels:
         beta = math.sqrt((height * width) / max_pixels)
-        h = max(factor, math.floor(height / beta / factor) * factor)
-        w = max(factor, math.floor(width / beta / factor) * factor)
+        h = math.floor(height / beta / factor) * factor
+        w = math.floor(width / beta / factor) * factor
+        if rules is not None and rules.refuses_thin and not (h and w):
+            raise Reject(
+                RejectCode.ASPECT_RATIO,
+                f"{width}x{height} pixels: shrunk to {max_pixels:.0f} pixels, its shorter side is less than a token of "
+                f"{factor} pixels; use a larger maximum",
+            )
+        h, w = max(factor, h), max(factor, w)
     elif h * w < min_pixels:
         beta = math.sqrt(min_pixels / (height * width))
         h = math.ceil(height * beta / factor) * factor
@@ -78,7 +104,7 @@ def image_size(
     if size is not None:
         return size
     low, high = options.get("min_pixels", limits.min_pixels), options.get("max_pixels", limits.max_pixels)
-    return smart_resize(height, width, factor, low, high)
+    return smart_resize(height, width, factor, low, high, limits)
 
 
 def frame_range(frames: int, fps: float, options: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -135,7 +161,7 @@ def frame_size(
     high = max(min(limits.video_max_pixels, total / taken * FRAME_FACTOR), int(low * 1.05))
     high = min(options.get("max_pixels", high), high)
     size = _asked_size(options, factor)
-    return size if size is not None else smart_resize(height, width, factor, low, high)
+    return size if size is not None else smart_resize(height, width, factor, low, high, limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,29 @@
 """Cut a row to its limit from the left or right, keeping media whole.
 
-The reference keeps every placeholder token and as many others as fit (ms-swift 3.9.3 base.py _truncate); its result is
-well formed only while no media item loses the tokens that open and close it. Those rows are cut exactly like that; the
-others are rejected (media_truncated).
+The reference expands media first, then keeps every media token and as many others as fit (ms-swift 3.9.3 base.py
+_truncate); its result is well formed only while no media item loses the tokens that open and close it. Those rows are
+cut exactly like that; the others are rejected (media_truncated).
+
+Some items become more than media tokens: a video of Qwen3-VL has a time stamp and two framing tokens for each pair of
+frames. The reference takes those for text, so they count against the room that is left, and a row that would lose one
+of them is rejected.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
+from omniprep.families.kinds import Expansion
 
 
 def kept_tokens(
     length: int,
     placeholders: NDArray[np.int64],
     sizes: NDArray[np.int64],
+    texts: NDArray[np.int64],
     limit: int,
     side: Literal["left", "right"],
     frames: list[tuple[int, int]],
@@ -27,6 +34,7 @@ def kept_tokens(
         length: Tokens of the row before expansion.
         placeholders: Index of each placeholder, ascending.
         sizes: Tokens that each placeholder becomes.
+        texts: How many of those are no media tokens.
         limit: Most tokens after expansion.
         side: The side that is cut away.
         frames: For each placeholder, how many tokens before and after it belong to the item.
@@ -37,16 +45,28 @@ def kept_tokens(
     Raises:
         Reject: media_truncated.
     """  # fmt: skip
-    keep = np.zeros(length, bool)
-    keep[placeholders] = True
-    room = limit - int(sizes.sum())
-    if room > 0:
-        free = np.flatnonzero(~keep)
-        keep[free[-room:] if side == "left" else free[:room]] = True
-    for at, (before, after) in zip(placeholders.tolist(), frames, strict=True):
-        if not keep[max(at - before, 0) : at + after + 1].all():
-            raise Reject(
-                RejectCode.MEDIA_TRUNCATED,
-                f"cutting the row to {limit} tokens from the {side} would cut into its media",
-            )
+    protected = int((sizes - texts).sum())
+    free = np.ones(length, np.int64)
+    free[placeholders] = texts
+    used = np.cumsum(free[::-1])[::-1] if side == "left" else np.cumsum(free)
+    keep = used <= max(limit - protected, 0)
+    keep[placeholders[texts == 0]] = True
+    whole = all(
+        keep[max(at - b, 0) : at + a + 1].all() for at, (b, a) in zip(placeholders.tolist(), frames, strict=True)
+    )
+    if protected > limit or not whole:
+        raise Reject(
+            RejectCode.MEDIA_TRUNCATED, f"cutting the row to {limit} tokens from the {side} would cut into its media"
+        )
     return keep
+
+
+def text_tokens(ids: NDArray[np.int32], expansions: Sequence[Expansion]) -> NDArray[np.int64]:
+    """(len(ids),): of each placeholder, how many tokens of its expansion are no media tokens (`is_embed`); else 0."""
+    result = np.zeros(len(ids), np.int64)
+    left = {int(e.target[0]): iter(np.flatnonzero(ids == e.target[0]).tolist()) for e in expansions}
+    for expansion in expansions:
+        at = next(left[int(expansion.target[0])])
+        if expansion.is_embed is not None:
+            result[at] = np.count_nonzero(~np.asarray(expansion.is_embed, bool))
+    return result

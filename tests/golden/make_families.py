@@ -82,13 +82,74 @@ OMNI = [
     (chat("<video>b<audio>a<video>c<image>d", videos=["pcm.mov", "sound_mp3.avi"], audios=["ms100.wav"], images=["gray.jpg"]), SOUNDING),
     (chat("<image>x", images=["gray.jpg"]), SOUNDING),
 ]  # fmt: skip
+# Rows cut to their own length less `cut` tokens: text alone, or (then omniprep rejects the row) into the media.
+PICTURE_CUTS = [
+    (chat("word " * 40 + "<image>what?", "yes " * 20, images=["rgb.png"]), {"truncation": "left", "cut": 30}),
+    (chat("<image>what?" + "word " * 40, "yes " * 20, images=["rgb.png"]), {"truncation": "right", "cut": 30}),
+    (chat("a<image>", "yes", images=["rgb.png"]), {"truncation": "right", "cut": 9, "rejects": "media_truncated"}),
+]
+VIDEO_CUTS = [
+    (chat("word " * 90 + "<video>what?", "yes " * 9, videos=["frames7.mp4"]), {"truncation": "left", "cut": 80}),
+    (chat("<video>what?" + "word " * 90, "yes " * 9, videos=["fast60.mp4"]), {"truncation": "right", "cut": 80}),
+    (
+        chat("word " * 40 + "<video>" + "word " * 40, "yes", videos=["frames7.mp4"]),
+        {"truncation": "left", "cut": 60, "rejects": "media_truncated"},
+    ),
+    (
+        chat("word " * 40 + "<video>" + "word " * 20, "yes", videos=["frames7.mp4"]),
+        {"truncation": "right", "cut": 40, "rejects": "media_truncated"},
+    ),
+]
+THIN = chat("<image>", images=["s800x4.png"])
+FRAMES = ["frame0.jpg", "frame1.jpg", "frame2.jpg", "frame3.jpg", "frame4.jpg"]
+LISTS = [
+    (chat("<video>frames", videos=[FRAMES]), {"max_pixels": 6 * 32 * 32}),
+    (chat("<video>frames", videos=[FRAMES]), {"min_pixels": 64 * 32 * 32}),
+    (
+        chat("<image>", images=["medium.jpg"]),
+        {"min_pixels": 9 * 32 * 32, "max_pixels": 8 * 32 * 32, "code": "bad_option"},
+    ),
+]
+SMALL = {"max_pixels": 4 * 28 * 28}
 ROWS = {
-    "qwen2_vl": TEXT + IMAGES,
-    "qwen2_5_vl": TEXT + IMAGES + VIDEOS,
-    "qwen3_vl": TEXT + IMAGES + VIDEOS,
+    "qwen2_vl": TEXT + IMAGES + PICTURE_CUTS + [(THIN, {}), (THIN, {**SMALL, "code": "aspect_ratio"})],
+    "qwen2_5_vl": TEXT + IMAGES + VIDEOS + PICTURE_CUTS + VIDEO_CUTS + [(THIN, {**SMALL, "code": "aspect_ratio"})],
+    "qwen3_vl": TEXT
+    + IMAGES
+    + VIDEOS
+    + PICTURE_CUTS
+    + VIDEO_CUTS
+    + LISTS
+    + [(THIN, {}), (THIN, {"max_pixels": 4 * 32 * 32, "code": "aspect_ratio"})],
     "qwen2_audio": TEXT,
-    "qwen3_omni": TEXT + IMAGES + VIDEOS + SOUNDS + OMNI,
+    "qwen3_omni": TEXT + IMAGES + VIDEOS + SOUNDS + OMNI + PICTURE_CUTS + VIDEO_CUTS + [(THIN, SMALL)],
 }
+
+
+PIXEL_LIMITS = {"max_pixels": "MAX_PIXELS", "min_pixels": "MIN_PIXELS"}
+TOKEN_LIMITS = {"max_pixels": "IMAGE_MAX_TOKEN_NUM", "min_pixels": "IMAGE_MIN_TOKEN_NUM"}
+
+
+class PixelLimits:
+    """The limits that ms-swift reads from the environment when it loads a model, set for one row."""
+
+    def __init__(self, family: str) -> None:
+        if family == "qwen2_audio":
+            self.module, self.names, self.unit = None, {}, 1
+            return
+        self.names = TOKEN_LIMITS if family == "qwen3_vl" else PIXEL_LIMITS
+        self.unit = 32 * 32 if family == "qwen3_vl" else 1
+        if family == "qwen3_omni":
+            from qwen_omni_utils.v2_5 import vision_process
+        else:
+            from qwen_vl_utils import vision_process
+        self.module = vision_process
+        self.defaults = {name: getattr(vision_process, name) for name in self.names.values()}
+
+    def set(self, options: dict) -> None:
+        for option, name in self.names.items():
+            value = options[option] // self.unit if option in options else self.defaults[name]
+            setattr(self.module, name, value)
 
 
 def digest(values: object, dtype: type) -> str:
@@ -145,19 +206,45 @@ def main(family: str, checkpoint: str) -> None:
 
     model, processor = get_model_tokenizer(checkpoint, model_type=family, load_model=True, device_map="cpu")
     floats = keep_floats()
+    limits = PixelLimits(family)
     cases = []
     for entry in ROWS[family]:
         row, options = entry if isinstance(entry, tuple) else (entry, {})
-        loss = options.get("loss_scale", "default")
-        template = get_template(
-            model.model_meta.template, processor, max_length=32768, truncation_strategy="raise", loss_scale=loss
-        )
-        template.model = model
-        template.set_mode("train")
-        template.packing = template.padding_free = True
-        template.use_audio_in_video = options.get("use_audio_in_video", False)
+        options = dict(options)
+        expected = {key: options.pop(key) for key in ("code", "rejects") if key in options}
+        limits.set(options)
+
+        def template_of(options: dict) -> object:
+            template = get_template(
+                model.model_meta.template,
+                processor,
+                max_length=options.get("max_length", 32768),
+                truncation_strategy=options.get("truncation", "raise"),
+                loss_scale=options.get("loss_scale", "default"),
+            )
+            template.model = model
+            template.set_mode("train")
+            template.packing = template.padding_free = True
+            template.use_audio_in_video = options.get("use_audio_in_video", False)
+            return template
+
+        if cut := options.pop("cut", 0):
+            whole = template_of({}).encode(copy.deepcopy(row), return_length=True)
+            options["max_length"] = whole["length"] - cut
+        template = template_of(options)
         floats.clear()
-        encoded = template.encode(copy.deepcopy(row), return_length=True)
+        try:
+            encoded = template.encode(copy.deepcopy(row), return_length=True)
+        except Exception as error:
+            if "code" not in expected:
+                raise
+            error_text = f"{type(error).__name__}: {error}"[:120]
+            cases.append({"row": row, "options": options, "error": error_text, **expected})
+            continue
+        assert "code" not in expected, f"the reference takes {row}"
+        if expected:
+            cases.append({"row": row, "options": options, "facts": {"length": encoded["length"]}, **expected})
+            continue
         packs = family != "qwen2_audio"  # 1-D positions, made in the forward pass
         positions = template.packing_row([dict(encoded)])["position_ids"] if packs else None
         cases.append({"row": row, "facts": facts_of({**encoded, **floats}, positions)})
