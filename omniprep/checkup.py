@@ -27,13 +27,18 @@ EXTRAS = {
 """What each extra is for; those of developers are not looked for."""
 
 
+SEVERITY = {"ok": 0, "slow": 1, "absent": 2, "differs": 3, "missing": 4}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the check-up."""
 
     name: str
-    state: Literal["ok", "missing", "absent", "slow"]
-    """missing: omniprep cannot work without it; absent: something optional; slow: works, but not the fast way."""
+    state: Literal["ok", "missing", "absent", "slow", "differs"]
+    """missing: omniprep cannot work without it; absent: something optional; slow: works, but not the fast way; differs:
+    computes otherwise than omniprep does.
+    """
     text: str
     fix: str = ""
     """A command, or what else to do."""
@@ -54,15 +59,19 @@ def packages() -> list[Finding]:
     """Every package that omniprep asks for, with its version or the command that installs it."""
     from packaging.requirements import Requirement
 
-    found = []
+    found: dict[str, Finding] = {}
     for text in importlib.metadata.requires("omniprep") or ():
         wanted = Requirement(text)
         extra = re.search(r"""extra == ["']([\w-]+)["']""", text)
         name = extra[1] if extra else ""
         if (name and name not in EXTRAS) or (wanted.marker and not wanted.marker.evaluate({"extra": name})):
             continue
-        found.append(_package(wanted.name, str(wanted.specifier), name))
-    return sorted(found, key=lambda finding: (finding.state == "absent", finding.name))
+        # Several parts may ask for one package (training for a newer transformers): one line, the worst of them.
+        finding = _package(wanted.name, str(wanted.specifier), name)
+        key = re.sub(r"[-_.]+", "-", wanted.name).lower()
+        if key not in found or SEVERITY[finding.state] > SEVERITY[found[key].state]:
+            found[key] = finding
+    return sorted(found.values(), key=lambda finding: (finding.state == "absent", finding.name))
 
 
 def _package(name: str, versions: str, extra: str) -> Finding:

@@ -1,12 +1,16 @@
 """`doctor` must notice what is missing, and a family whose counter, expansion and tensors disagree."""
 
 import importlib.metadata
+import tomllib
+from pathlib import Path
 
 import pytest
+from qwen_omni_utils.v2_5 import vision_process
 
 from omniprep.checkup import decoders, fast_paths, packages
 from omniprep.doctor import try_family
 from omniprep.families.context import resolve_family
+from omniprep.families.qwen_agreement import compare_with_qwen_omni_utils
 from omniprep.media import resample
 
 
@@ -41,6 +45,67 @@ def test_the_command_prints_versions_and_trials(model_dir, omniprep):
 def test_every_package_that_is_asked_for_is_looked_for():
     found = {finding.name for finding in packages()}
     assert {"torch", "ray", "click", "peft", "s3fs"} <= found and not {"pytest", "ruff"} & found
+
+
+def test_each_package_has_one_line():
+    """Training asks for a newer transformers than the rest does: still one line, the worse of the two."""
+    names = [finding.name.lower().replace("_", "-") for finding in packages()]
+    assert len(names) == len(set(names))
+
+
+def test_a_package_that_one_part_alone_finds_too_old_says_so(monkeypatch):
+    asked = ["transformers<6,>=4.57", 'transformers>=5; extra == "train"', "click>=8.1"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda package: asked)
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda package: {"transformers": "4.57.1", "click": "8.2"}[package]
+    )
+    found = {finding.name: finding for finding in packages()}
+    assert set(found) == {"transformers", "click"} and found["click"].state == "ok"
+    assert found["transformers"].state == "absent" and "omniprep train" in found["transformers"].text
+
+
+def test_the_sizes_and_frame_choices_equal_the_installed_qwen_omni_utils(omniprep, model_dir):
+    findings = compare_with_qwen_omni_utils()
+    assert [finding.state for finding in findings] == ["ok"] * 5, findings
+    counts = [int(finding.text.split()[0]) for finding in findings]
+    assert counts[0] > 2000 and counts[1] > 1000 and counts[2] > 5000 and counts[3] > 1000 and counts[4] >= 8
+    result = omniprep("doctor", "--model", model_dir)
+    assert result.code == 0 and "frames taken         ok" in result.out
+
+
+def test_a_version_that_chooses_otherwise_is_named_with_the_first_input(monkeypatch, omniprep, model_dir):
+    whole = vision_process.smart_nframes
+
+    def other(ele, total_frames, video_fps):
+        return whole(ele, total_frames, video_fps) + 2 * (total_frames == 121 and video_fps == 30.0)
+
+    monkeypatch.setattr(vision_process, "smart_nframes", other)
+    finding = next(f for f in compare_with_qwen_omni_utils() if f.state != "ok")
+    assert (finding.name, finding.state) == ("frames taken", "differs")
+    asked = "121 frames at 30 a second, asked for 0.5 a second, 4 to 768 frames"
+    assert f"gives 6 for {asked}; omniprep gives 4" in finding.text
+    result = omniprep("doctor", "--model", model_dir)
+    assert result.code == 1 and "DIFFERS" in result.out and "121 frames at 30 a second" in result.out
+    assert result.err == "1 faults\n"
+
+
+def test_sizes_that_differ_are_a_fault_but_the_lost_floor_of_thin_pictures_is_none(monkeypatch):
+    whole = vision_process.smart_resize
+
+    def floorless(height, width, factor=28, min_pixels=None, max_pixels=None):
+        h, w = whole(height, width, factor, min_pixels, max_pixels)
+        return (0, w) if height == 3 and h == factor else (h, w)
+
+    monkeypatch.setattr(vision_process, "smart_resize", floorless)
+    assert compare_with_qwen_omni_utils()[0].state == "ok"
+    monkeypatch.setattr(vision_process, "smart_resize", lambda *a, **k: tuple(s + 28 for s in whole(*a, **k)))
+    images, frames = compare_with_qwen_omni_utils()[:2]
+    assert images.state == frames.state == "differs" and "a picture of 1x1" in images.text
+
+
+def test_qwen_omni_utils_is_a_core_dependency():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert any(text.startswith("qwen-omni-utils") for text in project["dependencies"])
 
 
 @pytest.mark.parametrize(

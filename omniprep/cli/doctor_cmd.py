@@ -14,7 +14,13 @@ from omniprep.printable import printable, say
 if TYPE_CHECKING:
     from omniprep.checkup import Finding
 
-MARKS = {"ok": ("ok", "green"), "missing": ("MISSING", "bold red"), "absent": ("-", "dim"), "slow": ("slow", "yellow")}
+MARKS = {
+    "ok": ("ok", "green"),
+    "missing": ("MISSING", "bold red"),
+    "absent": ("-", "dim"),
+    "slow": ("slow", "yellow"),
+    "differs": ("DIFFERS", "bold red"),
+}
 
 
 @click.command(
@@ -32,9 +38,10 @@ MARKS = {"ok": ("ok", "green"), "missing": ("MISSING", "bold red"), "absent": ("
 def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> None:
     """Say what is installed, what is missing and how to get it, and send dummy rows through every family.
 
-    Packages, what reads media, which fast paths are taken; then for each family and modality the tokens that the
-    counter promises from the header, those of the expansion, and the tensors. Exits 1 where something that is needed
-    is missing, or the numbers disagree.
+    Packages, what reads media, which fast paths are taken, whether sizes and frame choices equal those of the
+    installed qwen_omni_utils; then for each family and modality the tokens that the counter promises from the header,
+    those of the expansion, and the tensors. Exits 1 where something that is needed is missing, or the numbers
+    disagree.
     """
     from omniprep.checkup import decoders, fast_paths, packages, system
 
@@ -44,28 +51,31 @@ def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> No
         sys.exit(1)
     show("media", decoders())
     show("fast paths", fast_paths())
-    faults = try_families(model, family, plugin)
+    from omniprep.families.qwen_agreement import compare_with_qwen_omni_utils
+
+    faults = show("qwen_omni_utils", compare_with_qwen_omni_utils())
+    faults += try_families(model, family, plugin)
     if faults:
         say(f"{faults} faults", error=True)
         sys.exit(1)
 
 
 def show(title: str, findings: "Iterable[Finding]") -> int:
-    """Print a section; returns how much is missing that is needed."""
+    """Print a section; returns how many findings are faults: what is needed and missing, what differs."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(f"\n{title}", style="bold")
-    missing = 0
+    faults = 0
     for finding in findings:
         mark, style = MARKS[finding.state]
         fix = printable(f"  -> {finding.fix}") if finding.fix else ""
         name, text = printable(f"{finding.name:20}"), printable(finding.text)
         line = Text.assemble(f"  {name} ", (f"{mark:8}", style), text, (fix, "cyan"))
         console.print(line, soft_wrap=True)
-        missing += finding.state == "missing"
-    return missing
+        faults += finding.state in ("missing", "differs")
+    return faults
 
 
 def try_families(model: str | None, family: str | None, plugin: tuple[str, ...]) -> int:
