@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from omniprep.data import PackedDataset as PackedDataset
     from omniprep.data import to_model as to_model
     from omniprep.data import unpack_pixels as unpack_pixels
+    from omniprep.data import weighted_loss as weighted_loss
     from omniprep.data.collate import collate as collate
     from omniprep.data.collate import stack as stack
     from omniprep.packing import pack as pack
@@ -25,9 +26,20 @@ _HOMES = {
     "stack": "omniprep.data",
     "to_model": "omniprep.data",
     "unpack_pixels": "omniprep.data",
+    "weighted_loss": "omniprep.data",
 }
 
-__all__ = ["BinSampler", "PackedDataset", "__version__", "collate", "pack", "stack", "to_model", "unpack_pixels"]
+__all__ = [
+    "BinSampler",
+    "PackedDataset",
+    "__version__",
+    "collate",
+    "pack",
+    "stack",
+    "to_model",
+    "unpack_pixels",
+    "weighted_loss",
+]
 
 
 def __getattr__(name: str) -> Any:

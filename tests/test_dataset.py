@@ -1,5 +1,6 @@
 """Risk: a model input that differs from what was stored, memory reused under a live tensor, damage not noticed."""
 
+import dataclasses
 import gc
 import json
 import multiprocessing
@@ -14,12 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from synthetic import COLUMNS, MEAN, MODALITIES, STD, make_bin, make_dataset, make_row
+from synthetic import COLUMNS, MEAN, MODALITIES, PATCHES, STD, make_bin, make_dataset, make_row
 from torch.utils.data import DataLoader
 
 from omniprep import BinSampler, PackedDataset, collate, stack, to_model, unpack_pixels
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.index import INDEX_SCHEMA
+from omniprep.shards.schema import arrow_schema, read_layout
 from omniprep.train.batches import Bins
 
 
@@ -52,7 +54,8 @@ def row_kwargs(row):
 
 
 def assert_same(got, want):
-    assert {k for k in got if k[:3] not in ("cu_", "max")} == set(want)
+    assert got["use_cache"] is False, "else transformers looks for no borders of rows"
+    assert {k for k in got if k[:3] not in ("cu_", "max", "use")} == set(want)
     for name, value in want.items():
         assert got[name].dtype == value.dtype and torch.equal(got[name], value), name
 
@@ -108,6 +111,53 @@ def test_loss_scale_only_where_weighted(built, tmp_path):
     batch = collate([ds[0]], dtype=torch.bfloat16)
     want = np.concatenate([rows[i]["loss_scale"] for i in ds[0]["row_ids"]])
     assert batch["loss_scale"].dtype == torch.float32 and np.array_equal(batch["loss_scale"][0], want)
+
+
+def copies_of(folder, tmp_path, **changes):
+    """The bins of a dataset, and of one that differs in what its shards declare."""
+    ds = PackedDataset(folder)
+    other = dict(ds[1])
+    other["layout"] = dataclasses.replace(other["layout"], **changes)
+    other["columns"] = other["layout"].columns
+    return [ds[0], other]
+
+
+@pytest.mark.parametrize("make", [collate, stack])
+def test_bins_of_two_kinds_are_no_batch(built, tmp_path, make):
+    make_dataset(tmp_path / "w", n_rows=20, weighted=True)
+    plain, weighted = PackedDataset(built[0])[0], PackedDataset(tmp_path / "w")[0]
+    for bins in ([plain, weighted], [weighted, plain], [plain, plain, weighted]):
+        with pytest.raises(OmniprepError, match="one without"):
+            make(bins)
+    with pytest.raises(OmniprepError, match="two families, 'synthetic' and 'other'"):
+        make(copies_of(built[0], tmp_path, family="other"))
+    columns = list(PackedDataset(built[0]).layout.columns)
+    columns[2] = dataclasses.replace(columns[2], params={**PATCHES, "mean": [0.5, 0.5, 0.5]})
+    with pytest.raises(OmniprepError, match="normalized in different ways"):
+        make(copies_of(built[0], tmp_path, columns=tuple(columns)))
+    with pytest.raises(OmniprepError, match="normalized in different ways"):
+        make(copies_of(built[0], tmp_path, modalities=("audio", "image", "video")))
+    with pytest.raises(OmniprepError, match="at least one bin"):
+        make([])
+
+
+def test_bins_that_differ_in_the_codec_alone_are_a_batch(built, tmp_path):
+    columns = list(PackedDataset(built[0]).layout.columns)
+    columns[2] = dataclasses.replace(columns[2], params={**PATCHES, "codec": "webp", "codec_library": "libwebp 1"})
+    bins = copies_of(built[0], tmp_path, columns=tuple(columns))
+    assert torch.equal(stack(bins)["input_ids"], stack([PackedDataset(built[0])[n] for n in (0, 1)])["input_ids"])
+
+
+def test_a_family_without_mrope_gets_the_positions_of_its_model(built, tmp_path):
+    """transformers takes four rows for m-rope models alone; Qwen2-Audio's class takes (1, L)."""
+    bins = [PackedDataset(built[0])[n] for n in (0, 2)]
+    rows = collate(bins)["position_ids"]
+    plain = [{**b, "layout": dataclasses.replace(b["layout"], mrope=False)} for b in bins]
+    assert rows.shape[:2] == (4, 1) and torch.equal(collate(plain)["position_ids"], rows[0])
+    columns = PackedDataset(built[0]).layout.columns
+    for mrope in (True, False):
+        schema = arrow_schema(columns, family="f", modalities=MODALITIES, mrope=mrope)
+        assert read_layout(schema).mrope is mrope
 
 
 def test_dtype_is_the_last_rounding(built):

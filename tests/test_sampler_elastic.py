@@ -1,7 +1,10 @@
-"""Risk: after a restart on another number of GPUs, bins seen twice or never, or ranks that disagree about the order."""
+"""Risk: after a restart on another number of GPUs, bins seen twice or never, or ranks that disagree about the order;
+ranks that take unequal numbers of steps, so that a job hangs; bins shared out twice, so that most are never read.
+"""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -33,10 +36,10 @@ def test_any_changes_of_world_size_see_every_bin_once(n, stages, balanced):
     assert sorted(whole) == list(range(n))
     seen, state = [], None
     for world, steps in stages:
-        part, state = take(ranks(n, world, state=state, costs=costs), steps)
+        part, state = take(ranks(n, world, state=state, costs=costs, tail="ragged"), steps)
         assert sorted(seen + part) == sorted(whole[: len(seen) + len(part)]), "a prefix of the one global order"
         seen += part
-    rest, state = take(ranks(n, 4, state=state, costs=costs), n)
+    rest, state = take(ranks(n, 4, state=state, costs=costs, tail="ragged"), n)
     assert sorted(seen + rest) == list(range(n)) and state["consumed"] == n
 
 
@@ -78,12 +81,80 @@ def test_state_after_does_not_count_what_workers_fetched_ahead():
     del loader
 
 
-def test_drop_last_gives_all_ranks_as_many_steps():
-    counts = [(len(s), len(list(s))) for s in ranks(101, 8, drop_last=True)]
-    assert counts == [(12, 12)] * 8
-    assert [len(s) for s in ranks(101, 8)] == [13] * 5 + [12] * 3
-    state = {**BinSampler(101, seed=3).state_dict(), "epoch": 2, "consumed": 96}
-    assert [len(list(s)) for s in ranks(101, 2, drop_last=True, state=state)] == [2, 2]
+def epoch(n, world, **options):
+    """The bins of each rank in an epoch."""
+    samplers = ranks(n, world, **options)
+    lengths = [len(s) for s in samplers]
+    taken = [list(s) for s in samplers]
+    assert lengths == [len(t) for t in taken], "len() says what comes"
+    assert all(s.state_dict()["consumed"] == samplers[0].state_dict()["consumed"] for s in samplers)
+    return taken
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 60))
+def test_tails(n, world, consumed):
+    """From any place of an epoch: equal steps for all ranks, unless it is asked for that every bin comes once."""
+    consumed = min(consumed, n)
+    state = {**BinSampler(n, seed=3).state_dict(), "epoch": 2, "consumed": consumed}
+    order = ranks(n, 1)[0].order().tolist()
+    left = order[consumed:]
+    rounds, over = divmod(len(left), world)
+
+    padded = epoch(n, world, state=state)
+    assert {len(t) for t in padded} == {rounds + (over > 0)}
+    dealt = [b for step in zip(*padded, strict=True) for b in step]
+    assert dealt[: len(left)] == left
+    again = dealt[len(left) :]
+    last = order[-(world - over) :] if over else []
+    assert again == (last * world)[: len(again)], "the last bins of the order come twice"
+
+    dropped = epoch(n, world, state=state, tail="drop")
+    assert [b for step in zip(*dropped, strict=True) for b in step] == left[: rounds * world]
+
+    ragged = epoch(n, world, state=state, tail="ragged")
+    assert sorted(b for t in ragged for b in t) == sorted(left)
+    assert [len(t) for t in ragged] == [rounds + (r < over) for r in range(world)]
+
+
+def test_ranks_take_equally_many_steps_by_default():
+    assert [len(t) for t in epoch(3, 2)] == [2, 2] and [len(t) for t in epoch(1, 4)] == [1] * 4
+    assert [len(t) for t in epoch(101, 8)] == [13] * 8 and set().union(*epoch(101, 8)) == set(range(101))
+    for batch_size in (1, 2, 3):
+        batches = [len(DataLoader(range(101), batch_size, sampler=s)) for s in ranks(101, 8)]
+        assert batches == [-(-13 // batch_size)] * 8
+
+
+def test_a_padded_epoch_ends_where_it_ends_on_any_number_of_ranks():
+    _, state = take(ranks(7, 3), 99)
+    assert state["consumed"] == 7
+    assert [list(s) for s in ranks(7, 4, state=state)] == [[]] * 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_accelerate_shares_out_a_plain_sampler_and_is_refused_a_shared_one(batch_size):
+    """With accelerate's own code: each process's DataLoader as `accelerator.prepare` makes it."""
+    from accelerate.data_loader import prepare_data_loader
+
+    def prepared(sampler, process, **options):
+        loader = DataLoader(range(24), batch_size, sampler=sampler)
+        options = {"num_processes": 2, "process_index": process, "put_on_device": False} | options
+        return prepare_data_loader(loader, torch.device("cpu"), **options)
+
+    def bins(loader):
+        return [int(b) for batch in loader for b in batch]
+
+    shared = [bins(prepared(BinSampler(24, seed=1), process)) for process in (0, 1)]
+    assert sorted(shared[0] + shared[1]) == list(range(24)) and len(shared[0]) == 12
+    for rank in (0, 1):
+        with pytest.raises(OmniprepError, match="accelerate shares"):
+            bins(prepared(BinSampler(24, seed=1, rank=rank, world_size=2), rank))
+        alone = BinSampler(24, seed=1, rank=rank, world_size=2)
+        assert bins(DataLoader(range(24), batch_size, sampler=alone)) == list(alone)
+        one_process = prepared(BinSampler(24, seed=1, rank=rank, world_size=2), 0, num_processes=1)
+        assert bins(one_process) == list(alone), "what accelerate leaves whole is taken as it is"
+    with pytest.raises(OmniprepError, match="accelerate shares"):
+        bins(prepared(BinSampler(24, world_size=2), 0, dispatch_batches=True, put_on_device=True))
 
 
 def test_a_foreign_state_is_refused():
@@ -93,7 +164,9 @@ def test_a_foreign_state_is_refused():
             other.load_state_dict(state)
 
 
-@pytest.mark.parametrize("bad", [{"rank": 2, "world_size": 2}, {"rank": -1}, {"costs": np.ones(3)}])
+@pytest.mark.parametrize(
+    "bad", [{"rank": 2, "world_size": 2}, {"rank": -1}, {"costs": np.ones(3)}, {"tail": True}, {"tail": "last"}]
+)
 def test_numbers_that_do_not_fit(bad):
     with pytest.raises(ValueError):
         BinSampler(10, **bad)

@@ -7,11 +7,12 @@ from torch.nn.functional import cross_entropy
 from train_helpers import forward_kwargs, make_row, small_model, write_dataset
 
 from omniprep.data import PackedDataset, collate
+from omniprep.data.loss import logits_loss, predicted
 from omniprep.train import loss as loss_module
 from omniprep.train.attention import use_row_attention
 from omniprep.train.batches import Batcher
 from omniprep.train.batches import forward_kwargs as batch_kwargs
-from omniprep.train.loss import logits_loss, predicted, token_loss
+from omniprep.train.loss import token_loss
 
 
 def reference_loss(logits, labels, loss_scale, count):

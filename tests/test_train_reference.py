@@ -10,12 +10,12 @@ from conftest import SAMPLES
 from omniprep.build.options import family_of
 from omniprep.build.single import encode_prompt, encode_row
 from omniprep.config import BuildConfig
+from omniprep.data.loss import predicted
 from omniprep.media.audio import decode_track
 from omniprep.media.source import Source
 from omniprep.train.attention import use_row_attention
 from omniprep.train.config import InferConfig
 from omniprep.train.infer import answer, left_padded
-from omniprep.train.loss import predicted
 from omniprep.train.qwen2_5_omni import load_model
 
 ROWS = {

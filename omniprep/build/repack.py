@@ -37,8 +37,8 @@ from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
 from omniprep.rows.normalize import MODALITIES
-from omniprep.shards.codec import with_codec
-from omniprep.shards.schema import Layout, arrow_schema
+from omniprep.shards.codec import with_codec, without_codec
+from omniprep.shards.schema import arrow_schema
 
 __all__ = ["Chosen", "choose", "repack"]
 
@@ -196,15 +196,11 @@ def _check_alike(datasets: Sequence[PackedDataset]) -> None:
     for dataset in datasets:
         if len(dataset) == 0:
             raise OmniprepError(f"{dataset.uri}: has no bins")
-        if _without_codec(dataset.layout) != _without_codec(first.layout):
+        if without_codec(dataset.layout) != without_codec(first.layout):
             raise OmniprepError(f"{dataset.uri}: its shards hold other columns than those of {first.uri}")
         for name in ("tokenizer_sha256", "preprocessor_sha256"):
             if dataset.manifest.get(name) != first.manifest.get(name):
                 raise OmniprepError(f"{dataset.uri}: made with another {name.removesuffix('_sha256')} than {first.uri}")
-
-
-def _without_codec(layout: Layout) -> Layout:
-    return dataclasses.replace(layout, columns=with_codec(layout.columns, "raw"))
 
 
 def _config(datasets: Sequence[PackedDataset], given: dict[str, Any]) -> BuildConfig:
@@ -245,7 +241,9 @@ def _shard(
     columns = tuple(column for column in like.layout.columns if column.name not in companions)
     columns = with_codec(columns, config.pixel_codec)
     layout = like.layout
-    schema = arrow_schema(columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted)
+    schema = arrow_schema(
+        columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted, mrope=layout.mrope
+    )
     first, last = (int(b) for b in placement.shard_bins[task.number : task.number + 2])
     with ShardFile(task.out, task.number, schema) as shard:
         for b in range(first, last):

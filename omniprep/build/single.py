@@ -83,6 +83,6 @@ def _arguments(item: Bin, ctx: FamilyContext, config: BuildConfig) -> dict[str, 
     from omniprep.data.collate import collate
 
     weighted = parse_strategy(config.loss_scale).weighted
-    schema = arrow_schema(ctx.columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted)
+    schema = arrow_schema(ctx.columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted, mrope=ctx.mrope)
     arguments: dict[str, torch.Tensor] = collate([decode(serialize_bin(item, schema), schema, read_layout(schema))])
     return arguments

@@ -174,7 +174,7 @@ def _encode_shard(task: ShardTask, suspects: set[int]) -> dict[str, Any]:
     reader, cache = _reader(task.out, task.run), MediaCache()
     weighted = parse_strategy(task.config.loss_scale).weighted
     columns = with_codec(ctx.columns, task.config.pixel_codec)
-    schema = arrow_schema(columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted)
+    schema = arrow_schema(columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted, mrope=ctx.mrope)
     killers = _killers(task)
     rejects: list[dict[str, Any]] = []
     with watching(task.config.decode_timeout), ShardFile(task.out, task.number, schema) as shard:

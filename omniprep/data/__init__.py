@@ -6,6 +6,7 @@ Needs numpy, torch, pyarrow and fsspec; neither transformers nor Ray.
 from omniprep.data.collate import collate, stack
 from omniprep.data.dataset import PackedDataset
 from omniprep.data.device import to_model, unpack_pixels
+from omniprep.data.loss import weighted_loss
 from omniprep.data.sampler import BinSampler
 
-__all__ = ["BinSampler", "PackedDataset", "collate", "stack", "to_model", "unpack_pixels"]
+__all__ = ["BinSampler", "PackedDataset", "collate", "stack", "to_model", "unpack_pixels", "weighted_loss"]

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from omniprep.data.device import to_model
+from omniprep.errors import OmniprepError
+from omniprep.shards.codec import without_codec
 from omniprep.shards.joined import adjacent
 from omniprep.shards.reader import BufferPool, item_sizes
 from omniprep.shards.schema import Column
@@ -37,10 +39,16 @@ def collate(
 
     Returns:
         input_ids, labels: int64 (1, L). position_ids: int64 (4, 1, L), positions in the row first, then the three
-        m-rope rows. loss_scale: float32 (1, L), where the dataset is weighted. cu_seq_lens_q, cu_seq_lens_k: int32
-        (R+1,), borders of the rows; max_length_q, max_length_k: the longest row (int). Media, where there are any:
-        grids int64 (items, 3); pixel_values, pixel_values_videos (patches, 1176); input_features (clips, 128, frames)
-        with its mask int64 (clips, frames).
+        m-rope rows; (1, L), positions in the row, for families without m-rope (Qwen2-Audio). loss_scale: float32
+        (1, L), where the dataset is weighted; the labels are then `omniprep.data.loss.WeightedLabels`, whose loss is
+        `omniprep.weighted_loss`. cu_seq_lens_q, cu_seq_lens_k: int32 (R+1,), borders of the rows; max_length_q,
+        max_length_k: the longest row (int). use_cache: False, since with a cache transformers looks for no borders
+        and lets the rows see each other. Media, where there are any: grids int64 (items, 3); pixel_values,
+        pixel_values_videos (patches, 1176); input_features (clips, 128, frames) with its mask int64 (clips, frames).
+
+    Raises:
+        OmniprepError: There are no bins, or they are not of one kind: of two families, some weighted and some not, or
+            with media that are stored or normalized in different ways.
     """
     return to_model(stack(bins), device, dtype)
 
@@ -49,11 +57,15 @@ def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
     """Host tensors of some bins laid end to end, media as stored: uint8 patches, bfloat16 spectrograms.
 
     Args:
-        bins: Items of a PackedDataset, of one dataset or of alike ones.
+        bins: Items of a PackedDataset, of one dataset or of alike ones; pixel codecs may differ.
+
+    Raises:
+        OmniprepError: As `collate`.
 
     Returns:
         As `collate`, but for the media, and with the declarations of the media under "columns", which `to_model` needs.
     """
+    _check_alike(bins)
     lengths = np.concatenate([np.diff(b["cu_seqlens"]) for b in bins])
     borders = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=borders[1:])
@@ -66,6 +78,7 @@ def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
         "cu_seq_lens_k": cu_seq_lens,
         "max_length_q": longest,
         "max_length_k": longest,
+        "use_cache": False,
         "columns": bins[0]["columns"],
     }
     if "loss_scale" in bins[0]:
@@ -91,6 +104,7 @@ def cut_row(item: Arrays, row: int) -> dict[str, Any]:
     start, end = item["cu_seqlens"][row : row + 2].tolist()
     cut: dict[str, Any] = {
         "columns": item["columns"],
+        "layout": item["layout"],
         "cu_seqlens": np.array([0, end - start], np.int32),
         "row_ids": item["row_ids"][row : row + 1],
         "row_items": item["row_items"][row : row + 1],
@@ -114,12 +128,31 @@ def cut_row(item: Arrays, row: int) -> dict[str, Any]:
     return cut
 
 
+def _check_alike(bins: Sequence[Arrays]) -> None:
+    """Raise where bins cannot be laid end to end: what one forward pass does is said by the first of them."""
+    if not bins:
+        raise OmniprepError("collate and stack take at least one bin")
+    first = bins[0]["layout"]
+    for layout in (item["layout"] for item in bins[1:]):
+        if layout is first or without_codec(layout) == without_codec(first):
+            continue
+        if layout.family != first.family:
+            what = f"of two families, {first.family!r} and {layout.family!r}"
+        elif layout.weighted != first.weighted:
+            what = "of a dataset with loss weights (--loss-scale) and of one without"
+        else:
+            what = "of datasets whose media are stored or normalized in different ways"
+        raise OmniprepError(f"these bins cannot be one batch: they are {what}; give each its own DataLoader")
+
+
 def _tokens(bins: Sequence[Arrays], name: str, dtype: type[np.generic]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([b[name] for b in bins], dtype=dtype)[None])
 
 
 def _positions(bins: Sequence[Arrays], borders: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
     plain = np.arange(borders[-1]) - np.repeat(borders[:-1].astype(np.int64), lengths)
+    if not bins[0]["layout"].mrope:
+        return torch.from_numpy(plain[None])
     positions = np.empty((4, 1, len(plain)), np.int64)
     positions[:] = plain
     start = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from omniprep.data.loss import WeightedLabels
 from omniprep.shards.schema import Column
 
 __all__ = ["to_model", "unpack_pixels"]
@@ -85,6 +86,9 @@ def to_model(
         stacked: From `stack`, through a DataLoader or not. Copies from pinned memory do not block.
         device: Where to (default: stay).
         dtype: Type of the media (default: float32). Weights of the loss stay float32.
+
+    Returns:
+        As `omniprep.collate`.
     """
     columns: dict[str, Column] = {column.name: column for column in stacked["columns"]}
     result = {}
@@ -106,4 +110,6 @@ def to_model(
         elif column is not None and column.kind == "flat" and value.is_floating_point():
             value = value.to(dtype or torch.float32)
         result[name] = value
+    if "loss_scale" in result:  # a model would take and ignore it: its labels see to it that nobody trains so
+        result["labels"] = result["labels"].as_subclass(WeightedLabels)
     return result

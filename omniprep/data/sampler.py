@@ -4,8 +4,9 @@ The order is a pure function of (seed, epoch, costs), never of the number of ran
 it all ranks together have taken. So a run that stopped on 64 GPUs goes on where it was on 48.
 """
 
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -16,16 +17,22 @@ from omniprep.packing.order import permutation
 
 __all__ = ["BinSampler"]
 
+Tail = Literal["pad", "drop", "ragged"]
+
 
 class BinSampler(Sampler[int]):
     """Bins of one rank, in the order of the epoch.
 
-    Place p of the global order goes to rank p % world_size. A DataLoader with batch_size B draws B bins of a rank a
+    Position p of the global order goes to rank p % world_size. A DataLoader with batch_size B draws B bins of a rank a
     step.
 
     The state counts what this sampler has yielded, and takes it that the other ranks are as far. DataLoader workers
     fetch ahead, so a checkpoint inside an epoch should use `state_after(steps)`, which counts the steps that were
     trained on.
+
+    The sampler shares the bins out itself. accelerate does so too, for every DataLoader that goes through
+    `accelerator.prepare` (the Hugging Face Trainer's included): give it a sampler with the default rank and world_size,
+    or leave the DataLoader out of `prepare`. Both at once would skip bins, so it raises.
 
     Args:
         num_bins: Bins of the dataset.
@@ -33,11 +40,14 @@ class BinSampler(Sampler[int]):
         rank: This process, 0 .. world_size-1.
         world_size: Processes that share an epoch.
         costs: Work of each bin (`PackedDataset.costs`): ranks then get bins of equal work in every step.
-        drop_last: Leave out the bins of a last, incomplete round, so that all ranks take equally many steps. Without
-            it, some ranks get one bin more than others at the end of the epoch.
+        tail: What happens where the bins do not divide among the ranks. "pad": every rank takes the same number of
+            steps, and the last bins of the order come twice to fill the last round (several times, where there are
+            fewer bins than ranks). "drop": the bins of the last, incomplete round are left out. "ragged": every bin
+            comes once, so some ranks take one step more than others; collective operations (DDP, FSDP) would wait for
+            ever in it.
 
     Raises:
-        ValueError: Numbers that do not fit.
+        OmniprepError: Numbers that do not fit, or a tail that is none of these.
     """
 
     def __init__(
@@ -47,20 +57,22 @@ class BinSampler(Sampler[int]):
         rank: int = 0,
         world_size: int = 1,
         costs: np.ndarray | None = None,
-        drop_last: bool = False,
+        tail: Tail = "pad",
     ) -> None:
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} of {world_size}")
+            raise OmniprepError(f"BinSampler: rank {rank} of {world_size}")
         if costs is not None and len(costs) != num_bins:
-            raise ValueError(f"{len(costs)} costs for {num_bins} bins")
+            raise OmniprepError(f"BinSampler: {len(costs)} costs for {num_bins} bins")
+        if tail not in get_args(Tail):
+            raise OmniprepError(f"BinSampler: tail is one of {', '.join(map(repr, get_args(Tail)))}, not {tail!r}")
         self.num_bins = num_bins
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.costs = costs
-        self.drop_last = drop_last
+        self.tail = tail
         self.epoch = 0
-        self._begin = 0  # place where the running iteration began, or the next one will
+        self._begin = 0  # position where the running iteration began, or the next one will
         self._waiting = True  # whether _begin is that of the next one
         self._consumed = 0
 
@@ -71,21 +83,31 @@ class BinSampler(Sampler[int]):
         return balanced_order(self.costs, self.seed, self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; the epoch it is in stays where it is."""
+        """Go to the start of an epoch; nothing changes where it is the epoch that the sampler is in."""
         if epoch != self.epoch:
             self.epoch = epoch
             self._go_to(0)
 
     def __iter__(self) -> Iterator[int]:
-        """The bins of this rank from where the state says, the next time from the start of the epoch."""
+        """The bins of this rank from where the state says, the next time from the start of the epoch.
+
+        Raises:
+            OmniprepError: accelerate would share this rank's bins out a second time.
+        """
+        self._refuse_second_sharding()
         if not self._waiting:
             self._go_to(0)
         self._waiting = False
+        # The order, and behind it what fills the last round of the ranks.
         order = self.order()
-        for place in range(self._begin, self._end(self._begin), self.world_size):
-            self._consumed = min(place + self.world_size, self.num_bins)
-            if place + self.rank < self.num_bins:
-                yield int(order[place + self.rank])
+        missing = -(self.num_bins - self._begin) % self.world_size
+        if missing and self.tail == "pad":
+            order = np.concatenate([order, np.resize(order[-missing:], missing)])
+        end = self._end(self._begin)
+        for first in range(self._begin, end, self.world_size):
+            self._consumed = min(first + self.world_size, self.num_bins)
+            if first + self.rank < end:  # else it is the last round of a ragged epoch, and this rank has no part in it
+                yield int(order[first + self.rank])
 
     def __len__(self) -> int:
         """Bins that the next iteration gives this rank."""
@@ -101,7 +123,8 @@ class BinSampler(Sampler[int]):
 
         Args:
             steps: Steps since the iteration began.
-            bins_per_step: Bins of one rank in a step (batch size times gradient accumulation).
+            bins_per_step: Bins of one rank in a step (batch size times gradient accumulation). Where accelerate shares
+                the bins out (world_size is 1 here), the bins of all processes.
         """
         return self._state(min(self._begin + steps * bins_per_step * self.world_size, self.num_bins))
 
@@ -126,10 +149,29 @@ class BinSampler(Sampler[int]):
             "balanced": self.costs is not None,
         }
 
-    def _go_to(self, place: int) -> None:
-        self._begin = self._consumed = place
+    def _go_to(self, position: int) -> None:
+        self._begin = self._consumed = position
         self._waiting = True
 
     def _end(self, begin: int) -> int:
-        left = self.num_bins - begin
-        return self.num_bins - left % self.world_size if self.drop_last else self.num_bins
+        """The end of the positions that an iteration from `begin` goes through, over all ranks."""
+        over = (self.num_bins - begin) % self.world_size
+        if over == 0 or self.tail == "ragged":
+            return self.num_bins
+        return self.num_bins - over if self.tail == "drop" else self.num_bins - over + self.world_size
+
+    def _refuse_second_sharding(self) -> None:
+        accelerate = sys.modules.get("accelerate.data_loader")
+        if self.world_size == 1 or accelerate is None:
+            return
+        # accelerate never asks the sampler; that it shares out what comes from here shows in who is calling.
+        caller = sys._getframe(1).f_back
+        while caller is not None:
+            owner = caller.f_locals.get("self") if caller.f_globals is vars(accelerate) else None
+            if isinstance(owner, accelerate.BatchSamplerShard | accelerate.DataLoaderDispatcher):
+                raise OmniprepError(
+                    f"BinSampler: accelerate shares the bins of a prepared DataLoader out over the processes, and this "
+                    f"sampler (rank {self.rank} of {self.world_size}) has done so already: most bins would never be "
+                    "read. Make it without rank and world_size, or leave the DataLoader out of accelerator.prepare()"
+                )
+            caller = caller.f_back

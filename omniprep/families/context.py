@@ -275,11 +275,14 @@ class FamilyContext:
             for i, item in enumerate(sample.items[m])
         ]
 
+    @property
+    def mrope(self) -> bool:
+        """Whether the family registers m-rope positions; else its model takes the positions in the row alone."""
+        return registered(self.cls, "positions") is not None
+
     def positions(self, sample: Sample) -> Array | None:
         """M-rope ids int32 (3, L) of a row, or None for the plain range."""
-        return (
-            None if registered(self.cls, "positions") is None else cast(Array | None, call(self, "positions", sample))
-        )
+        return cast(Array | None, call(self, "positions", sample)) if self.mrope else None
 
     def map_item(self, modality: str, decoded: Decoded) -> dict[str, Array]:
         """Forward arguments of one decoded item, checked against the declared fields."""

@@ -20,9 +20,9 @@ import numpy as np
 
 from omniprep.errors import DamagedDataError, OmniprepError, UsageError
 from omniprep.media.guard import raised_by_library, said
-from omniprep.shards.schema import Column
+from omniprep.shards.schema import Column, Layout
 
-__all__ = ["CODECS", "decode_pixels", "encode_pixels", "with_codec"]
+__all__ = ["CODECS", "decode_pixels", "encode_pixels", "with_codec", "without_codec"]
 
 CODECS = ("raw", "webp", "jxl")
 MERGE = 2
@@ -53,6 +53,11 @@ def with_codec(columns: Sequence[Column], codec: str) -> tuple[Column, ...]:
             column = replace(column, params=params)
         result.append(column)
     return tuple(result)
+
+
+def without_codec(layout: Layout) -> Layout:
+    """The layout of the same bins with their pixels stored raw: equal for bins that differ in the codec alone."""
+    return replace(layout, columns=with_codec(layout.columns, "raw"))
 
 
 def _library(codec: str) -> str:

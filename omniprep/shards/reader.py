@@ -236,7 +236,7 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
         The fixed columns under their names, position_ids as (3, L), row_items as (R, M); items columns as (items,
         *shape); flat columns as (units, *shape), or for spectrograms (load "mel"), whose items are transposed, one
         flat array. Null columns are absent. bfloat16 is uint16. "columns" declares the media columns, "modalities"
-        names the M of row_items.
+        names the M of row_items, "layout" is all that the shard declares.
     """
     places = buffers_of(data, schema)
     return arrays_of({name: data[start : start + size] for name, (start, size) in places.items()}, schema, layout)
@@ -260,7 +260,7 @@ def buffers_of(data: np.ndarray, schema: pa.Schema) -> dict[str, tuple[int, int]
 
 def arrays_of(values: Mapping[str, np.ndarray], schema: pa.Schema, layout: Layout) -> dict[str, Any]:
     """What `decode` returns, from the bytes of each column, uint8."""
-    arrays: dict[str, Any] = {"columns": layout.columns, "modalities": layout.modalities}
+    arrays: dict[str, Any] = {"columns": layout.columns, "modalities": layout.modalities, "layout": layout}
     kinds = {column.name: column for column in layout.columns}
     for field in schema:
         if field.name not in values:

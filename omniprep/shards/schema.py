@@ -121,10 +121,12 @@ class Layout:
     columns: tuple[Column, ...]
     """Media columns in the order of the schema, companions included."""
     weighted: bool
+    mrope: bool = True
+    """Whether the family has m-rope positions; else its model takes the positions in the row alone."""
 
 
 def arrow_schema(
-    columns: Sequence[Column], *, family: str, modalities: Sequence[str], weighted: bool = False
+    columns: Sequence[Column], *, family: str, modalities: Sequence[str], weighted: bool = False, mrope: bool = True
 ) -> pa.Schema:
     """The schema of a shard.
 
@@ -133,6 +135,7 @@ def arrow_schema(
         family: Name of the model family.
         modalities: Modalities in the order of `Bin.row_items`.
         weighted: Whether bins carry `loss_scale`.
+        mrope: Whether the family has m-rope positions.
 
     Raises:
         OmniprepError: A column names a modality or a sizes column that is not declared, or a name twice.
@@ -160,6 +163,8 @@ def arrow_schema(
         "columns": [asdict(c) for c in declared],
         "weighted": weighted,
     }
+    if not mrope:  # told only where it is so: shards of the other families keep the bytes that they always had
+        layout["mrope"] = False
     text = json.dumps(layout, sort_keys=True, separators=(",", ":"))
     return pa.schema(fields, metadata={METADATA_KEY: text.encode()})
 
@@ -186,6 +191,7 @@ def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
         modalities=tuple(layout["modalities"]),
         columns=tuple(Column(**c) for c in layout["columns"]),
         weighted=layout["weighted"],
+        mrope=layout.get("mrope", True),
     )
 
 

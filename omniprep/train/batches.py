@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from omniprep.data import PackedDataset, stack, to_model
+from omniprep.data.loss import predicted
 from omniprep.errors import OmniprepError
 from omniprep.train.compiling import padded
-from omniprep.train.loss import predicted
 from omniprep.train.prefetch import on_device
 from omniprep.train.stream import BinStream
 

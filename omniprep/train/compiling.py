@@ -71,7 +71,7 @@ def padded(stacked: dict[str, Any], length: int) -> dict[str, Any]:
             row: Tensor = stacked[name]
             out[name] = torch.cat([row, row.new_full((1, gap), value)], 1)
     positions: Tensor = stacked["position_ids"]
-    out["position_ids"] = torch.cat([positions, torch.arange(gap).expand(len(positions), 1, gap)], 2)
+    out["position_ids"] = torch.cat([positions, torch.arange(gap).expand(*positions.shape[:-1], gap)], -1)
     borders: Tensor = stacked["cu_seq_lens_q"]
     out["cu_seq_lens_q"] = out["cu_seq_lens_k"] = torch.cat([borders, borders.new_tensor([length])])
     out["max_length_q"] = out["max_length_k"] = max(stacked["max_length_q"], gap)

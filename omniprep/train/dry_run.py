@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from omniprep.data.loss import logits_loss
 from omniprep.progress import Reporter
 from omniprep.train.batches import Batcher, Bins, forward_kwargs
 from omniprep.train.config import TrainConfig
 from omniprep.train.freeze import keep_frozen_in_eval
-from omniprep.train.loss import logits_loss
 from omniprep.train.stream import Mixture
 
 __all__ = ["dry_run"]
@@ -45,7 +45,7 @@ def dry_run(
     if hasattr(model.get_base_model() if config.lora else model, "touch_towers"):
         loss = model(**kwargs, logits_to_keep=positions, targets=targets).losses.mean()
     else:
-        loss = logits_loss(model(**kwargs, use_cache=False).logits[0][positions], targets)[0].mean()
+        loss = logits_loss(model(**kwargs).logits[0][positions], targets)[0].mean()
     loss.backward()
     value, seconds = float(loss.detach()), time.perf_counter() - began
     if device.type == "cuda":

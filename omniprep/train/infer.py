@@ -154,7 +154,8 @@ def left_padded(rows: Sequence[dict[str, torch.Tensor]], pad_id: int) -> dict[st
     """Rows of (1, L) arguments as one batch, padded on the left.
 
     Returns:
-        input_ids, attention_mask: (B, L). position_ids: (4, B, L). Media of all rows one after the other, in row order.
+        input_ids, attention_mask: (B, L). position_ids: (4, B, L), or (B, L) without m-rope.
+        Media of all rows one after the other, in row order.
     """
     longest = max(r["input_ids"].shape[1] for r in rows)
     gaps = [longest - r["input_ids"].shape[1] for r in rows]
@@ -163,9 +164,9 @@ def left_padded(rows: Sequence[dict[str, torch.Tensor]], pad_id: int) -> dict[st
         "attention_mask": torch.cat(
             [pad(torch.ones_like(r["input_ids"]), (g, 0)) for r, g in zip(rows, gaps, strict=True)]
         ),
-        "position_ids": torch.cat([pad(r["position_ids"], (g, 0)) for r, g in zip(rows, gaps, strict=True)], 1),
+        "position_ids": torch.cat([pad(r["position_ids"], (g, 0)) for r, g in zip(rows, gaps, strict=True)], -2),
     }
-    packing = {"labels", "loss_scale", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+    packing = {"labels", "loss_scale", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache"}
     for name in dict.fromkeys(name for r in rows for name in r if name not in out and name not in packing):
         parts = [r[name] for r in rows if name in r]
         if parts[0].ndim > 1 and len({p.shape[1:] for p in parts}) > 1:  # spectrograms and masks of other lengths

@@ -1,9 +1,7 @@
 """The loss of each predicted token, in memory that does not grow with the vocabulary times the bin.
 
-The reference (ms-swift 3.9.3 trainers.py:307-408): cross entropy on float32 logits of labels shifted by one, times
-loss_scale where the strategy is weighted, summed and divided by the number of labelled tokens (not by the sum of the
-weights), over all ranks and accumulation steps. Here the division is the trainer's; this file gives the terms of the
-sum.
+What the loss is stands in data/loss.py: the weighted sum over the labelled tokens divided by their number, here over
+all ranks and accumulation steps. The division is the trainer's; this file gives the terms of the sum.
 
 Logits are made for at most `CHUNK` positions at once, and made again in the backward pass: 1024 positions of 152,064
 words are 0.6 GB in float32; a 32k bin with every token labeled would need 20 GB, and as much again for the gradient.
@@ -16,13 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-__all__ = ["CHUNK", "LossHead", "TokenLoss", "logits_loss", "make_loss_head", "predicted", "token_loss"]
+from omniprep.data.loss import CHUNK, logits_loss
 
-CHUNK = 1024
+__all__ = ["LossHead", "TokenLoss", "make_loss_head", "token_loss"]
 
 
 @dataclass
@@ -36,26 +33,6 @@ class TokenLoss(ModelOutput):  # type: ignore[misc]
 
     losses: Tensor | None = None
     correct: Tensor | None = None
-
-
-def predicted(labels: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Where a bin is learned from.
-
-    Args:
-        labels: (L) ids, -100 where nothing is learned; the first of each row is -100, so no row predicts the next.
-        scale: float (L) loss weights of the tokens, if weighted.
-
-    Returns:
-        positions (K) whose next token is labelled, the targets (K) there, their weights (K) or None.
-    """
-    positions = (labels[1:] != -100).nonzero()[:, 0]
-    return positions, labels[positions + 1], None if scale is None else scale[positions + 1]
-
-
-def logits_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (K) in float32 and hits (K) of logits (K, words)."""
-    logits = logits.float()
-    return cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(-1) == targets
 
 
 class _Losses(torch.autograd.Function):

@@ -21,13 +21,13 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
+from omniprep.data.loss import apply_weights, logits_loss
 from omniprep.errors import OmniprepError
 from omniprep.train.batches import Batcher, BatchLoader, forward_kwargs
 from omniprep.train.checkpoint import complete, write_position
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import numel
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
-from omniprep.train.loss import logits_loss
 from omniprep.train.meter import Meter
 from omniprep.train.stream import BinStream
 
@@ -123,7 +123,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         if self.fused_loss:
             out = model(**kwargs, row_lengths=batch["row_lengths"], logits_to_keep=positions, targets=targets)
             return out.losses, out.correct
-        logits = model(**kwargs, use_cache=False).logits[0]
+        logits = model(**kwargs).logits[0]
         return logits_loss(logits[positions], targets)
 
     def compute_loss(
@@ -138,8 +138,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         """
         keep_frozen_in_eval(model)
         losses, correct = self.token_losses(model, inputs)
-        weights = inputs["weights"]
-        weighted = losses if weights is None else losses * weights.to(losses.device)
+        weighted = apply_weights(losses, inputs["weights"])
         self.meter.add(weighted, correct, inputs)
         count = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
         return weighted.sum() / count * self.args.world_size
@@ -207,8 +206,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad():
             for batch in self.evaluation:
                 losses, correct = self.token_losses(self.model_wrapped, self._prepare_inputs(batch))
-                weights = batch["weights"]
-                weighted = losses if weights is None else losses * weights.to(losses.device)
+                weighted = apply_weights(losses, batch["weights"])
                 sums += torch.stack(
                     [
                         weighted.sum().double(),

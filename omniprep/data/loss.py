@@ -1,0 +1,133 @@
+"""The loss of a bin with the weights of its tokens, and labels that keep a model's own loss from leaving them out.
+
+The reference (ms-swift 3.9.3 trainers.py:307-408): cross entropy on float32 logits of labels shifted by one, times
+loss_scale where the strategy is weighted, summed and divided by the number of labelled tokens (not by the sum of the
+weights). `omniprep train` computes its loss with the functions of this file too.
+
+The models of transformers accept any keyword argument, so they would take `loss_scale` and ignore it. The labels of a
+weighted batch are therefore `WeightedLabels`: an int64 tensor like any other, except that a loss which torch reduces
+from them without the weights can be neither differentiated nor read.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, nll_loss
+from torch.utils.checkpoint import checkpoint
+
+from omniprep.errors import OmniprepError
+
+__all__ = ["CHUNK", "UnweightedLoss", "WeightedLabels", "apply_weights", "logits_loss", "predicted", "weighted_loss"]
+
+CHUNK = 1024
+"""Positions whose float32 logits exist at once: 1024 positions of 152,064 words are 0.6 GB."""
+
+
+def weighted_loss(logits: Tensor, batch: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """The loss of a bin as `omniprep train` computes it: with `loss_scale` where the dataset is weighted.
+
+    Args:
+        logits: (1, L, words), of the model for this batch: `model(**batch).logits`.
+        batch: From `collate`: labels (1, L), and loss_scale (1, L) where the dataset is weighted; without it every
+            labelled token counts 1.
+        num_items_in_batch: Labelled tokens that the sum is divided by (default: those of this batch). With gradient
+            accumulation or several ranks: those of the whole step, so that the step equals one large batch.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        OmniprepError: The logits are not those of all L positions.
+    """
+    labels: Tensor = batch["labels"]
+    if logits.ndim != 3 or logits.shape[:2] != labels.shape or len(labels) != 1:
+        raise OmniprepError(
+            f"weighted_loss: logits of shape {tuple(logits.shape)} for labels of shape {tuple(labels.shape)}: it takes "
+            "the logits (1, L, words) of every position of the batch"
+        )
+    scale: Tensor | None = batch.get("loss_scale")
+    positions, targets, weights = predicted(
+        labels.as_subclass(Tensor)[0].to(logits.device), None if scale is None else scale[0].to(logits.device)
+    )
+    losses = torch.cat(
+        [
+            # Made again in the backward pass: kept, the float32 copies of a 32k bin would take 20 GB.
+            checkpoint(lambda chunk, ids: logits_loss(logits[0, chunk], ids)[0], chunk, ids, use_reentrant=False)
+            for chunk, ids in zip(torch.split(positions, CHUNK), torch.split(targets, CHUNK), strict=True)
+        ]
+    )
+    count = torch.as_tensor(len(targets) if num_items_in_batch is None else num_items_in_batch, device=losses.device)
+    return apply_weights(losses, weights).sum() / count.clamp(min=1)
+
+
+def predicted(labels: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Where a bin is learned from.
+
+    Args:
+        labels: (L) ids, -100 where nothing is learned; the first of each row is -100, so no row predicts the next.
+        scale: float (L) loss weights of the tokens, if weighted.
+
+    Returns:
+        positions (K) whose next token is labelled, the targets (K) there, their weights (K) or None.
+    """
+    positions = (labels[1:] != -100).nonzero()[:, 0]
+    return positions, labels[positions + 1], None if scale is None else scale[positions + 1]
+
+
+def logits_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (K) in float32 and hits (K) of logits (K, words)."""
+    logits = logits.float()
+    return cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(-1) == targets
+
+
+def apply_weights(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Losses (K), each times its weight (K) where there are weights."""
+    return losses if weights is None else losses * weights.to(losses.device)
+
+
+class UnweightedLoss(Tensor):
+    """A loss of weighted labels that left the weights out; arithmetic passes that fact on, and using it raises."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Refuse gradients and numbers of this loss; everything else as torch does it."""
+        if func in _USES_OF_A_LOSS:
+            raise OmniprepError(
+                "this loss ignores loss_scale: the dataset was built with a weighted --loss-scale, and the model's own "
+                "loss knows no weights. Use loss = omniprep.weighted_loss(model(**batch).logits, batch)"
+            )
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+class WeightedLabels(Tensor):
+    """Labels (1, L) of a weighted dataset; see the module.
+
+    Views, copies and slices of them are `WeightedLabels` again. Losses by token (`reduction="none"`), counts and
+    comparisons are what they are for plain labels, so a loss that applies the weights itself works as it stands. A
+    fused loss that never calls torch's `cross_entropy` or `nll_loss` (Liger's, say) is not noticed.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Mark a loss that was reduced without the weights; see the class."""
+        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        if not isinstance(result, WeightedLabels):
+            return result
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in (cross_entropy, nll_loss):
+                return result.as_subclass(UnweightedLoss if result.ndim == 0 else Tensor)
+            return result.as_subclass(Tensor) if result.is_floating_point() else result
+
+
+_USES_OF_A_LOSS = frozenset(
+    (
+        *(Tensor.backward, torch.autograd.backward, torch.autograd.grad),
+        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__float__, Tensor.__format__),
+    )
+)
