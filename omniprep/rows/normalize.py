@@ -192,7 +192,7 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
         if role in _TOOL_ROLES and not isinstance(content, str):
             content = json_text(content, RejectCode.BAD_MESSAGE, f"message {position} ({role})")
         clean = {"role": role, "content": content}
-        if message.get("loss") is not None:
+        if role == "assistant" and message.get("loss") is not None:  # of other messages nobody looks at it
             clean["loss"] = _loss(message["loss"], position)
         result.append(clean)
     if system is not None and result[0]["role"] != "system":

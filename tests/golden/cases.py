@@ -214,6 +214,9 @@ case(k, "long_left_unlabelled_start", chat(u("word " * 60), a("answer " * 10)), 
 case(k, "long_raise", chat(u("word " * 60), a("answer " * 40)), max_length=64, code="row_too_long")
 case(k, "length_exact", chat(u("Hello there."), a("Hi! How can I help?")), max_length=30)
 case(k, "long_left_weighted", chat(u("word " * 60), a("x <tool_call>{}</tool_call> " * 4)), max_length=40, truncation="left", loss_scale="hermes")
+case(k, "long_left_in_answer", chat(u("word"), a("answer " * 60)), max_length=40, truncation="left")
+case(k, "long_left_in_answer_weighted", chat(u("word"), a("x <tool_call>{}</tool_call> " * 9)), max_length=40, truncation="left", loss_scale="hermes")
+case(k, "loss_of_a_question", chat(u("Hi") | {"loss": "x"}, a("Yes.")))
 
 # ---------------------------------------------------------------------------------------------------------------------- tools
 k = "tools"
@@ -245,6 +248,10 @@ case(k, "parallel", chat(u("Both?"), call(CALL), call(CALL2), answer("21"), answ
 case(k, "multi_turn", chat(u("Weather?"), call(CALL), answer("21"), call(CALL2), answer("noon"), a("Done."), u("Thanks"), a("Welcome."), tools=[WEATHER, TIME]))
 case(k, "tool_role", chat(u("Weather?"), call(CALL), answer("21", "tool"), a("21."), tools=[WEATHER]))
 case(k, "content_objects", chat(u("Weather?"), call({"name": "get_weather", "arguments": {"city": "Ÿ"}}), answer({"t": [1, 2]}), a("ok"), tools=[WEATHER]))
+for name, given in (("null", None), ("false", False), ("number", 3.5), ("list", [1, None]), ("empty", ""), ("nested", {"a": [None, {"b": True}]})):
+    case(k, f"gives_{name}", chat(u("Weather?"), call(CALL), answer(given), answer(given, "tool"), a("ok"), tools=[WEATHER]))
+case(k, "call_is_null", chat(u("Weather?"), call(None), answer("r"), a("ok")), code="bad_tools")
+case(k, "sharegpt_response_null", {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": CALL2}, {"from": "observation", "value": None}, {"from": "gpt", "value": "ok"}]}, code="bad_message")
 case(k, "arguments_text", chat(u("Weather?"), call('{"name": "f", "arguments": "{\\"x\\": 1}"}'), answer("r"), a("ok")))
 case(k, "arguments_plain_text", chat(u("Weather?"), call('{"name": "f", "arguments": "plain"}'), answer("r"), a("ok")), code="bad_tools")
 case(k, "arguments_missing", chat(u("Weather?"), call('{"name": "f"}'), answer("r"), a("ok")), code="bad_tools")
