@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -35,8 +36,6 @@ _PACKAGES = {
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
     "hf": "huggingface_hub",
-    "http": "aiohttp",
-    "https": "aiohttp",
 }
 """What brings a protocol to fsspec."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
@@ -70,6 +69,8 @@ def local_path(uri: str) -> str:
 
 
 def _remote(protocol: str) -> Any:
+    if protocol in ("http", "https"):  # fsspec's own client follows redirects into this network
+        return _web(protocol)
     import fsspec
 
     try:
@@ -84,6 +85,13 @@ def _remote(protocol: str) -> Any:
             f"{protocol}:// is no kind of store that is known (s3://, gs://, az://, hf:// and others of fsspec are); "
             f"a path on this machine that holds '://' is given as ./{protocol}://…"
         ) from error
+
+
+@lru_cache(maxsize=2)
+def _web(scheme: str) -> Any:
+    from omniprep.http_files import HttpFileSystem
+
+    return HttpFileSystem(scheme)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from omniprep import io
 from omniprep.errors import Reject, RejectCode
 from omniprep.media.recognise import HEAD_BYTES, describe
-from omniprep.media.source import Source, file_type, is_inside
+from omniprep.media.source import Source, file_type, is_inside, os_errors_as_rejects
 
 _DATA_URI = re.compile(r"data:(.*?);base64,(.+)", re.DOTALL)
 _MOST_PATH = 4096
@@ -118,8 +118,10 @@ class Places:
         for folder in self._folders():
             if not io.is_local(folder):
                 uri = io.join(folder, text)
-                if ".." not in text.split("/") and not text.startswith("/") and io.exists(uri):
-                    return Source(uri=uri)
+                if ".." not in text.split("/") and not text.startswith("/"):
+                    with os_errors_as_rejects(uri):
+                        if io.exists(uri):
+                            return Source(uri=uri)
                 continue
             path = self._joined(folder, text)
             try:

@@ -61,7 +61,7 @@ class Source:
             with self.open() as file:
                 data = file.read()
         else:
-            with _as_rejects(self.label):
+            with os_errors_as_rejects(self.label):
                 self._check_size(io.size(self.uri or ""), MAX_REMOTE_BYTES)
                 data = io.read_bytes(self.uri or "")
         if not data:
@@ -87,13 +87,13 @@ class Source:
             Reject: As `read`.
         """
         if self.uri is not None:
-            with _as_rejects(self.label):
+            with os_errors_as_rejects(self.label):
                 return io.read_range(self.uri, 0, min(length, io.size(self.uri)))
         with self.open() as file:
             return file.read(length)
 
     def _open_path(self, path: str) -> BinaryIO:
-        with _as_rejects(self.label):
+        with os_errors_as_rejects(self.label):
             handle = os.open(path, _OPEN_FLAGS) if self.root is None else _open_inside(path, self.root, self.label)
         file = os.fdopen(handle, "rb")
         try:
@@ -164,7 +164,7 @@ def _open_inside(path: str, root: str, label: str) -> int:
 
 
 @contextmanager
-def _as_rejects(label: str) -> Iterator[None]:
+def os_errors_as_rejects(label: str) -> Iterator[None]:
     """What the file system or the store says, as the reject of one item."""
     try:
         yield
