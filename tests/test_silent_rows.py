@@ -130,10 +130,11 @@ def test_summary_plan_stats_report_and_tables_name_them(build: Any, omniprep: An
     assert "nobody reads" not in build([chat()], name="clean")[0].out
 
 
-def test_the_named_options_mend_them(build: Any) -> None:
+def test_the_named_options_mend_them(build: Any, omniprep: Any) -> None:
     done, out = build(ROWS, "--columns", "images=image_paths", "--columns", "content.image=path")
     assert done.code == 0 and "nobody reads" not in done.out and "more media tags" not in done.out
     assert json.loads((out / "manifest.json").read_text())["counts"]["items"]["image"] == 2
+    assert omniprep("verify", out, "--deep", "--quiet").code == 0
     plain = PackedDataset(str(build([chat("<image>q", images=["a.png"])], name="plain")[1]))
     ds, source = PackedDataset(str(out)), str(out.parent / "rows.jsonl")
     assert ds.row(source, 1)["input_ids"].tolist() == plain.row(source, 1)["input_ids"].tolist()

@@ -17,6 +17,7 @@ from omniprep.build.tasks import PlanTask, ShardTask, task_from_json
 from omniprep.build.workers import single_threaded
 from omniprep.families.context import resolve
 from omniprep.media.fetch import Places
+from omniprep.printable import printable
 from omniprep.rows.sources import read_split
 
 
@@ -46,9 +47,9 @@ def main(report: int) -> None:
                     say(memory=True)
                     return
                 except Exception as error:
-                    print(f"row {number}: {type(error).__name__}: {error}", file=sys.stderr)
+                    print(printable(f"row {number}: {type(error).__name__}: {error}"), file=sys.stderr)
         except Exception as error:  # the input cannot be read: met again, and told, when the task itself is done
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr)
     say(done=True)
 
 
