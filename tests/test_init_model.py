@@ -127,6 +127,29 @@ def test_unknown_family(tmp_path):
         init_model(tmp_path, "gpt2")
 
 
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        ("nowhere_at_all:make", "nowhere_at_all"),
+        (":make", "module:function"),
+        ("json:no_such_name", "no_such_name"),
+        ("json", "module:function"),
+        (3, "no function"),
+    ],
+)
+def test_a_function_that_a_family_names_and_lacks_is_one_line(tmp_path, omniprep, hook, words):
+    plugin = tmp_path / "family.py"
+    plugin.write_text(
+        "from omniprep.registry import REGISTRY, SupportsMultiModal\n"
+        "@REGISTRY.register_family('hooked', model_types=['hooked'])\n"
+        f"class Hooked(SupportsMultiModal):\n    init_model = {hook!r}\n"
+    )
+    result = omniprep("init-model", tmp_path / "model", "--family", "hooked", "--plugin", plugin)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "family 'hooked': init_model" in result.err and words in result.err
+    assert not (tmp_path / "model").exists()
+
+
 def test_missing_dashscope_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(OmniprepError, match=r"pip install 'omniprep\[demo\]'"):

@@ -339,8 +339,8 @@ def test_a_fault_tells_the_row_that_showed_it(omniprep, model, tmp_path, monkeyp
     assert re.search(f"rows.jsonl:3: {FAULTY[decorator]}", built.err), built.err
 
 
-def list_in_splits(list_inputs, config):
-    listed = list_inputs(config)
+def list_in_splits(list_inputs, config, say):
+    listed = list_inputs(config, say)
     return replace(listed, splits=find_splits(find_inputs(config.inputs), split_bytes=64))
 
 

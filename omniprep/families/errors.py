@@ -46,6 +46,10 @@ class UnknownModalityError(RegistrationError):
     """A modality other than image, audio and video, or one that the family does not support."""
 
 
+class UnknownFunctionError(RegistrationError):
+    """A "module:function" that a family names and that cannot be imported."""
+
+
 class PluginImportError(RegistrationError):
     """A plug-in file or entry point that cannot be imported."""
 

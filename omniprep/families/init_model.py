@@ -8,7 +8,6 @@ bfloat16). The files are those a real checkpoint has, in the form of transformer
 The same seed and the same torch give the same weights.
 """
 
-import importlib
 from pathlib import Path
 
 from omniprep.errors import OmniprepError, UsageError
@@ -29,10 +28,10 @@ def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0,
         The folder.
 
     Raises:
-        UsageError: A family that has no small model.
+        UsageError: A family that has no small model, or names a function for it that is not there.
         OmniprepError: The folder holds a checkpoint, or the vocabulary is not installed.
     """
-    from omniprep.families.loading import load_families
+    from omniprep.families.loading import load_families, named_function
     from omniprep.families.registry import REGISTRY
 
     load_families(plugins)
@@ -42,13 +41,10 @@ def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0,
     if family not in hooks:
         REGISTRY.find(family, {})
         raise UsageError(f"no small model for family {family!r}; there is one for: {', '.join(sorted(hooks))}")
+    make = named_function(family, "init_model", hooks[family])
     path = Path(path)
     if (path / "config.json").exists():
         raise OmniprepError(f"{path} holds a checkpoint already; choose another folder")
     path.mkdir(parents=True, exist_ok=True)
-    make = hooks[family]
-    if isinstance(make, str):
-        module, _, name = make.partition(":")
-        make = getattr(importlib.import_module(module), name)
     make(path, seed)
     return path

@@ -10,12 +10,13 @@ import importlib.util
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from omniprep.errors import OmniprepError
-from omniprep.families.errors import PluginImportError
+from omniprep.families.errors import PluginImportError, UnknownFunctionError
 from omniprep.families.guess import guess_model
 from omniprep.families.registry import REGISTRY
 
@@ -70,6 +71,32 @@ def plugin_texts(plugins: tuple[str, ...]) -> tuple[str, ...]:
         except (OSError, UnicodeDecodeError) as error:
             raise PluginImportError(f"--plugin {path}: {error}") from error
     return tuple(texts)
+
+
+def named_function(family: str, attribute: str, hook: Any) -> Callable[..., Any]:
+    """The function that a family names in `load_model` or `init_model`.
+
+    Args:
+        family: Name of the family, for the message.
+        attribute: Which of the two.
+        hook: "module:function", or the function itself.
+
+    Raises:
+        UnknownFunctionError: There is no such function.
+    """
+    found = hook
+    if isinstance(hook, str):
+        module, _, name = hook.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:  # ValueError: no module is named
+            raise UnknownFunctionError(
+                f"family {family!r}: {attribute} is {hook!r}, which cannot be imported ({error}); it is written as "
+                "'module:function'"
+            ) from error
+    if not callable(found):
+        raise UnknownFunctionError(f"family {family!r}: {attribute} is {hook!r}, which is no function")
+    return cast(Callable[..., Any], found)
 
 
 def plugin_hash(text: str) -> str:
@@ -166,4 +193,4 @@ def _is_hub_name(model: str) -> bool:
     return len(parts) <= 2 and all(parts) and not model.startswith((".", "~"))
 
 
-__all__ = ["BUILT_IN", "checkpoint_file", "load_families", "plugin_hash", "plugin_texts"]
+__all__ = ["BUILT_IN", "checkpoint_file", "load_families", "named_function", "plugin_hash", "plugin_texts"]
