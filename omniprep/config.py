@@ -159,7 +159,8 @@ class BuildConfig(RowOptions, Trust):
     """What `omniprep build` and `omniprep plan` take."""
 
     inputs: tuple[str, ...] = ()
-    """Chats: .jsonl (also .gz, .zst), .json, .parquet, globs, HF datasets folders; local or any fsspec URI."""
+    """Chats: .jsonl (also .gz, .zst), .json, .parquet, globs, folders, saved datasets; local or any fsspec URI. NAME of
+    INPUT:NAME is a split, N of INPUT#N how many rows to draw."""
     model: str = ""
     """Checkpoint whose tokenizer, processor settings and config shape the rows: a folder or a Hub name."""
     out: str = ""

@@ -1,5 +1,6 @@
 """What is read of folders, globs, saved datasets and tables: the right files, all of them, and said how many."""
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from omniprep import io
 from omniprep.errors import OmniprepError, Reject
 from omniprep.rows.inputs import find_inputs
-from omniprep.rows.sources import find_splits, read_split
+from omniprep.rows.sources import find_splits, numbered, read_split
 
 LINES = "".join(json.dumps({"n": n}) + "\n" for n in range(3))
 ROWS = [{"n": n} for n in range(3)]
@@ -284,3 +285,79 @@ def test_schemes_that_nobody_knows(name: str) -> None:
 
 def test_media_messages_with_odd_names_are_text() -> None:
     assert Reject("media_not_found", "did you mean 'caf\udce9.png'").message == "did you mean 'caf\\udce9.png'"
+
+
+# Rows drawn: INPUT#N
+
+
+def drawn(*patterns: object, seed: int = 0, split_bytes: int = 1 << 20) -> list[tuple[str, int]]:
+    splits = find_splits(find_inputs(tuple(map(str, patterns))), split_bytes, seed)
+    return [(Path(split.source).name, line) for split, line, _ in numbered(splits)]
+
+
+def test_rows_are_drawn_by_the_seed_from_all_files_of_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr("omniprep.rows.sources.HF_ROWS", 7)
+    rows = [{"n": n} for n in range(30)]
+    lines = "\n\n".join(map(json.dumps, rows)) + "\nbad\n"
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(lines)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet", row_group_size=4)
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "f"))
+    for name in ("a.jsonl", "c.jsonl.gz", "d.json", "e.parquet", "f"):
+        found = drawn(f"{tmp_path}/{name}#7")
+        every = dict.fromkeys(drawn(tmp_path / name))
+        assert len(found) == 7 and found == [place for place in every if place in set(found)]
+        assert found != drawn(f"{tmp_path}/{name}#7", seed=1)
+        assert len(drawn(f"{tmp_path}/{name}#{len(every)}")) == len(every)
+        with pytest.raises(OmniprepError, match=f"draws more rows than there are .{len(every)}"):
+            drawn(f"{tmp_path}/{name}#{len(every) + 1}")
+    # However the file is cut, and wherever it lies; blank lines are none of the rows.
+    first = drawn(f"{tmp_path}/a.jsonl#7")
+    assert first == drawn(f"{tmp_path}/a.jsonl#7", split_bytes=5) and all(line % 2 or line == 60 for _, line in first)
+    monkeypatch.chdir(tmp_path)
+    io.write_atomic("memory://draw/a.jsonl", lines.encode())
+    assert first == drawn("a.jsonl#7") == drawn("memory://draw/a.jsonl#7")
+    both = drawn(f"{tmp_path}/*.jsonl#20")
+    assert len(both) == 20 and len({name for name, _ in both}) == 2
+    assert len(drawn("a.jsonl#5", "b.jsonl#6", "d.json")) == 5 + 6 + 30
+    content = [row["n"] for row in read(f"{tmp_path}/d.json#7")]
+    assert content == [line - 1 for _, line in drawn(f"{tmp_path}/d.json#7")]
+
+
+def test_draws_that_cannot_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(LINES)
+    (tmp_path / "b#2").mkdir()
+    (tmp_path / "b#2" / "a.jsonl").write_text(LINES)
+    assert len(drawn(tmp_path / "b#2")) == 3  # a name that exists is no draw
+    assert len(drawn(f"{tmp_path}/b#2#1")) == 1
+    with pytest.raises(OmniprepError, match="draws no row"):
+        drawn(f"{tmp_path}/a.jsonl#0")
+    with pytest.raises(OmniprepError, match=r"a\.jsonl: is given twice"):
+        drawn(f"{tmp_path}/a.jsonl#1", f"{tmp_path}/a.jsonl")
+    with pytest.raises(OmniprepError, match="no such file"):
+        drawn(f"{tmp_path}/a.jsonl#x")
+
+
+def test_a_build_of_drawn_rows_counts_those(
+    tmp_path: Path, splits: Path, model_dir: Path, omniprep: Callable[..., Any]
+) -> None:
+    chats = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]} for n in range(40)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    args = ("--model", model_dir, "--bin-length", 512, "--workers", 0, "--out", tmp_path / "out")
+    done = omniprep("build", f"{tmp_path}/a.jsonl#7", *args)
+    assert done.code == 0 and "7 of 40 rows, drawn with seed 0" in done.err, done.err
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]["rows"] == {
+        "read": 7,
+        "packed": 7,
+        "rejected": 0,
+    }
+    rows = pq.read_table(tmp_path / "out" / "rows.parquet")
+    assert [("a.jsonl", line) for line in rows["line"].to_pylist()] == drawn(f"{tmp_path}/a.jsonl#7")
+    assert omniprep("verify", tmp_path / "out", "--deep").code == 0
+    assert "nothing to do" in omniprep("build", f"{tmp_path}/a.jsonl#7", *args).err

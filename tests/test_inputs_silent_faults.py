@@ -5,6 +5,7 @@ archives, columns, numbers of lines.
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -207,18 +208,15 @@ def test_a_saved_dataset_that_changes_is_noticed(tmp_path: Path) -> None:
 
 
 def test_lines_are_the_same_in_the_dataset_in_verify_and_in_infer(
-    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, omniprep: Callable[..., Any]
 ) -> None:
     import datasets
 
     from omniprep.build.options import family_of
-    from omniprep.build.run import build
     from omniprep.config import BuildConfig
     from omniprep.data.dataset import PackedDataset
-    from omniprep.progress import reporter
     from omniprep.train.config import InferConfig
     from omniprep.train.infer import encoded_rows
-    from omniprep.verify_deep import check_sample
 
     monkeypatch.chdir(tmp_path)
     chats = [
@@ -233,11 +231,14 @@ def test_lines_are_the_same_in_the_dataset_in_verify_and_in_infer(
     dataset = datasets.Dataset.from_list(chats)
     datasets.DatasetDict(train=dataset, test=dataset.select([3, 5])).save_to_disk("saved")
     inputs = ("groups.parquet", "array.jsonl", "gaps.json", "wide.jsonl", "saved:test", "saved")
-    config = BuildConfig(inputs=inputs, model=str(model_dir), bin_length=1024, workers=0, out="out")
-    with reporter(quiet=True) as progress:
-        build(config, progress)
+    config = BuildConfig(inputs=inputs, model=str(model_dir), bin_length=1024)
+    done = omniprep(
+        "build", *inputs, "--model", model_dir, "--bin-length", 1024, "--workers", 0, "--out", "out", "--quiet"
+    )
+    assert done.code == 0, done.err
     built = PackedDataset("out")
-    assert list(check_sample(built, 1000)) == []
+    done = omniprep("verify", "out", "--deep", "--sample", 1000)
+    assert done.code == 0 and "47 rows encoded again, to the same tensors" in done.out, done.out + done.err
     answers = [
         (row["source"], row["line"], row["label"])
         for row in encoded_rows(InferConfig(model=str(model_dir), inputs=inputs), config, family_of(config))

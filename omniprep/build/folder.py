@@ -102,7 +102,7 @@ def list_inputs(config: BuildConfig, say: Callable[[str], None] = lambda text: N
     found = find_inputs(config.inputs, config.split, say)
     if config.split and not any(entry.split for entry in found):
         raise UsageError(f"--split {config.split}: none of the inputs has splits")
-    splits = find_splits(found)
+    splits = find_splits(found, seed=config.seed, say=say)
     return Listed(splits, describe_inputs(splits))
 
 

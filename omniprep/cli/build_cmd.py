@@ -34,8 +34,9 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result
 def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any) -> None:
     """Compile chats into a packed dataset in --out.
 
-    INPUT is a file, a glob, a folder or a URI (.jsonl and .json, also .gz or .zst; .parquet; a saved dataset). Running
-    the same build again goes on where it stopped; with changed options it stops and names what changed.
+    INPUT is a file, a glob, a folder or a URI (.jsonl and .json, also .gz or .zst; .parquet; a saved dataset);
+    INPUT:NAME reads a split of it, INPUT#N draws N rows. Running the same build again goes on where it stopped; with
+    changed options it stops and names what changed.
     """
     options = make_config(BuildConfig, {"inputs": inputs, **given}, config)
     require("build", options, ("inputs", "model", "bin_length", "out"))

@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from omniprep import io
@@ -51,6 +51,8 @@ class Input:
     """The split that was chosen, of an input that has splits."""
     base: str = ""
     """The folder that media paths are relative to."""
+    draw: tuple[int, int] | None = None
+    """Of INPUT#N: its number on the command line, and N; the rows are drawn from all files that it gave."""
 
 
 def find_inputs(
@@ -59,7 +61,8 @@ def find_inputs(
     """Expand what was given on the command line, in the order given.
 
     Args:
-        patterns: Files, globs, folders, saved datasets, datasets on the Hub; each may end in :NAME, a split.
+        patterns: Files, globs, folders, saved datasets, datasets on the Hub; each may end in :NAME, a split, and #N,
+            how many rows to draw.
         split: The split of inputs that have splits and name none themselves.
         say: Told how many files each folder and glob gave.
 
@@ -67,12 +70,30 @@ def find_inputs(
         OmniprepError: A file is absent, a glob matches nothing, a file is of no known kind, or a folder is a table.
     """
     search = _Search(split or "", say)
-    found = [entry for pattern in patterns for entry in search.find(pattern)]
+    found: list[Input] = []
+    for number, given in enumerate(patterns):
+        pattern, rows = _drawn(given)
+        entries = search.find(pattern)
+        found += entries if rows is None else [replace(entry, draw=(number, rows)) for entry in entries]
     if not found:
         raise OmniprepError("no input: give at least one .jsonl, .json or .parquet file, or a dataset folder")
     for entry in found:
         _check_name(entry.source)
-    return list(dict.fromkeys(found))
+    found = list(dict.fromkeys(found))
+    twice = [source for source, count in Counter(entry.source for entry in found).items() if count > 1]
+    if twice:  # a row is known by source and line, which must be one row
+        raise OmniprepError(f"{twice[0]}: is given twice, with other numbers of rows to draw")
+    return found
+
+
+def _drawn(pattern: str) -> tuple[str, int | None]:
+    """Name and N of INPUT#N; a name that exists with its # is no such thing."""
+    name, mark, digits = pattern.rpartition("#")
+    if not mark or not digits.isdecimal() or (io.is_local(pattern) and os.path.lexists(pattern)):
+        return pattern, None
+    if not int(digits):
+        raise OmniprepError(f"{pattern}: draws no row; N must be 1 or more")
+    return name, int(digits)
 
 
 def _check_name(name: str) -> None:
@@ -103,7 +124,7 @@ class _Search:
     def find(self, pattern: str) -> list[Input]:
         name, split = self._parts(pattern)
         if name.startswith(saved.HUB) and not name.endswith((*_KINDS, *_CODECS)):
-            return [Input(pattern, "hf", uri=name, split=split or self._split or "train", base=name.rsplit("/", 1)[0])]
+            return [Input(pattern, "hf", uri=name, split=split or self._split or "train", base=name)]
         if any(letter in name for letter in "*?[") and not _ask(io.exists, name):
             return self._glob(name)
         if not _ask(io.exists, name):

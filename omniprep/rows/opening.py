@@ -143,13 +143,14 @@ class _Recoded(_io.RawIOBase):
         return len(part)
 
 
-def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"]) -> tuple[Form, str]:
+def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int) -> tuple[Form, str]:
     """What a JSON file holds, whatever its name says, as the reference's loader finds out too.
 
     Args:
         uri: The file.
         codec: Of its name: "gz", "zst" or nothing.
         suffix: Of its name. A .json file is lines only where the first line alone is an object and more follow.
+        size: Its bytes, where it is not compressed: one request then gives its first ones.
 
     Returns:
         "lines", or "values" (an array, or objects over several lines); and the encoding, empty for UTF-8.
@@ -157,8 +158,11 @@ def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"]) -> tuple[F
     Raises:
         OmniprepError: It is no JSON at all, or damaged.
     """
-    with open_text(uri, codec) as file:
-        head = file.read(_HEAD)
+    if codec:
+        with open_text(uri, codec) as file:
+            head = file.read(_HEAD)
+    else:
+        head = _first_bytes(uri, min(size, _HEAD))
     for mark, what in _OTHERS:
         if head.startswith(mark):
             raise OmniprepError(f"{uri}: is {what}")
@@ -171,6 +175,13 @@ def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"]) -> tuple[F
         return ("values" if text.startswith(b"[") else "lines"), encoding
     line, _, rest = text.partition(b"\n")
     return ("lines" if rest.strip() and _is_object(line) else "values"), encoding
+
+
+def _first_bytes(uri: str, count: int) -> bytes:
+    try:
+        return io.read_range(uri, 0, count) if count else b""
+    except OSError as error:
+        raise OmniprepError(f"{uri}: {error.strerror or error}") from error
 
 
 def _encoding(head: bytes) -> str:

@@ -7,10 +7,13 @@ omniprep/build/manifest.py). A line that cannot be parsed is a Reject, not the e
 """
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Literal
+
+import numpy as np
 
 from omniprep import io
 from omniprep.errors import OmniprepError, Reject, RejectCode
@@ -23,6 +26,8 @@ __all__ = ["RawRow", "Split", "count_lines", "find_splits", "fingerprint", "numb
 
 SPLIT_BYTES = 16 << 20
 HF_ROWS = 2000
+_AT_ONCE = 16
+"""Files that are looked at together when a build begins."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -46,6 +51,8 @@ class Split:
     """Of JSON text, where that is not UTF-8."""
     name: str = ""
     """The split of a dataset on the Hub."""
+    chosen: tuple[int, ...] | None = None
+    """Of INPUT#N: which rows of the split, counted from 0 without blank lines; None for all."""
 
     @property
     def in_ranges(self) -> bool:
@@ -64,34 +71,83 @@ class RawRow:
     size: int
 
 
-def find_splits(inputs: list[Input], split_bytes: int = SPLIT_BYTES) -> list[Split]:
+def find_splits(
+    inputs: list[Input], split_bytes: int = SPLIT_BYTES, seed: int = 0, say: Callable[[str], None] = lambda text: None
+) -> list[Split]:
     """Cut inputs into splits, in input order.
 
     Args:
         inputs: From `find_inputs`.
         split_bytes: Bytes of JSON lines in a split.
+        seed: Of the draw of INPUT#N.
+        say: Told how many rows were drawn of how many.
 
     Raises:
-        OmniprepError: A file cannot be opened, is damaged, or is not what its name says.
+        OmniprepError: A file cannot be opened, is damaged, or is not what its name says; it has fewer rows than N.
     """
-    return [split for entry in inputs for split in _splits_of(entry, split_bytes)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        # In a store each file costs some requests.
+        remote = any(not io.is_local(entry.uri or entry.source) for entry in inputs)
+        each: Any = pool.map if remote else map
+        found = list(each(lambda entry: list(_splits_of(entry, split_bytes)), inputs))
+        drawn = [split for entry, splits in zip(inputs, found, strict=True) if entry.draw for split in splits]
+        counts = dict(zip(drawn, each(_count_rows, drawn), strict=True))
+    groups: defaultdict[tuple[int, int], list[Split]] = defaultdict(list)
+    for entry, splits in zip(inputs, found, strict=True):
+        if entry.draw is not None:
+            groups[entry.draw] += splits
+    chosen = {split: rows for draw, splits in groups.items() for split, rows in _draw(draw, splits, counts, seed, say)}
+    return [chosen.get(split, split) for splits in found for split in splits]
+
+
+def _draw(
+    draw: tuple[int, int], splits: list[Split], counts: dict[Split, int], seed: int, say: Callable[[str], None]
+) -> Iterator[tuple[Split, Split]]:
+    """Each split of INPUT#N and what is drawn of it: a function of the seed, the input's place in the command line, N,
+    and how many rows there are; not of names, nor of how the files are cut into splits.
+    """
+    number, rows = draw
+    total = sum(counts[split] for split in splits)
+    names = list(dict.fromkeys(split.source for split in splits)) or ["an input"]
+    name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    if rows > total:
+        raise OmniprepError(f"{name}: #{rows} draws more rows than there are ({total})")
+    order = np.sort(np.random.default_rng((seed, number)).choice(total, rows, replace=False, shuffle=False))
+    say(f"{name}: {rows:,} of {total:,} rows, drawn with seed {seed}")
+    first = 0
+    for split in splits:
+        last = first + counts[split]
+        inside = order[np.searchsorted(order, first) : np.searchsorted(order, last)] - first
+        yield split, replace(split, chosen=tuple(inside.tolist()))
+        first = last
+
+
+def _count_rows(split: Split) -> int:
+    """Rows of a split: its lines that are not blank; one that cannot be parsed counts, since it will be a reject."""
+    if split.kind == "lines":
+        return sum(1 for _ in _read_lines(split, lambda lines: None, MAX_LINE_BYTES, parse=False))
+    if split.kind == "hf":
+        return split.end - split.start
+    if split.kind == "parquet":
+        return _row_groups(split.uri)[split.start]
+    return sum(1 for _ in read_split(split))
 
 
 def _splits_of(entry: Input, split_bytes: int) -> Iterator[Split]:
     uri = entry.uri or entry.source
     if entry.kind == "parquet":
-        for group in range(_row_groups(uri)):
+        for group in range(len(_row_groups(uri))):
             yield Split(entry.source, "parquet", group, group + 1, uri, entry.base)
     elif entry.kind == "hf":
         rows = saved.count_rows(uri, entry.split)
         for start in range(0, rows, HF_ROWS):
             yield Split(entry.source, "hf", start, min(start + HF_ROWS, rows), uri, entry.base, name=entry.split)
     else:
-        form, encoding = find_form(uri, entry.codec, entry.kind)
+        size = 0 if entry.codec else _size_of(uri)
+        form, encoding = find_form(uri, entry.codec, entry.kind, size)
         if form == "values" or entry.codec or encoding:
             yield Split(entry.source, form, 0, 0, uri, entry.base, entry.codec, encoding)
             return
-        size = io.size(uri)
         for start in range(0, size, split_bytes):
             yield Split(entry.source, "lines", start, min(start + split_bytes, size), uri, entry.base)
 
@@ -116,12 +172,14 @@ def read_split(
     Raises:
         OmniprepError: The file cannot be opened, or is damaged as a whole (gzip, zstd, parquet, a JSON array).
     """
+    chosen = None if split.chosen is None else frozenset(split.chosen)
     if split.kind == "lines":
-        yield from _read_lines(split, ended, max_line_bytes)
+        yield from _read_lines(split, ended, max_line_bytes, chosen)
         return
     line = -1
     for line, (content, size) in enumerate(_contents(split, max_line_bytes)):
-        yield RawRow(line, content, size)
+        if chosen is None or line in chosen:
+            yield RawRow(line, content, size)
         del content
     ended(line + 1)
 
@@ -213,7 +271,12 @@ def _first_line(file: BinaryIO, split: Split) -> int:
     return split.end
 
 
-def _read_lines(split: Split, ended: Callable[[int], None], max_line_bytes: int) -> Iterator[RawRow]:
+def _read_lines(
+    split: Split, ended: Callable[[int], None], max_line_bytes: int, chosen: frozenset[int] | None = None, *,
+    parse: bool = True,
+) -> Iterator[RawRow]:  # fmt: skip
+    """Rows of lines; with `chosen` those rows alone, and without `parse` rows without content."""
+    number = 0
     with open_text(split.uri, split.codec, split.encoding) as file:
         at, end = 0, sys.maxsize
         if split.in_ranges:
@@ -225,7 +288,11 @@ def _read_lines(split: Split, ended: Callable[[int], None], max_line_bytes: int)
             if not size:
                 break
             at += size
-            row = _parse(line, text, size, max_line_bytes)
+            row = None
+            if text is None or not _is_blank(text):
+                if chosen is None or number in chosen:
+                    row = _parse(line, text, size, max_line_bytes) if parse else RawRow(line, None, size)
+                number += 1
             del text  # not held while the row is planned: with inline media it may be hundreds of MB
             line += 1
             if row is not None:
@@ -234,24 +301,36 @@ def _read_lines(split: Split, ended: Callable[[int], None], max_line_bytes: int)
         ended(line)
 
 
-def _parse(line: int, text: bytes | None, size: int, max_line_bytes: int) -> RawRow | None:
+def _is_blank(text: bytes) -> bool:
+    return text.isspace() or (text.startswith(_BOM) and not text[len(_BOM) :].strip())
+
+
+def _parse(line: int, text: bytes | None, size: int, max_line_bytes: int) -> RawRow:
     if text is None:
         why = f"the line has {size:,} bytes, the limit is {max_line_bytes:,} (--max-line-bytes)"
         return RawRow(line, Reject(RejectCode.LINE_TOO_LONG, why), 0)
-    text = text.removeprefix(_BOM)  # of any line: files that were put together have one inside
-    return RawRow(line, parse_row(text), size) if text and not text.isspace() else None
+    # A mark may stand before any line: files that were put together have one inside.
+    return RawRow(line, parse_row(text.removeprefix(_BOM)), size)
 
 
-def _row_groups(uri: str) -> int:
+def _size_of(uri: str) -> int:
+    try:
+        return io.size(uri)
+    except OSError as error:
+        raise OmniprepError(f"{uri}: {error.strerror or error}") from error
+
+
+def _row_groups(uri: str) -> list[int]:
+    """Rows of each row group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with open_file(uri) as file:
         try:
-            groups: int = pq.ParquetFile(file, pre_buffer=False).num_row_groups
+            facts = pq.ParquetFile(file, pre_buffer=False).metadata
+            return [facts.row_group(number).num_rows for number in range(facts.num_row_groups)]
         except (pa.ArrowException, OSError, ValueError) as error:
             raise OmniprepError(f"{uri}: damaged parquet file: {error}") from error
-    return groups
 
 
 def _read_parquet(split: Split) -> Iterator[Any]:

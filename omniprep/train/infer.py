@@ -114,7 +114,7 @@ def build_options(config: InferConfig, base: str) -> BuildConfig:
 
 def encoded_rows(config: InferConfig, build: BuildConfig, ctx: FamilyContext) -> Iterator[dict[str, Any]]:
     """Each row's place with its forward arguments and label, or with why it was rejected."""
-    splits = find_splits(find_inputs(config.inputs), split_bytes=1 << 62)
+    splits = find_splits(find_inputs(config.inputs), split_bytes=1 << 62, seed=config.seed)
     for count, (split, line, raw) in enumerate(numbered(splits)):
         if config.limit and count >= config.limit:
             return
