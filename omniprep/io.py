@@ -14,6 +14,7 @@ import posixpath
 import random
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -201,18 +202,32 @@ def size(uri: str) -> int:
 def fingerprint(uri: str) -> dict[str, Any]:
     """What tells cheaply that an input changed: size, and modification time or ETag."""
     if is_local(uri):
-        stat = os.stat(local_path(uri))
-        return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        found = os.stat(local_path(uri))
+        return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
     fs, path = filesystem(uri)
     info = _patiently(uri, lambda: fs.info(path))
     mark = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or info.get("blob_id")
     return {"bytes": int(info["size"]), "mark": str(mark)}
 
 
+def _regular(path: str, flags: int) -> int:
+    """An opener of regular files alone: a named pipe among the files of a dataset would be waited for without end.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file.
+    """
+    # O_NONBLOCK: opening a pipe that nobody writes to returns at once; for regular files it means nothing.
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return descriptor
+
+
 def open_input(uri: str) -> BinaryIO:
     """Open for reading, seekable, unbuffered beyond the store's own read-ahead."""
     if is_local(uri):
-        return open(local_path(uri), "rb")
+        return open(local_path(uri), "rb", opener=_regular)
     fs, path = filesystem(uri)
     file = _patiently(uri, lambda: fs.open(path, "rb"))
     # fsspec's files lack readline(size) and more of what files can do.
@@ -222,7 +237,7 @@ def open_input(uri: str) -> BinaryIO:
 def read_bytes(uri: str) -> bytes:
     """The whole file."""
     if is_local(uri):
-        with open(local_path(uri), "rb") as file:
+        with open(local_path(uri), "rb", opener=_regular) as file:
             return file.read()
     fs, path = filesystem(uri)
     return _patiently(uri, lambda: cast(bytes, fs.cat_file(path)))
@@ -231,7 +246,7 @@ def read_bytes(uri: str) -> bytes:
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes [start, end) with one request."""
     if is_local(uri):
-        with open(local_path(uri), "rb") as file:
+        with open(local_path(uri), "rb", opener=_regular) as file:
             return os.pread(file.fileno(), end - start, start)
     fs, path = filesystem(uri)
     return _patiently(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=end)))

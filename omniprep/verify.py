@@ -172,7 +172,7 @@ class _RowTable:
 def check_rows(dataset: PackedDataset) -> Iterator[str]:
     """Findings about the tables and the rows: of another build, lost, twice, or in no place."""
     try:
-        rows, counts = dataset.rows, dataset.manifest["counts"]
+        rows, counts = dataset.rows, dataset.counts
     except (OSError, pa.ArrowException) as error:
         yield f"rows.parquet: cannot be read ({error})"
         return

@@ -86,7 +86,7 @@ def inspect(
         print(printable_json({"bin": number, "rows": [rows[n].as_json() for n in shown]}))
         return
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
-    show_head(console, ds.manifest, number, rows)
+    show_head(console, ds, number, rows)
     for n in shown:
         show_row(console, rows[n], [frames for _, frames in pictures_of(cuts[n])])
     if len(shown) < len(chosen):

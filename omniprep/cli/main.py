@@ -121,6 +121,11 @@ def run(args: list[str] | None = None) -> int:
         # The reader of our output has gone (`| head`); point stdout away so that the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None or isinstance(error.filename, int):
+            raise  # of a library that should have said more: a defect
+        say(f"Error: {os.fsdecode(error.filename)}: {error.strerror}", error=True)
+        return 1
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """The tables that end a build or a plan: rows, rejects by code, bins, fill, bytes, time."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from omniprep import io
 from omniprep.errors import OmniprepError
 from omniprep.printable import printable, say
 from omniprep.progress import duration, short, size
+from omniprep.shards.manifest import read_manifest
 
 if TYPE_CHECKING:
     from omniprep.build.estimate import Estimate
@@ -46,7 +46,7 @@ def row_lines(read: int, packed: int, codes: Counter[str]) -> list[tuple[str, st
 
 def print_summary(out: str, seconds: float) -> None:
     """Print what the manifest of `out` says, and where to look next."""
-    manifest = json.loads(io.read_bytes(io.join(out, "manifest.json")))
+    _, manifest = read_manifest(out)
     counts, shards = manifest["counts"], manifest["shards"]
     rows, tokens, labeled = counts["rows"], counts["tokens"], counts["labeled_tokens"]
     items = ", ".join(f"{count:,} {name}" for name, count in counts["items"].items() if count)

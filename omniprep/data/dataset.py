@@ -131,6 +131,17 @@ class PackedDataset(Dataset[dict[str, Any]]):
         doubted = self.verify == "always" or (self.verify == "first" and not self._seen[number])
         return Place(shard, offset, length, int(self.index["checksum"][number]) if doubted else None)
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The counts of the manifest, as JSON types.
+
+        Raises:
+            DamagedDataError: The manifest has none.
+        """
+        self.record.counted(self.uri)
+        counts: dict[str, Any] = self.manifest["counts"]
+        return counts
+
     @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema of the shards."""

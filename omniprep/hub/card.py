@@ -1,9 +1,9 @@
 """The card of a pushed dataset: README.md with the numbers, the plots, the config and how to load it."""
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from omniprep.hub.markup import as_code, as_json_block, front_matter, hub_name, repository_name
 from omniprep.progress import size
 
 __all__ = ["card"]
@@ -17,6 +17,8 @@ PLOT_TITLES = {
     "video": "Video, frames",
     "fill": "Fill of the bins",
 }
+TAGGED = ("image", "audio", "video")
+"""Modalities that are tags of the Hub; the names of others are for a plug-in to choose, and stay in the table."""
 _SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -31,7 +33,8 @@ def card(repo_id: str, data: Mapping[str, Any], plots: Iterable[str]) -> str:
 
     Args:
         repo_id: ORG/NAME.
-        data: What `omniprep.report.page.collect` gives.
+        data: What `omniprep.report.page.collect` gives. Its texts may be anyone's, its numbers are numbers
+            (`omniprep.shards.manifest`).
         plots: Names of the plots that are pushed beside it, as plots/NAME.png.
     """
     totals = data["totals"]
@@ -39,24 +42,30 @@ def card(repo_id: str, data: Mapping[str, Any], plots: Iterable[str]) -> str:
     items = {name: count for name, count in totals["items"].items() if count}
     pictures = "\n".join(f"![{PLOT_TITLES[name]}](plots/{name}.png)" for name in plots if name in PLOT_TITLES)
     sources = "\n".join(
-        f"| `{_cell(s['source'])}` | {s['rows']:,} | {s['rejected']:,} | {s['tokens']:,} |" for s in data["sources"]
+        f"| {as_code(s['source'])} | {s['rows']:,} | {s['rejected']:,} | {s['tokens']:,} |" for s in data["sources"]
     )
-    rejects = "\n".join(f"| `{c['code']}` | {c['count']:,} | {_cell(c['doc'])} |" for c in data["rejects"]["codes"])
+    rejects = "\n".join(
+        f"| {as_code(c['code'])} | {c['count']:,} | {c['doc'].replace('|', '/')} |" for c in data["rejects"]["codes"]
+    )
     config = {name: value for name, value in data["config"].items() if value not in (None, [], False)}
+    model = hub_name(data["model"])
+    if model is None:  # a folder of the machine that built it
+        config.pop("model", None)
+    versions = ", ".join(as_code(f"{name} {version}") for name, version in data["versions"].items())
     return f"""{_head(rows["packed"], items)}
-# {repo_id.split("/")[-1]}
+# {repository_name(repo_id)}
 
-Multimodal chats compiled for `{data["family"]}` by omniprep: tokens, labels, m-rope positions and media are in packed
-bins of {totals["bin_length"]:,} tokens that a trainer only has to copy.
+Multimodal chats compiled for {as_code(data["family"])} by omniprep: tokens, labels, m-rope positions and media are in
+packed bins of {totals["bin_length"]:,} tokens that a trainer only has to copy.
 
 | | |
 | --- | --- |
 | rows | {rows["packed"]:,} packed, {rows["rejected"]:,} rejected of {rows["read"]:,} read |
 | tokens | {totals["tokens"]:,}, {100 * totals["trained"] / max(totals["tokens"], 1):.1f} % trained |
 | bins | {totals["bins"]:,} of {totals["bin_length"]:,} tokens, {100 * totals["fill"]:.2f} % full |
-| media | {", ".join(f"{count:,} {name}" for name, count in items.items()) or "none"} |
+| media | {", ".join(f"{count:,} {as_code(name)}" for name, count in items.items()) or "none"} |
 | shards | {totals["shards"]:,}, {size(totals["bytes"])} |
-| model | tokenizer and settings of `{data["model"]}` |
+| model | tokenizer and settings of {as_code(model) if model else "a local checkpoint"} |
 
 ## Load it
 
@@ -68,7 +77,7 @@ batch = collate([ds[0]])                        # the keyword arguments of the m
 ```
 
 ```bash
-omniprep train hf://datasets/{repo_id} --model {data["model"]} --out run/
+omniprep train hf://datasets/{repo_id} --model {model or "MODEL"} --out run/
 ```
 
 `datasets.load_dataset("{repo_id}", "preview")` gives some rows as chats with thumbnails,
@@ -84,11 +93,9 @@ omniprep train hf://datasets/{repo_id} --model {data["model"]} --out run/
 {_rejects(rejects)}
 ## Config
 
-```json
-{json.dumps(config, ensure_ascii=False, indent=1)}
-```
+{as_json_block(config)}
 
-{", ".join(f"{name} {version}" for name, version in data["versions"].items())}
+{versions}
 """
 
 
@@ -97,24 +104,14 @@ def _rejects(lines: str) -> str:
 
 
 def _head(rows: int, items: Mapping[str, int]) -> str:
-    tags = ["omniprep", "packed", *(f"{name}" for name in items)]
     label = next((text for limit, text in _SIZES if rows < limit), "n>10M")
-    lines = [
-        "---",
-        "configs:",
-        "- config_name: preview",
-        "  default: true",
-        "  data_files: preview/*.arrow",
-        "- config_name: packed",
-        "  data_files: shards/*.arrow",
-        "tags:",
-        *(f"- {tag}" for tag in tags),
-        "size_categories:",
-        f"- {label}",
-        "---",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("`", "'")
+    return front_matter(
+        {
+            "configs": [
+                {"config_name": "preview", "default": True, "data_files": "preview/*.arrow"},
+                {"config_name": "packed", "data_files": "shards/*.arrow"},
+            ],
+            "tags": ["omniprep", "packed", *(name for name in TAGGED if name in items)],
+            "size_categories": [label],
+        }
+    )

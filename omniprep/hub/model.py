@@ -1,11 +1,14 @@
 """A trained model on the Hub: the files that loaders read, and a card; not the trainer's state."""
 
-import json
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.hub.markup import as_code, front_matter, hub_name, repository_name
+from omniprep.shards.typed import parse_json
 
 __all__ = ["WEIGHTS", "is_checkpoint", "model_card", "model_files"]
 
@@ -33,20 +36,20 @@ def model_files(folder: Path) -> list[str]:
 def model_card(folder: Path, repo_id: str) -> str:
     """The text of README.md."""
     adapter = _json(folder / "adapter_config.json")
-    saved = next(
-        (f / "train_config.yaml" for f in (folder, folder.parent) if (f / "train_config.yaml").is_file()), None
-    )
-    options: dict[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved else {}
-    base = options.get("model") or adapter.get("base_model_name_or_path") or ""
-    public = base if base.count("/") == 1 and not Path(base).exists() else ""  # a folder of this machine says nothing
-    lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}"]
-    lines += [f"base_model: {public}"] if public else []
-    lines += ["tags:", "- omniprep", *(["- lora"] if adapter else []), "---", f"# {repo_id.split('/')[-1]}", ""]
+    options = _options(folder)
+    public = hub_name(options.get("model") or adapter.get("base_model_name_or_path") or "")
+    head: dict[str, Any] = {"library_name": "peft" if adapter else "transformers"}
+    head |= {"base_model": public} if public else {}
+    head["tags"] = ["omniprep", *(["lora"] if adapter else [])]
     what = "A LoRA adapter" if adapter else "A model"
-    lines += [f"{what} trained by `omniprep train` on packed multimodal chats.", "", *_facts(folder, options, public)]
     base_option = f" --base-model {public or 'BASE'}" if adapter else ""
-    lines += ["## Use it", "", "```bash", f"hf download {repo_id} --local-dir model/"]
-    lines += [f"omniprep infer chats.jsonl --model model/{base_option} --out answers.jsonl", "```", ""]
+    lines = [
+        f"{front_matter(head)}# {repository_name(repo_id)}", "",
+        f"{what} trained by `omniprep train` on packed multimodal chats.", "",
+        *_facts(folder, options, public),
+        "## Use it", "", "```bash", f"hf download {repo_id} --local-dir model/",
+        f"omniprep infer chats.jsonl --model model/{base_option} --out answers.jsonl", "```", "",
+    ]  # fmt: skip
     if adapter:
         lines += [f"With PEFT: `PeftModel.from_pretrained(base, {repo_id!r})`."]
     else:
@@ -54,33 +57,38 @@ def model_card(folder: Path, repo_id: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _facts(folder: Path, options: dict[str, Any], base: str) -> list[str]:
-    """A table of what is known of the run."""
+def _facts(folder: Path, options: dict[str, Any], base: str | None) -> list[str]:
+    """A table of what is known of the run: numbers as they are, texts as inline code, nothing else."""
     state = _last_state(folder)
-    losses = [entry["loss"] for entry in state.get("log_history", []) if "loss" in entry]
-    evaluated = [entry["eval_loss"] for entry in state.get("log_history", []) if "eval_loss" in entry]
+    history = state.get("log_history")
+    entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    evaluated = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
     named = ("lora_rank", "lora_alpha") if options.get("lora") else ()
     chosen = ("learning_rate", "vit_lr", "aligner_lr", "schedule", "batch_size", "grad_accumulation", "seed", *named)
     facts = {"base model": base, "steps": state.get("global_step"), "epochs": state.get("epoch")}
     facts |= {"last loss": losses[-1] if losses else None, "evaluation loss": evaluated[-1] if evaluated else None}
     facts |= {name.replace("_", " "): options.get(name) for name in chosen}
-    rows = [
-        f"| {name} | {round(value, 6) if isinstance(value, float) else value} |"
-        for name, value in facts.items()
-        if value
-    ]
+    rows = [f"| {name} | {_value(value)} |" for name, value in facts.items() if value]
     return ["| | |", "| --- | --- |", *rows, ""] if rows else []
 
 
-def _short(value: Any) -> Any:
-    return round(value, 6) if isinstance(value, float) else value
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{round(value, 6)}"
+    return f"{value}" if isinstance(value, int) else as_code(value)
 
 
 def _options(folder: Path) -> dict[str, Any]:
     """The options of the run, which are saved in its folder, above its checkpoints."""
     for path in (folder / "train_config.yaml", folder.parent / "train_config.yaml"):
         if path.is_file():
-            options: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            try:
+                options = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+                raise OmniprepError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
+            if not isinstance(options, dict):
+                raise OmniprepError(f"{path}: expected options as 'name: value'")
             return options
     return {}
 
@@ -89,9 +97,14 @@ def _last_state(folder: Path) -> dict[str, Any]:
     """The Trainer's state of a checkpoint, or of the last one in a run's folder."""
     found = [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
     states = [_json(path) for path in found]
-    return max(states, key=lambda state: int(state.get("global_step", -1)))
+    steps = [step if isinstance(step := state.get("global_step"), int) else -1 for state in states]
+    return states[steps.index(max(steps))]
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    content = parse_json(path.read_bytes(), str(path))
+    if not isinstance(content, dict):
+        raise DamagedDataError(f"{path}: expected an object")
     return content

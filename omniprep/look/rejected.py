@@ -38,7 +38,7 @@ def read_rejected(dataset: PackedDataset, code: str | None, limit: int) -> Itera
         code: Only rows with this code; None takes all.
         limit: Most rows; 0 for all.
     """
-    counts = dataset.manifest["counts"].get("rejected_by_code", {})
+    counts = dataset.counts["rejected_by_code"]
     left = sum(counts.values()) if code is None else counts.get(code, 0)
     left = min(left, limit) if limit > 0 else left
     if not left:
@@ -55,7 +55,7 @@ def read_rejected(dataset: PackedDataset, code: str | None, limit: int) -> Itera
 
 def show_rejected(console: Console, dataset: PackedDataset, code: str | None, limit: int) -> None:
     """Print codes with their counts and meanings, then rows."""
-    counts = dataset.manifest["counts"].get("rejected_by_code", {})
+    counts = dataset.counts["rejected_by_code"]
     if not counts.get(code, 0) if code else not counts:
         others = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none at all"
         what = f"no row was rejected{f' with {code}' if code else ''} (rejected: {others})"

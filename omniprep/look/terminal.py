@@ -4,12 +4,12 @@ Where there is no color (a pipe, NO_COLOR) trained text is set in {+ +}, as `git
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from omniprep.data.dataset import PackedDataset
 from omniprep.look.describe import Media, Piece, Row
 from omniprep.look.pictures import few, half_blocks
 from omniprep.printable import printable
@@ -19,13 +19,13 @@ __all__ = ["show_head", "show_row"]
 COLORS = {"image": "magenta", "audio": "cyan", "video": "yellow"}
 
 
-def show_head(console: Console, manifest: dict[str, Any], number: int, rows: Sequence[Row]) -> None:
+def show_head(console: Console, dataset: PackedDataset, number: int, rows: Sequence[Row]) -> None:
     """Facts of the dataset and of one of its bins."""
-    counts, tokens = manifest["counts"], sum(row.tokens for row in rows)
+    counts, tokens = dataset.counts, sum(row.tokens for row in rows)
     trained = sum(row.trained for row in rows)
     console.print(
-        f"{counts['bins']:,} bins of {manifest['bin_length']:,} tokens, {counts['rows']['packed']:,} rows, "
-        f"fill {100 * manifest['fill']:.2f} %",
+        f"{counts['bins']:,} bins of {dataset.record.bin_length:,} tokens, {counts['rows']['packed']:,} rows, "
+        f"fill {100 * dataset.record.fill:.2f} %",
         style="dim",
     )
     console.print(

@@ -3,7 +3,6 @@
 Everything is JSON types. Tables are read as columns, so ten million rows take seconds and some hundred megabytes.
 """
 
-import json
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -13,8 +12,9 @@ import pyarrow as pa
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.data.sampler import BinSampler
-from omniprep.errors import RejectCode
+from omniprep.errors import DamagedDataError, RejectCode
 from omniprep.rows.columns import Note
+from omniprep.shards.typed import parse_json
 
 __all__ = [
     "KINDS",
@@ -52,7 +52,7 @@ def row_kinds(rows: pa.Table, modalities: tuple[str, ...]) -> np.ndarray:
 def totals(dataset: PackedDataset) -> dict[str, Any]:
     """The counts at the head of the page."""
     manifest = dataset.manifest
-    counts = manifest["counts"]
+    counts = dataset.counts
     stored = sum(shard["bytes"] for shard in manifest["shards"])
     return {
         "rows": counts["rows"],
@@ -80,10 +80,10 @@ def facts(dataset: PackedDataset) -> dict[str, Any]:
         "totals": totals(dataset),
         "lengths": length_histogram(rows["length"].drop_null().to_numpy(), kinds[packed]),
         "sources": source_facts(rows, kinds),
-        "rejected_by_code": dataset.manifest["counts"].get("rejected_by_code", {}),
+        "rejected_by_code": dataset.counts["rejected_by_code"],
         "bins": {
             "cost": histogram(index["cost"].round(1)),
-            "fill": histogram((index["tokens"] / dataset.manifest["bin_length"] * 100).round(3)),
+            "fill": histogram((index["tokens"] / max(dataset.record.bin_length, 1) * 100).round(3)),
             "rows": histogram(index["rows"]),
             "balance": balance(index["cost"]),
         },
@@ -182,7 +182,7 @@ def balance(costs: np.ndarray, ranks: tuple[int, ...] = (2, 8, 32, 64)) -> list[
 
 def reject_facts(dataset: PackedDataset) -> dict[str, Any]:
     """Rejects by code with what the code means, and examples of each, the first in rejected.jsonl."""
-    counts = dataset.manifest["counts"].get("rejected_by_code", {})
+    counts = dataset.counts["rejected_by_code"]
     known = {str(code): code.doc for code in RejectCode}
     codes = [
         {"code": code, "count": count, "doc": known.get(code, "")}
@@ -202,8 +202,10 @@ def _examples(uri: str, counts: dict[str, int]) -> list[dict[str, Any]]:
     found = []
     with io.open_input(uri) as file:
         for line in file:
-            at = line.index(_ROW)  # no message can hold this: its quotes would be escaped
-            reject = json.loads(line[:at] + b"}")
+            at = line.find(_ROW)  # no message can hold this: its quotes would be escaped
+            reject = parse_json(line[:at] + b"}", uri) if at >= 0 else None
+            if not isinstance(reject, dict) or not isinstance(reject.get("code"), str):
+                raise DamagedDataError(f"{uri}: a line that no build wrote")
             code = reject["code"]
             if seen[code] < wanted.get(code, 0):
                 seen[code] += 1

@@ -25,6 +25,7 @@ __all__ = ["Counts", "InputEntry", "Manifest", "RowCounts", "ShardEntry", "parse
 
 MOST_BYTES = 256 << 20
 """A manifest of a million inputs has 100 MB; a larger one is not read into memory."""
+_ROWS_WITH = "rows_with_"
 TRUST_FLAGS = MappingProxyType({entry.name: "--" + entry.name.replace("_", "-") for entry in dataclasses.fields(Trust)})
 """Fields of `Trust`, with the flags of the command line that set them."""
 
@@ -65,6 +66,15 @@ class RowCounts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class UnreadColumn:
+    """A column of the inputs that nobody reads."""
+
+    rows: int
+    option: str
+    """Value of --columns that reads it; empty where none does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
     """The counts of a dataset."""
 
@@ -73,9 +83,12 @@ class Counts:
     bins: int
     labeled_tokens: int = 0
     rejected_by_code: Mapping[str, int] = field(default_factory=dict)
-    rows_with_control_tokens: int = 0
     rows_without_labels: int = 0
+    rows_with: Mapping[str, int] = field(default_factory=dict)
+    """The entries rows_with_NAME, by NAME: rows that are worth a look."""
     items: Mapping[str, int] = field(default_factory=dict)
+    """Media items by modality."""
+    unread_columns: Mapping[str, UnreadColumn] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,14 +165,29 @@ def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
     if content.get("format") != FORMAT or isinstance(content.get("format"), bool):
         raise OmniprepError(f"{where}: format {content.get('format')!r:.40}, but this omniprep reads format {FORMAT}")
     flags = _needed_flags(content)
-    manifest = typed_record(Manifest, {**content, "needed_flags": flags}, where)
+    read = {**content, "needed_flags": flags}
+    if isinstance(counts := content.get("counts"), dict):
+        rows_with = {name[len(_ROWS_WITH) :]: count for name, count in counts.items() if name.startswith(_ROWS_WITH)}
+        read["counts"] = {**counts, "rows_with": rows_with}
+    manifest = typed_record(Manifest, read, where)
     for shard in manifest.shards:
         if not is_shard_path(shard.path):
             raise DamagedDataError(f"{where}: {shard.path!r:.120} is no name of a shard, such as shards/00000.arrow")
         if shard.bins < 0 or shard.bytes < 0:
             raise DamagedDataError(f"{where}: {shard.path}: bins and bytes cannot be negative")
     plain = {**content, "config": row_options_as_json(manifest.config), "needed_flags": flags}
+    plain |= {name: getattr(manifest, name) for name in ("family", "model", "bin_length", "fill")}
+    plain |= {name: plain.get(name, empty) for name, empty in (("inputs", []), ("versions", {}), ("seconds", {}))}
+    if manifest.counts is not None:
+        plain["counts"] = _counts_as_json(manifest.counts)
+        if "removed" not in content["counts"]["rows"]:  # of a dataset from which no row was ever removed
+            del plain["counts"]["rows"]["removed"]
     return manifest, plain
+
+
+def _counts_as_json(counts: Counts) -> dict[str, Any]:
+    plain = dataclasses.asdict(counts)
+    return plain | {f"{_ROWS_WITH}{name}": count for name, count in plain.pop("rows_with").items()}
 
 
 def row_options_as_json(options: RowOptions) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def prepare_data(
     bins, held_out = split_bins(datasets, config, numbers)
     length = 0
     if config.torch_compile:
-        length = config.batch_size * max(int(d.manifest["bin_length"]) for d in (*datasets, *evaluation))
+        length = config.batch_size * max(d.record.bin_length for d in (*datasets, *evaluation))
     modalities = datasets[0].layout.modalities
     mixture = Mixture(
         sizes=[len(b) for b in bins.bins],

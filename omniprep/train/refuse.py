@@ -40,7 +40,7 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
                 f"({ours[:12]}): build it with this --model"
             )
         positions = text_config(ctx.config).get("max_position_embeddings")
-        if positions is not None and manifest["bin_length"] > positions:
+        if positions is not None and dataset.record.bin_length > positions:
             raise OmniprepError(
                 f"{where} has bins of {manifest['bin_length']} tokens, the model has {positions} positions: "
                 f"omniprep repack --bin-length {positions}"
