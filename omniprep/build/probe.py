@@ -13,7 +13,7 @@ from omniprep.media.audio import count_sound_of_video, probe_audio
 from omniprep.media.fetch import Places
 from omniprep.media.image import probe_image
 from omniprep.media.source import Source
-from omniprep.media.video import check_streams, open_video
+from omniprep.media.video import MAX_READ_BYTES, check_streams, open_video
 from omniprep.rows.normalize import MODALITIES, Row
 
 RATE = 16_000
@@ -173,6 +173,12 @@ def _probe_frames(
     sources = [places.locate(frame) for frame in frames]
     sizes = tuple(probe_image(source, exif=config.exif) for source in sources)
     width, height = sizes[0]
+    total = 3 * sum(w * h for w, h in sizes)
+    if total > MAX_READ_BYTES:  # the encoder holds all of them until they are resized
+        raise Reject(
+            RejectCode.IMAGE_TOO_LARGE,
+            f"{len(sizes)} frames are {total >> 20:,} MiB of pixels, the limit is {MAX_READ_BYTES >> 20:,}",
+        )
     meta = MediaMeta(
         kind="video", width=width, height=height, frames=len(sizes), fps=ctx.opt.fps, sizes=sizes, options=options
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.media.guard import library_faults
+from omniprep.media.mp4 import check_sample_counts
 from omniprep.media.recognise import HEAD_BYTES as SNIFFED_BYTES
 from omniprep.media.recognise import unreadable
 from omniprep.media.source import Source
@@ -37,23 +38,26 @@ _LISTS = re.compile(
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
-def refuse_lists(source: Source, kind: str) -> None:
-    """Look at the first bytes.
+def check_container(file: BinaryIO, source: Source, kind: str) -> None:
+    """Look at a file before FFmpeg does, in whatever shape: PyAV, the program, or decord.
 
     Args:
-        source: The file.
+        file: It, open.
+        source: For messages.
         kind: What it should be, for the message: "audio" or "a video".
 
     Raises:
-        Reject: bad_media for a list of other files, or text; and what `Source.open` raises.
+        Reject: bad_media for a list of other files, for text, and for a header that would fill the memory.
     """
-    head = source.head(HEAD_BYTES)
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
     if _LISTS.search(head):
         raise Reject(
             RejectCode.BAD_MEDIA, f"{source.label}: a playlist that names other files, no audio or video itself"
         )
     if _TEXT.fullmatch(head[:SNIFFED_BYTES]):
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {unreadable(head[:SNIFFED_BYTES], kind)}")
+    check_sample_counts(file, source.label)
 
 
 @contextmanager
@@ -61,10 +65,11 @@ def open_container(file: BinaryIO, source: Source, kind: str) -> "Iterator[Input
     """The file opened by PyAV, with the demuxers of `FORMATS` alone.
 
     Raises:
-        Reject: bad_media where no demuxer takes the file.
+        Reject: bad_media where no demuxer takes the file, and as `check_container`.
     """
     import av
 
+    check_container(file, source, kind)
     file.seek(0)
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
     try:

@@ -95,16 +95,15 @@ class Source:
     def _open_path(self, path: str) -> BinaryIO:
         with os_errors_as_rejects(self.label):
             handle = os.open(path, _OPEN_FLAGS) if self.root is None else _open_inside(path, self.root, self.label)
-        file = os.fdopen(handle, "rb")
         try:
             facts = os.fstat(handle)
             if not stat.S_ISREG(facts.st_mode):
                 raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: {file_type(facts.st_mode)}, not a file")
             self._check_size(facts.st_size, MAX_MEDIA_BYTES)
         except BaseException:
-            file.close()
+            os.close(handle)
             raise
-        return cast(BinaryIO, file)
+        return cast(BinaryIO, os.fdopen(handle, "rb"))
 
     def _check_size(self, size: int, most: int) -> None:
         if size > most:

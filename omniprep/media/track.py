@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import OmniprepError, Reject, RejectCode
-from omniprep.media.container import FORMATS, open_container, refuse_lists
+from omniprep.media.container import FORMATS, open_container
 from omniprep.media.guard import library_faults
 from omniprep.media.recognise import HEAD_BYTES, unreadable
 from omniprep.media.source import Source, device_name
@@ -123,7 +123,6 @@ def _bounded(track: _Track, target: int, label: str) -> Iterator[bytes]:
 
 @contextmanager
 def _open_track(source: Source, decoder: str, first_error: str | None) -> Iterator[_Track]:
-    refuse_lists(source, "audio" if first_error is not None else "a video")
     with source.open() as file:
         rate, channels = _check_streams(file, source, first_error)
         if sound_decoder(decoder) == "pyav":

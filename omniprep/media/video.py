@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.media.container import open_container, refuse_lists
+from omniprep.media.container import check_container, open_container
 from omniprep.media.guard import library_faults
 from omniprep.media.source import Source, device_name
 
@@ -61,8 +61,6 @@ def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoRead
     """
     if size is None:
         check_streams(source)
-    else:
-        refuse_lists(source, "a video")  # the file may have become one since the plan
     reader: VideoReader = _Decord(source, size) if backend() == "decord" else _PyAV(source)
     if reader.frames <= 0:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frames")
@@ -77,7 +75,6 @@ def check_streams(source: Source) -> bool:
     Raises:
         Reject: bad_media, no_video_stream, video_too_long, image_too_large, decode_error.
     """
-    refuse_lists(source, "a video")
     with source.open() as file, open_container(file, source, "a video") as container:
         if not container.streams.video:
             raise Reject(RejectCode.NO_VIDEO_STREAM, f"{source.label}: there is no video stream in the file")
@@ -127,6 +124,9 @@ class _Decord:
         decord.logging.set_level(decord.logging.FATAL)
         self._source = source
         with source.open() as file:
+            if size is not None:
+                check_container(file, source, "a video")  # the file may be another since the plan
+            file.seek(0)
             # The open file under a name without a suffix: decord's FFmpeg cannot be given a list of formats, and would
             # take `v%d.png` for a pattern. Files in memory are copied by decord.
             name: Any = device_name(file) or file
