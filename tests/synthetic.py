@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from omniprep.packing import bin_cost, layout, pack
+from omniprep.packing import bin_cost, pack, rows_by_bin
 from omniprep.shards.index import IndexEntry, write_index, write_rows
 from omniprep.shards.schema import Bin, Column, arrow_schema
 from omniprep.shards.writer import ShardWriter
@@ -176,15 +176,16 @@ def make_dataset(
     rows = [make_row(i, int(length), seed) for i, length in enumerate(lengths)]
     kept = np.array([i for i in range(n_rows) if i % 13 != 12])
     bins = pack(lengths[kept], bin_length, seed)
-    lay = layout(lengths[kept], bins, seed)
+    order, offsets = rows_by_bin(bins, seed)
     costs = bin_cost(lengths[kept], bins)
-    ids = [kept[lay.order[lay.offsets[b] : lay.offsets[b + 1]]].tolist() for b in range(len(costs))]
+    ids = [kept[order[offsets[b] : offsets[b + 1]]].tolist() for b in range(len(costs))]
+    starts = {row: int(lengths[numbers[:at]].sum()) for numbers in ids for at, row in enumerate(numbers)}
     made = (make_bin([rows[i] for i in numbers], numbers, weighted) for numbers in ids)
     write_bins(
         folder, made, COLUMNS, family="synthetic", modalities=MODALITIES, weighted=weighted,
         bins_per_shard=bins_per_shard, costs=costs, bin_length=bin_length,
     )  # fmt: skip
-    place = {int(row): (int(bins[k]), int(lay.starts[k]), int(lengths[row])) for k, row in enumerate(kept)}
+    place = {int(row): (int(bins[k]), starts[int(row)], int(lengths[row])) for k, row in enumerate(kept)}
     columns = {
         "source": [f"{'ab'[i % 2]}.jsonl" for i in range(n_rows)],
         "line": [i // 2 + 1 for i in range(n_rows)],

@@ -38,7 +38,7 @@ CPU_DEPENDENT = {"input_features"}
 
 def column_hashes(shards: Path) -> dict[str, str]:
     """SHA-256 of the values of each column over all bins of all shards, in order; a column of nulls hashes as such."""
-    digests: dict[str, "hashlib._Hash"] = {}
+    digests: dict[str, hashlib._Hash] = {}
     for path in sorted(shards.glob("*.arrow")):
         with pa.OSFile(str(path)) as file:
             reader = pa.ipc.open_file(file)

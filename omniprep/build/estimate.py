@@ -2,10 +2,7 @@
 
 Counts are exact, but for rows that only decoding finds damaged. Bytes are within a tenth or so. Seconds are an order of
 magnitude, unless rows were timed (omniprep/build/measure.py): they depend on the machine, and on how much larger the
-files are than what the model sees of them. The rates below follow from benchmarks/results/build.json, CPU time of whole
-builds on one core of the machine named there: text rows take 2.6 µs a token; of image rows (4 patches a token) 35 µs a
-token, of audio rows (4 frames a token) 98 µs and of video rows (4 patches a token, 6 to 10 s of 640x360 and 1280x720)
-173 µs.
+files are than what the model sees of them. The prices are those of omniprep/build/costs.py.
 """
 
 from collections import Counter
@@ -14,21 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omniprep.build.costs import encode_seconds, stored_bytes
 from omniprep.build.manifest import note_columns
-from omniprep.build.packstage import FRAME_BYTES, PATCH_BYTES, TOKEN_BYTES
 
 if TYPE_CHECKING:
     from omniprep.build.run import Planned
     from omniprep.config import BuildConfig
 
 __all__ = ["Estimate", "estimate"]
-
-TOKEN_SECONDS = 2.6e-6
-IMAGE_PATCH_SECONDS = 8e-6
-VIDEO_PATCH_SECONDS = 43e-6
-"""A video is decoded up to the last frame that is taken; films of an hour take far longer."""
-FRAME_SECONDS = 24e-6
-"""A frame of a spectrogram, 10 ms of sound."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,30 +58,24 @@ def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int]
     """The numbers of a plan; `timed` is what `omniprep.build.measure` gives."""
     facts, kept = planned.rows.facts, planned.rows.packed
     lengths = facts["length"][kept].astype(np.int64)
-    tokens = int(lengths.sum())
-    patches, frames, trained = (int(facts[name][kept].sum()) for name in ("patches", "audio_frames", "trained"))
-    moving = int(facts["patches"][kept & (facts["videos"] > 0)].sum())
+    patches, audio_frames = (facts[name][kept].astype(np.int64) for name in ("patches", "audio_frames"))
+    seconds = encode_seconds(lengths, patches, audio_frames, facts["videos"][kept] > 0)
     points = np.percentile(lengths, [0, 50, 90, 99, 100]).round().astype(int).tolist() if len(lengths) else [0] * 5
     return Estimate(
         read=len(planned.rows),
         packed=int(kept.sum()),
         codes=Counter(code for code in facts["code"] if code),
         items={name: int(facts[f"{name}s"][kept].sum()) for name in ("image", "audio", "video")},
-        tokens=tokens,
-        trained=trained,
+        tokens=int(lengths.sum()),
+        trained=int(facts["trained"][kept].sum()),
         lengths=(points[0], points[1], points[2], points[3], points[4]),
         bins=planned.placement.bins,
         bin_length=config.bin_length,
         shards=len(planned.placement.shard_bins) - 1,
-        bytes=tokens * TOKEN_BYTES + patches * PATCH_BYTES + frames * FRAME_BYTES,
-        patches=patches,
-        audio_frames=frames,
-        core_seconds=timed[0]
-        if timed
-        else tokens * TOKEN_SECONDS
-        + (patches - moving) * IMAGE_PATCH_SECONDS
-        + moving * VIDEO_PATCH_SECONDS
-        + frames * FRAME_SECONDS,
+        bytes=int(stored_bytes(lengths, patches, audio_frames).sum()),
+        patches=int(patches.sum()),
+        audio_frames=int(audio_frames.sum()),
+        core_seconds=timed[0] if timed else float(seconds.sum()),
         notes={name: int(noted[kept].sum()) for name, noted in note_columns(planned.rows).items()},
         unread=planned.unread,
         timed=timed[1] if timed else 0,

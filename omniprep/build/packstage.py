@@ -16,16 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep import io
+from omniprep.build.costs import stored_bytes
 from omniprep.build.planfile import FACTS, read_facts
 from omniprep.build.tasks import plan_path
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
 from omniprep.packing import pack
-from omniprep.packing.order import arrange
+from omniprep.packing.order import rows_by_bin
 from omniprep.rows.normalize import MODALITIES
-
-# Bytes that a token, a patch and an audio frame take in a shard, to cut shards before anything is encoded.
-TOKEN_BYTES, PATCH_BYTES, FRAME_BYTES = 20, 900, 256
 
 
 @dataclass(slots=True)
@@ -145,8 +143,8 @@ def _place_window(
     bins = pack(
         lengths, config.bin_length, config.seed, costs, np.array([limit for _, limit in limits]) if limits else None
     )
-    order, offsets = arrange(bins, config.seed)
-    size = lengths * TOKEN_BYTES + patches * PATCH_BYTES + frames * FRAME_BYTES
+    order, offsets = rows_by_bin(bins, config.seed)
+    size = stored_bytes(lengths, patches, frames)
     return order, offsets[1:], np.add.reduceat(size[order], offsets[:-1])
 
 

@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
-
 from omniprep import io
 from omniprep.build.budget import FirstErrors, check_error_rate
 from omniprep.build.built import BuiltRows
+from omniprep.build.costs import encode_seconds
 from omniprep.build.driver import run_in_folder, stopped_by_signal
 from omniprep.build.folder import Listed, check_unchanged, describe, list_inputs, prepare, sweep, told
 from omniprep.build.lease import Lease, hold
@@ -204,19 +203,15 @@ def _encode(
     return run_stage("encode", encode_shard, tasks, config, progress, lease, first, efforts)
 
 
-# Milliseconds about, of a token, of a patch of an image and of a video, of an audio frame (benchmarks/parts.py).
-TOKEN_MS, IMAGE_PATCH_MS, VIDEO_PATCH_MS, FRAME_MS = 0.002, 0.01, 0.09, 0.03
-
-
 def _efforts(rows: Rows, tasks: Sequence[ShardTask]) -> list[float]:
     """What the shards take to encode: with the dearest first, no worker is left with one when the others are done."""
     facts = rows.facts
     efforts = []
     for task in tasks:
         at = task.row_ids
-        patch = np.where(facts["videos"][at] > 0, VIDEO_PATCH_MS, IMAGE_PATCH_MS)
-        media = patch * facts["patches"][at] + FRAME_MS * facts["audio_frames"][at]
-        efforts.append(float((TOKEN_MS * facts["length"][at] + media).sum()))
+        has_video = facts["videos"][at] > 0
+        seconds = encode_seconds(facts["length"][at], facts["patches"][at], facts["audio_frames"][at], has_video)
+        efforts.append(float(seconds.sum()))
     return efforts
 
 

@@ -2,6 +2,6 @@
 
 from omniprep.packing.balance import CostModel, balanced_order, bin_cost
 from omniprep.packing.best_fit import pack
-from omniprep.packing.order import Layout, layout, permutation
+from omniprep.packing.order import permutation, rows_by_bin
 
-__all__ = ["CostModel", "Layout", "balanced_order", "bin_cost", "layout", "pack", "permutation"]
+__all__ = ["CostModel", "balanced_order", "bin_cost", "pack", "permutation", "rows_by_bin"]

@@ -1,14 +1,12 @@
-"""Seeded order: permutations that never change, and the place of every row in its bin.
+"""Seeded orders: permutations that never change, and the order of the rows in each bin.
 
 Permutations sort the raw stream of PCG64, which numpy promises to keep (the streams of `Generator` methods it may
 change), so a seed means the same order on every machine and in every version. 10,000,000 elements: about 1.5 s.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
-__all__ = ["Layout", "arrange", "layout", "permutation"]
+__all__ = ["permutation", "rows_by_bin"]
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
@@ -22,40 +20,16 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """Where rows lie: bin b holds rows `order[offsets[b]:offsets[b+1]]`, one after the other."""
-
-    order: np.ndarray
-    """int64 (n,): row numbers, bin after bin."""
-    offsets: np.ndarray
-    """int64 (bins + 1,): where each bin begins in `order`."""
-    starts: np.ndarray
-    """int64 (n,): first token of each row in its bin, by row number."""
-
-
-def layout(lengths: np.ndarray, bins: np.ndarray, seed: int = 0) -> Layout:
-    """Put the rows of every bin in a random order.
-
-    Args:
-        lengths: Tokens of each row, (n,).
-        bins: Bin of each row, as `pack` returns it, (n,).
-        seed: Seed of the order.
-    """
-    lengths, bins = np.asarray(lengths, np.int64), np.asarray(bins, np.int64)
-    order, offsets = arrange(bins, seed)
-    before = np.concatenate([[0], np.cumsum(lengths[order])])  # tokens before each row, over all bins
-    starts = np.empty(len(bins), np.int64)
-    starts[order] = before[:-1] - np.repeat(before[offsets[:-1]], np.diff(offsets))
-    return Layout(order=order, offsets=offsets, starts=starts)
-
-
-def arrange(bins: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`order` and `offsets` of the layout alone.
+def rows_by_bin(bins: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of each bin, in a random order within the bin.
 
     Args:
         bins: Bin of each row, as `pack` returns it, (n,).
         seed: Seed of the order.
+
+    Returns:
+        Row numbers, bin after bin, int64 (n,); and the offset at which each bin begins, int64 (bins + 1,): bin b holds
+        rows `order[offsets[b]:offsets[b + 1]]`, one after the other.
     """
     order = permutation(len(bins), seed, 1)
     order = order[np.argsort(bins[order], kind="stable")]
