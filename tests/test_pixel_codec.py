@@ -1,8 +1,13 @@
 """Pixels stored by a codec come back as they were, whatever their shape; the same bytes each time; damage is told."""
 
+import contextlib
+import hashlib
 import io
 import os
+import re
 import struct
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +18,20 @@ from PIL import Image
 
 from omniprep.errors import DamagedDataError, UsageError
 from omniprep.families.qwen_vision import image_patches, video_patches
-from omniprep.shards.codec import decode_pixels, encode_pixels, with_codec
+from omniprep.shards.codecs import decode_pixels, delta, encode_pixels, with_codec
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin, Column, arrow_schema, read_layout
 from omniprep.shards.writer import serialize_bin
 
+FORMAT_PAGE = Path(__file__).resolve().parent.parent / "docs" / "format.md"
+PINNED_RESIDUALS = "cdede9574432bfcc614fd9f9f00467c95cdb4bb16900baedcfd92ebcbc8743e5"
 PARAMS = {"mean": [0.5] * 3, "std": [0.5] * 3, "patch_size": 14, "temporal_patch_size": 2}
 
 
-def column(values: int, codec: str) -> Column:
+def column(values: int, codec: str, **params: int) -> Column:
     raw = Column(
         name="pixels", modality="image", kind="flat", dtype="uint8", shape=(values,), sizes="prod(grid)",
-        load="patches", params=PARAMS,
+        load="patches", params=PARAMS | params,
     )  # fmt: skip
     try:
         return with_codec([raw], codec)[0]
@@ -46,7 +53,7 @@ def there_and_back(form: Column, parts: list[np.ndarray], grids: list[np.ndarray
     return data.size
 
 
-@pytest.mark.parametrize("codec", ["webp", "jxl"])
+@pytest.mark.parametrize("codec", ["delta", "webp", "jxl"])
 def test_images_and_videos(codec: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
     images = [image_patches(noise), image_patches(smooth(280, 420))]
@@ -56,13 +63,91 @@ def test_images_and_videos(codec: str) -> None:
     there_and_back(column(1176, codec), [video_patches(frames)], [np.array([2, 4, 6])])
 
 
-@pytest.mark.parametrize("codec", ["webp", "jxl"])
+@pytest.mark.parametrize("codec", ["delta", "webp", "jxl"])
 def test_shapes_that_make_no_picture_are_stored_as_they_are(codec: str) -> None:
     rng = np.random.default_rng(1)
     odd = rng.integers(0, 256, (15, 588), np.uint8)
     long = rng.integers(0, 256, (2 * 1200, 588), np.uint8)  # 28 x 16,800 pixels, wider than WebP can be
     there_and_back(column(588, codec), [odd, long], [np.array([1, 3, 5]), np.array([1, 2, 1200])])
     there_and_back(column(1176, codec), [rng.integers(0, 256, (2 * 1200, 1176), np.uint8)], [np.array([1, 2, 1200])])
+
+
+@pytest.mark.parametrize("without_numba", [False, True])
+@given(
+    side=st.sampled_from([4, 8, 9, 14, 16, 27]), merge=st.sampled_from([1, 2, 3]), frames=st.sampled_from([1, 2]),
+    blocks=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5)), seed=st.integers(0, 1 << 16),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_delta_of_any_picture(without_numba, side, merge, frames, blocks, seed) -> None:
+    """All byte values, any size of patch and block, stills and pairs of frames; with and without the compiled part."""
+    steps, rows, columns = blocks
+    grid = np.array([steps, rows * merge, columns * merge])
+    rng = np.random.default_rng(seed)
+    patches = rng.integers(0, 256, (int(grid.prod()), 3 * frames * side * side), np.uint8)
+    if seed % 2:  # smooth, as photographs are: long runs of equal residuals
+        patches //= 64
+    form = column(patches.shape[1], "delta", patch_size=side, merge_size=merge)
+    with pytest.MonkeyPatch.context() as patch:
+        if without_numba:
+            patch.setitem(sys.modules, "omniprep.shards.codecs.delta_kernels", None)
+            delta._kernels.cache_clear()
+        there_and_back(form, [patches], [grid])
+    delta._kernels.cache_clear()
+
+
+def test_four_lines_of_numpy_read_delta() -> None:
+    """The recipe of docs/format.md, word for word."""
+    recipe = re.search(r"```python\n(# delta\n.*?)```", FORMAT_PAGE.read_text(), re.DOTALL)
+    assert recipe, "docs/format.md shows how to undo delta"
+    pixels = np.stack([smooth(56, 84), smooth(56, 84)[::-1]])
+    form = column(1176, "delta")
+    data = encode_pixels(form, [video_patches(pixels)], [np.array([1, 4, 6])])
+    length, tall, width = np.frombuffer(data[4:16].tobytes(), np.uint32).tolist()
+    names = {"np": np, "blob": data[16 : 16 + length].tobytes(), "frames": 2, "height": tall // 2, "width": width}
+    exec(recipe.group(1), names)
+    assert np.array_equal(names["pixels"], pixels)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_damaged_delta_is_refused_or_another_picture(data) -> None:
+    """Cut, spliced and flipped bytes give DamagedDataError or pixels, and never touch what lies beyond the patches."""
+    form, grid = column(588, "delta"), np.array([1, 4, 6])
+    stored = encode_pixels(form, [image_patches(smooth(56, 84))], [grid]).copy()
+    for _ in range(data.draw(st.integers(1, 4))):
+        kind = data.draw(st.sampled_from(["flip", "cut", "grow", "length"]))
+        at = data.draw(st.integers(0, max(len(stored) - 1, 0)))
+        if kind == "flip" and len(stored):
+            stored[at] ^= data.draw(st.integers(1, 255))
+        elif kind == "cut":
+            stored = stored[:at].copy()
+        elif kind == "grow":
+            stored = np.concatenate([stored[:at], np.zeros(data.draw(st.integers(1, 64)), np.uint8), stored[at:]])
+        elif len(stored) >= 8:
+            stored[4:8] = np.frombuffer(np.uint32(data.draw(st.integers(0, 2**32 - 1))).tobytes(), np.uint8)
+    memory = np.full(24 * 588 + 128, 7, np.uint8)
+    with contextlib.suppress(DamagedDataError):
+        decode_pixels(form, stored, grid[None], memory[64:-64].reshape(24, 588))
+    assert (memory[:64] == 7).all() and (memory[-64:] == 7).all()
+
+
+def test_delta_bytes_are_pinned() -> None:
+    """What zstd makes may change with its version; the residuals may not, or old datasets become other pictures."""
+    residuals = delta.residuals_of_pixels(smooth(28, 28)[None])
+    assert hashlib.sha256(residuals.tobytes()).hexdigest() == PINNED_RESIDUALS
+
+
+def test_a_codec_of_a_newer_version_is_named() -> None:
+    form = replace(column(588, "delta"), params=PARAMS | {"codec": "gamma"})
+    with pytest.raises(DamagedDataError, match="pixel codec 'gamma' is not known"):
+        decode_pixels(form, np.zeros(4, np.uint8), np.array([[1, 4, 6]]), np.zeros((24, 588), np.uint8))
+
+
+def test_a_picture_of_another_size_is_damage() -> None:
+    form = column(588, "webp")
+    data = encode_pixels(form, [image_patches(smooth(56, 84))], [np.array([1, 4, 6])])
+    with pytest.raises(DamagedDataError, match="84x56 pixels where the grid has"):
+        decode_pixels(form, data, np.array([[1, 4, 4]]), np.zeros((16, 588), np.uint8))
 
 
 def test_a_bin_is_read_as_raw_is() -> None:
@@ -96,7 +181,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
 
 
 def test_unknown_codec() -> None:
-    with pytest.raises(UsageError, match="known: raw, webp, jxl"):
+    with pytest.raises(UsageError, match="known: raw, delta, webp, jxl"):
         with_codec([], "gif")
 
 

@@ -17,7 +17,7 @@ from omniprep.build.rowencode import EncodedRow, MediaCache, encode_planned, mak
 from omniprep.build.workers import single_threaded
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
-from omniprep.shards.codec import with_codec
+from omniprep.shards.codecs import with_codec
 from omniprep.shards.schema import arrow_schema
 from omniprep.shards.writer import ShardWriter
 from omniprep.template.loss import parse_strategy

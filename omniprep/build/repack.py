@@ -37,7 +37,7 @@ from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
 from omniprep.rows.normalize import MODALITIES
-from omniprep.shards.codec import with_codec, without_codec
+from omniprep.shards.codecs import with_codec, without_codec
 from omniprep.shards.schema import arrow_schema
 
 __all__ = ["Chosen", "choose", "repack"]

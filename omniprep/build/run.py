@@ -38,7 +38,7 @@ from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
 from omniprep.progress import Reporter
 from omniprep.rows.sources import Split
-from omniprep.shards.codec import with_codec
+from omniprep.shards.codecs import with_codec
 
 T = TypeVar("T", bound=Task)
 

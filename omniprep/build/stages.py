@@ -27,7 +27,7 @@ from omniprep.families.errors import FamilyError
 from omniprep.media.fetch import Places
 from omniprep.rows.columns import columns_of_row, parse_columns
 from omniprep.rows.sources import RawRow, read_split
-from omniprep.shards.codec import with_codec
+from omniprep.shards.codecs import with_codec
 from omniprep.shards.schema import Column, arrow_schema, read_layout
 from omniprep.shards.writer import serialize_bin
 from omniprep.template.loss import parse_strategy

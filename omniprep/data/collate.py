@@ -15,7 +15,7 @@ import torch
 
 from omniprep.data.device import to_model
 from omniprep.errors import OmniprepError
-from omniprep.shards.codec import without_codec
+from omniprep.shards.codecs import without_codec
 from omniprep.shards.joined import adjacent
 from omniprep.shards.reader import BufferPool, item_sizes
 from omniprep.shards.schema import Column

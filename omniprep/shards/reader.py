@@ -21,7 +21,7 @@ import xxhash
 from omniprep import io
 from omniprep.errors import DamagedDataError
 from omniprep.shards.cache import BinCache
-from omniprep.shards.codec import decode_pixels
+from omniprep.shards.codecs import decode_pixels
 from omniprep.shards.schema import Column, Layout, storage_dtype
 
 __all__ = ["BufferPool", "ShardReader", "arrays_of", "buffers_of", "decode", "item_sizes", "read_schema"]

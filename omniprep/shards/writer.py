@@ -22,7 +22,7 @@ import pyarrow as pa
 import xxhash
 
 from omniprep import io
-from omniprep.shards.codec import encode_pixels
+from omniprep.shards.codecs import encode_pixels
 from omniprep.shards.index import BatchEntry
 from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dtype
 

@@ -1,0 +1,165 @@
+"""The arithmetic of the delta codec, compiled: planes and gradient residuals of a picture, and back into patches.
+
+Layout of a picture of F frames (docs/format.md): for each frame the planes R-G, G, B-G mod 256, each as gradient
+residuals q[y,x] - q[y,x-1] - q[y-1,x] + q[y-1,x-1] mod 256 with zeros outside. Two prefix sums mod 256 undo that.
+
+`undo_into_patches` makes one pass over the residuals, a row of pixels at a time: sums down the columns (a vectorized
+addition of two rows), then sums along the row, then the row's pixels are copied into the patches they belong to. The
+row buffers stay in the L1 cache, so no picture is ever made. Sums along the row take 8 bytes at a time: with the even
+and the odd bytes of a 64-bit word in four 16-bit lanes each, one multiplication by 0x0001000100010001 is a prefix sum
+over the lanes.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+# nogil: loaders decode the pictures of a bin on several threads. cache: compiling takes seconds, once a machine.
+_JIT: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False}
+_EVEN = np.uint64(0x00FF00FF00FF00FF)
+_LANES = np.uint64(0x0001000100010001)
+_BYTE = np.uint64(8)
+_TOP = np.uint64(48)
+_LOW = np.uint64(255)
+
+
+@intrinsic  # the compiler supplies `typing` when the function is called
+def copy_word(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
+    """target[to : to + 8] = source[at : at + 8], of uint8 arrays, as one unaligned load and store."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def address(array_type: Any, array: Any, offset: Any) -> Any:
+            data = context.make_array(array_type)(context, builder, array).data
+            byte = builder.gep(builder.bitcast(data, ir.IntType(8).as_pointer()), [offset])
+            return builder.bitcast(byte, ir.IntType(64).as_pointer())
+
+        target_type, _, source_type, _ = signature.args
+        target, to, source, at = arguments
+        word = builder.load(address(source_type, source, at), align=1)
+        builder.store(word, address(target_type, target, to), align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64), generate
+
+
+@numba.njit(**_JIT)
+def _sum_along(a, b, c, words):  # type: ignore[no-untyped-def]
+    """Prefix sums mod 256 of three rows of bytes, in place; rows are uint64 views, little endian."""
+    carry_a = carry_b = carry_c = np.uint64(0)
+    for i in range(words):
+        x, y, z = a[i], b[i], c[i]
+        odd_x, odd_y, odd_z = (x >> _BYTE) & _EVEN, (y >> _BYTE) & _EVEN, (z >> _BYTE) & _EVEN
+        sum_x = ((x & _EVEN) + odd_x) * _LANES + carry_a
+        sum_y = ((y & _EVEN) + odd_y) * _LANES + carry_b
+        sum_z = ((z & _EVEN) + odd_z) * _LANES + carry_c
+        a[i] = ((sum_x - odd_x) & _EVEN) | ((sum_x & _EVEN) << _BYTE)
+        b[i] = ((sum_y - odd_y) & _EVEN) | ((sum_y & _EVEN) << _BYTE)
+        c[i] = ((sum_z - odd_z) & _EVEN) | ((sum_z & _EVEN) << _BYTE)
+        carry_a = ((sum_x >> _TOP) & _LOW) * _LANES
+        carry_b = ((sum_y >> _TOP) & _LOW) * _LANES
+        carry_c = ((sum_z >> _TOP) & _LOW) * _LANES
+
+
+@numba.njit(**_JIT)
+def undo_into_patches(residuals, frames, height, width, side, merge, out):  # type: ignore[no-untyped-def]
+    """Residuals of one picture into its patches.
+
+    Args:
+        residuals: uint8 (frames * 3 * height * width,).
+        frames: Frames of the picture, which lie one after the other in a patch.
+        height: Pixels; a multiple of merge * side.
+        width: Pixels; a multiple of merge * side.
+        side: Pixels along a patch, at least 8.
+        merge: Patches along a block of patches that lie together (a token's).
+        out: uint8 (frames * 3 * height * width,), patches (3, frames, side, side) by block rows, then columns, then
+            within a block by rows and columns.
+    """
+    plane = height * width
+    words = (width + 7) // 8
+    area = side * side * frames  # bytes from one color of a patch to the next
+    patch_bytes = 3 * area
+    block = merge * side
+    blocks_across = width // block
+    above = np.zeros((3, words * 8), np.uint8)
+    row = np.zeros((3, words * 8), np.uint8)
+    above_red, above_green, above_blue = above[0], above[1], above[2]
+    red, green, blue = row[0], row[1], row[2]
+    red8, green8, blue8 = red.view(np.uint64), green.view(np.uint64), blue.view(np.uint64)
+    for frame in range(frames):
+        above[:] = 0
+        for y in range(height):
+            start = (frame * 3 * height + y) * width
+            new_red = residuals[start : start + width]
+            new_green = residuals[start + plane : start + plane + width]
+            new_blue = residuals[start + 2 * plane : start + 2 * plane + width]
+            # Down the columns; "+ green" before the sums along the row, since sums mod 256 commute.
+            for x in range(width):
+                value = np.uint8(above_green[x] + new_green[x])
+                above_green[x] = value
+                green[x] = value
+            for x in range(width):
+                value = np.uint8(above_red[x] + new_red[x])
+                above_red[x] = value
+                red[x] = np.uint8(value + above_green[x])
+            for x in range(width):
+                value = np.uint8(above_blue[x] + new_blue[x])
+                above_blue[x] = value
+                blue[x] = np.uint8(value + above_green[x])
+            _sum_along(red8, green8, blue8, words)
+            block_row, in_block = y // block, y % block
+            patch_row, line = in_block // side, in_block % side
+            first = (block_row * blocks_across * merge * merge + patch_row * merge) * patch_bytes
+            first += frame * side * side + line * side
+            for across in range(blocks_across):
+                for column in range(merge):
+                    to = first + (across * merge * merge + column) * patch_bytes
+                    at = across * block + column * side
+                    for k in range(0, side - 8, 8):
+                        copy_word(out, to + k, red, at + k)
+                        copy_word(out, to + area + k, green, at + k)
+                        copy_word(out, to + 2 * area + k, blue, at + k)
+                    end = side - 8  # the last word overlaps the one before it
+                    copy_word(out, to + end, red, at + end)
+                    copy_word(out, to + area + end, green, at + end)
+                    copy_word(out, to + 2 * area + end, blue, at + end)
+
+
+@numba.njit(**_JIT)
+def residuals_of_patches(patches, frames, height, width, side, merge, out):  # type: ignore[no-untyped-def]
+    """Patches of one picture into its residuals; arguments as `undo_into_patches`, which reverses this."""
+    plane = height * width
+    area = side * side * frames
+    patch_bytes = 3 * area
+    block = merge * side
+    blocks_across = width // block
+    above = np.zeros((3, width + 1), np.uint8)
+    row = np.zeros((3, width + 1), np.uint8)
+    for frame in range(frames):
+        above[:] = 0
+        for y in range(height):
+            block_row, in_block = y // block, y % block
+            patch_row, line = in_block // side, in_block % side
+            first = (block_row * blocks_across * merge * merge + patch_row * merge) * patch_bytes
+            first += frame * side * side + line * side
+            for across in range(blocks_across):
+                for column in range(merge):
+                    at = first + (across * merge * merge + column) * patch_bytes
+                    to = across * block + column * side + 1
+                    reds = patches[at : at + side]
+                    greens = patches[at + area : at + area + side]
+                    blues = patches[at + 2 * area : at + 2 * area + side]
+                    for k in range(side):
+                        row[0, to + k] = np.uint8(reds[k] - greens[k])
+                        row[1, to + k] = greens[k]
+                        row[2, to + k] = np.uint8(blues[k] - greens[k])
+            for color in range(3):
+                here, before = row[color], above[color]
+                start = (frame * 3 * height + y) * width + color * plane
+                target = out[start : start + width]
+                for x in range(width):
+                    target[x] = np.uint8(np.uint8(here[x + 1] - here[x]) - np.uint8(before[x + 1] - before[x]))
+            above, row = row, above
