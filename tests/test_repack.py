@@ -68,9 +68,10 @@ def test_repack_there_and_back_and_again_goes_on(omniprep, wide, tmp_path):
     assert (back / "manifest.json").exists() and (back / "shards" / "00000.arrow").stat().st_mtime_ns == kept
 
 
-def test_another_codec_and_back(omniprep, model_dir, wide, tmp_path):
-    fresh = build(omniprep, model_dir, tmp_path / "fresh", "--bin-length", 2048, "--pixel-codec", "webp")
-    coded = repack(omniprep, tmp_path / "coded", wide, "--bin-length", 2048, "--pixel-codec", "webp")
+@pytest.mark.parametrize("codec", ["delta", "webp"])
+def test_another_codec_and_back(omniprep, model_dir, wide, tmp_path, codec):
+    fresh = build(omniprep, model_dir, tmp_path / "fresh", "--bin-length", 2048, "--pixel-codec", codec)
+    coded = repack(omniprep, tmp_path / "coded", wide, "--bin-length", 2048, "--pixel-codec", codec)
     assert shards(coded) == shards(fresh)
     assert sum(map(len, shards(coded).values())) < sum(map(len, shards(wide).values())) / 2
     back = repack(omniprep, tmp_path / "back", coded, "--bin-length", 2048, "--pixel-codec", "raw")

@@ -1,4 +1,4 @@
-"""`--pixel-codec delta`, the default: gradient residuals of color differences, compressed with zstd.
+"""`--pixel-codec delta`: gradient residuals of color differences, compressed with zstd.
 
 As small as lossless WebP (959 bytes an image token on photographs, of 2,352 raw) and decoded seven times as fast, into
 the patches directly: about 1 GB of pixels a second on a core (benchmarks/load.py). The layout is in docs/format.md,
