@@ -63,7 +63,9 @@ def build_hashes(option_set: str, model: Path, out: Path) -> dict[str, str]:
     """Hashes of a build of data_samples with the options of a set, in this process."""
     from omniprep.cli.main import run
 
-    inputs = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "data_samples").glob("*.json*"))
+    # Without the damaged rows: whether those are rejected while planning or while decoding moves others between bins.
+    paths = (path for path in (ROOT / "data_samples").glob("*.json*") if path.name != "broken.jsonl")
+    inputs = sorted(str(path.relative_to(ROOT)) for path in paths)
     arguments = ["--model", str(model), "--workers", "0", "--quiet", "--out", str(out), *OPTION_SETS[option_set]]
     assert run(["build", *inputs, *arguments]) == 0
     return column_hashes(out / "shards")

@@ -34,7 +34,9 @@ KINDS = ("text", "image", "audio", "video", "mixed")
 @click.option("--source", "sources", multiple=True, help="Only rows of this input (or its end, such as chats.jsonl).")
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only rows that hold this besides text.")
 @click.option(
-    "--pixel-codec", type=click.Choice(("raw", "delta", "webp", "jxl")), help="How pixels are stored.  [default: the dataset's]"
+    "--pixel-codec",
+    type=click.Choice(("raw", "delta", "webp", "jxl")),
+    help="How pixels are stored.  [default: the dataset's]",
 )
 @click.option("--overwrite", is_flag=True, help="Throw away what an earlier repack left in --out.")
 @click.option("--quiet", is_flag=True, help="No progress, only the result.")
