@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omniprep.errors import UsageError
+from omniprep.errors import UsageError, shown_name
 from omniprep.rows.columns import parse_columns
 
 __all__ = ["BuildConfig", "RowOptions", "Trust", "build_config", "config_hash", "shaping", "trust_of"]
@@ -197,6 +197,8 @@ class BuildConfig(RowOptions, Trust):
         )
         for name in (*self.inputs, *self.media_root, self.out, self.model):
             _refuse_credentials(name)
+        for field in dataclasses.fields(self):
+            _refuse_undecoded(field.name, getattr(self, field.name))
 
 
 def trust_of(config: Trust) -> Trust:
@@ -230,6 +232,20 @@ def _refuse(checks: list[tuple[bool, str]]) -> None:
 _CREDENTIALS = re.compile(
     r"://[^/]*@|[?&](X-Amz-|X-Goog-|AWSAccessKeyId|sig=|signature=|token=|access_token=)", re.IGNORECASE
 )
+
+
+def _refuse_undecoded(option: str, value: object) -> None:
+    """Options go into the manifest, which is UTF-8: bytes of another encoding on the command line cannot be kept.
+
+    Raises:
+        UsageError: There are some; they are shown as escapes.
+    """
+    for text in value if isinstance(value, tuple) else (value,):
+        try:
+            str(text).encode()
+        except UnicodeEncodeError as error:
+            where = "" if option == "inputs" else f"--{option.replace('_', '-')} "
+            raise UsageError(f"{where}{shown_name(str(text))}: not valid UTF-8; rename the file or folder") from error
 
 
 def _refuse_credentials(uri: str) -> None:

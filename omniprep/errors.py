@@ -59,6 +59,12 @@ def did_you_mean(word: str, known: Iterable[str], folder: str = "") -> str:
     return f"; did you mean {os.path.join(folder, names[close[0]])!r}?" if close else ""
 
 
+def shown_name(name: str) -> str:
+    r"""A name that UTF-8 cannot write, for messages: bytes of another encoding as \xe9, half characters as \ud83d."""
+    letters = (f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
+    return "".join(letters).encode("utf-8", "backslashreplace").decode()
+
+
 class RejectCode(StrEnum):
     """Why a row is not in the dataset; `doc` says when it happens, and what to do."""
 

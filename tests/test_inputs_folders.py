@@ -266,6 +266,19 @@ def test_names_that_are_not_utf8_are_told(tmp_path: Path) -> None:
             read(given)
 
 
+@pytest.mark.parametrize("option", ["inputs", "out", "media_root", "model", "system", "plugin"])
+def test_options_that_are_not_utf8_are_told(option: str) -> None:
+    """A manifest could not hold them: the build ended when it was written."""
+    from omniprep.config import BuildConfig
+    from omniprep.errors import UsageError
+
+    value = "caf\udce9"
+    with pytest.raises(UsageError, match=r"\\ud83d: not valid UTF-8"):  # as YAML may hold
+        BuildConfig(system="\ud83d")
+    with pytest.raises(UsageError, match=r"caf\\xe9: not valid UTF-8"):
+        BuildConfig(**{option: (value,) if option in ("inputs", "media_root", "plugin") else value})
+
+
 def test_paths_with_a_scheme_mark_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd:").mkdir()

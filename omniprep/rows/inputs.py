@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from omniprep import io
-from omniprep.errors import OmniprepError, did_you_mean
+from omniprep.errors import OmniprepError, did_you_mean, shown_name
 from omniprep.rows import saved
 
 __all__ = ["Input", "Kind", "find_inputs"]
@@ -105,13 +105,7 @@ def _check_name(name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        shown = os.fsencode(name).decode("ascii", "backslashreplace") if _is_bytes(name) else ascii(name)
-        raise OmniprepError(f"{shown}: the name is not valid UTF-8; rename the file or folder") from error
-
-
-def _is_bytes(name: str) -> bool:
-    """Whether the name came from bytes of the file system (surrogateescape), which can be given back."""
-    return all(not "\ud800" <= letter <= "\udfff" or "\udc80" <= letter <= "\udcff" for letter in name)
+        raise OmniprepError(f"{shown_name(name)}: the name is not valid UTF-8; rename the file or folder") from error
 
 
 class _Search:
