@@ -136,6 +136,22 @@ def test_a_flac_of_a_pipe_says_so() -> None:
     assert reject.code == "bad_media" and "does not say how long" in reject.message
 
 
+@pytest.mark.parametrize("stray", ["._", ".AppleDouble"])
+def test_a_resource_fork_in_the_working_folder_is_told(
+    stray: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libsndfile reads it in place of every MP3 without a tag; FFmpeg's samples would differ from the reference's."""
+    monkeypatch.chdir(tmp_path)
+    source = Source(data=sound("MP3"))
+    read_audio(source)
+    if stray == ".AppleDouble":
+        (tmp_path / stray).mkdir()
+    else:
+        (tmp_path / stray).write_bytes(b"")
+    reject = rejected("audio", source)
+    assert reject.code == "decode_error" and stray in reject.message
+
+
 LONG_PATH = "/mnt/data/" + "folder/" * 30 + "gone.jpg"
 
 
@@ -285,7 +301,7 @@ def check_one(kind: str, data: bytes) -> None:
         assert "0x7f" not in reject.message and reject.message.isprintable(), reject.message
 
 
-def check_in_a_child(data: bytes) -> None:
+def in_a_child(check: Callable[[], None]) -> None:
     """Damaged videos end the process now and then (segmentation faults of decord's FFmpeg of 2018): a build's worker is
     isolated for that (decoder_crash), and so is each example here. What Python raises must be right all the same.
     """
@@ -296,7 +312,7 @@ def check_in_a_child(data: bytes) -> None:
             faulthandler.disable()  # pytest's: a crash is no news here
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             signal.alarm(30)
-            check_one("video", data)
+            check()
             os._exit(0)
         except BaseException:
             os.write(writing, traceback.format_exc()[-4000:].encode())
@@ -329,7 +345,60 @@ def test_damaged_sounds(data: bytes) -> None:
 @QUICK
 @given(damaged("video"))
 def test_damaged_videos(data: bytes) -> None:
-    check_in_a_child(data)
+    in_a_child(lambda: check_one("video", data))
+
+
+ROW_CODES = DAMAGE | {"aspect_ratio", "video_too_short", "bad_video_option", "no_audio_track", "row_too_long"}
+
+
+def check_in_a_row(kind: str, data: bytes, model: Path) -> None:
+    """The same through a whole row: what the family counts and maps of such a file, with the sound of videos too."""
+    from omniprep.build.options import family_of
+    from omniprep.build.rowencode import MediaCache, encode_planned
+    from omniprep.build.rowplan import plan_rows
+    from omniprep.config import BuildConfig
+
+    config = BuildConfig(
+        model=str(model), bin_length=100_000, video_max_pixels=100_352, use_audio_in_video=kind == "video"
+    )
+    ctx = family_of(config)
+    row = {
+        "messages": [{"role": "user", "content": f"<{kind}>q"}, {"role": "assistant", "content": "a"}],
+        f"{kind}s": [{"bytes": data or b"0"}],
+    }
+    planned = plan_rows([row], ctx, config, Places("."))[0]
+    if not isinstance(planned, Reject):
+        try:
+            encode_planned(planned, ctx, config, MediaCache(0))
+        except Reject as reject:
+            planned = reject
+    assert not isinstance(planned, Reject) or str(planned.code) in ROW_CODES, planned
+
+
+@QUICK
+@given(data=damaged("image"))
+def test_damaged_pictures_in_rows(data: bytes, model_dir: Path) -> None:
+    check_in_a_row("image", data, model_dir)
+
+
+@QUICK
+@given(data=damaged("audio"))
+def test_damaged_sounds_in_rows(data: bytes, model_dir: Path) -> None:
+    check_in_a_row("audio", data, model_dir)
+
+
+@pytest.mark.slow
+@settings(LONG, max_examples=1000)
+@given(data=damaged("video"))
+def test_damaged_videos_in_rows(data: bytes, model_dir: Path) -> None:
+    in_a_child(lambda: check_in_a_row("video", data, model_dir))
+
+
+@pytest.mark.slow
+@settings(LONG, max_examples=1000)
+@given(data=damaged("image") | damaged("audio"), kind=st.sampled_from(("image", "audio")))
+def test_damaged_media_in_rows_for_minutes(data: bytes, kind: str, model_dir: Path) -> None:
+    check_in_a_row(kind, data, model_dir)
 
 
 @pytest.mark.slow
@@ -350,7 +419,7 @@ def test_damaged_sounds_for_minutes(data: bytes) -> None:
 @settings(LONG, max_examples=1500)
 @given(damaged("video"))
 def test_damaged_videos_for_minutes(data: bytes) -> None:
-    check_in_a_child(data)
+    in_a_child(lambda: check_one("video", data))
 
 
 def test_first_bytes_of_real_files_are_known() -> None:

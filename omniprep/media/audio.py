@@ -9,6 +9,7 @@ Sizes are looked at before anything is allocated: `MAX_SECONDS`, `MAX_SOUND_BYTE
 """
 
 import math
+import os
 from typing import BinaryIO
 
 import numpy as np
@@ -28,6 +29,10 @@ _BLOCK = 1 << 16
 _FIXED_WIDTH = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 # libsndfile's SF_COUNT_MAX stands for a FLAC whose header says 0 samples, "unknown".
 _UNKNOWN_FRAMES = 1 << 62
+
+# What libsndfile looks for in the working folder as the "resource fork" of a file without a name (macOS and netatalk
+# make such files); where one is, it reads that in place of an MP3 that has no tag.
+_RESOURCE_FORKS = ("._", ".AppleDouble")
 
 
 def resampled_length(frames: int, rate: int, target: int) -> int:
@@ -124,6 +129,14 @@ def _open_sound(file: BinaryIO) -> "soundfile.SoundFile | str":
             return soundfile.SoundFile(_QuietFile(file))
     except Reject as reject:
         assert isinstance(reject.__cause__, Exception)
+        strays = [name for name in _RESOURCE_FORKS if os.path.exists(name)]
+        file.seek(0)
+        start = file.read(2)
+        if strays and len(start) == 2 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0:  # an MP3 frame
+            raise Reject(
+                RejectCode.DECODE_ERROR,
+                f"libsndfile takes {strays[0]!r} in the current folder for a part of every MP3; run in another folder",
+            ) from reject
         return said(reject.__cause__)
 
 
