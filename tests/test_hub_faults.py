@@ -232,6 +232,23 @@ def test_which_faults_are_tried_again(make: Callable[[], Exception], passing: bo
     assert pauses == sorted(pauses)
 
 
+def test_a_checkpoint_whose_connection_breaks_is_one_line(monkeypatch):
+    from omniprep.errors import OmniprepError
+    from omniprep.families.loading import checkpoint_file
+    from omniprep.look.describe import load_vocabulary
+
+    for make in (transport_error, lambda: http_error(503), lambda: ConnectionResetError("reset")):
+
+        def download(*args: object, make=make, **kwargs: object) -> str:
+            raise make()
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        checkpoint_file.cache_clear()
+        for call in (lambda: checkpoint_file("org/model", "config.json"), lambda: load_vocabulary("org/model")):
+            with pytest.raises(OmniprepError, match="org/model"):
+                call()
+
+
 def test_the_pause_is_as_long_as_the_hub_asks(monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(client.time, "sleep", pauses.append)

@@ -158,11 +158,12 @@ def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
+
+    from omniprep.hub.client import fault_of
 
     try:
         return _json(Path(hf_hub_download(model, name)))
@@ -177,7 +178,10 @@ def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
         ) from error
     except EntryNotFoundError:
         return None
-    except (HfHubHTTPError, HFValidationError) as error:
+    except Exception as error:
+        # A connection that breaks within the file is an error of the HTTP library, which huggingface_hub passes on.
+        if fault_of(error) is None and not isinstance(error, HFValidationError):
+            raise
         raise OmniprepError(f"model {model!r}: {error}") from error
 
 
