@@ -118,6 +118,35 @@ def test_a_pull_that_was_stopped_goes_on_and_never_keeps_an_old_file(
     assert len(gets) == 2, "the shard of another content, and the manifest that was taken away for it"
 
 
+def test_a_pull_of_a_hostile_repository_writes_known_names_alone(
+    built: Path, hub: fake_hub.Hub, python: Python, tmp_path: Path
+):
+    good = (
+        "manifest.json",
+        "index.parquet",
+        "rows.parquet",
+        "rejected.jsonl",
+        *(f"shards/{p.name}" for p in (built / "shards").iterdir()),
+    )
+    bad = (
+        "../escape.arrow", "shards/../../escape.arrow", "shards/..%2f..%2fescape.arrow", "shards\\..\\..\\e.arrow", "shards/x.arrow",
+        str(tmp_path / "absolute.arrow").lstrip("/"), "shards/.git/00000.arrow", ".cache/huggingface/x", "plan/build.json", "evil.py",
+        "shards/a/../../../00000.arrow", "README.md",
+    )  # fmt: skip
+    hub.repos[REPO] = fake_hub.Repo(private=False)
+    hub.repos[REPO].branches["main"] = {name: (built / name).read_bytes() for name in good} | dict.fromkeys(bad, b"pwn")
+    out = tmp_path / "deep" / "er" / "out"
+    python("-m", "omniprep", "pull", REPO, "--out", out)
+    written = {
+        str(path.relative_to(tmp_path))
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.read_bytes() == b"pwn"
+    }
+    assert not written
+    inside = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and ".cache" not in path.parts}
+    assert inside == set(good)
+
+
 @pytest.mark.parametrize("where", ["offline", "unreachable"])
 def test_a_dry_run_needs_no_network(where: str, built: Path, python: Python):
     env = {"HF_HUB_OFFLINE": "1"} if where == "offline" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
