@@ -9,7 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from train_helpers import forward_kwargs, make_row, small_config, small_model
 
 from omniprep.errors import OmniprepError
-from omniprep.train.attention import check_isolation, choose_attention, use_row_attention
+from omniprep.train.attention import choose_attention, use_row_attention
+from omniprep.train.isolation import check_isolation
 
 KINDS = ["text", "image", "audio", "video", "mixed"]
 

@@ -9,24 +9,38 @@ Four ways, chosen by `choose_attention`:
   position_ids). transformers 5.23 does so only without attention mask and with use_cache=False, else it mixes rows
   without a word.
 
-`check_isolation` proves it for the model at hand at the start of every run, since a mistake here only shows as a worse
-model. The vision and audio towers keep images, windows and clips apart by their own cu_seqlens under every
-implementation.
+`ROWS` computes causal attention, sliding windows, grouped heads, scaling and dropout. Whatever else a model asks for
+(soft caps, sinks, position biases, masks of image blocks or chunks) is refused by name: an argument that is ignored
+would only show as a worse model. `row_mask` sees every mask that a model asks transformers to make, `row_attention`
+every argument of its layers; isolation.py compares the outcome with the model's own forward pass.
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
 
 from omniprep.errors import OmniprepError
 
-__all__ = ["ROWS", "check_isolation", "choose_attention", "use_row_attention"]
+__all__ = ["ROWS", "choose_attention", "use_row_attention", "uses_rows"]
 
 ROWS = "omniprep_rows"
+
+# Arguments that transformers' models hand through to their attention and that change no result: the borders, which
+# `row_attention` has already, switches about outputs and caches, and the number of tokens for the loss.
+NEUTRAL = frozenset(
+    {
+        "position_ids", "cache_position", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache", "return_dict",
+        "output_hidden_states", "output_router_logits", "logits_to_keep", "num_items_in_batch", "deterministic",
+    }
+)  # fmt: skip
+
+# Queries of a row with a sliding window that are computed in one call: the mask of a call has at most
+# QUERIES x (QUERIES + window) entries, 21 MB for a window of 4,096, whatever the length of the row.
+QUERIES = 2048
 
 
 def choose_attention(wanted: str, device: str, dtype: torch.dtype) -> str:
@@ -65,36 +79,60 @@ def row_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     row_lengths: Sequence[int] | None = None,
-    **_: object,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each row of a bin alone; an attention function as transformers calls it.
 
     Args:
-        module: The attention layer (unused).
+        module: The attention layer.
         query: (1, heads, L, d).
         key: (1, key heads, L, d); with fewer heads than queries they are shared.
         value: As key.
-        attention_mask: Must be None: the borders say all.
+        attention_mask: What `row_mask` gave: None, or a window.
         dropout: Probability of dropping a weight.
         scaling: Factor of the scores (default 1/sqrt(d)).
+        is_causal: Whether a token sees only those before it (default: as the layer says).
+        sliding_window: Tokens that a token sees, itself included (default: all before it).
         cu_seq_lens_q: int32 (R+1) row borders.
         row_lengths: The same as R host integers, where the caller has them (saves a device wait in every layer).
+        others: What else the layer names; refused unless it is None, False or `NEUTRAL`.
 
     Returns:
         (1, L, heads, d), and None for the weights.
+
+    Raises:
+        OmniprepError: The model asks for something that is not computed here, or gives no borders.
     """
+    for name, given in others.items():
+        if name not in NEUTRAL and given is not None and given is not False:
+            raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), name))
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), "is_causal=False"))
     if row_lengths is None:
         if cu_seq_lens_q is None:
             raise OmniprepError(
                 "packed attention got no row borders: the model does not pass cu_seq_lens_q to its layers"
             )
         row_lengths = cu_seq_lens_q.diff().tolist()
-    if attention_mask is not None or query.shape[0] != 1 or sum(row_lengths) != query.shape[2]:
-        raise OmniprepError("packed attention takes one bin without attention mask, whose rows fill it")
+    if attention_mask is not None:
+        if attention_mask.numel() != 1:
+            raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), "attention_mask"))
+        masked = int(attention_mask)
+        if sliding_window not in (None, masked):
+            raise OmniprepError(
+                f"{type(module).__name__} asks for a sliding window of {sliding_window} with a mask of one of {masked}"
+            )
+        sliding_window = masked
+    if query.shape[0] != 1 or sum(row_lengths) != query.shape[2]:
+        raise OmniprepError("packed attention takes one bin, whose rows fill it")
     out = [
-        scaled_dot_product_attention(
+        windowed_attention(q, k, v, dropout, scaling, sliding_window)
+        if sliding_window is not None and q.shape[2] > sliding_window
+        else scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
         for q, k, v in zip(*(torch.split(x, list(row_lengths), 2) for x in (query, key, value)), strict=True)
@@ -102,7 +140,118 @@ def row_attention(
     return torch.cat(out, 2).transpose(1, 2).contiguous(), None
 
 
+def windowed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None, window: int
+) -> torch.Tensor:
+    """Causal attention of one row to the last `window` tokens, the token itself included; shapes as `row_attention`."""
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:  # with a mask, torch's fast kernels do not take grouped heads
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    parts = []
+    for first in range(0, query.shape[2], QUERIES):
+        last, begin = min(first + QUERIES, query.shape[2]), max(first - window + 1, 0)
+        of_query = torch.arange(first, last, device=query.device)[:, None]
+        of_key = torch.arange(begin, last, device=query.device)[None]
+        seen = (of_key <= of_query) & (of_key > of_query - window)
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, first:last],
+                key[:, :, begin:last],
+                value[:, :, begin:last],
+                attn_mask=seen,
+                dropout_p=dropout,
+                scale=scaling,
+            )
+        )
+    return torch.cat(parts, 2)
+
+
+def refusal(who: str, config: Any, what: str) -> str:
+    """Why a model cannot train with `ROWS`, and with what it can."""
+    kind = getattr(config, "model_type", "") or "unknown"
+    return (
+        f"{who} (model type {kind}) attends with {what}, which SDPA row by row does not compute: use --attn eager, "
+        "or --attn flex_attention on a GPU"
+    )
+
+
+def row_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    config: Any = None,
+    **hints: object,
+) -> torch.Tensor | None:
+    """The mask of a bin for `ROWS`; a mask function as transformers calls it.
+
+    Args:
+        batch_size: 1.
+        q_length: L.
+        kv_length: L.
+        q_offset: 0.
+        kv_offset: 0.
+        mask_function: Which token sees which: all that a mask is.
+        attention_mask: Must be None: a bin has no padding outside of its rows.
+        config: Of the language model.
+        hints: How to make a mask tensor (dtype, device, use_vmap, which masks may be left out); none is made here.
+
+    Returns:
+        None for causal attention, the window (1, 1, 1, 1) on the host for a sliding one.
+
+    Raises:
+        OmniprepError: Another mask, or padding, or a cache.
+    """
+    if attention_mask is not None or q_offset or kv_offset or q_length != kv_length or batch_size != 1:
+        raise OmniprepError("packed attention takes one bin, without padding and without a cache")
+    known = causal_window(mask_function)
+    if known is None or not known[0]:
+        name = getattr(mask_function, "__qualname__", repr(mask_function)).split(".")[0]
+        raise OmniprepError(refusal("the model", config, f"a mask that is not plainly causal ({name})"))
+    return None if known[1] is None else torch.tensor(known[1]).reshape(1, 1, 1, 1)
+
+
+# Masks of transformers are closures, and say what they are by the code that made them. A closure that is none of
+# these is another mask; where a version of transformers writes them otherwise, all masks are refused and none is lost.
+_AND = masking_utils.and_masks(masking_utils.causal_mask_function).__code__
+_WINDOW = masking_utils.sliding_window_overlay(1).__code__
+_SAME_ROW = masking_utils.packed_sequence_mask_function(torch.zeros(1, 1)).__code__
+_REMAPPED = masking_utils.remap_positions_for_packed_sequence(
+    masking_utils.causal_mask_function, torch.zeros(1, 1)
+).__code__
+
+
+def causal_window(mask_function: Callable[..., Any]) -> tuple[bool, int | None] | None:
+    """What a mask of transformers lets a token see, within its own row.
+
+    Returns:
+        Whether it is causal, and its window (None: no window); None where it is anything else.
+    """
+    if mask_function is masking_utils.causal_mask_function:
+        return True, None
+    code = getattr(mask_function, "__code__", None)
+    cells = getattr(mask_function, "__closure__", None) or ()
+    held = {} if code is None else dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
+    if code is _SAME_ROW:  # rows are kept apart in any case
+        return False, None
+    if code is _WINDOW:
+        return False, int(held["sliding_window"])
+    if code is _REMAPPED:  # positions within the row instead of within the bin: `row_attention` counts them so too
+        return causal_window(held["mask_function"])
+    if code is not _AND:
+        return None
+    parts = [causal_window(part) for part in held["mask_functions"]]
+    if any(part is None for part in parts):
+        return None
+    windows = [part[1] for part in parts if part is not None and part[1] is not None]
+    return any(part[0] for part in parts if part is not None), min(windows, default=None)
+
+
 AttentionInterface.register(ROWS, row_attention)
+AttentionMaskInterface.register(ROWS, row_mask)
 
 
 def use_row_attention(model: PreTrainedModel, on: bool = True) -> None:
@@ -111,38 +260,10 @@ def use_row_attention(model: PreTrainedModel, on: bool = True) -> None:
     text._attn_implementation = ROWS if on else "sdpa"
 
 
-def check_isolation(model: torch.nn.Module, vocabulary: int) -> None:
-    """Run two short rows as one bin, twice, with only the first row changed: the logits of the second must stay.
+def uses_rows(model: PreTrainedModel) -> bool:
+    """Whether the language model of `model` attends row by row.
 
-    Args:
-        model: Takes the keyword arguments of `omniprep.collate` and gives `.logits`.
-        vocabulary: Ids are taken below this.
-
-    Raises:
-        OmniprepError: The rows mix.
+    It then needs no text positions (the first of the four rows of position_ids): transformers would make the borders of
+    rows of them, and wait for the device for it.
     """
-    device = next(model.parameters()).device
-    n = 8
-    ids = torch.arange(2 * n, device=device) * 7919 % min(vocabulary, 50000)
-    other = ids.clone()
-    other[:n] = ids[:n].flip(0) + 1
-    positions = torch.arange(n, device=device).repeat(2).expand(4, 1, -1)
-    borders = torch.tensor([0, n, 2 * n], dtype=torch.int32, device=device)
-    packed: dict[str, Any] = {
-        "position_ids": positions,
-        "cu_seq_lens_q": borders,
-        "cu_seq_lens_k": borders,
-        "max_length_q": n,
-        "max_length_k": n,
-        "use_cache": False,
-    }
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        a, b = (model(input_ids=row[None], **packed).logits[0].float() for row in (ids, other))
-    model.train(training)
-    scale = float(a.abs().max())
-    if torch.equal(a[:n], b[:n]) or float((a[n:] - b[n:]).abs().max()) > 1e-5 * scale:
-        raise OmniprepError(
-            "the rows of a bin see each other in this model's attention: choose another --attn, and please report it"
-        )
+    return bool(model.config.get_text_config()._attn_implementation == ROWS)

@@ -5,6 +5,7 @@ checkpoint's own class cannot train on bins; any other is loaded as the class th
 """
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
-from omniprep.train.attention import check_isolation, choose_attention, use_row_attention
+from omniprep.train.attention import choose_attention, use_row_attention
 from omniprep.train.compiling import compile_layers
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import gathered, keep_names
 from omniprep.train.freeze import Parts, freeze, lora_regex, resolve_parts
+from omniprep.train.isolation import check_isolation, check_rows, media_rows, text_row
 from omniprep.train.liger import use_liger
 from omniprep.train.loss import make_loss_head
+from omniprep.train.vision_text import take_plain_positions
 
 __all__ = ["add_lora", "load_base", "load_qwen2_5_omni", "load_trainable", "weights_dtype"]
 
@@ -44,31 +48,66 @@ def load_base(
         trust_remote_code: Let the checkpoint's own Python code run.
 
     Raises:
-        OmniprepError: The checkpoint has no weights, or no class to load them.
+        OmniprepError: The checkpoint has no weights, no class to load them, or a class without this attention.
     """
-    hook = getattr(ctx, "load_model", None) or getattr(getattr(ctx, "cls", None), "load_model", None)
-    if isinstance(hook, str):
-        module, _, name = hook.partition(":")
-        hook = getattr(importlib.import_module(module), name)
+    hook = loading_hook(ctx)
     try:
         if hook is not None:
             model: PreTrainedModel = hook(path, dtype, attention)
             return model
-        names = ctx.config.get("architectures") or []
-        cls = getattr(transformers, names[0], None) if names else None
-        if cls is None or trust_remote_code:
-            cls = transformers.AutoModelForImageTextToText if trust_remote_code else None
-        if cls is None:
-            raise OmniprepError(f"model {path!r}: transformers has no class {names[0] if names else '(none named)'!r}")
-        model = cls.from_pretrained(
-            path, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
-        )
-        return model
-    except OSError as error:
+        return load_named_class(ctx, path, dtype, attention, trust_remote_code)
+    except (OSError, ImportError, ValueError) as error:
+        if isinstance(error, OmniprepError):
+            raise
         raise OmniprepError(f"model {path!r}: {' '.join(str(error).split())[:300]}") from error
 
 
-def load_trainable(ctx: Any, path: str, config: TrainConfig, device: torch.device) -> tuple[PreTrainedModel, Parts]:
+def loading_hook(ctx: Any) -> Any:
+    """The function of the family that loads its checkpoints, or None where it names none.
+
+    Raises:
+        OmniprepError: It names one that is not there.
+    """
+    hook = getattr(ctx, "load_model", None) or getattr(getattr(ctx, "cls", None), "load_model", None)
+    if not hook or callable(hook):
+        return hook or None
+    module, _, name = str(hook).partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise OmniprepError(
+            f"family {ctx.name!r}: its load_model {hook!r} is no function that can be imported ({error}): write it as "
+            "'module:function'"
+        ) from error
+
+
+def load_named_class(
+    ctx: Any, path: str, dtype: torch.dtype, attention: str, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Load a checkpoint of a family without a hook as the class that its config.json names.
+
+    Raises:
+        OmniprepError: transformers has no such class.
+    """
+    names = ctx.config.get("architectures") or []
+    cls = getattr(transformers, names[0], None) if names else None
+    if trust_remote_code:
+        cls = transformers.AutoModelForImageTextToText
+    if cls is None:
+        raise OmniprepError(
+            f"model {path!r}: transformers has no class {names[0] if names else '(none named)'!r}, and the family "
+            f"{ctx.name!r} no load_model hook (docs/families.md)"
+        )
+    model: PreTrainedModel = cls.from_pretrained(
+        path, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+    )
+    take_plain_positions(model)
+    return model
+
+
+def load_trainable(
+    ctx: Any, path: str, config: TrainConfig, device: torch.device, datasets: Sequence[PackedDataset]
+) -> tuple[PreTrainedModel, Parts]:
     """The model with isolated rows and with its trainable part chosen (full training; LoRA follows by `add_lora`).
 
     Args:
@@ -76,6 +115,10 @@ def load_trainable(ctx: Any, path: str, config: TrainConfig, device: torch.devic
         path: The checkpoint, or a checkpoint of this run when it resumes a full training.
         config: The run's options.
         device: Where it will train.
+        datasets: What it will train on: rows of them show whether the model computes on bins what it should.
+
+    Raises:
+        OmniprepError: The model cannot be loaded, or computes something else on bins than on rows.
     """
     dtype = weights_dtype(config, device)
     attention = choose_attention(config.attn, device.type, dtype)
@@ -87,13 +130,31 @@ def load_trainable(ctx: Any, path: str, config: TrainConfig, device: torch.devic
     make_loss_head(model.get_output_embeddings())
     parts = resolve_parts(model, ctx.arch)
     with gathered(model):
-        check_isolation(model, model.config.get_text_config().vocab_size)
+        if not config.deepspeed:  # flash-attention runs on a GPU alone; and there the rows take no time
+            model.to(device)
+        check_packing(model, datasets, dtype)
+        if config.fsdp:  # it moves the weights itself, a part to each rank
+            model.to("cpu")
     if config.liger:
         use_liger(model)
     if config.torch_compile:
         compile_layers(model, parts.language_model, attention)
     freeze(model, parts, config)
     return model, parts
+
+
+def check_packing(model: PreTrainedModel, datasets: Sequence[PackedDataset], dtype: torch.dtype) -> None:
+    """Refuse a model that computes something else on bins than on rows (isolation.py).
+
+    Raises:
+        OmniprepError: It does.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    check_isolation(model, vocabulary)
+    longest = max((int(d.manifest["bin_length"]) for d in datasets), default=0)
+    rows = {"a long row of text": text_row(model, vocabulary, longest)}
+    where = next(model.parameters()).device
+    check_rows(model, rows | media_rows(datasets, where, dtype))
 
 
 def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoint: Path | None = None) -> Any:

@@ -20,7 +20,9 @@ from transformers import Qwen2_5OmniForConditionalGeneration as Omni
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from omniprep.errors import OmniprepError
+from omniprep.train.attention import uses_rows
 from omniprep.train.loss import TokenLoss, token_loss
+from omniprep.train.vision_text import refuse_arguments
 
 __all__ = ["Qwen2_5OmniForConditionalGeneration", "load_model", "load_thinker"]
 
@@ -89,18 +91,24 @@ class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # the na
             logits_to_keep: (K) positions to predict from (default: all).
             targets: (K) the ids to predict there; with them the result is a `TokenLoss`, without a logit left.
             attention_mask: (1, L) for a plain forward pass of one row; None for bins.
-            unused: Arguments that PEFT and transformers always name; they must be None or switches.
+            unused: Arguments that PEFT and transformers always name; they must be None or off (use_cache may be on:
+                there is no cache here in any case).
 
         Returns:
             Logits (1, K, words), or the losses of the targets.
+
+        Raises:
+            OmniprepError: An argument that this forward pass does not compute with, such as labels.
         """
-        assert all(v is None or isinstance(v, bool) for v in unused.values()), sorted(unused)
+        refuse_arguments(type(self).__name__, unused)
         thinker = self.thinker.model
         embeds = thinker.get_input_embeddings()(input_ids)
         embeds = self._see(input_ids, embeds, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
         embeds = self._hear(input_ids, embeds, input_features, feature_attention_mask)
         if row_lengths is None and cu_seq_lens_q is not None:
             row_lengths = cu_seq_lens_q.diff().tolist()
+        if position_ids is not None and len(position_ids) == 4 and uses_rows(self):
+            position_ids = position_ids[1:]
         hidden = thinker.language_model(
             inputs_embeds=embeds,
             position_ids=position_ids,
@@ -117,6 +125,10 @@ class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # the na
         if targets is not None:
             return token_loss(hidden[0], self.thinker.lm_head, targets)
         return CausalLMOutputWithPast(logits=self.thinker.lm_head(hidden))
+
+    def plain_forward(self, **kwargs: Any) -> Any:
+        """The thinker's own forward pass."""
+        return self.thinker(**kwargs)
 
     def generate(self, **kwargs: Any) -> Tensor:
         """The thinker's own `generate`: text only, (B, L + new) ids."""
@@ -185,7 +197,7 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> Qwen2
 
 def load_thinker(kind: type[Thinker], path: str, dtype: torch.dtype, attn_implementation: str) -> Thinker:
     """Load the thinker of a whole checkpoint as one of our classes; arguments and errors as `load_model`."""
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not hasattr(config, "thinker_config"):
         raise OmniprepError(f"model {path!r}: holds the thinker alone; give the whole model, whose names it keeps")
     config.enable_audio_output = False

@@ -45,6 +45,10 @@ class Qwen3OmniMoeForConditionalGeneration(Packed, Omni):  # type: ignore[misc] 
         """The output head of the thinker."""
         return self.thinker.lm_head
 
+    def plain_forward(self, **kwargs: Any) -> Any:
+        """The thinker's own forward pass."""
+        return self.thinker(**kwargs)
+
     def generate(self, **kwargs: Any) -> Tensor:
         """The thinker's own `generate`: text only, (B, L + new) ids."""
         ids: Tensor = self.thinker.generate(**kwargs)

@@ -1,5 +1,6 @@
 """One training run from its options to its saved model; what `omniprep train` calls on every rank."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.families.context import resolve_family
 from omniprep.progress import Reporter
@@ -49,7 +51,7 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     check_datasets([*datasets, *evaluation], ctx)
     checkpoint = find_checkpoint(config)
     data = prepare_data(datasets, evaluation, config, args, checkpoint)
-    model, parts = make_model(ctx, config, args.device, checkpoint)
+    model, parts = make_model(ctx, config, args.device, checkpoint, data.bins.datasets)
     if config.dry_run:
         dtype = weights_dtype(config, args.device)
         return dry_run(model, data.bins, data.mixture, data.batcher, config, args.device, dtype, reporter)
@@ -79,11 +81,15 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
 
 
 def make_model(
-    ctx: Any, config: TrainConfig, device: torch.device, checkpoint: Path | None
+    ctx: Any,
+    config: TrainConfig,
+    device: torch.device,
+    checkpoint: Path | None,
+    datasets: Sequence[PackedDataset],
 ) -> tuple[torch.nn.Module, Parts]:
     """The model, with its adapters where they train; weights come from the checkpoint where there is one."""
     whole = checkpoint is not None and not config.lora and (checkpoint / "config.json").is_file()
-    model, parts = load_trainable(ctx, str(checkpoint) if whole else config.model, config, device)
+    model, parts = load_trainable(ctx, str(checkpoint) if whole else config.model, config, device, datasets)
     transformers.set_seed(config.seed)
     return (add_lora(model, parts, config, checkpoint) if config.lora else model), parts
 

@@ -8,7 +8,7 @@
 - logits are made only where a token is predicted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -20,9 +20,10 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from omniprep.errors import OmniprepError
+from omniprep.train.attention import uses_rows
 from omniprep.train.loss import TokenLoss, token_loss
 
-__all__ = ["Packed", "keep_borders", "load_model"]
+__all__ = ["Packed", "keep_borders", "load_model", "refuse_arguments", "take_plain_positions"]
 
 _BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "row_lengths", "use_cache")
 
@@ -34,6 +35,8 @@ class Packed:
     """Run zero-weighted media in every forward pass that has none (several ranks)."""
     accepts_loss_kwargs = True
     never_used: ClassVar[tuple[str, ...]] = ()
+    mrope = True
+    """Whether the language model takes the three m-rope rows of position_ids."""
     model: Any
     lm_head: nn.Module
 
@@ -65,8 +68,11 @@ class Packed:
         borders = arguments.get("cu_seq_lens_q")
         if row_lengths is None and borders is not None:
             row_lengths = borders.diff().tolist()
-        arguments.pop("labels", None)
+        refuse_arguments(type(self).__name__, {name: arguments.pop(name, None) for name in ("labels", "loss_scale")})
         arguments["use_cache"] = False
+        positions = arguments.get("position_ids")
+        if positions is not None and len(positions) == 4 and self.mrope and uses_rows(cast(PreTrainedModel, self)):
+            arguments["position_ids"] = positions[1:]
         # Always pictures before sound before text: the order of the calls must be the same on every rank, too.
         seen = _see(core, arguments)
         zero = self._touched(core, arguments, seen) if self.touch_towers else None
@@ -79,13 +85,21 @@ class Packed:
             return token_loss(hidden[0], head, targets)
         return CausalLMOutputWithPast(logits=head(hidden))
 
+    def bare(self) -> Any:
+        """The model as the class behind this one, on the same modules."""
+        bare = copy(self)
+        bare.__class__ = type(self).__mro__[2]
+        return bare
+
+    def plain_forward(self, **kwargs: Any) -> Any:
+        """The forward pass of the class behind this one."""
+        return self.bare().forward(**kwargs)
+
     def generate(self, **kwargs: Any) -> Tensor:
         """Token ids, from transformers' own generation: that of the class behind this one, with its own forward pass,
         since the one here keeps no cache.
         """
-        bare = copy(self)  # the same modules
-        bare.__class__ = type(self).__mro__[2]
-        return cast(Tensor, cast(Any, bare).generate(**kwargs))
+        return cast(Tensor, self.bare().generate(**kwargs))
 
     def _touched(self, core: Any, arguments: dict[str, Any], seen: bool) -> Tensor:
         """Zero, through every tower that the arguments do not use."""
@@ -134,6 +148,19 @@ def _see(core: Any, arguments: dict[str, Any]) -> bool:
     return True
 
 
+def refuse_arguments(who: str, given: Mapping[str, Any]) -> None:
+    """Refuse arguments of a forward pass that would be ignored.
+
+    Raises:
+        OmniprepError: One of them is neither None nor off.
+    """
+    for name, value in given.items():
+        if name not in ("use_cache", "return_dict") and value is not None and value is not False:
+            raise OmniprepError(
+                f"the forward pass of {who} does not take {name}: it gives logits, or the losses of `targets`"
+            )
+
+
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
@@ -147,9 +174,21 @@ def _without_borders(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 def _plain_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     positions = kwargs.get("position_ids")
-    if positions is not None and positions.ndim == 3:
+    if positions is not None and positions.ndim == 3 and len(positions) == 4:
         kwargs = {**kwargs, "position_ids": positions[0]}
     return args, kwargs
+
+
+def has_mrope(config: Any) -> bool:
+    """Whether a model's language model rotates by three axes, and so takes all four rows of position_ids."""
+    return "mrope_section" in str(config.get_text_config().to_dict())
+
+
+def take_plain_positions(model: PreTrainedModel) -> None:
+    """Let a class of transformers without m-rope take position_ids as bins have them: the first of the four rows."""
+    if not has_mrope(model.config):
+        # Within the class: PEFT calls the forward function of the outermost module, past its hooks.
+        model.base_model.register_forward_pre_hook(_plain_positions, with_kwargs=True)
 
 
 def keep_borders(core: Any, *, mrope: bool) -> None:
@@ -172,7 +211,7 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTr
     Raises:
         OmniprepError: transformers has no such class.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     name = (config.architectures or ["none named"])[0]
     base = getattr(transformers, name, None)
     if base is None:
@@ -180,5 +219,6 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTr
     packed = type(name, (Packed, base), {"__module__": base.__module__})
     load = PreTrainedModel.from_pretrained.__func__
     model = load(packed, path, config=config, dtype=dtype, attn_implementation=attn_implementation)
-    keep_borders(model.model, mrope="mrope_section" in str(config.get_text_config().to_dict()))
+    model.mrope = has_mrope(config)
+    keep_borders(model.model, mrope=model.mrope)
     return cast(PreTrainedModel, model)

@@ -1,0 +1,248 @@
+"""Proof, at the start of every run, that the model computes on a bin what it computes on each of its rows alone.
+
+A mistake in packed attention only shows as a worse model, so three things are tried with the weights at hand:
+- two short rows as one bin, twice, with only the first changed: the second must not notice;
+- a text row, longer than every window in the configuration (where a bin can hold one that long), against the model's
+  own forward pass, with transformers' eager attention and without anything of packing;
+- a row of each modality, taken from the data, likewise: pictures may have masks of their own.
+
+The first and the second cost some forward passes of 64 tokens, or of twice the window; the third those of the
+shortest rows that are found.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omniprep.data import PackedDataset, stack, to_model
+from omniprep.data.collate import cut_row
+from omniprep.errors import OmniprepError
+
+__all__ = ["check_isolation", "check_rows", "media_rows", "text_row"]
+
+SHORT = 64  # tokens of the text row where the configuration has no window
+COMPARED = 64  # positions of a row that are compared, at most: their logits are 40 MB for 152,064 words
+EAGER = 4096  # longest row that eager attention computes: its scores take 64 MB a head; SDPA makes none
+SEARCHED = 8  # bins looked through for a modality before the table of rows is read
+# Median distance of logits, relative to their length, that rounding explains. Rounding differs between kernels; in 16
+# bits it may be several times this in deep models, so there the model's own two kernels say how much (`check_rows`).
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+MOST_ROUNDING = 0.2
+
+Row = Mapping[str, Any]
+
+
+def check_isolation(model: Any, vocabulary: int) -> None:
+    """Run two short rows as one bin, twice, with only the first row changed: the logits of the second must stay.
+
+    Args:
+        model: Takes the keyword arguments of `omniprep.collate` and gives `.logits`.
+        vocabulary: Ids are taken below this.
+
+    Raises:
+        OmniprepError: The rows mix.
+    """
+    device = next(model.parameters()).device
+    n = 8
+    ids = text_ids(2 * n, vocabulary, device)
+    other = ids.clone()
+    other[:n] = ids[:n].flip(0) + 1
+    positions = torch.arange(n, device=device).repeat(2).expand(4, 1, -1)
+    packed = {"position_ids": positions, **borders([n, n], device), "use_cache": False}
+    with evaluating(model):
+        a, b = (model(input_ids=row[None], **packed).logits[0].float() for row in (ids, other))
+    scale = float(a.abs().max())
+    if torch.equal(a[:n], b[:n]) or float((a[n:] - b[n:]).abs().max()) > 1e-5 * scale:
+        raise OmniprepError(
+            "the rows of a bin see each other in this model's attention: choose another --attn, and please report it"
+        )
+
+
+def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
+    """Compare rows, each as a bin of its own, with the model's own forward pass.
+
+    Args:
+        model: As in `check_isolation`; a wrapper has the model's own forward pass as `plain_forward`.
+        rows: By what they are called in messages; as `omniprep.collate` gives them.
+
+    Raises:
+        OmniprepError: The logits differ by more than rounding.
+    """
+    with evaluating(model):
+        for what, row in rows.items():
+            where = compared_positions(model, row)
+            ours = logits_at(model, row, where)
+            theirs = plain_logits(model, row, where)
+            allowed = ROUNDING.get(next(model.parameters()).dtype, 2e-2)
+            found = distance(ours, theirs)
+            if found > allowed and allowed > ROUNDING[torch.float32]:
+                rounding = distance(plain_logits(model, row, where, "sdpa"), theirs)
+                allowed = max(allowed, min(4 * rounding, MOST_ROUNDING))
+            if not found <= allowed:
+                raise OmniprepError(
+                    f"{type(model).__name__} computes something else on {what} of a bin than its own forward pass on "
+                    f"the row alone (logits differ by {found:.2g} of their size, rounding is {allowed:.2g}): use "
+                    "--attn eager, and please report it"
+                )
+
+
+def text_row(model: Any, vocabulary: int, longest: int) -> dict[str, Any]:
+    """A row of text that is longer than every window in the configuration, as `omniprep.collate` gives it.
+
+    Args:
+        model: Its configuration and device are read.
+        vocabulary: Ids are taken below this.
+        longest: Tokens of the longest row that training can meet; a window that none exceeds hides nothing.
+    """
+    device = next(model.parameters()).device
+    reach = max((w for w in windows(model.config.get_text_config().to_dict()) if w < longest), default=0)
+    length = min(max(2 * reach, SHORT), max(longest, 2))
+    return {
+        "input_ids": text_ids(length, vocabulary, device)[None],
+        "position_ids": torch.arange(length, device=device).expand(4, 1, -1),
+        **borders([length], device),
+    }
+
+
+def media_rows(
+    datasets: Sequence[PackedDataset], device: torch.device, dtype: torch.dtype
+) -> dict[str, dict[str, Any]]:
+    """A short row of each modality that the datasets have, as `omniprep.collate` gives it."""
+    chosen: dict[str, Found] = {}
+    for dataset in datasets:
+        shown = set()
+        for number in range(min(SEARCHED, len(dataset))):
+            shown |= choose_rows(dataset, number, chosen)
+        for modality in sorted(set(dataset.layout.modalities) - shown):
+            late = bin_with(dataset, modality)
+            if late is not None:
+                choose_rows(dataset, late, chosen)
+    return {
+        f"a row with {modality}": to_model(stack([cut_row(row.dataset[row.bin], row.number)]), device, dtype)
+        for modality, row in chosen.items()
+    }
+
+
+class Found(NamedTuple):
+    """A row that was found for a modality."""
+
+    tokens: int
+    dataset: PackedDataset
+    bin: int
+    number: int
+    """Which row of the bin."""
+
+
+def choose_rows(dataset: PackedDataset, number: int, chosen: dict[str, Found]) -> set[str]:
+    """Put the rows of a bin into `chosen` where they are the shortest of their modality; the bin's modalities."""
+    item, modalities = dataset[number], dataset.layout.modalities
+    lengths = np.diff(item["cu_seqlens"])
+    counts = np.asarray(item["row_items"]).reshape(len(lengths), len(modalities))
+    shown = set()
+    for m, modality in enumerate(modalities):
+        for row in np.flatnonzero(counts[:, m]).tolist():
+            shown.add(modality)
+            if modality not in chosen or lengths[row] < chosen[modality].tokens:
+                chosen[modality] = Found(int(lengths[row]), dataset, number, row)
+    return shown
+
+
+def bin_with(dataset: PackedDataset, modality: str) -> int | None:
+    """A bin with a modality that the first bins do not show, by the table of rows; None where there is none."""
+    items = dataset.manifest.get("counts", {}).get("items", {})
+    if not items.get(modality):
+        return None
+    rows = dataset.rows
+    of_packed = np.flatnonzero((rows[f"{modality}s"].to_numpy() > 0) & rows["bin"].is_valid().to_numpy())
+    return int(rows["bin"][int(of_packed[0])].as_py()) if len(of_packed) else None
+
+
+def windows(config: Mapping[Any, Any]) -> Iterator[int]:
+    """Every number of a language model's configuration that may bound what a token sees."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from windows(value)
+        elif ("window" in str(name) or "chunk" in str(name)) and isinstance(value, int) and not isinstance(value, bool):
+            yield value
+
+
+def text_ids(length: int, vocabulary: int, device: torch.device) -> Tensor:
+    """Ids (length) without a pattern that attention could rely on; below 50,000, where no control token stands."""
+    return torch.arange(length, device=device) * 7919 % min(vocabulary, 50000)
+
+
+def borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """Row borders as `omniprep.collate` gives them."""
+    edges = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
+    longest = max(lengths)
+    return {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": longest, "max_length_k": longest}
+
+
+def compared_positions(model: Any, row: Row) -> Tensor:
+    """Positions (K) of a row at which a difference would show: beyond the largest window, where it has one."""
+    length = int(row["input_ids"].shape[1])
+    first = max((w for w in windows(model.config.get_text_config().to_dict()) if w < length), default=0)
+    places = torch.linspace(first, length - 1, min(COMPARED, length - first)).round().long()
+    return places.to(row["input_ids"].device)
+
+
+def logits_at(forward: Any, row: Row, where: Tensor) -> Tensor:
+    """Logits (K, words) in float32 at some positions of a row."""
+    arguments = {k: v for k, v in row.items() if k not in ("labels", "loss_scale")} | {"use_cache": False}
+    logits: Tensor
+    if "logits_to_keep" in inspect.signature(getattr(forward, "forward", forward)).parameters:
+        logits = forward(**arguments, logits_to_keep=where).logits[0]
+    else:
+        logits = forward(**arguments).logits[0][where]
+    return logits.float()
+
+
+def plain_logits(model: Any, row: Row, where: Tensor, attention: str = "eager") -> Tensor:
+    """Logits (K, words) of the model's own forward pass on a row alone, as transformers would run it.
+
+    Args:
+        model: As in `check_rows`.
+        row: The row; what belongs to packing is left out.
+        where: (K) positions.
+        attention: eager, which is how a model is defined, or sdpa, which a model may not have: it is eager again then.
+    """
+    text = model.config.get_text_config()
+    before = text._attn_implementation
+    packing = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    alone = {k: v for k, v in row.items() if k not in packing}
+    wanted = "sdpa" if row["input_ids"].shape[1] > EAGER else attention
+    for name in (wanted, "eager") if model._supports_sdpa else ("eager",):
+        text._attn_implementation = name
+        try:
+            return logits_at(getattr(model, "plain_forward", model), alone, where)
+        except ValueError as error:  # transformers' SDPA refuses soft caps so
+            if name == "eager" or isinstance(error, OmniprepError):
+                raise
+        finally:
+            text._attn_implementation = before
+    raise AssertionError("eager attention was not tried")
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """Median over positions of the distance between logits (K, words), relative to the length of theirs.
+
+    The median, since in a mixture of experts rounding sends single tokens to other experts.
+    """
+    return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median())
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model without dropout and gradients, and afterwards as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,240 @@
+"""Risk: a model whose attention is not plainly causal trains as if it were, which only shows as a worse model."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from train_helpers import forward_kwargs, make_row, small_family, small_model, write_dataset, write_model
+
+from omniprep.data import PackedDataset
+from omniprep.errors import OmniprepError
+from omniprep.train import attention, isolation
+from omniprep.train.attention import row_attention, use_row_attention
+from omniprep.train.config import TrainConfig
+from omniprep.train.isolation import borders, check_isolation, check_rows, media_rows, text_ids, text_row
+from omniprep.train.model import load_base, load_trainable
+from omniprep.train.qwen2_5_omni import Qwen2_5OmniForConditionalGeneration
+from omniprep.train.vision_text import take_plain_positions
+
+WORDS = 300
+SIZES = {
+    "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+
+
+def language_model(name: str, **options):
+    """A small random language model of transformers on position_ids as bins have them."""
+    config = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(config(**(SIZES | options))).eval()
+    with torch.no_grad():  # the initial weights are so small that attention hardly matters
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    take_plain_positions(model)
+    return model
+
+
+WINDOWED = {
+    "every layer": ("Mistral", {"sliding_window": 16}),
+    "one layer of two": ("Qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    "own scaling": ("Gemma2", {"sliding_window": 16, "query_pre_attn_scalar": 5, "attn_logit_softcapping": None}),
+    "two rotations": ("Gemma3", {"sliding_window": 16}),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWED)
+@pytest.mark.parametrize("queries", [2048, 7])
+def test_sliding_windows_are_those_of_each_row_alone(case, queries, monkeypatch):
+    """Rows shorter and longer than the window and than a block of queries, against the model's own eager attention."""
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    name, options = WINDOWED[case]
+    model = language_model(name, **options)
+    lengths = [5, 70, 16, 17, 33]
+    ids = text_ids(sum(lengths), WORDS, torch.device("cpu"))[None]
+    positions = torch.cat([torch.arange(n) for n in lengths]).expand(4, 1, -1)
+    use_row_attention(model)
+    with torch.no_grad():
+        packed = model(ids, position_ids=positions, use_cache=False, **borders(lengths, ids.device)).logits[0]
+        model.config.get_text_config()._attn_implementation = "eager"
+        alone = torch.cat([model(row, use_cache=False).logits[0] for row in ids.split(lengths, 1)])
+    torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max()))
+    use_row_attention(model)
+    check_isolation(model, WORDS)
+    row = text_row(model, WORDS, 512)
+    assert row["input_ids"].shape == (1, 64), "four times the window"
+    check_rows(model, {"a long row of text": row})
+
+
+REFUSED = {
+    "softcap": ("Gemma2", {"sliding_window": 16}),
+    "s_aux": ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 16}),
+    "a mask that is not plainly causal": ("Qwen2", {"is_causal": False}),
+    "(and_masks)": ("Llama4", {"attention_chunk_size": 16, "num_local_experts": 2, "intermediate_size_mlp": 48}),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_model_that_asks_for_more_is_refused_by_name(what):
+    """Soft caps, sinks, bidirectional and chunked masks: none is computed row by row, none is left out in silence."""
+    name, options = REFUSED[what]
+    model = language_model(name, **options)
+    use_row_attention(model)
+    kind = model.config.model_type
+    with pytest.raises(OmniprepError) as caught:
+        check_isolation(model, WORDS)
+    assert what in str(caught.value) and f"(model type {kind})" in str(caught.value)
+    assert "--attn eager" in str(caught.value)
+
+
+def test_masks_of_image_blocks_are_refused():
+    """Gemma 3 lets the tokens of a picture see each other, when it is told which those are."""
+    text, vision = SIZES | {"sliding_window": 16}, {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    take_plain_positions(model)
+    ids = text_ids(12, WORDS, torch.device("cpu"))[None]
+    positions = torch.arange(12).expand(4, 1, -1)
+    given = {"position_ids": positions, **borders([12], ids.device), "use_cache": False}
+    of_image = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0]])
+    use_row_attention(model)
+    with torch.no_grad():
+        model(ids, **given)
+        with pytest.raises(OmniprepError, match="not plainly causal"):
+            model(ids, **given, token_type_ids=of_image)
+
+
+ARGUMENTS = {
+    "softcap": 30.0,
+    "s_aux": torch.zeros(4),
+    "position_bias": torch.zeros(1, 4, 6, 6),
+    "head_mask": torch.ones(4),
+    "layer_head_mask": torch.ones(4),
+    "output_attentions": True,
+    "indices": torch.zeros(1),
+    "an_argument_of_tomorrow": 0,
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_unknown_argument_of_an_attention_layer_is_refused(name):
+    class StrangeAttention(torch.nn.Module):
+        config = transformers.Qwen2Config()
+
+    heads = torch.randn(1, 4, 6, 8)
+    known = {"row_lengths": [4, 2], "position_ids": torch.arange(6), "use_cache": False, "max_length_q": 4}
+    row_attention(StrangeAttention(), heads, heads, heads, None, **known, **{name: None})
+    with pytest.raises(OmniprepError, match=rf"StrangeAttention \(model type qwen2\) attends with {name}"):
+        row_attention(StrangeAttention(), heads, heads, heads, None, **known, **{name: ARGUMENTS[name]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"is_causal": False}, "is_causal=False"),
+        ({"attention_mask": torch.ones(1, 1, 6, 6, dtype=torch.bool)}, "attention_mask"),
+        ({"attention_mask": torch.tensor([[[[3]]]]), "sliding_window": 4}, "window of 4 with a mask of one of 3"),
+        ({"row_lengths": [4, 1]}, "whose rows fill it"),
+        ({"row_lengths": None}, "got no row borders"),
+    ],
+)
+def test_what_row_by_row_attention_cannot_take(arguments, message):
+    heads = torch.randn(1, 4, 6, 8)
+    given = {"attention_mask": None, "row_lengths": [4, 2]} | arguments
+    with pytest.raises(OmniprepError, match=message):
+        row_attention(torch.nn.Module(), heads, heads, heads, **given)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_scaling_and_dropout_are_not_ignored(window):
+    torch.manual_seed(0)
+    heads = torch.randn(1, 4, 6, 8)
+
+    def attend(**arguments):
+        return row_attention(
+            torch.nn.Module(), heads, heads, heads, None, row_lengths=[6], sliding_window=window, **arguments
+        )[0]
+
+    usual = attend()
+    torch.testing.assert_close(attend(scaling=8**-0.5), usual)
+    assert not torch.allclose(attend(scaling=1.0), usual)
+    assert not torch.allclose(attend(dropout=0.5), usual)
+
+
+def test_padding_or_a_cache_beside_packing_is_refused():
+    model = language_model("Qwen2")
+    use_row_attention(model)
+    ids = text_ids(6, WORDS, torch.device("cpu"))[None]
+    with pytest.raises(OmniprepError, match="without padding"):
+        model(ids, attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1]]), use_cache=False, **borders([6], ids.device))
+
+
+def test_a_window_that_gets_lost_shows_in_the_numbers(monkeypatch):
+    """Where neither mask nor argument tells of the window, the comparison with the model's own forward pass does."""
+    name, options = WINDOWED["every layer"]
+    model = language_model(name, **options)
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "sdpa")
+    monkeypatch.setattr(isolation, "borders", lambda lengths, device: {})
+    row = text_row(model, WORDS, 512)
+    check_rows(model, {"a long row of text": row})
+    wide = language_model(name, sliding_window=None)
+    wide.plain_forward = model.forward  # what trains has no window, what it is held against has one
+    with pytest.raises(OmniprepError, match="a long row of text"):
+        check_rows(wide, {"a long row of text": row})
+
+
+def test_rows_of_the_data_are_held_against_the_models_own_forward_pass(tmp_path, monkeypatch):
+    """With picture or sound left out, the run does not start; as it is, it does."""
+    folder, model = write_dataset(tmp_path / "d", bins=5), write_model(tmp_path / "model")
+    datasets, config = [PackedDataset(str(folder))], TrainConfig(device="cpu", freeze_vit=False)
+    ctx, cpu = small_family(model), torch.device("cpu")
+    assert set(media_rows(datasets, cpu, torch.float32)) == {f"a row with {m}" for m in ("image", "audio", "video")}
+    load_trainable(ctx, str(model), config, cpu, datasets)
+    for part, what in (("_see", "image|video"), ("_hear", "audio")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Qwen2_5OmniForConditionalGeneration, part, lambda self, ids, embeds, *_: embeds)
+            with pytest.raises(OmniprepError, match=f"on a row with ({what}) of a bin"):
+                load_trainable(ctx, str(model), config, cpu, datasets)
+
+
+def test_a_modality_of_late_bins_is_found_by_the_table_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "SEARCHED", 1)
+    counts = {"items": {"image": 1, "audio": 0, "video": 0}}
+    folder = write_dataset(tmp_path / "d", bins=3, kinds=("text", "text", "text", "text", "image"), counts=counts)
+    dataset = PackedDataset(str(folder))
+    rows = dataset.rows.append_column("images", [np.array([0, 0, 0, 0, 0, 0, 0, 0, 1])])
+    monkeypatch.setitem(dataset.__dict__, "rows", rows)
+    assert set(media_rows([dataset], torch.device("cpu"), torch.float32)) == {"a row with image"}
+
+
+def test_a_forward_pass_refuses_what_it_would_ignore():
+    model = small_model().eval()
+    use_row_attention(model)
+    kwargs = forward_kwargs([make_row("text", np.random.default_rng(0))])
+    model(**kwargs, labels=None, output_attentions=False, use_cache=True)
+    for name, value in {"labels": kwargs["input_ids"], "loss_scale": torch.ones(1), "output_attentions": True}.items():
+        with pytest.raises(OmniprepError, match=f"does not take {name}"):
+            model(**kwargs, **{name: value})
+
+
+def test_a_family_without_a_hook_trains_as_transformers_loads_it(tmp_path):
+    """`load_model = ""` is what a family has that says nothing; a text model needs no more."""
+    from types import SimpleNamespace
+
+    language_model("Qwen2").save_pretrained(tmp_path / "m")
+    ctx = SimpleNamespace(
+        name="plain", cls=SimpleNamespace(load_model=""), config={"architectures": ["Qwen2ForCausalLM"]}
+    )
+    model = load_base(ctx, str(tmp_path / "m"), torch.float32, "sdpa")
+    use_row_attention(model)
+    check_isolation(model, WORDS)
+    check_rows(model, {"a row of text": text_row(model, WORDS, 512)})
+    for hook, message in (("nowhere:load", "'nowhere:load' is no function"), ("nowhere", "is no function")):
+        ctx.cls.load_model = hook
+        with pytest.raises(OmniprepError, match=message):
+            load_base(ctx, str(tmp_path / "m"), torch.float32, "sdpa")
+    ctx.cls.load_model, ctx.config = "", {"architectures": ["ThinkerOfNowhere"]}
+    with pytest.raises(OmniprepError, match="no class 'ThinkerOfNowhere'.*no load_model hook"):
+        load_base(ctx, str(tmp_path / "m"), torch.float32, "sdpa")
