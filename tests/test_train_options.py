@@ -15,7 +15,7 @@ from omniprep.errors import OmniprepError, UsageError
 from omniprep.progress import QuietReporter
 from omniprep.train import compiling
 from omniprep.train import run as run_module
-from omniprep.train.arguments import check_packages, training_arguments
+from omniprep.train.arguments import training_arguments
 from omniprep.train.attention import use_row_attention
 from omniprep.train.batches import Batcher
 from omniprep.train.batches import forward_kwargs as batch_kwargs
@@ -24,6 +24,7 @@ from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import PRESETS, deepspeed_config
 from omniprep.train.freeze import resolve_parts
 from omniprep.train.liger import use_liger
+from omniprep.train.packages import check_packages
 from omniprep.train.trainer import BinTrainer
 
 

@@ -264,5 +264,6 @@ def small_family(model: Path) -> SimpleNamespace:
     """What the trainer asks of a family context."""
     config = json.loads((model / "config.json").read_text())
     return SimpleNamespace(
-        name="small", config=config, arch=ARCH, load_model=load_model, tokenizer_sha256="1" * 64, tokenizer=range(1000)
-    )
+        name="small", config=config, arch=ARCH, load_model=load_model, tokenizer_sha256="1" * 64, tokenizer=range(1000),
+        modalities=MODALITIES, columns=COLUMNS,
+    )  # fmt: skip

@@ -1,13 +1,16 @@
 """`omniprep train` and `omniprep infer`."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from omniprep.cli.command import Command
 from omniprep.cli.options import make_config, options_of, require
+from omniprep.errors import UsageError
 from omniprep.printable import escape_json, say
 from omniprep.train.config import InferConfig, TrainConfig
 
@@ -35,6 +38,9 @@ def train(data: tuple[str, ...], config: str | None, quiet: bool, **given: Any) 
     options = make_config(TrainConfig, {"data": data, **given}, config)
     require("train", options, ("data", "model", "out"))
     from omniprep.progress import reporter
+    from omniprep.train.packages import check_packages
+
+    check_packages(options)  # before anything is imported that needs them
     from omniprep.train.run import train as run_train
 
     with reporter(quiet=quiet or int(os.environ.get("RANK", "0")) > 0) as progress:
@@ -52,11 +58,36 @@ def infer(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
     options = make_config(InferConfig, {"inputs": inputs, **given}, config)
     require("infer", options, ("inputs", "model"))
     from omniprep.progress import reporter
+    from omniprep.train.packages import require_packages
+
+    require_packages({"torch": "infer", "transformers": "infer"})
+    if (Path(options.model) / "adapter_config.json").is_file():
+        require_packages({"peft": "an adapter"})
     from omniprep.train.infer import infer as run_infer
 
-    with reporter(quiet=quiet) as progress:
-        if options.out is None:
-            run_infer(options, progress, lambda line: print(escape_json(line)))
-        else:
-            with Path(options.out).open("w", encoding="utf-8") as file:
-                run_infer(options, progress, lambda line: print(line, file=file))
+    with reporter(quiet=quiet) as progress, line_writer(options.out) as write:
+        run_infer(options, progress, write)
+
+
+@contextmanager
+def line_writer(path: str | None) -> Iterator[Callable[[str], None]]:
+    """What writes a line to a file, or to standard output; the file is begun with the first line, so that a command
+    that fails before it leaves an older one as it was.
+
+    Raises:
+        UsageError: There is no folder for the file.
+    """
+    if path is None:
+        yield lambda line: print(escape_json(line))
+        return
+    if not Path(path).resolve().parent.is_dir():
+        raise UsageError(f"--out {path}: no such folder")
+    with ExitStack() as stack:
+        opened: list[TextIO] = []
+
+        def write(line: str) -> None:
+            if not opened:
+                opened.append(stack.enter_context(Path(path).open("w", encoding="utf-8")))
+            opened[0].write(line + "\n")
+
+        yield write

@@ -80,7 +80,11 @@ def _resolve(spec: FamilySpec) -> "FamilyContext":
 
 
 def resolve_family(
-    model: str, family: str | None = None, plugins: tuple[str, ...] = (), options: dict[str, Any] | None = None
+    model: str,
+    family: str | None = None,
+    plugins: tuple[str, ...] = (),
+    options: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> "FamilyContext":
     """The family of a checkpoint, ready to work.
 
@@ -89,9 +93,18 @@ def resolve_family(
         family: Name of the family; None finds it from config.json.
         plugins: Python files that register families.
         options: Values for the family's options; None values are left out.
+        trust_remote_code: Let the checkpoint's own Python code run when its tokenizer is loaded.
     """
     chosen = tuple(sorted((k, v) for k, v in (options or {}).items() if v is not None))
-    return resolve(FamilySpec(model=model, family=family, plugins=tuple(plugins), options=chosen))
+    return resolve(
+        FamilySpec(
+            model=model,
+            family=family,
+            plugins=tuple(plugins),
+            options=chosen,
+            trust_remote_code=trust_remote_code,
+        )
+    )
 
 
 def _tokenizer_mark(model: str) -> int:
@@ -399,7 +412,7 @@ def _default_mapper(ctx: FamilyContext, items: Sequence[Decoded]) -> dict[str, A
     """The checkpoint's own image processor (images only)."""
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(ctx.spec.model)
+    processor = AutoImageProcessor.from_pretrained(ctx.spec.model, trust_remote_code=ctx.spec.trust_remote_code)
     batch = processor.preprocess([item.image for item in items], return_tensors="pt")
     return {key: value.numpy() for key, value in batch.items()}
 

@@ -17,7 +17,7 @@ PUSHED = (
     *WEIGHTS,
     "config.json", "generation_config.json", "configuration.json", "adapter_config.json", "*processor_config.json",
     "tokenizer*", "vocab.json", "merges.txt", "*.tiktoken", "special_tokens_map.json", "added_tokens.json",
-    "chat_template*", "spk_dict.pt", "*.py", "LICENSE*",
+    "chat_template*", "spk_dict.pt", "rows_config.json", "*.py", "LICENSE*",
 )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
-"""A run's options as the Trainer's arguments, and the packages that they need."""
+"""A run's options as the Trainer's arguments."""
 
 import dataclasses
-import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -15,27 +14,9 @@ from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import deepspeed_config
 
-__all__ = ["check_packages", "quiet_libraries", "training_arguments"]
+__all__ = ["quiet_libraries", "training_arguments"]
 
 NEVER = 1 << 40  # a number of steps that no run reaches
-
-
-def check_packages(config: TrainConfig) -> None:
-    """Refuse options whose packages are not installed.
-
-    Raises:
-        OmniprepError: Names the package.
-    """
-    needed = {"accelerate": "training"}
-    needed |= {"peft": "--lora"} if config.lora else {}
-    needed |= {"liger_kernel": "--liger"} if config.liger else {}
-    needed |= {"deepspeed": "--deepspeed"} if config.deepspeed else {}
-    needed |= {name: f"--report-to {name}" for name in config.report_to if name != "none"}
-    for package, what in needed.items():
-        if importlib.util.find_spec(package) is None:
-            name = package.replace("_", "-")
-            hint = "'omniprep[train]'" if package in ("accelerate", "peft", "tensorboard") else name
-            raise OmniprepError(f"{what} needs the package {name}: pip install {hint}")
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:

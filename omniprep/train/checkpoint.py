@@ -20,7 +20,15 @@ from safetensors.torch import save_file
 
 from omniprep.errors import OmniprepError
 
-__all__ = ["complete", "last_checkpoint", "read_position", "source_folder", "write_position"]
+__all__ = [
+    "COPIED",
+    "checkpoints",
+    "complete",
+    "last_checkpoint",
+    "read_position",
+    "source_folder",
+    "write_position",
+]
 
 POSITION = "data_state.json"
 GENERATOR = "model-generator.safetensors"
@@ -100,11 +108,26 @@ def read_position(folder: Path) -> dict[str, Any]:
     path = folder / POSITION
     if not path.is_file():
         raise OmniprepError(f"--resume {folder}: not a whole checkpoint of omniprep train ({POSITION} is missing)")
-    state: dict[str, Any] = json.loads(path.read_text())
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OmniprepError(
+            f"--resume {folder}: {POSITION} is damaged ({' '.join(str(error).split())[:200]})"
+        ) from error
+    kinds: dict[str, tuple[type, ...]] = {
+        "position": (int,), "sizes": (list,), "shares": (list, type(None)), "seed": (int,)
+    }  # fmt: skip
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
+        raise OmniprepError(f"--resume {folder}: {POSITION} is damaged: it has no {', '.join(kinds)}")
     return state
 
 
 def last_checkpoint(run: Path) -> Path | None:
     """The last whole checkpoint of a run, or None."""
+    return next(reversed(checkpoints(run)), None)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, the earliest first."""
     found = [p for p in run.glob("checkpoint-*") if (p / POSITION).is_file() and p.name[11:].isdigit()]
-    return max(found, key=lambda p: int(p.name[11:]), default=None)
+    return sorted(found, key=lambda p: int(p.name[11:]))

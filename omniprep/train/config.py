@@ -8,6 +8,7 @@ for full.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,6 +117,9 @@ class TrainConfig:
     """Keep only the last checkpoints, so many of them (default: all)."""
     resume: str | None = None
     """Go on from a checkpoint: its folder, or "auto" for the last one in --out (none there: start anew)."""
+    overwrite: bool = False
+    """Remove what an earlier run left in --out (with --resume CHECKPOINT: the checkpoints after that one), and nothing
+    else that lies there."""
     logging_steps: int = 5
     """Log after so many steps."""
     log_sources: bool = False
@@ -141,11 +145,26 @@ class TrainConfig:
             (self.lora_rank > 0, "--lora-rank must be positive"),
             (self.num_workers >= 0, "--num-workers must be 0 or more"),
             (self.logging_steps > 0, "--logging-steps must be positive"),
+            (self.save_total_limit is None or self.save_total_limit > 0, "--save-total-limit must be positive"),
             (self.save_steps >= 0 and self.eval_steps >= 0, "--save-steps and --eval-steps must be 0 or more"),
             (0 <= self.eval_fraction < 1, "--eval-fraction is a share from 0 to below 1"),
             (not (self.eval_fraction and self.eval_data), "give --eval-data or --eval-fraction, not both"),
             (self.lora or not self.merge_lora, "--merge-lora needs --lora"),
             (self.lora or not self.target_regex, "--target-regex needs --lora"),
+            (
+                self.lora or (self.lora_rank, self.lora_alpha, self.lora_dropout) == (8, 32, 0.05),
+                "--lora-rank, --lora-alpha and --lora-dropout need --lora",
+            ),
+            (self.vit_lr is None or not self.freeze_vit, "--vit-lr needs --no-freeze-vit: frozen towers learn nothing"),
+            (
+                self.aligner_lr is None or not self.freeze_aligner,
+                "--aligner-lr needs --no-freeze-aligner: frozen aligners learn nothing",
+            ),
+            (
+                not self.eval_steps or bool(self.eval_data) or self.eval_fraction > 0,
+                "--eval-steps needs --eval-data or --eval-fraction: there is nothing to evaluate on",
+            ),
+            (is_regex(self.target_regex), f"--target-regex {self.target_regex!r} is no regular expression"),
             (not (self.fsdp and self.deepspeed), "--fsdp and --deepspeed exclude each other"),
             (not (self.torch_compile and self.attn == "sdpa"), "--torch-compile needs another --attn than sdpa"),
             (not (self.dry_run and self.deepspeed), "--dry-run is of one device: leave out --deepspeed"),
@@ -183,7 +202,7 @@ class InferConfig:
     out: str | None = None
     """JSON lines to write (default: standard output)."""
     like: str | None = None
-    """Built dataset whose options encode the rows (default: the first one that the run was trained on)."""
+    """Built dataset whose options encode the rows, or the name of one of the run's (default: as for training)."""
 
     batch_size: int = 8
     """Rows answered at once."""
@@ -205,6 +224,10 @@ class InferConfig:
     """More folders that media may lie in."""
     allow_http: bool = False
     """Fetch media from http(s) URLs."""
+    plugin: tuple[str, ...] = ()
+    """Python file that registers model families."""
+    trust_remote_code: bool = False
+    """Let the checkpoint's own Python code run."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""
@@ -214,6 +237,15 @@ class InferConfig:
             )
         if self.dtype not in ("auto", "float32", "bfloat16") or self.device not in ("auto", "cpu", "cuda"):
             raise UsageError("--dtype is auto, float32 or bfloat16; --device is auto, cpu or cuda")
+
+
+def is_regex(text: str | None) -> bool:
+    """Whether a text is a regular expression, or None."""
+    try:
+        re.compile(text or "")
+    except re.error:
+        return False
+    return True
 
 
 def parse_source(text: str) -> tuple[str, float | None]:

@@ -82,19 +82,32 @@ def step_of(checkpoint: Path | None) -> int:
     """Optimizer steps a checkpoint has behind it."""
     if checkpoint is None:
         return 0
-    return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    path = checkpoint / "trainer_state.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OmniprepError(f"--resume {checkpoint}: {path.name} is absent or damaged") from error
 
 
 def split_bins(
     datasets: list[PackedDataset], config: TrainConfig, sources: list[np.ndarray]
 ) -> tuple[Bins, list[np.ndarray]]:
-    """The bins to train on, and those held out of each dataset (--eval-fraction)."""
+    """The bins to train on, and those held out of each dataset (--eval-fraction).
+
+    Raises:
+        OmniprepError: A dataset of one bin has none to hold out.
+    """
     kept, held = [], []
     for number, dataset in enumerate(datasets):
         order = np.random.Generator(np.random.PCG64([SPLIT_SEED, number])).permutation(len(dataset))
-        count = round(config.eval_fraction * len(dataset))
-        if config.eval_fraction and len(dataset) > 1:
-            count = min(max(count, 1), len(dataset) - 1)
+        count = 0
+        if config.eval_fraction:
+            if len(dataset) < 2:
+                raise OmniprepError(
+                    f"--eval-fraction {config.eval_fraction:g} holds out no bin of {dataset.uri}, which has only "
+                    f"{len(dataset)}: leave it out, give --eval-data, or repack to a shorter --bin-length"
+                )
+            count = min(max(round(config.eval_fraction * len(dataset)), 1), len(dataset) - 1)
         held.append(np.sort(order[:count]))
         kept.append(np.sort(order[count:]))
     return Bins(datasets, kept, sources), held
@@ -146,6 +159,10 @@ def make_stream(mixture: Mixture, config: TrainConfig, args: TrainingArguments, 
     else:
         total = round(config.epochs * mixture.epoch_bins)
         steps = math.ceil((total - start) / step)
+    if steps <= 0 and checkpoint is None:
+        raise OmniprepError(
+            f"--epochs {config.epochs:g} of {mixture.epoch_bins} bins is less than a bin: raise it, or give --max-steps"
+        )
     if steps <= 0:
         raise OmniprepError(
             f"--resume {checkpoint}: nothing is left to do after its step {done}; raise --max-steps or --epochs"

@@ -5,20 +5,21 @@ answer begins. Batches are padded on the left; positions are our own (4, B, L), 
 on its neighbors.
 """
 
-import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.nn.functional import pad
 
 from omniprep import io
 from omniprep.build.options import family_of
 from omniprep.build.single import encode_prompt
+from omniprep.cli.options import option_name
 from omniprep.config import BuildConfig
+from omniprep.data.dataset import read_manifest
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.progress import Reporter
@@ -26,7 +27,8 @@ from omniprep.rows.columns import Columns, parse_columns
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.normalize import normalize
 from omniprep.rows.sources import find_splits, numbered
-from omniprep.train.config import InferConfig, parse_source
+from omniprep.train.config import InferConfig
+from omniprep.train.facts import FACTS, TRUSTED, RowFacts, facts_of_manifest, one_of, read_facts
 from omniprep.train.model import load_base
 
 __all__ = ["infer", "left_padded"]
@@ -45,15 +47,15 @@ def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
         Rows answered.
 
     Raises:
-        OmniprepError: No model, no dataset to encode like, or no input.
+        OmniprepError: No model, nothing that says how to encode the rows, no input, or no row that could be answered.
     """
     base, adapter = base_and_adapter(config)
-    build = build_options(config, base)
+    build = build_options(config, base, reporter)
     ctx = family_of(build)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     dtype = wanted.get(config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    model: Any = load_base(ctx, base, dtype, "sdpa")
+    model: Any = load_base(ctx, base, dtype, "sdpa", trust_remote_code=config.trust_remote_code)
     if adapter is not None:
         from peft import PeftModel
 
@@ -61,7 +63,7 @@ def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
     model.to(device).eval()
     torch.manual_seed(config.seed)
     reporter.start("infer", config.limit or None)
-    done = 0
+    done, rejected = 0, Counter[str]()
     for batch in batched(encoded_rows(config, build, ctx), config.batch_size):
         good = [row for row in batch if "kwargs" in row]
         texts = answer(model, [row["kwargs"] for row in good], ctx, config, dtype) if good else []
@@ -73,9 +75,18 @@ def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
                 done += 1
             else:
                 line |= {"error": row["error"], "message": row["message"]}
+                rejected[row["error"]] += 1
             write(json.dumps(line, ensure_ascii=False))
         reporter.advance("infer", len(batch), rejects=len(batch) - len(good))
     reporter.finish("infer")
+    if rejected:
+        codes = ", ".join(f"{code} {count}" for code, count in sorted(rejected.items()))
+        text = f"{rejected.total()} of {done + rejected.total()} rows have no answer: {codes}"
+        if not done:
+            raise OmniprepError(f"{text}; each line says why")
+        reporter.message(text)
+    elif not done:
+        raise OmniprepError(f"no row in {', '.join(config.inputs)}")
     return done
 
 
@@ -88,28 +99,68 @@ def base_and_adapter(config: InferConfig) -> tuple[str, Path | None]:
                 f"--model {run}: neither a checkpoint (config.json) nor an adapter (adapter_config.json)"
             )
         return config.model, None
-    base = config.base_model or json.loads((run / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    if not base:
+    adapter = adapter_config(run / "adapter_config.json")
+    base = config.base_model or adapter.get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise OmniprepError(f"--model {run} is an adapter that names no base model: give --base-model")
     return base, run
 
 
-def build_options(config: InferConfig, base: str) -> BuildConfig:
-    """The options that encode rows as the run's dataset was encoded."""
-    like, saved = config.like, Path(config.model) / "train_config.yaml"
-    if like is None and saved.is_file():
-        like = parse_source(yaml.safe_load(saved.read_text())["data"][0])[0]
-        if not io.exists(io.join(like, "manifest.json")):
-            like = None
-    values: dict[str, Any] = {}
-    if like is not None:
-        names = {f.name for f in dataclasses.fields(BuildConfig)}
-        manifest = json.loads(io.read_bytes(io.join(like, "manifest.json")))
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items() if k in names}
-    values |= {"model": base, "inputs": config.inputs, "allow_http": config.allow_http, "split": None}
-    values["media_root"] = (*values.get("media_root", ()), *config.media_root)
-    values["bin_length"] = values.get("bin_length") or 32768
+def adapter_config(path: Path) -> dict[str, Any]:
+    """The configuration of a LoRA adapter, from anyone.
+
+    Raises:
+        OmniprepError: Not one, or one by which PEFT would import a module of its choice.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OmniprepError(f"{path}: not a JSON file ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
+        raise OmniprepError(f"{path}: not the configuration of a LoRA adapter")
+    if content.get("megatron_config") is not None:  # then PEFT imports the module that "megatron_core" names
+        raise OmniprepError(f"{path}: adapters for Megatron, which import code by name, are not loaded")
+    return content
+
+
+def build_options(config: InferConfig, base: str, reporter: Reporter) -> BuildConfig:
+    """The options that encode rows as those of the run were encoded.
+
+    What the run or a dataset says comes from a file; code, network and folders only from `config`.
+
+    Raises:
+        OmniprepError: There is no such dataset, or a run that says nothing, or too much.
+    """
+    facts = row_facts(config)
+    if facts is None:
+        reporter.message(f"--model {config.model} is no run of omniprep train: rows are encoded by default options")
+        facts = RowFacts(dataset="", options={})
+    missing = [name for name in facts.given if not getattr(config, name)]
+    if missing:
+        flags = ", ".join(option_name(name) for name in missing)
+        reporter.message(
+            f"the run's dataset was built with {flags}: not taken from a file, give it here if it is needed"
+        )
+    values = {
+        **facts.options,
+        **{name: getattr(config, name) for name in TRUSTED},
+        "model": base,
+        "inputs": config.inputs,
+        "bin_length": facts.options.get("bin_length") or 32768,
+    }
     return BuildConfig(**values)
+
+
+def row_facts(config: InferConfig) -> RowFacts | None:
+    """How rows are to be encoded: as `--like` says, or as the run; None for a model that is no run."""
+    if config.like is None:
+        found = read_facts(config.model)
+        return None if found is None else one_of(found)
+    if not io.exists(io.join(config.like, "manifest.json")) and (Path(config.model) / FACTS).is_file():
+        for facts in read_facts(config.model) or ():  # a dataset of the run, wherever it is now
+            if facts.dataset == config.like.rstrip("/"):
+                return facts
+    return facts_of_manifest(config.like, read_manifest(config.like))
 
 
 def encoded_rows(config: InferConfig, build: BuildConfig, ctx: FamilyContext) -> Iterator[dict[str, Any]]:

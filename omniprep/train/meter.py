@@ -81,6 +81,7 @@ class Meter:
         seconds = max(now - self.began, 1e-9)
         out = {
             "token_accuracy": hits / max(sum(counts[: self.kinds]), 1.0),
+            "learned_tokens": sum(counts[: self.kinds]),
             "tokens_per_s": all_tokens / seconds,
             "data_wait_ms": (waited - self.waited) / max(steps, 1) * 1e3,
         }

@@ -5,8 +5,9 @@ from typing import Any
 
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
+from omniprep.train.config import TrainConfig
 
-__all__ = ["check_datasets"]
+__all__ = ["check_datasets", "check_family"]
 
 
 def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
@@ -17,8 +18,9 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
         ctx: Family context of the model's checkpoint.
 
     Raises:
-        OmniprepError: Another family, tokenizer or layout, an empty dataset, bins longer than the model's positions, or
-            a tokenizer with more tokens than the model has embeddings.
+        OmniprepError: Another family, tokenizer, layout or normalization of pixels, a dataset with no bin or nothing to
+            learn, bins longer than the model's positions, or a tokenizer with more tokens than the model has
+            embeddings.
     """
     words = text_config(ctx.config).get("vocab_size")
     if words is not None and len(ctx.tokenizer) > words:
@@ -39,6 +41,12 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
                 f"{where} was built with another tokenizer ({built[:12]}, of {manifest.get('model')}) than the model's "
                 f"({ours[:12]}): build it with this --model"
             )
+        if manifest.get("counts", {}).get("labeled_tokens") == 0:
+            raise OmniprepError(f"{where}: no token of it is labeled, so there is nothing to learn (rows need answers)")
+        if different := other_params(dataset, ctx):
+            raise OmniprepError(
+                f"{where} was built for a checkpoint with other {different} than this --model: build it with this one"
+            )
         positions = text_config(ctx.config).get("max_position_embeddings")
         if positions is not None and dataset.record.bin_length > positions:
             raise OmniprepError(
@@ -49,6 +57,37 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
             raise OmniprepError(
                 f"{where} has other columns or loss weights than {datasets[0].uri}: build both with the same options"
             )
+
+
+def other_params(dataset: PackedDataset, ctx: Any) -> str:
+    """Which parameters of media (mean, patch_size …) the dataset has otherwise than the checkpoint; "" for none."""
+    ours = {column.name: column.params for column in ctx.columns}
+    found = [
+        f"{name} of {column.name} ({value}, not {ours[column.name][name]})"
+        for column in dataset.layout.columns
+        if column.name in ours
+        for name, value in column.params.items()
+        if name in ours[column.name] and ours[column.name][name] != value
+    ]
+    return ", ".join(found)
+
+
+def check_family(ctx: Any, config: TrainConfig) -> None:
+    """Refuse options that a family cannot follow, since it does not say what its modules are.
+
+    Args:
+        ctx: Family context of the model's checkpoint.
+        config: The run's options.
+
+    Raises:
+        OmniprepError: Towers are to stay frozen, and the family names none.
+    """
+    if ctx.modalities and not ctx.arch.vision_tower and config.freeze_vit:
+        raise OmniprepError(
+            f"family {ctx.name!r} takes {', '.join(ctx.modalities)} but names no tower, so that --freeze-vit would "
+            "freeze nothing: register one by @REGISTRY.register_model_arch(ModelArch(vision_tower=...)), or train "
+            "everything by --no-freeze-vit --no-freeze-aligner"
+        )
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,17 +14,21 @@ from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.families.context import resolve_family
 from omniprep.progress import Reporter
-from omniprep.train.arguments import check_packages, quiet_libraries, training_arguments
+from omniprep.train.arguments import quiet_libraries, training_arguments
 from omniprep.train.batches import BatchLoader, make_loader
-from omniprep.train.checkpoint import last_checkpoint, read_position, source_folder
+from omniprep.train.checkpoint import source_folder
 from omniprep.train.config import TrainConfig
 from omniprep.train.console import ConsoleCallback
 from omniprep.train.data import RunData, open_datasets, prepare_data, step_of
 from omniprep.train.dry_run import dry_run
+from omniprep.train.facts import RowFacts, facts_of_manifest, write_facts
+from omniprep.train.folder import OPTIONS, prepare_folder
 from omniprep.train.freeze import Parts
 from omniprep.train.memory import explain_memory
 from omniprep.train.model import add_lora, load_trainable, weights_dtype
-from omniprep.train.refuse import check_datasets
+from omniprep.train.packages import check_packages
+from omniprep.train.refuse import check_datasets, check_family
+from omniprep.train.resume import changes, find_checkpoint, identity
 from omniprep.train.trainer import BinTrainer
 
 __all__ = ["train"]
@@ -47,20 +51,27 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     check_packages(config)
     args = training_arguments(config)
     datasets, evaluation = (open_datasets(sources, config) for sources in (config.data, config.eval_data))
-    ctx = resolve_family(config.model, config.family, config.plugin)
+    ctx = resolve_family(config.model, config.family, config.plugin, None, config.trust_remote_code)
     check_datasets([*datasets, *evaluation], ctx)
+    check_family(ctx, config)
     checkpoint = find_checkpoint(config)
     data = prepare_data(datasets, evaluation, config, args, checkpoint)
+    this_run = identity(config, datasets, ctx)
+    for text in changes(checkpoint, this_run) if checkpoint is not None else ():
+        reporter.message(text)
+    if args.should_save and not config.dry_run:
+        prepare_folder(config, checkpoint)
     model, parts = make_model(ctx, config, args.device, checkpoint, data.bins.datasets)
     if config.dry_run:
         dtype = weights_dtype(config, args.device)
         return dry_run(model, data.bins, data.mixture, data.batcher, config, args.device, dtype, reporter)
-    trainer = make_trainer(model, parts, data, ctx, config, args, checkpoint)
+    facts = [facts_of_manifest(d.uri, d.manifest) for d in datasets if "config" in d.manifest]
+    trainer = make_trainer(model, parts, data, ctx, config, args, checkpoint, this_run, facts)
     set_console(trainer, reporter)
     out = Path(config.out)
     if args.should_save:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "train_config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        (out / OPTIONS).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
@@ -68,16 +79,6 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     trainer.evaluate()
     save(trainer, ctx, config, args)
     return out
-
-
-def find_checkpoint(config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from, or None."""
-    if config.resume is None:
-        return None
-    found = last_checkpoint(Path(config.out)) if config.resume == "auto" else Path(config.resume)
-    if found is not None:
-        read_position(found)
-    return found
 
 
 def make_model(
@@ -102,8 +103,10 @@ def make_trainer(
     config: TrainConfig,
     args: TrainingArguments,
     checkpoint: Path | None,
+    identity: dict[str, Any],
+    facts: Sequence[RowFacts],
 ) -> BinTrainer:
-    """The trainer, at the place where the checkpoint stopped."""
+    """The trainer, at the place where the checkpoint stopped; arguments as in `BinTrainer`."""
     started = step_of(checkpoint)
     args.max_steps = started + data.stream.steps
     batches = make_loader(data.bins, data.stream, data.batcher, config.num_workers, args.device.type == "cuda")
@@ -119,13 +122,20 @@ def make_trainer(
         source=source_folder(config.model),
         dtype=weights_dtype(config, args.device),
         generator=tuple(ctx.arch.generator),
+        identity=identity,
+        facts=facts,
     )
     trainer.started_at = trainer.logged_at = started
     return trainer
 
 
 def save(trainer: BinTrainer, ctx: Any, config: TrainConfig, args: TrainingArguments) -> None:
-    """Write the trained model to the run's folder, and the merged one where it is asked for."""
+    """Write the trained model to the run's folder, and the merged one where it is asked for.
+
+    Raises:
+        OmniprepError: Its weights are no numbers any more.
+    """
+    trainer.check_weights()
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(config.out)
@@ -137,6 +147,8 @@ def save(trainer: BinTrainer, ctx: Any, config: TrainConfig, args: TrainingArgum
         unset_hf_deepspeed_config()  # else ZeRO-3 would share the model out over ranks that are not here
         out = Path(config.out)
         merge_lora(config.model, out, out / "merged", ctx, dtype=weights_dtype(config, args.device))
+        if trainer.facts:
+            write_facts(out / "merged", trainer.facts)
 
 
 def set_console(trainer: BinTrainer, reporter: Reporter) -> None:

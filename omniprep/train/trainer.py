@@ -11,6 +11,7 @@ What is ours, and why:
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from omniprep.train.batches import Batcher, BatchLoader, forward_kwargs
 from omniprep.train.checkpoint import complete, write_position
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import numel
+from omniprep.train.facts import RowFacts, write_facts
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
 from omniprep.train.meter import Meter
 from omniprep.train.stream import BinStream
@@ -49,6 +51,8 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         source: Folder of the checkpoint that training began with.
         dtype: Type of the weights.
         generator: Checkpoint prefixes that are not loaded.
+        identity: What the run is of, for its checkpoints (resume.py).
+        facts: How the rows of its datasets were encoded, for its checkpoints (facts.py).
     """
 
     optimizer: Any
@@ -69,7 +73,10 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         source: Path,
         dtype: torch.dtype,
         generator: tuple[str, ...],
+        identity: dict[str, Any],
+        facts: Sequence[RowFacts],
     ) -> None:
+        self.identity, self.facts = identity, facts
         self.config, self.parts, self.stream, self.loader = config, parts, stream, loader
         self.evaluation, self.source, self.weights_dtype, self.generator = evaluation, source, dtype, generator
         self.started_at = 0  # optimizer steps before this process
@@ -85,6 +92,14 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
             trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
             base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
+        elif args.world_size > 1 and parts.towers:
+            trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
+            if config.fsdp or config.deepspeed or trained & {"tower", "aligner"}:
+                raise OmniprepError(
+                    f"{type(base).__name__} runs its towers only where a bin has media: several ranks would wait for "
+                    "each other for ever. Give the family the hook omniprep.train.vision_text:load_model "
+                    "(docs/families.md), or train with frozen towers and without --fsdp and --deepspeed"
+                )
 
     def create_accelerator_and_postprocess(self) -> None:
         """Let --fsdp hold on the CPU too, where accelerate 1.15 would leave it out without a word."""
@@ -168,8 +183,23 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             steps = self.state.global_step - self.logged_at
             logs |= self.meter.take(self.loader.waited, steps, self.accelerator.reduce)
             self.logged_at = self.state.global_step
-            self._stop_when_lost(logs["loss"])
+            if logs["learned_tokens"]:  # a loss of nothing is 0, which no later loss could match
+                self._stop_when_lost(logs["loss"])
         super().log(logs, start_time)
+
+    def check_weights(self) -> None:
+        """Refuse to save weights that are no numbers: a step may lose them before its loss is logged.
+
+        Raises:
+            OmniprepError: Some are not finite, on any rank.
+        """
+        lost = torch.zeros(1, device=self.args.device)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+                lost += (~torch.isfinite(held.detach())).any().to(lost.device)
+        if float(self.accelerator.reduce(lost)):
+            self._stop_when_lost(math.nan)
 
     def _stop_when_lost(self, loss: float) -> None:
         """Raise when the loss is no number, or has stayed far above its best for three logs.
@@ -232,11 +262,18 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
+        if self.facts:
+            write_facts(folder, self.facts)
         if not self.config.lora:
             complete(folder, self.source, self.generator, self.weights_dtype)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save all, then the place in the data as the mark that it is whole."""
+        """Save all, then the place in the data as the mark that it is whole.
+
+        Raises:
+            OmniprepError: The weights are no numbers any more.
+        """
+        self.check_weights()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -247,6 +284,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
                 "sizes": list(mixture.sizes),
                 "shares": mixture.shares,
                 "seed": mixture.seed,
+                **self.identity,
             }
             write_position(folder, state)
 

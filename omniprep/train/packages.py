@@ -1,0 +1,49 @@
+"""What `omniprep train` and `infer` need installed, asked before anything of it is imported or loaded.
+
+Names, versions and the command that installs a package are those of `omniprep doctor` (checkup.py), which reads them
+from the package's own metadata.
+"""
+
+import importlib.util
+
+from omniprep.checkup import packages
+from omniprep.errors import OmniprepError
+from omniprep.train.config import TrainConfig
+
+__all__ = ["check_packages", "require_packages"]
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Refuse options whose packages are not installed, or too old.
+
+    Raises:
+        OmniprepError: Names the package and the command that installs it.
+    """
+    reports = [name for name in config.report_to if name != "none"]
+    needed = {"torch": "training", "transformers": "training", "accelerate": "training"}
+    needed |= {"peft": "--lora"} if config.lora else {}
+    needed |= {"tensorboard": "--report-to tensorboard"} if "tensorboard" in reports else {}
+    require_packages(needed)
+    others = {"liger_kernel": "--liger"} if config.liger else {}
+    others |= {"deepspeed": "--deepspeed"} if config.deepspeed else {}
+    others |= {name: f"--report-to {name}" for name in reports if name != "tensorboard"}
+    for package, what in others.items():
+        if importlib.util.find_spec(package) is None:
+            name = package.replace("_", "-")
+            raise OmniprepError(f"{what} needs the package {name}: pip install {name}")
+
+
+def require_packages(needed: dict[str, str]) -> None:
+    """Refuse to go on without packages that omniprep's own metadata names.
+
+    Args:
+        needed: Names of packages, and what needs them.
+
+    Raises:
+        OmniprepError: The first that is absent or too old, with the command that installs it.
+    """
+    # A package may be asked for twice: by omniprep itself, and in a newer version by an extra.
+    for finding in packages():
+        if finding.name in needed and finding.state != "ok":
+            what = finding.text.split(";")[0]
+            raise OmniprepError(f"{needed[finding.name]} needs {finding.name} ({what}): {finding.fix}")

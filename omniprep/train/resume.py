@@ -1,0 +1,88 @@
+"""Going on with a run: from where, and whether it is the same run.
+
+data_state.json in a checkpoint says what the run was of: its data by content, its model, its options. The optimizer and
+the schedule go on as they were saved, so an option of theirs that is given otherwise would be ignored: it is refused.
+Other options may change (a longer run, another number of ranks); each change is said.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omniprep.data import PackedDataset
+from omniprep.errors import OmniprepError
+from omniprep.train.checkpoint import last_checkpoint, read_position
+from omniprep.train.config import TrainConfig
+
+__all__ = ["changes", "find_checkpoint", "identity"]
+
+KEPT = (
+    "learning_rate", "vit_lr", "aligner_lr", "weight_decay", "adam_beta2", "optimizer", "schedule", "warmup", "lora",
+    "lora_rank", "lora_alpha", "target_regex", "freeze_llm", "freeze_vit", "freeze_aligner", "weight_by",
+    "eval_fraction",
+)  # fmt: skip
+"""Options that the weights, the optimizer, the schedule or the choice of bins in a checkpoint already hold."""
+FREE = (
+    "max_steps", "epochs", "batch_size", "grad_accumulation", "max_grad_norm", "lora_dropout", "dtype", "amp", "attn",
+    "model",
+)  # fmt: skip
+"""Options that may change from here on, and change the result."""
+
+
+def find_checkpoint(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from, or None."""
+    if config.resume is None:
+        return None
+    found = last_checkpoint(Path(config.out)) if config.resume == "auto" else Path(config.resume)
+    if found is not None:
+        read_position(found)
+    return found
+
+
+def identity(config: TrainConfig, datasets: Sequence[PackedDataset], ctx: Any) -> dict[str, Any]:
+    """What a run is of, as JSON types, for data_state.json."""
+    options = config.to_dict()
+    return {
+        "data": [content_hash(dataset.manifest) for dataset in datasets],
+        "config": hashlib.sha256(json.dumps(ctx.config, sort_keys=True).encode()).hexdigest(),
+        "options": {name: options[name] for name in (*KEPT, *FREE)},
+    }
+
+
+def content_hash(manifest: dict[str, Any]) -> str:
+    """Hash of a dataset's bins, wherever they lie."""
+    shards = [[shard["bins"], shard["sha256"]] for shard in manifest["shards"]]
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+
+
+def changes(checkpoint: Path, now: dict[str, Any]) -> list[str]:
+    """What is otherwise than when a checkpoint was written, and may be: a line each.
+
+    Args:
+        checkpoint: Its folder.
+        now: `identity` of this run.
+
+    Raises:
+        OmniprepError: The data, the model or an option that the checkpoint already holds is otherwise.
+    """
+    state = read_position(checkpoint)
+    before = state.get("options")
+    if before is None:
+        return [f"--resume {checkpoint}: it does not say what it was trained with, so nothing is compared but the data"]
+    if state.get("config") != now["config"]:
+        raise OmniprepError(f"--resume {checkpoint}: made with a model of another config.json: --model changed")
+    if state.get("data") != now["data"]:
+        raise OmniprepError(f"--resume {checkpoint}: made with other data: the content of --data changed")
+    otherwise = {
+        name: f"--{name.replace('_', '-')} was {before.get(name)}, is {value}"
+        for name, value in now["options"].items()
+        if before.get(name) != value
+    }
+    if fixed := [otherwise[name] for name in KEPT if name in otherwise]:
+        raise OmniprepError(
+            f"--resume {checkpoint}: {'; '.join(fixed)}: the checkpoint goes on with what it has; give the same, or "
+            "begin a new run with the checkpoint as --model"
+        )
+    return [f"--resume {checkpoint}: {text}" for text in otherwise.values()]
