@@ -23,7 +23,7 @@ COMMON = {
 }
 
 
-def launch(ranks: int, model: Path, data: Path, out: Path, launcher: str = "torchrun", **options):
+def launch(ranks: int, model: Path, data: Path, out: Path, launcher: str = "torchrun", steps: int = 0, **options):
     start = [sys.executable]
     if launcher == "accelerate":
         # Its --cpu would start one process, or MPI; the run itself finds that there is no GPU.
@@ -45,7 +45,7 @@ def launch(ranks: int, model: Path, data: Path, out: Path, launcher: str = "torc
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}
     result = subprocess.run(start, env=env, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr[-3000:]
-    logs = json.loads((out / f"checkpoint-{options.get('max_steps', 3)}" / "trainer_state.json").read_text())[
+    logs = json.loads((out / f"checkpoint-{steps or options.get('max_steps', 3)}" / "trainer_state.json").read_text())[
         "log_history"
     ]
     return [x for x in logs if "loss" in x]
@@ -107,6 +107,21 @@ def test_a_run_goes_on_with_another_number_of_ranks_in_the_middle_of_an_epoch(fi
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
     bins = [int(line) for file in root.glob("seen.*") for line in file.read_text().split()]
     assert sorted(bins) == list(range(8)), "every bin of the epoch once"
+
+
+@pytest.mark.slow
+def test_an_epoch_of_three_bins_on_two_ranks_ends_and_is_that_of_one(files, tmp_path):
+    """Two steps on each rank, the second with a place that counts nothing: none waits for the other for ever."""
+    model, _, _ = files
+    data = write_dataset(tmp_path / "d", bins=3)
+    options = {"max_steps": 0, "epochs": 1, "save_steps": 0, "freeze_vit": False, "freeze_aligner": False}
+    logs = launch(2, model, data, tmp_path / "two", steps=2, **options)
+    alone = launch(1, model, data, tmp_path / "one", steps=2, grad_accumulation=2, **options)
+    assert [(x["step"], x["epoch"]) for x in logs] == [(x["step"], x["epoch"]) for x in alone]
+    assert len(logs) == 2 and logs[-1]["epoch"] == 1.0
+    for ours, theirs in zip(logs, alone, strict=True):
+        assert ours["learned_tokens"] == theirs["learned_tokens"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
 @pytest.mark.slow

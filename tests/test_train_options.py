@@ -85,6 +85,71 @@ def test_packages_that_are_not_there_are_named(monkeypatch, options, package):
         check_packages(TrainConfig(**options))
 
 
+@pytest.mark.parametrize(
+    ("absent", "command", "message"),
+    [
+        ("accelerate", "train", "training needs accelerate (not installed): pip install 'omniprep[train]'"),
+        ("peft", "train", "--lora needs peft (not installed): pip install 'omniprep[train]'"),
+        (
+            "tensorboard",
+            "train",
+            "--report-to tensorboard needs tensorboard (not installed): pip install 'omniprep[train]'",
+        ),
+        ("peft", "infer", "an adapter needs peft (not installed): pip install 'omniprep[train]'"),
+        (
+            "transformers",
+            "infer",
+            "infer needs transformers (4.57.6, but >=5.23 is wanted): pip install 'transformers>=5.23'",
+        ),
+        ("transformers", "train", "training needs transformers (4.57.6, but >=5.23 is wanted): pip install"),
+    ],
+)
+def test_a_package_that_is_absent_or_old_is_one_line_before_anything_is_loaded(
+    monkeypatch, tmp_path, omniprep, absent, command, message
+):
+    """As doctor says it; omniprep's modules that need the package are not even imported."""
+    from importlib import metadata
+
+    requires, version = metadata.requires, metadata.version
+
+    def found(name):
+        if name != absent:
+            return version(name)
+        if name == "transformers":
+            return "4.57.6"
+        raise metadata.PackageNotFoundError(name)
+
+    wanted = [text.replace("transformers>=5;", "transformers>=5.23;") for text in requires("omniprep")]
+    monkeypatch.setattr(metadata, "requires", lambda _: wanted)
+    monkeypatch.setattr(metadata, "version", found)
+    for module in ("omniprep.train.run", "omniprep.train.infer"):
+        monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    given = {"train": ["d", "--out", tmp_path / "run", "--lora"], "infer": ["chats.jsonl"]}[command]
+    shown = omniprep(command, *given, "--model", tmp_path)
+    assert shown.code == 1 and shown.err.startswith(f"Error: {message}") and len(shown.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "options", "fits"),
+    [
+        ({"llm"}, {}, True),
+        ({"llm", "tower"}, {}, False),
+        ({"aligner"}, {}, False),
+        ({"llm"}, {"fsdp": True}, False),
+        ({"llm"}, {"deepspeed": "zero3"}, False),
+    ],
+)
+def test_ranks_that_would_wait_for_ever_are_refused(trained, options, fits):
+    from omniprep.train.refuse import check_ranks
+
+    if fits:
+        check_ranks("AnyModel", trained, TrainConfig(**options))
+    else:
+        with pytest.raises(OmniprepError, match="AnyModel runs its towers only where a bin has media"):
+            check_ranks("AnyModel", trained, TrainConfig(**options))
+
+
 def test_padding_to_one_length_changes_no_loss(dataset):
     model = small_model().eval()
     use_row_attention(model)

@@ -1,8 +1,10 @@
 """Risk: a run that learns something else than it says, or that a resume changes."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,6 +13,7 @@ from train_helpers import small_family, write_dataset, write_model
 
 from omniprep.data import PackedDataset
 from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.families.kinds import ModelArch
 from omniprep.progress import QuietReporter
 from omniprep.train import run as run_module
 from omniprep.train.batches import Batcher, Bins, number_sources
@@ -237,6 +240,60 @@ def test_a_dataset_that_does_not_fit_is_refused(model, tmp_path, change, message
         text_config(ctx.config)["max_position_embeddings"] = change["positions"]
     with pytest.raises(OmniprepError, match=message):
         check_datasets([PackedDataset(str(folder))], ctx)
+
+
+def test_a_dataset_with_nothing_to_learn_or_other_pixels_is_refused(model, tmp_path):
+    from omniprep.train.refuse import check_datasets, check_family
+
+    ctx = small_family(model)
+    silent = write_dataset(tmp_path / "silent", bins=1, counts={"labeled_tokens": 0})
+    with pytest.raises(OmniprepError, match="nothing to learn"):
+        check_datasets([PackedDataset(str(silent))], ctx)
+    data = PackedDataset(str(write_dataset(tmp_path / "d", bins=1)))
+    pixels = ctx.columns[2]
+    params = pixels.params | {"mean": [0.48, 0.46, 0.41]}
+    ctx.columns = (*ctx.columns[:2], dataclasses.replace(pixels, params=params), *ctx.columns[3:])
+    with pytest.raises(OmniprepError, match=r"other mean of pixel_values \(\[0\.5, 0\.5, 0\.5\], not \[0\.48"):
+        check_datasets([data], ctx)
+    check_family(ctx, TrainConfig())
+    ctx.arch = ModelArch(language_model=("model",))
+    with pytest.raises(OmniprepError, match="names no tower"):
+        check_family(ctx, TrainConfig())
+    check_family(ctx, TrainConfig(freeze_vit=False, freeze_aligner=False))
+
+
+def test_steps_without_a_label_are_no_reason_to_stop(model, tmp_path, monkeypatch):
+    """Bins of prompts alone: their loss is 0, which must not count as the best loss that the run has had."""
+    folder = write_dataset(tmp_path / "d", bins=6)
+    original = Batcher.__call__
+    seen = []
+
+    def unlabeled(self, bins):
+        seen.append(len(bins))
+        return original(
+            self, [b | {"labels": np.full_like(b["labels"], -100)} for b in bins] if len(seen) < 3 else bins
+        )
+
+    monkeypatch.setattr(Batcher, "__call__", unlabeled)
+    logs = train(model, folder, tmp_path / "run", max_steps=6)
+    assert [log["learned_tokens"] > 0 for log in logs] == [False, False, True, True, True, True]
+    assert [log["loss"] for log in logs[:2]] == [0, 0] and logs[2]["loss"] > 3
+
+
+@pytest.mark.parametrize("save_steps", [1, 0])
+def test_weights_that_are_no_numbers_are_never_saved(model, data, tmp_path, save_steps):
+    """Also where no loss is logged between the step that lost them and the next checkpoint, or the end."""
+    options = {"learning_rate": 1e30, "max_grad_norm": 0, "warmup": 0, "logging_steps": 100}
+    with pytest.raises(OmniprepError, match="--learning-rate"):
+        train(model, data, tmp_path / "run", max_steps=3, save_steps=save_steps, **options)
+    for path in (tmp_path / "run").rglob("*.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_a_target_that_matches_nothing_is_named(model, data, tmp_path):
+    with pytest.raises(OmniprepError, match=r"--target-regex '.*no_such_layer'"):
+        train(model, data, tmp_path / "run", lora=True, target_regex=".*no_such_layer")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

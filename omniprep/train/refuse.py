@@ -1,13 +1,13 @@
 """What must fit before a model may train on a dataset, checked before anything is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 
-__all__ = ["check_datasets", "check_family"]
+__all__ = ["check_datasets", "check_family", "check_ranks"]
 
 
 def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
@@ -87,6 +87,25 @@ def check_family(ctx: Any, config: TrainConfig) -> None:
             f"family {ctx.name!r} takes {', '.join(ctx.modalities)} but names no tower, so that --freeze-vit would "
             "freeze nothing: register one by @REGISTRY.register_model_arch(ModelArch(vision_tower=...)), or train "
             "everything by --no-freeze-vit --no-freeze-aligner"
+        )
+
+
+def check_ranks(model: str, trained: Collection[str], config: TrainConfig) -> None:
+    """Refuse several ranks for a model that runs its towers only where a bin has media, and has weights to share.
+
+    Args:
+        model: Name of its class.
+        trained: Parts that have weights which train.
+        config: The run's options.
+
+    Raises:
+        OmniprepError: A rank whose bin has no media would never take part in what the others wait for.
+    """
+    if config.fsdp or config.deepspeed or {"tower", "aligner"} & set(trained):
+        raise OmniprepError(
+            f"{model} runs its towers only where a bin has media: several ranks would wait for each other for ever. "
+            "Give the family the hook omniprep.train.vision_text:load_model (docs/families.md), or train with frozen "
+            "towers and without --fsdp and --deepspeed"
         )
 
 

@@ -31,6 +31,7 @@ from omniprep.train.deepspeed import numel
 from omniprep.train.facts import RowFacts, write_facts
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
 from omniprep.train.meter import Meter
+from omniprep.train.refuse import check_ranks
 from omniprep.train.stream import BinStream
 
 __all__ = ["BinTrainer"]
@@ -88,18 +89,12 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         whole = not (config.lora or config.freeze_llm)
         self.meter = Meter(batcher.kinds, batcher.sources, args.device, weights, whole)
         self.fused_loss = "touch_towers" in dir(type(base))
+        trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
         if self.fused_loss:
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
-            trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
             base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
         elif args.world_size > 1 and parts.towers:
-            trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
-            if config.fsdp or config.deepspeed or trained & {"tower", "aligner"}:
-                raise OmniprepError(
-                    f"{type(base).__name__} runs its towers only where a bin has media: several ranks would wait for "
-                    "each other for ever. Give the family the hook omniprep.train.vision_text:load_model "
-                    "(docs/families.md), or train with frozen towers and without --fsdp and --deepspeed"
-                )
+            check_ranks(type(base).__name__, trained, config)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Let --fsdp hold on the CPU too, where accelerate 1.15 would leave it out without a word."""

@@ -1,0 +1,75 @@
+"""Risk: a checkpoint's own Python runs although nobody asked for it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from train_helpers import write_dataset
+
+from omniprep.errors import OmniprepError
+from omniprep.families.context import resolve_family
+from omniprep.train.model import load_base
+
+CLASSES = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
+CLASSES |= {"AutoModelForImageTextToText": "evil.Model", "AutoProcessor": "evil.Processor"}
+
+
+@pytest.fixture(params=["known", "unknown"])
+def hostile(request, model_dir, tmp_path) -> tuple[Path, Path]:
+    """A copy of the small checkpoint that names classes of its own wherever transformers looks for them."""
+    folder, marker = tmp_path / "ck", tmp_path / "ran"
+    shutil.copytree(model_dir, folder)
+    (folder / "evil.py").write_text(
+        f"open({str(marker)!r}, 'w').write('ran')\nConfig = Model = Processor = Tokenizer = dict\n"
+    )
+    for name in ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
+        path = folder / name
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        content["auto_map"] = CLASSES | {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
+        content["auto_map"] |= {"AutoImageProcessor": "evil.Processor"}
+        if name == "config.json" and request.param == "unknown":
+            content["model_type"] = "evil_model"  # transformers has no class of its own for it
+        path.write_text(json.dumps(content))
+    generation = folder / "generation_config.json"
+    held = json.loads(generation.read_text()) if generation.is_file() else {}
+    generation.write_text(json.dumps(held | {"custom_generate": str(folder)}))
+    return folder, marker
+
+
+def test_a_checkpoint_runs_none_of_its_code(hostile, tmp_path, omniprep, monkeypatch):
+    """train and infer: the weights load as transformers' own class, or one line says what the checkpoint wants."""
+    import torch
+
+    folder, marker = hostile
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    # A question on the terminal ("run the custom code? [y/N]") must not be put, let alone be answered by a script.
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    ctx = resolve_family(str(folder), "qwen2_5_omni")
+    assert len(ctx.tokenizer) > 0
+    if json.loads((folder / "config.json").read_text())["model_type"] == "evil_model":
+        with pytest.raises(OmniprepError, match="custom code|trust_remote_code"):
+            load_base(ctx, str(folder), torch.float32, "sdpa")
+    else:
+        load_base(ctx, str(folder), torch.float32, "sdpa")
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n")
+    data = write_dataset(tmp_path / "d", bins=1)
+    omniprep("train", data, "--model", folder, "--out", tmp_path / "run", "--max-steps", 1, "--report-to", "none")
+    answered = omniprep("infer", tmp_path / "chats.jsonl", "--model", folder, "--max-new-tokens", 1)
+    assert "Traceback" not in answered.err
+    assert not marker.exists(), "the checkpoint's own code was run"
+
+
+def test_a_class_of_the_checkpoint_needs_the_flag(hostile, monkeypatch, tmp_path):
+    """A family without a hook, whose checkpoint names a class that transformers does not have."""
+    import torch
+
+    folder, marker = hostile
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    ctx = resolve_family(str(folder), "qwen2_5_omni")
+    monkeypatch.setattr(ctx.cls, "load_model", "")
+    monkeypatch.setitem(ctx.config, "architectures", ["EvilModel"])
+    with pytest.raises(OmniprepError, match="no class 'EvilModel'"):
+        load_base(ctx, str(folder), torch.float32, "sdpa")
+    assert not marker.exists()
