@@ -255,6 +255,9 @@ def test_a_dataset_with_nothing_to_learn_or_other_pixels_is_refused(model, tmp_p
     ctx.columns = (*ctx.columns[:2], dataclasses.replace(pixels, params=params), *ctx.columns[3:])
     with pytest.raises(OmniprepError, match=r"other mean of pixel_values \(\[0\.5, 0\.5, 0\.5\], not \[0\.48"):
         check_datasets([data], ctx)
+    params = pixels.params | {"mean": tuple(pixels.params["mean"])}  # as families write them
+    ctx.columns = (*ctx.columns[:2], dataclasses.replace(pixels, params=params), *ctx.columns[3:])
+    check_datasets([data], ctx)
     check_family(ctx, TrainConfig())
     ctx.arch = ModelArch(language_model=("model",))
     with pytest.raises(OmniprepError, match="names no tower"):

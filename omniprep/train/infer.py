@@ -27,6 +27,7 @@ from omniprep.rows.columns import Columns, parse_columns
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.normalize import normalize
 from omniprep.rows.sources import find_splits, numbered
+from omniprep.train.arguments import quiet_libraries
 from omniprep.train.config import InferConfig
 from omniprep.train.facts import FACTS, TRUSTED, RowFacts, facts_of_manifest, one_of, read_facts
 from omniprep.train.model import load_base
@@ -49,6 +50,7 @@ def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
     Raises:
         OmniprepError: No model, nothing that says how to encode the rows, no input, or no row that could be answered.
     """
+    quiet_libraries()
     base, adapter = base_and_adapter(config)
     build = build_options(config, base, reporter)
     ctx = family_of(build)

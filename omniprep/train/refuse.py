@@ -1,5 +1,6 @@
 """What must fit before a model may train on a dataset, checked before anything is loaded."""
 
+import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -61,7 +62,8 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
 
 def other_params(dataset: PackedDataset, ctx: Any) -> str:
     """Which parameters of media (mean, patch_size …) the dataset has otherwise than the checkpoint; "" for none."""
-    ours = {column.name: column.params for column in ctx.columns}
+    # As JSON has them, which the shards' parameters have been through: lists, not tuples.
+    ours = {column.name: json.loads(json.dumps(column.params)) for column in ctx.columns}
     found = [
         f"{name} of {column.name} ({value}, not {ours[column.name][name]})"
         for column in dataset.layout.columns
