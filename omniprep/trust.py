@@ -22,7 +22,7 @@ from omniprep import io
 from omniprep.errors import OmniprepError, UsageError
 from omniprep.shards.manifest import InputEntry, Manifest
 
-__all__ = ["input_refusal", "model_of_dataset", "with_missing_flags"]
+__all__ = ["cached_folder", "input_refusal", "model_of_dataset", "with_missing_flags"]
 
 
 def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
@@ -46,7 +46,7 @@ def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
         raise UsageError(f"{uri}: the dataset names no checkpoint; give one with --model")
     if Path(model).is_dir():
         return model
-    if folder := _cached(model):
+    if folder := cached_folder(model):
         return folder
     raise UsageError(
         f"{uri}: built with the checkpoint {model!r:.200}, which is neither a folder here nor in the cache of the Hub; "
@@ -54,7 +54,7 @@ def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
     )
 
 
-def _cached(model: str) -> str | None:
+def cached_folder(model: str) -> str | None:
     """The folder of a Hub checkpoint in this machine's cache, or None; asks nobody."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

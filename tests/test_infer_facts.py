@@ -11,19 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniprep.build.options import family_of
-from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.config import BuildConfig
+from omniprep.errors import OmniprepError
+from omniprep.shards.manifest import TRUST_FLAGS, parse_manifest
 from omniprep.train.config import InferConfig
 from omniprep.train.facts import (
     FACTS,
-    NOT_OF_ROWS,
-    TRUSTED,
+    FORBIDDEN,
     RowFacts,
     facts_of_content,
     facts_of_manifest,
     read_facts,
     write_facts,
 )
-from omniprep.train.infer import adapter_config, build_options, encoded_rows, infer, row_facts
+from omniprep.train.infer import adapter_config, base_and_adapter, build_options, encoded_rows, infer, row_facts
 
 CHAT = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}]}
 SHAPED = {"system": "You are a terse pirate.", "max_pixels": 50176, "fps": 1.0, "loss_scale": "last_round"}
@@ -45,13 +46,17 @@ class Messages:
 
 def manifest(**options):
     config = {"bin_length": 2048, "inputs": ["chats.jsonl"], "model": "m", "seed": 3} | options
-    return {"format": 1, "family": "qwen2_5_omni", "config": config}
+    return {"format": 1, "family": "qwen2_5_omni", "shards": [], "config": config}
+
+
+def facts_of(uri, content):
+    return facts_of_manifest(str(uri), parse_manifest(content, f"{uri}/manifest.json")[0])
 
 
 def write_run(folder: Path, *manifests) -> Path:
     folder.mkdir(parents=True)
     (folder / "train_config.yaml").write_text("data: [gone]\n")
-    write_facts(folder, [facts_of_manifest(f"data{n}", m) for n, m in enumerate(manifests)])
+    write_facts(folder, [facts_of(f"data{n}", m) for n, m in enumerate(manifests)])
     return folder
 
 
@@ -76,11 +81,12 @@ def test_a_run_needs_no_dataset(tmp_path, monkeypatch):
 
 def test_facts_hold_what_shapes_rows_and_no_path(tmp_path):
     given = {"media_root": ["/home/me"], "plugin": ["/home/me/f.py"], "trust_remote_code": True, "allow_http": True}
-    facts = facts_of_manifest(str(tmp_path / "packed"), manifest(**SHAPED, **given))
+    facts = facts_of(tmp_path / "packed", manifest(**SHAPED, **given))
     write_facts(tmp_path, [facts])
     text = (tmp_path / FACTS).read_text()
     assert "/home/me" not in text and str(tmp_path) not in text and facts.dataset == "packed"
-    assert not set(facts.options) & (set(TRUSTED) | NOT_OF_ROWS) and facts.given == TRUSTED
+    assert facts.needed_flags == tuple(TRUST_FLAGS.values()) and {"plugin", "inputs", "model"} <= FORBIDDEN
+    assert not FORBIDDEN & json.loads(text)["datasets"][0]["options"].keys()
     assert read_facts(str(tmp_path)) == [facts]
 
 
@@ -135,13 +141,12 @@ def test_a_run_switches_nothing_on(tmp_path, name):
     (run / FACTS).write_text(json.dumps(content))
     with pytest.raises(OmniprepError, match=f"'{name}', which no run may set"):
         options_of(run)
-    for where in ("like", "run"):
-        (tmp_path / where).mkdir(exist_ok=True)
-        (tmp_path / where / "manifest.json").write_text(json.dumps(manifest(**{name: DANGEROUS[name]})))
+    (tmp_path / "like").mkdir()
+    (tmp_path / "like" / "manifest.json").write_text(json.dumps(manifest(**{name: DANGEROUS[name]})))
     build, said = options_of(run, like=str(tmp_path / "like"))
     harmless, _ = options_of(write_run(tmp_path / "plain", manifest()))
     assert build == harmless
-    if name in TRUSTED:
+    if name in TRUST_FLAGS:
         flag = "--" + name.replace("_", "-")
         assert flag in said[0]
         here = tuple(DANGEROUS[name]) if isinstance(DANGEROUS[name], list) else DANGEROUS[name]
@@ -157,7 +162,7 @@ JSON = st.recursive(
 NAMES = ("system", "fps", "max_pixels", "bin_length", "family", "loss_scale", "bbox_format", "limit_mm_per_row", "x")
 OPTIONS = st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), JSON, max_size=4)
 ENTRY = st.fixed_dictionaries(
-    {}, optional={"dataset": st.text(max_size=5) | JSON, "options": OPTIONS | JSON, "given": JSON}
+    {}, optional={"dataset": st.text(max_size=5) | JSON, "options": OPTIONS | JSON, "needed_flags": JSON}
 )
 CONTENT = st.fixed_dictionaries(
     {}, optional={"format": st.just(1) | JSON, "datasets": st.lists(ENTRY, max_size=2) | JSON}
@@ -172,16 +177,9 @@ def test_facts_from_anyone_are_read_or_refused_in_one_line(content):
     except OmniprepError as error:
         assert "\n" not in str(error).strip() and str(error).startswith("rows_config.json")
     else:
-        assert all(isinstance(entry, RowFacts) and not set(entry.options) & set(TRUSTED) for entry in found)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.fixed_dictionaries({}, optional={"config": OPTIONS | JSON, "family": JSON}))
-def test_manifests_from_anyone_are_read_or_refused_in_one_line(content):
-    try:
-        facts_of_manifest("d", content)
-    except OmniprepError as error:
-        assert "\n" not in str(error).strip()
+        for entry in found:
+            assert isinstance(entry, RowFacts) and set(entry.needed_flags) <= set(TRUST_FLAGS.values())
+            assert not isinstance(entry.options, BuildConfig)
 
 
 @settings(max_examples=150, deadline=None)
@@ -261,6 +259,18 @@ def test_like_missing_and_an_absent_folder_are_one_line(tmp_path, omniprep, mode
 
 
 def test_row_facts_of_a_damaged_dataset(tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1}))
-    with pytest.raises(DamagedDataError, match="no options of a build"):
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest(fps="two")))
+    with pytest.raises(OmniprepError, match="config: fps: expected a finite number"):
         row_facts(InferConfig(model="m", like=str(tmp_path)))
+
+
+def test_an_adapter_has_no_base_model_fetched(tmp_path):
+    """A folder here, a checkpoint in the cache, or what the command line names."""
+    content = {"peft_type": "LORA", "base_model_name_or_path": "evil/model"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(OmniprepError, match="'evil/model'.*give --base-model"):
+        base_and_adapter(InferConfig(model=str(tmp_path)))
+    assert base_and_adapter(InferConfig(model=str(tmp_path), base_model="mine/model"))[0] == "mine/model"
+    content["base_model_name_or_path"] = str(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    assert base_and_adapter(InferConfig(model=str(tmp_path)))[0] == str(tmp_path)

@@ -201,7 +201,8 @@ def test_rows_of_the_data_are_held_against_the_models_own_forward_pass(tmp_path,
 
 def test_a_modality_of_late_bins_is_found_by_the_table_of_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(isolation, "SEARCHED", 1)
-    counts = {"items": {"image": 1, "audio": 0, "video": 0}}
+    counts = {"rows": {"read": 9, "packed": 9, "rejected": 0}, "tokens": 90, "bins": 3}
+    counts |= {"items": {"image": 1, "audio": 0, "video": 0}}
     folder = write_dataset(tmp_path / "d", bins=3, kinds=("text", "text", "text", "text", "image"), counts=counts)
     dataset = PackedDataset(str(folder))
     rows = dataset.rows.append_column("images", [np.array([0, 0, 0, 0, 0, 0, 0, 0, 1])])

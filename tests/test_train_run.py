@@ -242,11 +242,14 @@ def test_a_dataset_that_does_not_fit_is_refused(model, tmp_path, change, message
         check_datasets([PackedDataset(str(folder))], ctx)
 
 
+COUNTS = {"rows": {"read": 3, "packed": 3, "rejected": 0}, "tokens": 90, "bins": 1, "labeled_tokens": 0}
+
+
 def test_a_dataset_with_nothing_to_learn_or_other_pixels_is_refused(model, tmp_path):
     from omniprep.train.refuse import check_datasets, check_family
 
     ctx = small_family(model)
-    silent = write_dataset(tmp_path / "silent", bins=1, counts={"labeled_tokens": 0})
+    silent = write_dataset(tmp_path / "silent", bins=1, counts=COUNTS)
     with pytest.raises(OmniprepError, match="nothing to learn"):
         check_datasets([PackedDataset(str(silent))], ctx)
     data = PackedDataset(str(write_dataset(tmp_path / "d", bins=1)))

@@ -18,7 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from omniprep.errors import OmniprepError
+from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.shards.typed import parse_json
 
 __all__ = [
     "COPIED",
@@ -109,11 +110,9 @@ def read_position(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise OmniprepError(f"--resume {folder}: not a whole checkpoint of omniprep train ({POSITION} is missing)")
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise OmniprepError(
-            f"--resume {folder}: {POSITION} is damaged ({' '.join(str(error).split())[:200]})"
-        ) from error
+        state = parse_json(path.read_bytes(), POSITION)
+    except DamagedDataError as error:
+        raise OmniprepError(f"--resume {folder}: damaged: {error}") from error
     kinds: dict[str, tuple[type, ...]] = {
         "position": (int,), "sizes": (list,), "shares": (list, type(None)), "seed": (int,)
     }  # fmt: skip

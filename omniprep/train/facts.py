@@ -1,83 +1,77 @@
 """How the rows of a run were encoded, kept with the run: `infer` needs the dataset no more, wherever it is called.
 
-RUN/rows_config.json, the same in every checkpoint of the run and in RUN/merged, holds the options of the build that
-shape a row (system prompt, pixel limits, frames a second, loss strategy, family …) and nothing else of it. A run, like
-a dataset, may come from a stranger: options that run code, reach the network or open folders are not part of it, are
-refused where a file has them, and count only when they stand on the command line. What is kept of them is that they
-were given, so that `infer` can ask for them.
+RUN/rows_config.json, the same in every checkpoint of the run and in RUN/merged, holds for each dataset the options that
+shape rows (`RowOptions`: system prompt, pixel limits, frames a second, loss strategy, family …). A run, like a dataset,
+may come from a stranger: that record has no field for what runs code, reaches the network or opens folders, which is
+taken from the command line alone. A file that holds such an option all the same is refused; what a build was given of
+them is kept by name, so that `infer` can ask for it.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omniprep import io
-from omniprep.cli.options import check_values
-from omniprep.config import BuildConfig
-from omniprep.errors import DamagedDataError, OmniprepError, UsageError
+from omniprep.config import BuildConfig, RowOptions
+from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.families.loading import checkpoint_file
+from omniprep.shards.manifest import TRUST_FLAGS, Manifest, row_options_as_json
+from omniprep.shards.typed import parse_json, typed_record
 
-__all__ = ["FACTS", "RowFacts", "facts_of_manifest", "one_of", "read_facts", "write_facts"]
+__all__ = ["FACTS", "RowFacts", "facts_of_content", "facts_of_manifest", "one_of", "read_facts", "write_facts"]
 
 FACTS = "rows_config.json"
 FORMAT = 1
-TRUSTED = ("plugin", "trust_remote_code", "allow_http", "media_root")
-"""Options that only a command line may give."""
+FORBIDDEN = {f.name for f in dataclasses.fields(BuildConfig)} - {f.name for f in dataclasses.fields(RowOptions)}
+"""Options of a build that are no `RowOptions`: trust, places, and how it is run."""
 NOT_OF_ROWS = frozenset(
     {
-        "inputs", "split", "model", "out", "workers", "ray_address", "seed", "overwrite", "on_error", "max_error_rate",
-        "max_line_bytes", "decode_timeout", "decode_memory", "shard_size", "pixel_codec", "max_bin_patches",
+        "bin_length", "max_length", "seed", "split", "max_line_bytes", "shard_size", "pixel_codec", "max_bin_patches",
         "max_bin_audio_frames",
     }
 )  # fmt: skip
-"""Options that a row's tokens and media do not depend on."""
+"""`RowOptions` by which two datasets may differ (`repack` changes them) without another meaning of any row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowFacts:
-    """How the rows of a dataset were encoded.
-
-    Attributes:
-        dataset: Its URI; of a local one only the name of its folder, since runs are shared.
-        options: Options of `BuildConfig` that shape rows, none of `TRUSTED`.
-        given: Which of `TRUSTED` the build had, by name.
-    """
+    """How the rows of a dataset were encoded."""
 
     dataset: str
-    options: Mapping[str, Any]
-    given: tuple[str, ...] = ()
+    """Its URI; of a local one only the name of its folder, since runs are shared."""
+    options: RowOptions
+    needed_flags: tuple[str, ...] = ()
+    """Flags that the build was given and that no file can give, such as --plugin."""
 
 
-def facts_of_manifest(uri: str, manifest: Mapping[str, Any]) -> RowFacts:
+def facts_of_manifest(uri: str, manifest: Manifest) -> RowFacts:
     """The facts of a dataset.
 
     Args:
         uri: Its folder.
-        manifest: Content of its manifest.json, from anyone.
-
-    Raises:
-        OmniprepError: It holds no options of a build, or values that they cannot have.
+        manifest: Of it.
     """
-    where, config = io.join(uri, "manifest.json"), manifest.get("config")
-    if not isinstance(config, dict):
-        raise DamagedDataError(f"{where}: holds no options of a build ('config')")
-    # A later version of omniprep may have written options that this one does not know.
-    known = {field.name for field in dataclasses.fields(BuildConfig)} - NOT_OF_ROWS - set(TRUSTED)
-    options = {name: value for name, value in config.items() if name in known}
-    if options.get("family") is None and isinstance(manifest.get("family"), str):
-        options["family"] = manifest["family"]
-    given = tuple(name for name in TRUSTED if config.get(name))
     name = Path(io.local_path(uri)).resolve().name if io.is_local(uri) else uri
-    return RowFacts(dataset=name, options=checked_options(where, options), given=given)
+    family = manifest.config.family or manifest.family or None
+    options = dataclasses.replace(manifest.config, family=family)
+    return RowFacts(dataset=name, options=options, needed_flags=manifest.needed_flags)
 
 
 def write_facts(folder: Path, facts: Sequence[RowFacts]) -> None:
     """Write `FACTS` into the folder of a run, a checkpoint or a merged model."""
-    content = {"format": FORMAT, "datasets": [dataclasses.asdict(entry) for entry in facts]}
-    (folder / FACTS).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    datasets = [
+        {
+            "dataset": entry.dataset,
+            "options": row_options_as_json(entry.options),
+            "needed_flags": list(entry.needed_flags),
+        }
+        for entry in facts
+    ]
+    text = json.dumps({"format": FORMAT, "datasets": datasets}, indent=1, ensure_ascii=False)
+    (folder / FACTS).write_text(text + "\n", encoding="utf-8")
 
 
 def read_facts(model: str) -> list[RowFacts] | None:
@@ -94,18 +88,18 @@ def read_facts(model: str) -> list[RowFacts] | None:
         content = checkpoint_file(model, FACTS)
         return None if content is None else facts_of_content(f"{FACTS} of {model}", content)
     if not path.is_file():
-        runs = [f for f in (folder, folder.parent) if (f / "train_config.yaml").is_file()]
-        if not runs or (runs[0] != folder and not (folder.name == "merged" or folder.name.startswith("checkpoint-"))):
+        above = folder.name == "merged" or folder.name.startswith("checkpoint-")
+        if not any((f / "train_config.yaml").is_file() for f in ((folder, folder.parent) if above else (folder,))):
             return None
         raise OmniprepError(
             f"--model {folder}: a run that does not keep how its rows were encoded ({FACTS} is missing): give the "
             "dataset that it was trained on by --like DATASET"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise DamagedDataError(f"{path}: not a JSON file ({' '.join(str(error).split())[:200]})") from error
-    return facts_of_content(str(path), content)
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedDataError(f"{path}: {error.strerror or error}") from error
+    return facts_of_content(str(path), parse_json(data, str(path)))
 
 
 def facts_of_content(where: str, content: Any) -> list[RowFacts]:
@@ -117,42 +111,17 @@ def facts_of_content(where: str, content: Any) -> list[RowFacts]:
     entries = content.get("datasets") if isinstance(content, dict) and content.get("format") == FORMAT else None
     if not isinstance(entries, list) or not entries:
         raise DamagedDataError(f"{where}: not of format {FORMAT}; give the dataset by --like DATASET")
-    return [entry_of(where, entry) for entry in entries]
-
-
-def entry_of(where: str, entry: Any) -> RowFacts:
-    """One dataset of the file, from anyone.
-
-    Raises:
-        OmniprepError: Not of this form, or it holds options that only a command line may give.
-    """
-    if not isinstance(entry, dict) or not isinstance(entry.get("options"), dict):
-        raise DamagedDataError(f"{where}: a dataset without options")
-    options, given = entry["options"], entry.get("given")
-    if forbidden := sorted(set(options) & (set(TRUSTED) | NOT_OF_ROWS)):
-        raise OmniprepError(
-            f"{where}: holds {', '.join(map(repr, forbidden))}, which no run may set: options that run code, reach the "
-            "network or open folders are given on the command line"
-        )
-    if not isinstance(entry.get("dataset"), str) or not isinstance(given, list):
-        raise DamagedDataError(f"{where}: a dataset without its name")
-    kept = tuple(name for name in TRUSTED if name in given)
-    return RowFacts(dataset=entry["dataset"], options=checked_options(where, options), given=kept)
-
-
-def checked_options(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a build takes, of the right types.
-
-    Raises:
-        OmniprepError: Of the wrong type, unknown, or with values that no build can use.
-    """
-    try:
-        values = check_values(BuildConfig, where, {k: v for k, v in options.items() if v is not None})
-        BuildConfig(**values)
-    except UsageError as error:  # of a file and not of the command line
-        text = str(error)
-        raise DamagedDataError(text if text.startswith(where) else f"{where}: {text}") from error
-    return values
+    for entry in entries:
+        options = entry.get("options") if isinstance(entry, dict) else None
+        if isinstance(options, dict) and (found := sorted(FORBIDDEN & options.keys())):
+            raise OmniprepError(
+                f"{where}: holds {', '.join(map(repr, found))}, which no run may set: options that run code, reach the "
+                "network or open folders are given on the command line"
+            )
+    facts = [typed_record(RowFacts, entry, where) for entry in entries]
+    # Names of flags are shown: no others than those that there are.
+    known = TRUST_FLAGS.values()
+    return [dataclasses.replace(f, needed_flags=tuple(n for n in known if n in f.needed_flags)) for f in facts]
 
 
 def one_of(facts: Sequence[RowFacts]) -> RowFacts:
@@ -162,10 +131,9 @@ def one_of(facts: Sequence[RowFacts]) -> RowFacts:
         OmniprepError: They were built with different options, so that a row has no one meaning.
     """
     first = facts[0]
+    names = [field.name for field in dataclasses.fields(RowOptions) if field.name not in NOT_OF_ROWS]
     for other in facts[1:]:
-        # Lengths may differ: `repack` changes them without a change to any row.
-        names = sorted((first.options.keys() | other.options.keys()) - {"bin_length", "max_length"})
-        differing = [name for name in names if first.options.get(name) != other.options.get(name)]
+        differing = [name for name in names if getattr(first.options, name) != getattr(other.options, name)]
         if differing:
             raise OmniprepError(
                 f"the run was trained on datasets that were built with other options ({', '.join(differing)}): "

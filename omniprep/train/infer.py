@@ -5,6 +5,7 @@ answer begins. Batches are padded on the left; positions are our own (4, B, L), 
 on its neighbors.
 """
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,7 @@ from torch.nn.functional import pad
 from omniprep import io
 from omniprep.build.options import family_of
 from omniprep.build.single import encode_prompt
-from omniprep.cli.options import option_name
-from omniprep.config import BuildConfig
-from omniprep.data.dataset import read_manifest
+from omniprep.config import BuildConfig, RowOptions, Trust, build_config
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.progress import Reporter
@@ -27,10 +26,13 @@ from omniprep.rows.columns import Columns, parse_columns
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.normalize import normalize
 from omniprep.rows.sources import find_splits, numbered
+from omniprep.shards.manifest import TRUST_FLAGS, read_manifest
+from omniprep.shards.typed import parse_json
 from omniprep.train.arguments import quiet_libraries
 from omniprep.train.config import InferConfig
-from omniprep.train.facts import FACTS, TRUSTED, RowFacts, facts_of_manifest, one_of, read_facts
+from omniprep.train.facts import FACTS, RowFacts, facts_of_manifest, one_of, read_facts
 from omniprep.train.model import load_base
+from omniprep.trust import cached_folder
 
 __all__ = ["infer", "left_padded"]
 
@@ -102,9 +104,17 @@ def base_and_adapter(config: InferConfig) -> tuple[str, Path | None]:
             )
         return config.model, None
     adapter = adapter_config(run / "adapter_config.json")
-    base = config.base_model or adapter.get("base_model_name_or_path")
-    if not base or not isinstance(base, str):
+    if config.base_model:
+        return config.base_model, run
+    named = adapter.get("base_model_name_or_path")
+    if not named or not isinstance(named, str):
         raise OmniprepError(f"--model {run} is an adapter that names no base model: give --base-model")
+    base = named if Path(named).is_dir() else cached_folder(named)
+    if base is None:
+        raise OmniprepError(
+            f"--model {run} is an adapter on {named!r:.200}, which is neither a folder here nor in the cache of the "
+            "Hub; an adapter does not have it fetched: give --base-model"
+        )
     return base, run
 
 
@@ -114,10 +124,7 @@ def adapter_config(path: Path) -> dict[str, Any]:
     Raises:
         OmniprepError: Not one, or one by which PEFT would import a module of its choice.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OmniprepError(f"{path}: not a JSON file ({' '.join(str(error).split())[:200]})") from error
+    content = parse_json(path.read_bytes(), str(path))
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         raise OmniprepError(f"{path}: not the configuration of a LoRA adapter")
     if content.get("megatron_config") is not None:  # then PEFT imports the module that "megatron_core" names
@@ -136,21 +143,16 @@ def build_options(config: InferConfig, base: str, reporter: Reporter) -> BuildCo
     facts = row_facts(config)
     if facts is None:
         reporter.message(f"--model {config.model} is no run of omniprep train: rows are encoded by default options")
-        facts = RowFacts(dataset="", options={})
-    missing = [name for name in facts.given if not getattr(config, name)]
+        facts = RowFacts(dataset="", options=RowOptions())
+    trust = Trust(**{name: getattr(config, name) for name in TRUST_FLAGS})
+    missing = [flag for name, flag in TRUST_FLAGS.items() if flag in facts.needed_flags and not getattr(trust, name)]
     if missing:
-        flags = ", ".join(option_name(name) for name in missing)
         reporter.message(
-            f"the run's dataset was built with {flags}: not taken from a file, give it here if it is needed"
+            f"the run's dataset was built with {', '.join(missing)}: not taken from a file, give it here if needed"
         )
-    values = {
-        **facts.options,
-        **{name: getattr(config, name) for name in TRUSTED},
-        "model": base,
-        "inputs": config.inputs,
-        "bin_length": facts.options.get("bin_length") or 32768,
-    }
-    return BuildConfig(**values)
+    # The split is that of the build's inputs; a plain checkpoint has no bins that a prompt must fit.
+    options = dataclasses.replace(facts.options, split=None, bin_length=facts.options.bin_length or 32768)
+    return build_config(options, trust, model=base, inputs=config.inputs)
 
 
 def row_facts(config: InferConfig) -> RowFacts | None:
@@ -162,7 +164,7 @@ def row_facts(config: InferConfig) -> RowFacts | None:
         for facts in read_facts(config.model) or ():  # a dataset of the run, wherever it is now
             if facts.dataset == config.like.rstrip("/"):
                 return facts
-    return facts_of_manifest(config.like, read_manifest(config.like))
+    return facts_of_manifest(config.like, read_manifest(config.like)[0])
 
 
 def encoded_rows(config: InferConfig, build: BuildConfig, ctx: FamilyContext) -> Iterator[dict[str, Any]]:

@@ -154,8 +154,8 @@ def choose_rows(dataset: PackedDataset, number: int, chosen: dict[str, Found]) -
 
 def bin_with(dataset: PackedDataset, modality: str) -> int | None:
     """A bin with a modality that the first bins do not show, by the table of rows; None where there is none."""
-    items = dataset.manifest.get("counts", {}).get("items", {})
-    if not items.get(modality):
+    counts = dataset.record.counts
+    if counts is None or not counts.items.get(modality):
         return None
     rows = dataset.rows
     of_packed = np.flatnonzero((rows[f"{modality}s"].to_numpy() > 0) & rows["bin"].is_valid().to_numpy())

@@ -151,7 +151,7 @@ def check_packing(model: PreTrainedModel, datasets: Sequence[PackedDataset], dty
     """
     vocabulary = model.config.get_text_config().vocab_size
     check_isolation(model, vocabulary)
-    longest = max((int(d.manifest["bin_length"]) for d in datasets), default=0)
+    longest = max((d.record.bin_length for d in datasets), default=0)
     rows = {"a long row of text": text_row(model, vocabulary, longest)}
     where = next(model.parameters()).device
     check_rows(model, rows | media_rows(datasets, where, dtype))

@@ -42,7 +42,7 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
                 f"{where} was built with another tokenizer ({built[:12]}, of {manifest.get('model')}) than the model's "
                 f"({ours[:12]}): build it with this --model"
             )
-        if manifest.get("counts", {}).get("labeled_tokens") == 0:
+        if (manifest.get("counts") or {}).get("labeled_tokens") == 0:
             raise OmniprepError(f"{where}: no token of it is labeled, so there is nothing to learn (rows need answers)")
         if different := other_params(dataset, ctx):
             raise OmniprepError(
@@ -51,7 +51,7 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
         positions = text_config(ctx.config).get("max_position_embeddings")
         if positions is not None and dataset.record.bin_length > positions:
             raise OmniprepError(
-                f"{where} has bins of {manifest['bin_length']} tokens, the model has {positions} positions: "
+                f"{where} has bins of {dataset.record.bin_length} tokens, the model has {positions} positions: "
                 f"omniprep repack --bin-length {positions}"
             )
         if dataset.layout != datasets[0].layout:

@@ -65,7 +65,7 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     if config.dry_run:
         dtype = weights_dtype(config, args.device)
         return dry_run(model, data.bins, data.mixture, data.batcher, config, args.device, dtype, reporter)
-    facts = [facts_of_manifest(d.uri, d.manifest) for d in datasets if "config" in d.manifest]
+    facts = [facts_of_manifest(d.uri, d.record) for d in datasets]
     trainer = make_trainer(model, parts, data, ctx, config, args, checkpoint, this_run, facts)
     set_console(trainer, reporter)
     out = Path(config.out)
