@@ -54,8 +54,7 @@ class ToyVLModel(PreTrainedModel, GenerationMixin):
             embeds = embeds.masked_scatter((input_ids == self.config.image_token_id)[..., None], seen)
         hidden = self.model(
             inputs_embeds=embeds,
-            # (1, L) from `collate`, as the family has no m-rope; the trainer's isolation check gives four rows.
-            position_ids=position_ids[0] if position_ids is not None and position_ids.ndim == 3 else position_ids,
+            position_ids=position_ids,  # (1, L) from `collate`, as the family has no m-rope
             attention_mask=attention_mask,
             **borders,
         ).last_hidden_state

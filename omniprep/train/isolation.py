@@ -37,12 +37,13 @@ MOST_ROUNDING = 0.2
 Row = Mapping[str, Any]
 
 
-def check_isolation(model: Any, vocabulary: int) -> None:
+def check_isolation(model: Any, vocabulary: int, *, mrope: bool = True) -> None:
     """Run two short rows as one bin, twice, with only the first row changed: the logits of the second must stay.
 
     Args:
         model: Takes the keyword arguments of `omniprep.collate` and gives `.logits`.
         vocabulary: Ids are taken below this.
+        mrope: Whether it takes the positions of m-rope, or those in the row alone.
 
     Raises:
         OmniprepError: The rows mix.
@@ -52,8 +53,7 @@ def check_isolation(model: Any, vocabulary: int) -> None:
     ids = text_ids(2 * n, vocabulary, device)
     other = ids.clone()
     other[:n] = ids[:n].flip(0) + 1
-    positions = torch.arange(n, device=device).repeat(2).expand(4, 1, -1)
-    packed = {"position_ids": positions, **borders([n, n], device), "use_cache": False}
+    packed = {"position_ids": position_ids([n, n], device, mrope), **borders([n, n], device), "use_cache": False}
     with evaluating(model):
         a, b = (model(input_ids=row[None], **packed).logits[0].float() for row in (ids, other))
     scale = float(a.abs().max())
@@ -91,20 +91,21 @@ def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
                 )
 
 
-def text_row(model: Any, vocabulary: int, longest: int) -> dict[str, Any]:
+def text_row(model: Any, vocabulary: int, longest: int, *, mrope: bool = True) -> dict[str, Any]:
     """A row of text that is longer than every window in the configuration, as `omniprep.collate` gives it.
 
     Args:
         model: Its configuration and device are read.
         vocabulary: Ids are taken below this.
         longest: Tokens of the longest row that training can meet; a window that none exceeds hides nothing.
+        mrope: As in `check_isolation`.
     """
     device = next(model.parameters()).device
     reach = max((w for w in windows(model.config.get_text_config().to_dict()) if w < longest), default=0)
     length = min(max(2 * reach, SHORT), max(longest, 2))
     return {
         "input_ids": text_ids(length, vocabulary, device)[None],
-        "position_ids": torch.arange(length, device=device).expand(4, 1, -1),
+        "position_ids": position_ids([length], device, mrope),
         **borders([length], device),
     }
 
@@ -181,6 +182,12 @@ def borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
     edges = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
     longest = max(lengths)
     return {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": longest, "max_length_k": longest}
+
+
+def position_ids(lengths: Sequence[int], device: torch.device, mrope: bool) -> Tensor:
+    """Positions of rows of text as `omniprep.collate` gives them: (4, 1, L), or (1, L) without m-rope."""
+    plain = torch.cat([torch.arange(length, device=device) for length in lengths])
+    return plain.expand(4, 1, -1) if mrope else plain[None]
 
 
 def compared_positions(model: Any, row: Row) -> Tensor:

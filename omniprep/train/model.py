@@ -150,9 +150,10 @@ def check_packing(model: PreTrainedModel, datasets: Sequence[PackedDataset], dty
         OmniprepError: It does.
     """
     vocabulary = model.config.get_text_config().vocab_size
-    check_isolation(model, vocabulary)
-    longest = max((d.record.bin_length for d in datasets), default=0)
-    rows = {"a long row of text": text_row(model, vocabulary, longest)}
+    mrope = datasets[0].layout.mrope
+    check_isolation(model, vocabulary, mrope=mrope)
+    longest = max(d.record.bin_length for d in datasets)
+    rows = {"a long row of text": text_row(model, vocabulary, longest, mrope=mrope)}
     where = next(model.parameters()).device
     check_rows(model, rows | media_rows(datasets, where, dtype))
 
@@ -185,11 +186,13 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoi
     if checkpoint is not None:
         if not (checkpoint / "adapter_model.safetensors").is_file():
             raise OmniprepError(f"--resume {checkpoint}: no adapter there, but --lora is on")
-        result = set_peft_model_state_dict(adapted, load_peft_weights(str(checkpoint), device="cpu"))
+        other = f"--resume {checkpoint}: its adapters are not those of these options (--lora-rank, --freeze-…)"
+        try:
+            result = set_peft_model_state_dict(adapted, load_peft_weights(str(checkpoint), device="cpu"))
+        except RuntimeError as error:  # of other shapes
+            raise OmniprepError(other) from error
         if result.unexpected_keys or any("lora_" in name for name in result.missing_keys):
-            raise OmniprepError(
-                f"--resume {checkpoint}: its adapters are not those of these options (--lora-rank, --freeze-…)"
-            )
+            raise OmniprepError(other)
     return adapted
 
 
