@@ -278,6 +278,37 @@ def test_a_checkpoint_whose_connection_breaks_is_one_line(monkeypatch):
                 call()
 
 
+@pytest.mark.parametrize(
+    ("make", "tries"),
+    [
+        (transport_error, 6),
+        (lambda: http_error(503), 6),
+        (lambda: http_error(404), 1),
+        (lambda: OfflineModeIsEnabled("offline"), 1),
+    ],
+)
+def test_files_read_over_hf_are_tried_again_by_the_same_rule(make: Callable[[], Exception], tries: int, monkeypatch):
+    """`io` knows no HTTP library by name: whatever huggingface_hub raises of its own is a fault of the store."""
+    from omniprep import io
+
+    monkeypatch.setattr(io.time, "sleep", lambda seconds: None)
+    calls = 0
+
+    class Store:
+        def _strip_protocol(self, uri: str) -> str:
+            return uri.removeprefix("hf://")
+
+        def cat_file(self, path: str) -> bytes:
+            nonlocal calls
+            calls += 1
+            raise make()
+
+    monkeypatch.setattr(io, "_remote", lambda protocol: Store())
+    with pytest.raises(OSError):
+        io.read_bytes("hf://datasets/org/x/manifest.json")
+    assert calls == tries
+
+
 def test_the_pause_is_as_long_as_the_hub_asks(monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(client.time, "sleep", pauses.append)
