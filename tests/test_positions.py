@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerForConditionalGeneration as Thinker
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeThinkerModel as Thinker3
 
+from omniprep.families.qwen2_vl import video_times
 from omniprep.families.qwen3_omni import audio_tokens
 from omniprep.families.qwen_omni_layout import Block, chunks, interleave, positions, to_bfloat16
 
@@ -235,6 +237,22 @@ def test_positions_of_real_timings_equal_transformers(
 def test_rounding_to_bfloat16_equals_torch() -> None:
     values = np.random.default_rng(0).normal(0, 1e3, 10_000).astype(np.float32)
     assert np.array_equal(to_bfloat16(values), torch.from_numpy(values).bfloat16().float().numpy())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    fps=st.sampled_from([1.0, 2.0, 0.5, 4.0, 30000 / 1001, 4 / 121 * 29.97]) | st.floats(0.02, 60),
+    steps=st.integers(1, 384), per_second=st.sampled_from([2, 4, 25]),
+)  # fmt: skip
+def test_times_of_qwen2_5_vl_equal_transformers(fps: float, steps: int, per_second: int) -> None:
+    seconds = 2.0 / fps
+    # transformers 4.57 (get_rope_index): the seconds are cast to the type of the range, int64.
+    cast = torch.as_tensor(seconds, dtype=torch.arange(steps).dtype)
+    before = (torch.arange(steps) * cast * per_second).long()
+    assert video_times(steps, seconds, per_second, whole=True).tolist() == before.tolist()
+    interval = per_second * torch.tensor([seconds])[0]
+    now = Qwen2_5_VLModel.get_vision_position_ids(None, 0, torch.tensor([steps, 1, 1]), time_interval=interval)
+    assert video_times(steps, seconds, per_second, whole=False).tolist() == now[0].tolist()
 
 
 def test_sound_tokens_equal_transformers() -> None:

@@ -49,14 +49,27 @@ def vision_positions(
     return result.astype(np.int32)
 
 
+def video_times(steps: int, seconds: float, per_second: float, *, whole: bool) -> NDArray[np.int64]:
+    """Temporal positions of the frames of Qwen2.5-VL, from 0.
+
+    Args:
+        steps: Pairs of frames.
+        seconds: Between two pairs.
+        per_second: Position ids a second.
+        whole: Count whole seconds, as transformers 4.57 (which casts them to int64); else float32, as transformers 5.
+    """
+    if whole:
+        return np.arange(steps) * int(seconds) * int(per_second)
+    interval = np.float32(per_second) * np.float32(seconds)
+    return (np.arange(steps, dtype=np.float32) * interval).astype(np.int64)
+
+
 def _times(ctx: "FamilyContext", item: Item, steps: int) -> NDArray[np.int64]:
     per_second = ctx.config.get("vision_config", {}).get("tokens_per_second", ctx.attribute("tokens_per_second"))
     if per_second is None or item.modality == "image":
         return np.arange(steps)
     seconds = 2.0 / video_plan(ctx, item.meta).sample_fps
-    if ctx.opt.rope == "reference" and ctx.opt.video_timing == "reference":
-        return np.arange(steps) * int(seconds) * int(per_second)
-    return (np.arange(steps, dtype=np.float32) * np.float32(per_second * seconds)).astype(np.int64)
+    return video_times(steps, seconds, per_second, whole=ctx.opt.rope == ctx.opt.video_timing == "reference")
 
 
 def rope(ctx: "FamilyContext", sample: Sample) -> NDArray[np.int32] | None:
