@@ -344,7 +344,7 @@ def test_answers_are_the_likeliest_tokens(family, ctx, tmp_path):
             with torch.no_grad():
                 likeliest = model(**row).logits[0, -1].argmax()
             row["input_ids"] = torch.cat([row["input_ids"], likeliest.view(1, 1)], 1)
-            row["position_ids"] = torch.cat([row["position_ids"], row["position_ids"][..., -1:] + 1], 2)
+            row["position_ids"] = torch.cat([row["position_ids"], row["position_ids"][..., -1:] + 1], -1)
         expected.append(ctx.tokenizer.decode(row["input_ids"][0, -4:], skip_special_tokens=True))
     assert answer(model, rows, ctx, config, torch.float32) == expected
 
