@@ -72,7 +72,18 @@ THOUGHTS = {
     ]
 }
 SOUNDING = {"use_audio_in_video": True}
+SEEN_IN_THOUGHT = {
+    "messages": [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "<think>\n<image>hm\n</think>\n\nA"},
+        *THOUGHTS["messages"][2:],
+    ],
+    "images": ["rgb.png"],
+}
 OMNI = [
+    (SEEN_IN_THOUGHT, {}),
+    # The reference drops the thought, and keeps the features of its image.
+    (SEEN_IN_THOUGHT, {"loss_scale": "last_round", "rejects": "placeholder_mismatch"}),
     (THOUGHTS, {}),
     (THOUGHTS, {"loss_scale": "last_round"}),
     (THOUGHTS, {"loss_scale": "ignore_empty_think"}),
