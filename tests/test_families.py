@@ -313,7 +313,7 @@ def test_builds_loads_and_trains(family, ctx, omniprep, tmp_path):
     assert any("self_attn" in n for n in changed)
     answered = omniprep(
         *("infer", tmp_path / "rows.jsonl", "--model", tmp_path / "run", "--out", tmp_path / "answers.jsonl"),
-        *("--max-new-tokens", 2, "--device", "cpu"),
+        *("--max-new-tokens", 2, "--device", "cpu", "--media-root", MEDIA),  # a run opens no folders
     )
     assert answered.code == 0, answered.err
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
