@@ -62,7 +62,7 @@ def _try_row(ctx: FamilyContext, what: str, row: dict[str, Any], folder: Path) -
     from omniprep.build.rowplan import plan_rows
     from omniprep.config import BuildConfig
     from omniprep.media.fetch import Places
-    from omniprep.shards.reader import item_sizes
+    from omniprep.shards.content import item_sizes
 
     config = BuildConfig(model=ctx.spec.model, bin_length=BIN_LENGTH)
     planned = plan_rows([row], ctx, config, Places(str(folder), (), False))[0]

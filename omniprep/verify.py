@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
-from omniprep.errors import OmniprepError
+from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.rows.longline import parse_line
 from omniprep.shards.reader import decode
 
@@ -172,10 +172,11 @@ class _RowTable:
 def check_rows(dataset: PackedDataset) -> Iterator[str]:
     """Findings about the tables and the rows: of another build, lost, twice, or in no place."""
     try:
-        rows, counts = dataset.rows, dataset.counts
-    except (OSError, pa.ArrowException) as error:
+        rows = dataset.rows
+    except DamagedDataError as error:
         yield f"rows.parquet: cannot be read ({error})"
         return
+    counts = dataset.counts
     known = {entry["source"] for entry in dataset.manifest.get("inputs", ())}
     if known and (foreign := sorted(set(rows["source"].unique().to_pylist()) - known)):
         yield f"rows.parquet: has rows of {foreign[0]}, which the manifest does not name: the table is of another build"

@@ -13,8 +13,9 @@ from synthetic import COLUMNS, MODALITIES, make_bin, make_row
 
 from omniprep.build.shardfile import ShardFile
 from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.shards.content import item_sizes
 from omniprep.shards.index import IndexEntry, read_index, read_rows, write_index, write_rows
-from omniprep.shards.reader import BufferPool, ShardReader, decode, item_sizes, read_schema
+from omniprep.shards.reader import BufferPool, ShardReader, decode, read_schema
 from omniprep.shards.schema import METADATA_KEY, Column, arrow_schema, read_layout
 from omniprep.shards.writer import ShardWriter
 

@@ -24,7 +24,8 @@ from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
 from omniprep.rows.longline import parse_line
-from omniprep.shards.reader import decode, item_sizes
+from omniprep.shards.content import item_sizes
+from omniprep.shards.reader import decode
 
 __all__ = ["Chosen", "CopiedRows", "RowReader"]
 

@@ -15,6 +15,7 @@ from omniprep import io
 from omniprep.config import BuildConfig
 from omniprep.families.context import FamilySpec
 from omniprep.rows.sources import Split
+from omniprep.shards.typed import parse_json
 
 __all__ = [
     "PlanTask",
@@ -61,7 +62,7 @@ def read_receipt(task: Task) -> dict[str, Any] | None:
     if not io.exists(task.receipt):
         return None
     try:
-        receipt = json.loads(io.read_bytes(task.receipt))
+        receipt = parse_json(io.read_bytes(task.receipt), task.receipt)
         return receipt if isinstance(receipt, dict) and task.is_whole(receipt) else None
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
         return None

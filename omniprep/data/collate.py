@@ -16,8 +16,9 @@ import torch
 from omniprep.data.device import to_model
 from omniprep.errors import OmniprepError
 from omniprep.shards.codecs import without_codec
+from omniprep.shards.content import item_sizes
 from omniprep.shards.joined import adjacent
-from omniprep.shards.reader import BufferPool, item_sizes
+from omniprep.shards.reader import BufferPool
 from omniprep.shards.schema import Column
 
 __all__ = ["collate", "cut_row", "stack"]

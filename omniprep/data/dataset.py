@@ -61,7 +61,8 @@ class PackedDataset(Dataset[dict[str, Any]]):
         """The columns of index.parquet, an array each; line i is bin i."""
         shards = self.record.shards
         bins = sum(shard.bins for shard in shards)
-        if bins != len(self) or self.index["shard"].max(initial=-1) >= len(shards):
+        numbers = self.index["shard"]
+        if bins != len(self) or numbers.min(initial=0) < 0 or numbers.max(initial=-1) >= len(shards):
             raise DamagedDataError(
                 f"{self.uri}: manifest.json has {bins} bins in {len(shards)} shards, index.parquet {len(self)}"
             )
@@ -97,11 +98,13 @@ class PackedDataset(Dataset[dict[str, Any]]):
         number = self._number(index)
         place = self._place(number)
         try:
+            schema, layout = self.schema, self.layout
             data = self._reader.read(place.shard, place.offset, place.length, place.checksum)
-            arrays = decode(data, self.schema, self.layout)
         except DamagedDataError as error:
             raise DamagedDataError(f"bin {number}: {error}") from error
-        except (pa.ArrowInvalid, OSError) as error:
+        try:
+            arrays = decode(data, schema, layout)
+        except DamagedDataError as error:
             raise DamagedDataError(f"bin {number}: {self._shards[place.shard]}: {error}") from error
         self._seen[number] = True
         return arrays
@@ -115,7 +118,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
             return [self[number] for number in numbers]
         try:
             batch = read_joined(self._reader, [self._place(n) for n in numbers], self.schema, self.layout)
-        except (DamagedDataError, pa.ArrowInvalid, OSError):
+        except DamagedDataError:
             return [self[number] for number in numbers]  # says which bin it is
         self._seen[numbers] = True
         return batch
@@ -128,6 +131,8 @@ class PackedDataset(Dataset[dict[str, Any]]):
 
     def _place(self, number: int) -> Place:
         shard, offset, length = (int(self.index[name][number]) for name in ("shard", "offset", "length"))
+        if offset < 0 or length <= 0:
+            raise DamagedDataError(f"bin {number}: index.parquet says bytes {offset} to {offset + length}")
         doubted = self.verify == "always" or (self.verify == "first" and not self._seen[number])
         return Place(shard, offset, length, int(self.index["checksum"][number]) if doubted else None)
 
@@ -144,7 +149,13 @@ class PackedDataset(Dataset[dict[str, Any]]):
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The Arrow schema of the shards."""
+        """The Arrow schema of the shards.
+
+        Raises:
+            OmniprepError: There are none: nothing was packed.
+        """
+        if not self._shards:
+            raise OmniprepError(f"{self.uri}: has no bins")
         return read_schema(self._shards[0])
 
     @cached_property
@@ -171,14 +182,20 @@ class PackedDataset(Dataset[dict[str, Any]]):
 
         Raises:
             OmniprepError: There is no such row, or it was rejected (the text has the code).
+            DamagedDataError: rows.parquet says a place at which the bin holds another row, or none.
         """
         number = self._row_number(os.fspath(source), line)
         place = {name: self.rows[name][number].as_py() for name in ("status", "code", "bin", "start")}
         if place["bin"] is None:
             raise OmniprepError(f"{source}:{line} is not in the dataset: {place['status']} ({place['code']})")
-        item = self[place["bin"]]
-        within = int(np.searchsorted(item["cu_seqlens"], place["start"]))
-        return collate([cut_row(item, within)])
+        item = self[place["bin"]] if 0 <= place["bin"] < len(self) else {"row_ids": np.empty(0, np.int32)}
+        found = np.flatnonzero(item["row_ids"] == number)
+        if len(found) != 1 or item["cu_seqlens"][found[0]] != place["start"]:
+            raise DamagedDataError(
+                f"{io.join(self.uri, 'rows.parquet')}: says that {source}:{line} is in bin {place['bin']} at "
+                f"{place['start']}, where it is not: the table is of another build"
+            )
+        return collate([cut_row(item, int(found[0]))])
 
     def _row_number(self, source: str, line: int) -> int:
         names, codes, lines = self._row_keys

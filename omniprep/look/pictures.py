@@ -13,7 +13,7 @@ from PIL import Image
 from rich.style import Style
 from rich.text import Text
 
-from omniprep.shards.reader import item_sizes
+from omniprep.shards.content import item_sizes
 from omniprep.shards.schema import Column
 
 __all__ = ["contact_sheet", "half_blocks", "pictures_of", "rebuild"]

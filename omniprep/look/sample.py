@@ -16,7 +16,7 @@ from omniprep.look.describe import find_row, media_of, messages_of, pieces_of, v
 from omniprep.look.pictures import rebuild
 from omniprep.report.bins import spectrogram_picture
 from omniprep.report.numbers import KINDS, row_kinds
-from omniprep.shards.reader import item_sizes
+from omniprep.shards.content import item_sizes
 
 __all__ = ["write_sample"]
 

@@ -18,7 +18,7 @@ from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.look.describe import Media, Vocabulary, media_of
 from omniprep.look.pictures import few, rebuild
-from omniprep.shards.reader import item_sizes
+from omniprep.shards.content import item_sizes
 from omniprep.shards.schema import Column
 
 __all__ = ["browse", "choose_bins", "picture_url", "scan", "spectrogram_picture"]

@@ -4,7 +4,8 @@ The index is one small file that a trainer reads at its start instead of 10,000 
 dataset, and (shard, offset, length) is all that one read needs. Both tables are a pure function of their content.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omniprep import io
-from omniprep.errors import OmniprepError
+from omniprep.errors import DamagedDataError, OmniprepError
 
 __all__ = [
     "INDEX_SCHEMA",
@@ -95,7 +96,7 @@ def read_index(uri: str) -> dict[str, np.ndarray]:
     Raises:
         OmniprepError: A column is absent.
     """
-    table = _read(uri, INDEX_SCHEMA)
+    table = _read(uri, INDEX_SCHEMA, nulls=(), most_rows_a_byte=1)  # a checksum alone is 8 bytes that nothing shrinks
     return {name: table[name].to_numpy() for name in INDEX_SCHEMA.names}
 
 
@@ -117,7 +118,8 @@ def write_rows(uri: str, tables: Iterable[pa.Table]) -> None:
 
 def read_rows(uri: str) -> pa.Table:
     """Read rows.parquet; `source`, `status` and `code` come dictionary-encoded, since they repeat."""
-    return _read(uri, ROWS_SCHEMA, dictionary=["source", "status", "code"])
+    # A thousandfold repetition of a line still takes 1.3 bytes for its number, as Parquet and zstd store it.
+    return _read(uri, ROWS_SCHEMA, nulls=("code", "bin", "start", "length"), most_rows_a_byte=4)
 
 
 def _write(uri: str, table: pa.Table) -> None:
@@ -125,9 +127,81 @@ def _write(uri: str, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd", store_schema=False)
 
 
-def _read(uri: str, schema: pa.Schema, dictionary: list[str] | None = None) -> pa.Table:
-    with io.open_input(uri) as file:
-        table = pq.read_table(file, read_dictionary=dictionary)
-    if missing := [name for name in schema.names if name not in table.column_names]:
-        raise OmniprepError(f"{uri}: column {missing[0]!r} is absent, so this is not a table of an omniprep dataset")
+_FEW_ROWS = 1 << 20
+"""Rows of a table that are read whatever the size of its file: 1,048,576, or 75 MB of an index."""
+
+
+def _read(uri: str, schema: pa.Schema, nulls: Sequence[str], most_rows_a_byte: int) -> pa.Table:
+    """A table of a dataset, its columns of `schema` of these types and whole, whoever wrote it.
+
+    On one thread and without read-ahead: Arrow's threaded Parquet reader, still busy with a buffer when the interpreter
+    leaves, now and then aborted the process (with torch loaded beside it). These tables are read in well under a second
+    either way.
+
+    Args:
+        uri: The file.
+        schema: Columns that must be there. Further ones are kept, but for nested ones. Texts of all columns come
+            dictionary-encoded: a text that is repeated a million times is held once.
+        nulls: Columns of `schema` that may have nulls.
+        most_rows_a_byte: Rows that a byte of the file may stand for; more are refused before anything is decoded.
+
+    Raises:
+        DamagedDataError: The file is absent, no Parquet, or not of this form.
+        OmniprepError: A column is absent.
+    """
+    try:
+        with io.open_input(uri) as source:
+            file = pq.ParquetFile(source, pre_buffer=False)
+            found = file.schema_arrow
+            if missing := [name for name in schema.names if name not in found.names]:
+                raise OmniprepError(
+                    f"{uri}: column {missing[0]!r} is absent, so this is not a table of an omniprep dataset"
+                )
+            nested = {field.name: field.type for field in found if field.type.num_fields}
+            if wrong := [name for name in schema.names if name in nested]:
+                raise DamagedDataError(f"{uri}: column {wrong[0]!r} is of {nested[wrong[0]]}")
+            size = source.seek(0, os.SEEK_END)
+            if file.metadata.num_rows > max(_FEW_ROWS, most_rows_a_byte * size):
+                raise DamagedDataError(f"{uri}: {file.metadata.num_rows:,} rows cannot be in {size:,} bytes")
+            texts = [field.name for field in found if _is_text(field.type)]
+            flat = [name for name in found.names if name not in nested]
+            source.seek(0)
+            file = pq.ParquetFile(source, read_dictionary=texts, pre_buffer=False)
+            table = file.read(columns=flat, use_threads=False)
+            return _checked(table, schema, nulls, uri)
+    except FileNotFoundError as error:
+        raise DamagedDataError(f"{uri}: the file is absent") from error
+    except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
+        raise DamagedDataError(f"{uri}: cannot be read: {' '.join(str(error).split()):.300}") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+
+
+def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column of another type may be cast, which fails where a value does not fit."""
+    if pa.types.is_string(wanted):
+        kind = found.value_type if pa.types.is_dictionary(found) else found
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if pa.types.is_floating(wanted):
+        return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
+    return bool(pa.types.is_integer(found))
+
+
+def _checked(table: pa.Table, schema: pa.Schema, nulls: Sequence[str], uri: str) -> pa.Table:
+    names = table.column_names
+    if len(set(names)) != len(names):
+        raise DamagedDataError(f"{uri}: a column is there twice")
+    for field in schema:
+        column, wanted = table[field.name], field.type
+        if pa.types.is_string(wanted):
+            wanted = pa.dictionary(pa.int32(), wanted)
+        if column.type != wanted:
+            if not _alike(column.type, field.type):
+                raise DamagedDataError(f"{uri}: column {field.name!r} is of {column.type}, not of {field.type}")
+            table = table.set_column(names.index(field.name), field.name, column.cast(wanted))
+        if column.null_count and field.name not in nulls:
+            raise DamagedDataError(f"{uri}: column {field.name!r} has no value in {column.null_count:,} lines")
+    table.validate(full=True)  # texts that are no UTF-8 would fail where they are looked up
     return table

@@ -68,6 +68,7 @@ def read_joined(
 
 
 def _pieces(reader: ShardReader, place: Place, schema: pa.Schema, joined: set[str]) -> _Pieces:
+    reader.check_size(place.shard, place.offset, place.length)
     blank = reader.blank(place.length)
     size = min(_HEAD_BYTES, place.length)
     reader.read_into(place.shard, place.offset, [blank[:size]])

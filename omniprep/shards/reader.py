@@ -22,9 +22,11 @@ from omniprep import io
 from omniprep.errors import DamagedDataError
 from omniprep.shards.cache import BinCache
 from omniprep.shards.codecs import decode_pixels
+from omniprep.shards.content import check_media, check_rows, item_sizes
+from omniprep.shards.message import read_batch
 from omniprep.shards.schema import Column, Layout, storage_dtype
 
-__all__ = ["BufferPool", "ShardReader", "arrays_of", "buffers_of", "decode", "item_sizes", "read_schema"]
+__all__ = ["BufferPool", "ShardReader", "arrays_of", "buffers_of", "decode", "read_schema"]
 
 _OPEN_FILES = 64
 _KEPT_BUFFERS = 8
@@ -41,8 +43,10 @@ def read_schema(uri: str) -> pa.Schema:
     try:
         head = io.read_range(uri, 0, _SCHEMA_BYTES)
         return pa.ipc.read_schema(pa.ipc.read_message(pa.py_buffer(head)[8:]))
-    except (OSError, pa.ArrowInvalid, EOFError) as error:
-        raise DamagedDataError(f"{uri}: cannot read the start of the shard: {error}") from error
+    except (OSError, pa.ArrowException, EOFError, MemoryError, UnicodeDecodeError) as error:
+        raise DamagedDataError(
+            f"{uri}: cannot read the start of the shard: {' '.join(str(error).split()):.300}"
+        ) from error
 
 
 class BufferPool:
@@ -124,17 +128,23 @@ class ShardReader:
         Raises:
             DamagedDataError: The file is absent or too short, or its bytes have another checksum; names the file.
         """
-        data = self.buffer(length)
         if self.is_local(shard):
+            self.check_size(shard, offset, length)
+            data = self.buffer(length)
             self.read_into(shard, offset, [data], checksum)
             return data
         uri = self._uris[shard]
         try:
-            got = _read_remote(uri, offset, data, self._cache)
+            if self._cache is None:
+                got = io.read_range(uri, offset, offset + length)
+            else:
+                got = self._cache.read(uri, offset, length)
         except OSError as error:
             raise DamagedDataError(f"{uri}: cannot read bytes {offset} to {offset + length}: {error}") from error
-        if got != length:
-            raise DamagedDataError(f"{uri}: ends at byte {offset + got}, but a bin reaches to {offset + length}")
+        if len(got) != length:
+            raise DamagedDataError(f"{uri}: ends at byte {offset + len(got)}, but a bin reaches to {offset + length}")
+        data = self.buffer(length)
+        data[:] = np.frombuffer(got, np.uint8)
         if checksum is not None and xxhash.xxh3_64_intdigest(data.data) != checksum:
             if self._cache is not None:
                 self._cache.drop(uri, offset, length)
@@ -157,6 +167,21 @@ class ShardReader:
             raise DamagedDataError(f"{uri}: ends at byte {offset + got}, but a bin reaches to {offset + length}")
         if digest is not None and digest.intdigest() != checksum:
             raise DamagedDataError(f"{uri} is damaged: bytes {offset} to {offset + length} have another checksum")
+
+    def check_size(self, shard: int, offset: int, length: int) -> None:
+        """Raise where a local shard ends before these bytes do: memory is taken for what is there, not for what an
+        index says.
+
+        Raises:
+            DamagedDataError: It is absent or too short; names the file.
+        """
+        uri = self._uris[shard]
+        try:
+            size = os.fstat(self._open(shard).number).st_size
+        except OSError as error:
+            raise DamagedDataError(f"{uri}: cannot read bytes {offset} to {offset + length}: {error}") from error
+        if offset + length > size:
+            raise DamagedDataError(f"{uri}: ends at byte {size}, but a bin reaches to {offset + length}")
 
     def expect(self, shard: int, offset: int, length: int) -> None:
         """Tell the kernel that bytes of a local shard are read soon, where it takes such advice."""
@@ -217,13 +242,6 @@ def _read_local(file: _File, offset: int, views: Sequence[np.ndarray], digest: x
     return got
 
 
-def _read_remote(uri: str, offset: int, data: np.ndarray, cache: BinCache | None) -> int:
-    end = offset + len(data)
-    got = io.read_range(uri, offset, end) if cache is None else cache.read(uri, offset, len(data))
-    data[: len(got)] = np.frombuffer(got, np.uint8)
-    return len(got)
-
-
 def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any]:
     """The arrays of one record batch, as writable views of `data`.
 
@@ -237,6 +255,9 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
         *shape); flat columns as (units, *shape), or for spectrograms (load "mel"), whose items are transposed, one
         flat array. Null columns are absent. bfloat16 is uint16. "columns" declares the media columns, "modalities"
         names the M of row_items, "layout" is all that the shard declares.
+
+    Raises:
+        DamagedDataError: It is no record batch of this schema, or what it holds is no bin.
     """
     places = buffers_of(data, schema)
     return arrays_of({name: data[start : start + size] for name, (start, size) in places.items()}, schema, layout)
@@ -248,36 +269,54 @@ def buffers_of(data: np.ndarray, schema: pa.Schema) -> dict[str, tuple[int, int]
     Args:
         data: uint8, as long as the record batch; only its head is looked at.
         schema: Schema of the shard.
+
+    Raises:
+        DamagedDataError: As `decode`.
     """
-    batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(data)), schema)
     places = {}
-    for field, array in zip(schema, batch.columns, strict=True):
+    for field, array in zip(schema, read_batch(data, schema).columns, strict=True):
         if not array.null_count:
             values = array.buffers()[-1]  # an empty column may have none
-            places[field.name] = (values.address - data.ctypes.data, values.size) if values else (0, 0)
+            start, size = (values.address - data.ctypes.data, values.size) if values else (0, 0)
+            if not 0 <= start <= start + size <= len(data):
+                raise DamagedDataError(f"column {field.name!r} lies outside its record batch")
+            places[field.name] = (start, size)
     return places
 
 
 def arrays_of(values: Mapping[str, np.ndarray], schema: pa.Schema, layout: Layout) -> dict[str, Any]:
-    """What `decode` returns, from the bytes of each column, uint8."""
+    """What `decode` returns, from the bytes of each column, uint8.
+
+    Raises:
+        DamagedDataError: As `decode`.
+    """
     arrays: dict[str, Any] = {"columns": layout.columns, "modalities": layout.modalities, "layout": layout}
     kinds = {column.name: column for column in layout.columns}
+    coded = []
     for field in schema:
         if field.name not in values:
             continue
         column, data = kinds.get(field.name), values[field.name]
         if column is None or column.kind == "items":
-            view = data.view(field.type.value_type.to_pandas_dtype())
+            dtype = np.dtype(field.type.value_type.to_pandas_dtype())
+            view = _as_units(field.name, data, dtype, 1 if column is None else column.unit)
             arrays[field.name] = view if column is None else view.reshape(-1, *column.shape)
         elif "codec" in column.params:
-            arrays[field.name] = _decoded(column, data.view(storage_dtype(column.dtype)), arrays)
+            coded.append(column)
         else:
-            view = data.view(storage_dtype(column.dtype))
+            view = _as_units(field.name, data, storage_dtype(column.dtype), column.unit)
             arrays[field.name] = view if column.load == "mel" else view.reshape(-1, *column.shape)
-    if "position_ids" in arrays:
-        arrays["position_ids"] = arrays["position_ids"].reshape(3, -1)
-    arrays["row_items"] = arrays["row_items"].reshape(len(arrays["row_ids"]), len(layout.modalities))
+    check_rows(arrays, layout)
+    check_media(arrays, layout, coded)
+    for column in coded:
+        arrays[column.name] = _decoded(column, values[column.name].view(storage_dtype(column.dtype)), arrays)
     return arrays
+
+
+def _as_units(name: str, data: np.ndarray, dtype: np.dtype[Any], unit: int) -> np.ndarray:
+    if len(data) % (dtype.itemsize * unit):
+        raise DamagedDataError(f"column {name!r}: {len(data)} bytes are no whole number of values")
+    return data.view(dtype)
 
 
 _PICTURES = BufferPool()
@@ -289,10 +328,3 @@ def _decoded(column: Column, data: np.ndarray, arrays: Mapping[str, Any]) -> np.
     patches = _PICTURES.take(size)[:size].reshape(units, *column.shape)
     decode_pixels(column, data, arrays[column.size_source()[0]], patches)
     return patches
-
-
-def item_sizes(column: Column, arrays: Mapping[str, Any]) -> np.ndarray:
-    """Units of each item of a flat column, int64 (items,)."""
-    source, product = column.size_source()
-    sizes = arrays[source].astype(np.int64)
-    return sizes.reshape(len(sizes), -1).prod(axis=1) if product else sizes.reshape(-1)

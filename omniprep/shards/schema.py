@@ -8,6 +8,7 @@ inference: the sizes of the items of a flat column are named by `sizes`.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from omniprep.errors import OmniprepError
+from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.shards.typed import parse_json, shown, typed_record
 
 __all__ = ["FORMAT", "METADATA_KEY", "Bin", "Column", "Layout", "arrow_schema", "read_layout", "storage_dtype"]
 
@@ -29,6 +31,14 @@ _STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.uint16),  # numpy has no bfloat16: its 16 bits travel as an unsigned integer
 }
+_OF_BATCHES = frozenset(
+    (
+        *("columns", "layout", "modalities"),
+        *("cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "use_cache"),
+        *("attention_mask", "past_key_values"),
+    )
+)
+"""What a batch or a bin has beside its columns, or must not have: rows would see each other."""
 _ITEM_TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float32": pa.float32()}
 
 
@@ -69,11 +79,18 @@ class Column:
             raise OmniprepError(f"column {self.name!r}: kind {self.kind!r} cannot hold dtype {self.dtype!r}")
         if self.load not in ("array", "patches", "mel", "none"):
             raise OmniprepError(f"column {self.name!r}: unknown load {self.load!r}")
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.shape) or self.unit >= 1 << 31:
+            raise OmniprepError(f"column {self.name!r}: shape {shown(list(self.shape))} is none of one item or unit")
+        if "codec" in self.params and (self.load, self.dtype) != ("patches", "uint8"):
+            raise OmniprepError(f"column {self.name!r}: only patches of uint8 have a pixel codec")
+        check = {"patches": _check_patches, "mel": _check_mel}.get(self.load)
+        if check is not None:
+            check(self)
 
     @property
     def unit(self) -> int:
         """Values of one item (items) or of one unit (flat)."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def companion(self) -> str:
@@ -178,21 +195,55 @@ def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
 
     Raises:
         OmniprepError: Not an omniprep shard, or one of a newer format.
+        DamagedDataError: What it declares is not of this form, or its columns are others than it declares.
     """
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
     if METADATA_KEY not in metadata:
         raise OmniprepError(f"{name}: not an omniprep shard (its schema has no {METADATA_KEY.decode()!r} metadata)")
-    layout = json.loads(metadata[METADATA_KEY])
-    if layout["format"] != FORMAT:
-        found = layout["format"]
-        raise OmniprepError(f"{name}: shard format {found}, but this omniprep reads format {FORMAT}: use a newer one")
-    return Layout(
-        family=layout["family"],
-        modalities=tuple(layout["modalities"]),
-        columns=tuple(Column(**c) for c in layout["columns"]),
-        weighted=layout["weighted"],
-        mrope=layout.get("mrope", True),
+    content = parse_json(metadata[METADATA_KEY], f"{name}: schema metadata")
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT or isinstance(found, bool):
+        raise OmniprepError(
+            f"{name}: shard format {shown(found)}, but this omniprep reads format {FORMAT}: use a newer one"
+        )
+    try:
+        layout = typed_record(Layout, content, f"{name}: schema metadata")
+        expected = arrow_schema(
+            layout.columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted
+        )
+    except DamagedDataError:
+        raise
+    except OmniprepError as error:  # columns that no family could declare
+        raise DamagedDataError(f"{name}: {error}") from error
+    if not schema.equals(expected):
+        raise DamagedDataError(f"{name}: its columns are not those that its metadata declares")
+    return layout
+
+
+def _check_patches(column: Column) -> None:
+    mean, std = (
+        [*numbers] if isinstance(numbers := column.params.get(name), list | tuple) else [] for name in ("mean", "std")
     )
+    if len(mean) != len(std) or not mean or not all(_is_number(n) for n in mean + std) or not all(std):
+        raise OmniprepError(f"column {column.name!r}: mean and std of patches are one number a channel, std not 0")
+    for name in ("patch_size", "temporal_patch_size", "merge_size"):
+        size = column.params.get(name, 2 if name == "merge_size" else None)
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < 1 << 12:
+            raise OmniprepError(f"column {column.name!r}: {name} of patches is a number of pixels, not {shown(size)}")
+
+
+def _check_mel(column: Column) -> None:
+    params = column.params
+    if column.kind != "flat" or not isinstance(params.get("mask"), str):
+        raise OmniprepError(f"column {column.name!r}: spectrograms are a flat column with the name of their mask")
+    if (frames := params.get("pad_to")) is not None and (not isinstance(frames, int) or not 0 <= frames < 1 << 24):
+        raise OmniprepError(f"column {column.name!r}: pad_to is a number of frames, not {shown(frames)}")
+    if params.get("pad") not in (None, "zero", "edge"):
+        raise OmniprepError(f"column {column.name!r}: pad is 'zero' or 'edge', not {shown(params['pad'])}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
 
 
 def _arrow_type(column: Column) -> pa.DataType:
@@ -212,6 +263,10 @@ def _with_companions(columns: Sequence[Column]) -> list[Column]:
 def _check(columns: Sequence[Column], modalities: Sequence[str]) -> None:
     items = {c.name: c for c in columns if c.kind == "items"}
     for column in columns:
+        if column.name in _OF_BATCHES or column.params.get("mask") in _OF_BATCHES:
+            raise OmniprepError(f"column {column.name!r}: its name, or its mask's, is one of a batch's own")
+        if column.load == "mel" and (valid := column.params.get("valid")) is not None and valid not in items:
+            raise OmniprepError(f"column {column.name!r}: valid {shown(valid)} names no items column")
         if column.modality not in modalities:
             known = ", ".join(modalities)
             raise OmniprepError(f"column {column.name!r}: modality {column.modality!r} is none of {known}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from omniprep.errors import DamagedDataError, UsageError
 
-__all__ = ["parse_json", "typed_record"]
+__all__ = ["parse_json", "shown", "typed_record"]
 
 MOST = 1 << 63
 """Whole numbers are below this, as in the tables beside the manifest: larger ones overflow where they are used."""
@@ -24,7 +24,7 @@ def typed_record(cls: type[Record], content: Any, where: str) -> Record:
 
     Args:
         cls: A dataclass; its fields are int, float, str, bool, Literal, dataclasses, tuples and mappings of these, or
-            `X | None`. Fields without a default must be there.
+            `X | None`; Any, which the class checks itself. Fields without a default must be there.
         content: The parsed JSON.
         where: File and place in it, for messages: "packed/manifest.json: config".
 
@@ -60,7 +60,9 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise DamagedDataError(f"{where}: expected a list, found {shown(value)}")
         return tuple(_checked(args[0], item, f"{where}[{number}]") for number, item in enumerate(value))
-    if origin is Mapping:
+    if hint is Any:
+        return value
+    if origin in (Mapping, dict):
         if not isinstance(value, dict):
             raise DamagedDataError(f"{where}: expected an object, found {shown(value)}")
         items = {_text(name, where): _checked(args[1], item, f"{where}: {name:.80}") for name, item in value.items()}

@@ -1,0 +1,101 @@
+"""Whether the columns of a bin fit each other, so that what reads them by these numbers stays inside them.
+
+A checksum says that a bin is what its index was written with, not that whoever wrote both wrote a bin. These checks
+look at borders, counts and sizes, a few numbers a row, and at no token or pixel; they take some 50 µs a bin.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from omniprep.errors import DamagedDataError
+from omniprep.shards.schema import Column, Layout
+
+__all__ = ["check_media", "check_rows", "item_sizes"]
+
+MOST_PATCHES_A_TOKEN = 64
+"""Of pixels in a codec, whose bytes say nothing about the memory that they decode to. The Qwen families have 4 patches
+a token, others up to 16."""
+
+
+def check_rows(arrays: dict[str, Any], layout: Layout) -> None:
+    """Check the columns of tokens and rows, and give position_ids (3, L) and row_items (R, M) their shapes.
+
+    Raises:
+        DamagedDataError: A column is absent, or does not fit the others.
+    """
+    for name in ("input_ids", "labels", "cu_seqlens", "row_ids", "row_items"):
+        if name not in arrays:
+            raise DamagedDataError(f"column {name!r} is absent")
+    tokens, rows = len(arrays["input_ids"]), len(arrays["row_ids"])
+    borders = arrays["cu_seqlens"]
+    if not rows or len(borders) != rows + 1 or borders[0] != 0 or borders[-1] != tokens or not _rising(borders):
+        raise DamagedDataError(f"cu_seqlens are no borders of {rows} rows in {tokens} tokens")
+    if ("loss_scale" in arrays) != layout.weighted:
+        raise DamagedDataError(f"loss_scale is {'absent' if layout.weighted else 'there'}, which the shard denies")
+    for name, per_token in (("labels", 1), ("loss_scale", 1), ("position_ids", 3)):
+        if name in arrays and len(arrays[name]) != per_token * tokens:
+            raise DamagedDataError(f"{name} has {len(arrays[name])} values for {tokens} tokens")
+    items = arrays["row_items"]
+    if len(items) != rows * len(layout.modalities) or (items < 0).any():
+        raise DamagedDataError(f"row_items are no counts of {len(layout.modalities)} modalities in {rows} rows")
+    arrays["row_items"] = items.reshape(rows, len(layout.modalities))
+    if "position_ids" in arrays:
+        arrays["position_ids"] = arrays["position_ids"].reshape(3, tokens)
+
+
+def check_media(arrays: Mapping[str, Any], layout: Layout, coded: Sequence[Column]) -> None:
+    """Check the media columns against the counts of items, and against the sizes that the items have.
+
+    Args:
+        arrays: Of a bin, after `check_rows`.
+        layout: What the shard declares.
+        coded: Columns that are there with pixels in a codec, and are not decoded yet.
+
+    Raises:
+        DamagedDataError: A column is absent, or does not fit the others.
+    """
+    counts = dict(zip(layout.modalities, arrays["row_items"].sum(axis=0, dtype=np.int64).tolist(), strict=True))
+    undecoded = {column.name for column in coded}
+    for column in layout.columns:
+        count = counts[column.modality]
+        if (column.name in arrays or column.name in undecoded) != bool(count):
+            raise DamagedDataError(f"column {column.name!r} does not fit {count} items of kind {column.modality}")
+        if column.kind == "items" and count and len(arrays[column.name]) != count:
+            raise DamagedDataError(f"column {column.name!r} has {len(arrays[column.name])} items, the rows {count}")
+    for column in layout.columns:
+        if column.kind != "flat" or not counts[column.modality]:
+            continue
+        units, tokens = _units(column, arrays), len(arrays["input_ids"])
+        if column.name in undecoded:
+            if units > MOST_PATCHES_A_TOKEN * tokens:
+                raise DamagedDataError(f"column {column.name!r} would have {units:,} patches for {tokens:,} tokens")
+        elif arrays[column.name].size != units * column.unit:
+            raise DamagedDataError(f"column {column.name!r} has not the {units:,} units of its items")
+
+
+def _rising(borders: np.ndarray) -> bool:
+    return bool((borders[1:] > borders[:-1]).all())  # not their difference, which overflows
+
+
+def _units(column: Column, arrays: Mapping[str, Any]) -> int:
+    """Units of all items of a flat column, in Python's whole numbers: products of a false grid exceed 64 bits."""
+    source, product = column.size_source()
+    sizes = arrays[source].reshape(len(arrays[source]), -1).tolist()
+    total, least = 0, 1 if column.load == "mel" else 0
+    for numbers in sizes:
+        if any(number < least for number in numbers):
+            raise DamagedDataError(f"column {source!r} has a size below {least}")
+        units = 1
+        for number in numbers if product else numbers[:1]:
+            units *= int(number)
+        total += units
+    return total
+
+
+def item_sizes(column: Column, arrays: Mapping[str, Any]) -> np.ndarray:
+    """Units of each item of a flat column, int64 (items,)."""
+    source, product = column.size_source()
+    sizes = arrays[source].astype(np.int64)
+    return sizes.reshape(len(sizes), -1).prod(axis=1) if product else sizes.reshape(-1)

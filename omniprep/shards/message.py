@@ -1,0 +1,62 @@
+"""What a record batch message says of itself, read from its flatbuffer before Arrow decodes it.
+
+The bodies of shards are not compressed (a codec is a matter of single columns), and Arrow makes room for whatever
+size a compressed body claims. pyarrow neither shows nor refuses the compression of a message, so the two tables on
+the way to it are walked here: format/Message.fbs and format/Schema.fbs of Arrow, and the layout of flatbuffers.
+"""
+
+import struct
+
+import numpy as np
+import pyarrow as pa
+
+from omniprep.errors import DamagedDataError
+
+__all__ = ["read_batch"]
+
+_HEADER_TYPE, _HEADER = 1, 2  # fields of table Message
+_RECORD_BATCH = 3  # of union MessageHeader
+_COMPRESSION = 3  # field of table RecordBatch
+
+
+def read_batch(data: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
+    """The record batch of one row in a message, its buffers looking into `data`.
+
+    Args:
+        data: uint8, the whole message; only its head is looked at.
+        schema: Of the shard.
+
+    Raises:
+        DamagedDataError: It is no record batch of the schema, not of one row, or compressed.
+    """
+    try:
+        # Arrow checks the flatbuffer when it reads the message, and the borders of the buffers with the batch.
+        message = pa.ipc.read_message(pa.py_buffer(data))
+        if _is_compressed(memoryview(message.metadata)):
+            raise DamagedDataError("the record batch is compressed, which bins never are")
+        batch = pa.ipc.read_record_batch(message, schema)
+        if batch.num_rows != 1:  # before anything counts the nulls of a false length, beyond the end of the message
+            raise DamagedDataError(f"a record batch of {batch.num_rows} rows, where a bin is one")
+    except (pa.ArrowException, OSError, EOFError, MemoryError, OverflowError, struct.error) as error:
+        raise DamagedDataError(f"no record batch of a bin: {' '.join(str(error).split()):.200}") from error
+    return batch
+
+
+def _is_compressed(metadata: memoryview) -> bool:
+    message = struct.unpack_from("<I", metadata, 0)[0]
+    kind, header = _field(metadata, message, _HEADER_TYPE), _field(metadata, message, _HEADER)
+    if not kind or not header or metadata[kind] != _RECORD_BATCH:
+        raise DamagedDataError("no record batch where the index has a bin")
+    batch = header + struct.unpack_from("<I", metadata, header)[0]
+    return bool(_field(metadata, batch, _COMPRESSION))
+
+
+def _field(metadata: memoryview, table: int, number: int) -> int:
+    """Where a field of a flatbuffers table is, or 0 where it is absent."""
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    if vtable < 0:  # struct would count from the end
+        raise DamagedDataError("no record batch where the index has a bin")
+    size = struct.unpack_from("<H", metadata, vtable)[0]
+    slot = 4 + 2 * number
+    offset: int = struct.unpack_from("<H", metadata, vtable + slot)[0] if slot + 2 <= size else 0
+    return table + offset if offset else 0
