@@ -1,6 +1,6 @@
 """What a trainer imports: the dataset, its sampler, and the way from bins to the model's forward.
 
-Needs numpy, torch, pyarrow and fsspec; neither transformers nor Ray.
+Needs numpy, torch, pyarrow, xxhash and fsspec; neither transformers nor Ray.
 """
 
 from omniprep.data.collate import collate, stack
