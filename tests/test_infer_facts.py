@@ -80,11 +80,11 @@ def test_a_run_needs_no_dataset(tmp_path, monkeypatch):
 
 
 def test_facts_hold_what_shapes_rows_and_no_path(tmp_path):
-    given = {"media_root": ["/home/me"], "plugin": ["/home/me/f.py"], "trust_remote_code": True, "allow_http": True}
+    given = {"media_root": ["/srv/me"], "plugin": ["/srv/me/f.py"], "trust_remote_code": True, "allow_http": True}
     facts = facts_of(tmp_path / "packed", manifest(**SHAPED, **given))
     write_facts(tmp_path, [facts])
     text = (tmp_path / FACTS).read_text()
-    assert "/home/me" not in text and str(tmp_path) not in text and facts.dataset == "packed"
+    assert "/srv/me" not in text and str(tmp_path) not in text and facts.dataset == "packed"
     assert facts.needed_flags == tuple(TRUST_FLAGS.values()) and {"plugin", "inputs", "model"} <= FORBIDDEN
     assert not FORBIDDEN & json.loads(text)["datasets"][0]["options"].keys()
     assert read_facts(str(tmp_path)) == [facts]
@@ -126,7 +126,7 @@ DANGEROUS = {
     "allow_http": True,
     "media_root": ["/"],
     "inputs": ["/etc/passwd"],
-    "out": "/tmp/x",
+    "out": "runs/x",
     "ray_address": "ray://evil:10001",
     "model": "evil/model",
 }
