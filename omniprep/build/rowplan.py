@@ -5,7 +5,6 @@ Rows go through in chunks, so that the tokenizer sees the texts of many rows at 
 """
 
 import os
-import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.build.probe import PlannedItem, find_media
+from omniprep.build.rowtext import check_text, check_unicode
 from omniprep.build.watch import row_limit
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, RejectCode
@@ -25,9 +25,7 @@ from omniprep.families.errors import FamilyError
 from omniprep.families.registry import MediaMeta, Sample
 from omniprep.media.fetch import Places
 from omniprep.rows.columns import MODALITIES, Note, parse_columns
-from omniprep.rows.literal import json_text, parse_json
 from omniprep.rows.normalize import Row, normalize
-from omniprep.template.agent import parse_tools
 from omniprep.template.chat import TemplateMeta, contexts, prepare, surplus_tags, without_roles
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
 from omniprep.template.loss import Pieces, parse_strategy
@@ -165,61 +163,6 @@ def _template(ctx: FamilyContext, use_chat_template: bool) -> TemplateMeta:
     return ctx.template if use_chat_template else without_roles(ctx.template, ctx.tokenizer.eos_token)
 
 
-@dataclass(frozen=True, slots=True)
-class _TypedTokens:
-    """How to find tokens that people typed: a text without any of their first characters holds none."""
-
-    first: re.Pattern[str]
-    media: re.Pattern[str]
-    control: re.Pattern[str]
-
-
-@lru_cache(maxsize=8)
-def _typed_tokens(ctx: FamilyContext) -> _TypedTokens:
-    def any_of(words: Iterable[str]) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
-
-    control = ctx.encoder.special_tokens - set(ctx.media_tokens)
-    first = {token[0] for token in (*control, *ctx.media_tokens) if token}
-    return _TypedTokens(any_of(first), any_of(filter(None, ctx.media_tokens)), any_of(filter(None, control)))
-
-
-def _check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
-    """Whether control tokens are typed in the text; media tokens reject the row.
-
-    Tools and calls are looked at as they will be written: their JSON text may spell a token with escapes.
-    """
-    typed = _typed_tokens(ctx)
-    texts = [text for text in (row.system, *row.objects.get("ref", ())) if isinstance(text, str)]
-    for message in row.messages:
-        content = message["content"]
-        if content and message["role"] == "tool_call":
-            content = json_text(parse_json(content), RejectCode.BAD_TOOLS, "a tool call")
-        if content:
-            texts.append(content)
-    if row.tools:
-        texts.append(json_text(parse_tools(row.tools), RejectCode.BAD_TOOLS, "a tool"))
-    found = False
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise Reject(RejectCode.BAD_MESSAGE, f"the text is not valid Unicode: {error.reason}") from error
-        text = ctx.encoder.as_matched(text)
-        if not typed.first.search(text):
-            continue
-        if match := typed.media.search(text):
-            raise Reject(
-                RejectCode.SPECIAL_TOKEN_IN_TEXT,
-                f"the text contains {match.group()!r}, which the model takes for media; remove or escape it",
-            )
-        if match := typed.control.search(text):
-            if config.special_tokens_in_text == "reject":
-                raise Reject(RejectCode.SPECIAL_TOKEN_IN_TEXT, f"the text contains the control token {match.group()!r}")
-            found = True
-    return found
-
-
 def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> None:
     """Leave those of the row's chat_template_kwargs that count (--chat-template-kwargs); the others are noted.
 
@@ -242,7 +185,7 @@ def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> Non
 def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, generate: bool) -> _Rendered:
     row = normalize(raw, parse_columns(config.columns))
     _apply_row_options(row, ctx, config)
-    control = _check_text(row, ctx, config)
+    control = check_text(row, ctx, config)
     meta = _template(ctx, config.use_chat_template)
     row = prepare(row, places.is_file, meta.agent_template)
     if surplus := surplus_tags(row):
@@ -293,24 +236,8 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
                 RejectCode.PLACEHOLDER_MISMATCH,
                 f"{len(found[modality])} {modality} items, but only {placed} places for them in the kept chat",
             )
-    _check_unicode(runs)
+    check_unicode(runs)
     return _Rendered(runs, order, control, row.notes, row.unread)
-
-
-def _check_unicode(runs: Pieces) -> None:
-    """Refuse text that UTF-8 cannot write, since the tokenizer takes no other.
-
-    The reader of JSON refuses half characters that stand in the row itself; text that is parsed once more (tools,
-    arguments of calls, messages given as text) may bring them too.
-
-    Raises:
-        Reject: bad_message.
-    """
-    try:
-        for text, _ in runs:
-            text.encode()
-    except UnicodeEncodeError as error:
-        raise Reject(RejectCode.BAD_MESSAGE, f"the text is not valid Unicode: {error.reason}") from error
 
 
 def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from omniprep.families.errors import (
     UnknownTokenError,
 )
 from omniprep.families.guess import guess_model
-from omniprep.families.loading import checkpoint_file, load_families, plugin_hash, plugin_texts
+from omniprep.families.loading import checkpoint_file, load_encoder, load_families, plugin_hash, plugin_texts
 from omniprep.families.registry import (
     REGISTRY,
     Array,
@@ -107,30 +106,6 @@ def resolve_family(
     )
 
 
-def _tokenizer_mark(model: str) -> int:
-    """When a local checkpoint's tokenizer was written, so that another at the same place is not taken for it."""
-    path = Path(model) / "tokenizer.json"
-    return path.stat().st_mtime_ns if path.is_file() else 0
-
-
-@lru_cache(maxsize=2)
-def _encoder(model: str, trust_remote_code: bool, mark: int) -> Encoder:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError) as error:
-        # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being read.
-        try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-        except (ValueError, OSError, TypeError):
-            reason = " ".join(str(error).split())[:300]
-            raise OmniprepError(f"model {model!r}: its tokenizer cannot be loaded: {reason}") from error
-    if not tokenizer.is_fast:
-        raise OmniprepError(f"model {model!r}: only fast tokenizers (tokenizer.json) are supported")
-    return Encoder(tokenizer)
-
-
 class FamilyContext:
     """One family on one checkpoint; what callbacks receive as `ctx`.
 
@@ -198,7 +173,7 @@ class FamilyContext:
     @cached_property
     def encoder(self) -> Encoder:
         """Batched tokenization; contexts of one checkpoint share it, whatever their options."""
-        return _encoder(self.spec.model, self.spec.trust_remote_code, _tokenizer_mark(self.spec.model))
+        return load_encoder(self.spec.model, self.spec.trust_remote_code)
 
     def token_id(self, token: str) -> int:
         """The id of one token.

@@ -1,4 +1,4 @@
-"""Where families come from: built-in files, entry points of installed packages, plug-in files; and checkpoint files.
+"""Where families come from (built-in files, entry points, plug-in files), and what is read of a checkpoint.
 
 A plug-in's text travels to the workers, so nodes need not have its file. A call that names other plug-ins than the one
 before it in this process replaces those: what is registered is what the command at hand has asked for.
@@ -19,6 +19,7 @@ from omniprep.errors import OmniprepError
 from omniprep.families.errors import PluginImportError, UnknownFunctionError
 from omniprep.families.guess import guess_model
 from omniprep.families.registry import REGISTRY
+from omniprep.template.tokens import Encoder
 
 BUILT_IN = ("qwen2_5_omni", "qwen2_vl", "qwen3_vl", "qwen2_audio", "qwen3_omni")
 _loaded: dict[str, str] = {}  # path of a plug-in → its text
@@ -198,3 +199,36 @@ def _is_hub_name(model: str) -> bool:
 
 
 __all__ = ["BUILT_IN", "checkpoint_file", "load_families", "named_function", "plugin_hash", "plugin_texts"]
+
+
+def load_encoder(model: str, trust_remote_code: bool) -> Encoder:
+    """The tokenizer of a checkpoint; kept, so that contexts that differ in their options alone share it.
+
+    Args:
+        model: Checkpoint folder or Hub name.
+        trust_remote_code: Let the checkpoint's own Python code run.
+
+    Raises:
+        OmniprepError: It cannot be loaded, or is no fast tokenizer.
+    """
+    # The time of change is part of the key, so that another checkpoint at the same place is not taken for this one.
+    path = Path(model) / "tokenizer.json"
+    return _load_encoder(model, trust_remote_code, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=2)
+def _load_encoder(model: str, trust_remote_code: bool, changed: int) -> Encoder:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being read.
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+        except (ValueError, OSError, TypeError):
+            reason = " ".join(str(error).split())[:300]
+            raise OmniprepError(f"model {model!r}: its tokenizer cannot be loaded: {reason}") from error
+    if not tokenizer.is_fast:
+        raise OmniprepError(f"model {model!r}: only fast tokenizers (tokenizer.json) are supported")
+    return Encoder(tokenizer)
