@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_helpers import small_family, write_dataset, write_model
@@ -209,6 +210,7 @@ def test_the_second_run_into_a_folder_ends_before_the_model_is_loaded(files, tmp
         patch.setattr(run_module, "make_model", None)
         with pytest.raises(OmniprepError, match="holds an earlier run"):
             run_module.train(config, Messages())
+    assert "overwrite" not in yaml.safe_load((tmp_path / "run" / OPTIONS).read_text()), "it is given to --config again"
     messages = Messages()
     given |= {"max_steps": 2, "resume": "auto"}
     longer = TrainConfig(model=str(model), data=(str(data),), out=str(tmp_path / "run"), **given)

@@ -71,7 +71,9 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     out = Path(config.out)
     if args.should_save:
         out.mkdir(parents=True, exist_ok=True)
-        (out / OPTIONS).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        options = config.to_dict()
+        del options["overwrite"]  # the file may be given to --config: it must not remove the run that it came from
+        (out / OPTIONS).write_text(yaml.safe_dump(options, sort_keys=False))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
