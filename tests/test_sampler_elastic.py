@@ -157,11 +157,33 @@ def test_accelerate_shares_out_a_plain_sampler_and_is_refused_a_shared_one(batch
         bins(prepared(BinSampler(24, world_size=2), 0, dispatch_batches=True, put_on_device=True))
 
 
+def test_a_prepared_loader_goes_on_from_a_loaded_state_or_says_what_to_do():
+    """accelerate counts the epochs of a loader from 0 and sets them: that would begin anew, without a word."""
+    from accelerate.data_loader import prepare_data_loader
+
+    sampler = BinSampler(20, seed=3)
+    loader = prepare_data_loader(DataLoader(range(20), sampler=sampler), torch.device("cpu"), put_on_device=False)
+    state = {**sampler.state_dict(), "epoch": 2, "consumed": 10}
+    sampler.load_state_dict(state)
+    with pytest.raises(OmniprepError, match=r"set_epoch\(2\)"):
+        next(iter(loader))
+    loader.set_epoch(2)
+    rest = [int(b) for b in loader]
+    assert rest == ranks(20, 1)[0].order()[10:].tolist()
+    following = [int(b) for b in loader]
+    assert len(following) == 20 and sampler.epoch == 3
+
+
 def test_a_foreign_state_is_refused():
     state = BinSampler(10, seed=1).state_dict()
     for other in (BinSampler(11, seed=1), BinSampler(10, seed=2), BinSampler(10, seed=1, costs=np.ones(10))):
         with pytest.raises(OmniprepError, match="state has"):
             other.load_state_dict(state)
+    for change in ({"consumed": 11}, {"consumed": -1}, {"consumed": None}, {"epoch": "2"}):
+        with pytest.raises(OmniprepError, match="is no state"):
+            BinSampler(10, seed=1).load_state_dict({**state, **change})
+    with pytest.raises(OmniprepError, match="state has"):
+        BinSampler(10, seed=1).load_state_dict({})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import threading
 
 import numpy as np
@@ -268,3 +269,17 @@ def test_a_buffer_is_used_again_only_when_nothing_looks_into_it():
     assert address in {pool.take(1000).ctypes.data for _ in range(2)}
     held = [pool.take(500) for _ in range(20)]
     assert len({h.ctypes.data for h in held}) == 20
+
+
+def test_a_fork_while_a_buffer_is_taken_locks_nobody_out():
+    """A thread of the trainer may be taking one when a DataLoader forks its readers."""
+    pool = BufferPool()
+    held = [pool.take(100) for _ in range(8)]
+    with pool._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that waits for the lock
+            first = pool.take(100).ctypes.data
+            os._exit(0 if pool.take(100).ctypes.data == first else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "and its own buffers are used again"
+    assert len(held) == 8

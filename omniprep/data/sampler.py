@@ -75,6 +75,7 @@ class BinSampler(Sampler[int]):
         self._begin = 0  # position where the running iteration began, or the next one will
         self._waiting = True  # whether _begin is that of the next one
         self._consumed = 0
+        self._loaded = False  # whether a state was loaded and no iteration has gone on from it yet
 
     def order(self) -> np.ndarray:
         """The global order of this epoch, int64 (num_bins,)."""
@@ -83,7 +84,17 @@ class BinSampler(Sampler[int]):
         return balanced_order(self.costs, self.seed, self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; nothing changes where it is the epoch that the sampler is in."""
+        """Go to the start of an epoch; nothing changes where it is the epoch that the sampler is in.
+
+        Raises:
+            OmniprepError: The epoch is before that of a state which was loaded and not yet gone on from. A DataLoader
+                that accelerate prepared counts its own epochs, from 0 after a restart, and sets them here.
+        """
+        if self._loaded and epoch < self.epoch:
+            raise OmniprepError(
+                f"BinSampler: set_epoch({epoch}) after a state of epoch {self.epoch} was loaded would train on "
+                f"bins of earlier epochs again; with accelerate, call set_epoch({self.epoch}) of the loader"
+            )
         if epoch != self.epoch:
             self.epoch = epoch
             self._go_to(0)
@@ -97,7 +108,7 @@ class BinSampler(Sampler[int]):
         self._refuse_second_sharding()
         if not self._waiting:
             self._go_to(0)
-        self._waiting = False
+        self._waiting = self._loaded = False
         # The order, and behind it what fills the last round of the ranks.
         order = self.order()
         missing = -(self.num_bins - self._begin) % self.world_size
@@ -132,13 +143,18 @@ class BinSampler(Sampler[int]):
         """Go on from a state, taken by any rank of any number.
 
         Raises:
-            OmniprepError: The state is of another dataset or order, so going on would repeat and leave out bins.
+            OmniprepError: The state is of another dataset or order, so going on would repeat and leave out bins; or it
+                is no state of a sampler.
         """
         for name, value in self._state(0).items():
             if name not in ("epoch", "consumed") and state.get(name) != value:
                 raise OmniprepError(f"the sampler's state has {name} {state.get(name)!r}, this run has {value!r}")
-        self.epoch = int(state["epoch"])
-        self._go_to(int(state["consumed"]))
+        epoch, consumed = state.get("epoch"), state.get("consumed")
+        if not isinstance(epoch, int) or not isinstance(consumed, int) or not 0 <= consumed <= self.num_bins:
+            raise OmniprepError(f"the sampler's state has epoch {epoch!r} and consumed {consumed!r}: it is no state")
+        self.epoch = epoch
+        self._go_to(consumed)
+        self._loaded = True
 
     def _state(self, consumed: int) -> dict[str, Any]:
         return {
@@ -151,7 +167,7 @@ class BinSampler(Sampler[int]):
 
     def _go_to(self, position: int) -> None:
         self._begin = self._consumed = position
-        self._waiting = True
+        self._waiting, self._loaded = True, False
 
     def _end(self, begin: int) -> int:
         """The end of the positions that an iteration from `begin` goes through, over all ranks."""

@@ -57,6 +57,10 @@ class BufferPool:
     """
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
         self._buffers = [np.empty(0, np.uint8)]
         self._lock = threading.Lock()
         # References to a buffer that only the pool knows, counted the way `take` counts them.
@@ -64,6 +68,8 @@ class BufferPool:
 
     def take(self, size: int) -> np.ndarray:
         """A uint8 array of at least `size` bytes that nothing else refers to."""
+        if os.getpid() != self._pid:  # forked: another thread may have held the lock, and holds the buffers for ever
+            self._start()
         with self._lock:
             idle = [i for i in range(len(self._buffers)) if sys.getrefcount(self._buffers[i]) <= self._idle]
             fitting = [i for i in idle if self._buffers[i].size >= size]
