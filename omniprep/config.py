@@ -102,8 +102,8 @@ class RowOptions:
     shard_size: int = 512 << 20
     """Bytes a shard grows to."""
     pixel_codec: Literal["raw", "delta", "webp", "jxl"] = "raw"
-    """How pixels are stored, always without loss: raw bytes, delta (less than half of them on photographs, decoded at
-    about 1 GB/s a core), or pictures in WebP or JPEG XL (as small, a tenth of the speed)."""
+    """How pixels are stored, always without loss: raw bytes, delta (less than half of them on photographs), or
+    pictures in WebP or JPEG XL (about as small, several times slower to decode)."""
     max_bin_patches: int | None = None
     """Most vision patches in a bin (memory of the vision tower)."""
     max_bin_audio_frames: int | None = None

@@ -1,9 +1,8 @@
 """`--pixel-codec delta`: gradient residuals of color differences, compressed with zstd.
 
-As small as lossless WebP (959 bytes an image token on photographs, of 2,352 raw) and decoded seven times as fast, into
-the patches directly: about 1 GB of pixels a second on a core (benchmarks/load.py). The layout is in docs/format.md,
-four lines of numpy undo it. Compiled by numba; where numba is absent or a patch is smaller than 8 pixels numpy does
-the same, at a tenth of the speed.
+About as small as lossless WebP on photographs and several times as fast to decode, since it is undone into the patches
+directly. The layout is in docs/format.md; four lines of numpy undo it. Compiled by numba; where numba is absent or a
+patch is smaller than 8 pixels numpy does the same, at a tenth of the speed.
 """
 
 from functools import lru_cache
@@ -91,6 +90,6 @@ def _compressor() -> "zstandard.ZstdCompressor":  # type: ignore[name-defined]  
     import zstandard
 
     # Residuals have short matches at best: min_match 7 and a hash of 64 entries keep zstd from looking for them, which
-    # compresses twice as fast, decompresses faster and costs under 1 % of the size (reference: docs/performance.md).
+    # compresses twice as fast, decompresses faster and costs under 1 % of the size (tried on photographs).
     parameters = zstandard.ZstdCompressionParameters.from_level(1, min_match=7, hash_log=6)
     return zstandard.ZstdCompressor(compression_params=parameters)
