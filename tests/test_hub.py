@@ -202,8 +202,10 @@ def test_a_build_reads_chats_and_media_from_the_hub(hub, python, model_dir, tmp_
     options = ("--model", model_dir, "--bin-length", 512, "--workers", 0, "--quiet")
     names = [f"hf://datasets/{REPO}/chats/chats{n}.jsonl" for n in range(2)]
     python("-m", "omniprep", "build", *names, *options, "--out", tmp_path / "there")
+    python("-m", "omniprep", "build", f"hf://datasets/{REPO}/chats", *options, "--out", tmp_path / "folder")
     local = [tmp_path / "in" / f"chats{n}.jsonl" for n in range(2)]
     assert omniprep("build", *local, *options, "--out", tmp_path / "here").code == 0
     shard = "shards/00000.arrow"
-    assert (tmp_path / "there" / shard).read_bytes() == (tmp_path / "here" / shard).read_bytes()
+    for name in ("there", "folder"):
+        assert (tmp_path / name / shard).read_bytes() == (tmp_path / "here" / shard).read_bytes()
     assert json.loads((tmp_path / "there" / "manifest.json").read_text())["counts"]["items"]["image"] == 4

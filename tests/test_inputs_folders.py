@@ -95,6 +95,18 @@ def test_datasets_on_the_hub_give_train_or_what_is_chosen(monkeypatch: pytest.Mo
         read("hf://datasets/org/name:dev")
 
 
+def test_a_local_folder_is_not_taken_for_the_dataset_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets.load_dataset("org/name")` reads ./org/name where there is one."""
+    (tmp_path / "org/name").mkdir(parents=True)
+    (tmp_path / "org/name/train.jsonl").write_text('{"n": "local"}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OmniprepError, match="there is a folder org/name here"):
+        read("hf://datasets/org/name")
+    assert read("./org/name") == [{"n": "local"}]
+
+
 @pytest.mark.parametrize(
     "named",
     [
@@ -114,6 +126,19 @@ def test_splits_by_name_in_a_folder_are_not_mixed(tmp_path: Path, named: list[st
     assert read(f"{tmp_path}:test") == [{"n": 1}]
     assert said(f"{tmp_path}:test") == [f"{tmp_path}: 1 file; left out: 1 of other splits"]
     assert len(read(*(tmp_path / name for name in named))) == 2
+
+
+def test_files_of_splits_that_are_read_all_the_same_are_counted(tmp_path: Path, splits: Path) -> None:
+    """A glob reads what it matches, and a folder without files of train all that is in it; both say what that is."""
+    for name in ("chats.jsonl", "test.jsonl", "more/dev-1.jsonl", "config.json"):
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).write_text(json.dumps({"n": name}))
+    folder = tmp_path / "x"
+    told = ", 1 of the split test, 1 of the split validation (by their names)"
+    assert said(folder) == [f"{folder}: 3 files{told}; left out: 1 of other kinds"]
+    assert said(f"{folder}:test") == [f"{folder}: 1 file; left out: 1 of other kinds, 2 of other splits"]
+    assert said(f"{folder}/**/*.jsonl") == [f"{folder}/**/*.jsonl: 3 files{told}"]
+    assert "1 of the split test (by their names)" in said(f"{splits}/t*")[-1]
 
 
 def test_words_that_merely_hold_a_splits_name_are_no_split(tmp_path: Path) -> None:
@@ -277,6 +302,20 @@ def test_options_that_are_not_utf8_are_told(option: str) -> None:
         BuildConfig(system="\ud83d")
     with pytest.raises(UsageError, match=r"caf\\xe9: not valid UTF-8"):
         BuildConfig(**{option: (value,) if option in ("inputs", "media_root", "plugin") else value})
+
+
+def test_no_command_that_writes_names_down_takes_undecoded_ones(tmp_path: Path, omniprep: Callable[..., Any]) -> None:
+    """A training run ended when its weights were to be saved, a repack and init-model with a traceback."""
+    value = f"{tmp_path}/caf\udce9"
+    for command in (
+        ("train", value, "--model", "m", "--out", tmp_path / "run"),
+        ("train", "packed", "--model", "m", "--out", value),
+        ("repack", value, "--bin-length", 64, "--out", tmp_path / "new"),
+        ("init-model", value),
+    ):
+        done = omniprep(*command)
+        assert done.code == 2 and "caf\\xe9: not valid UTF-8; rename" in done.err, command
+    assert not list(tmp_path.iterdir())
 
 
 def test_paths_with_a_scheme_mark_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,28 @@ def test_lines_keep_their_numbers_whatever_the_name(tmp_path: Path) -> None:
     assert [line for line, _ in lines_of(tmp_path / "b.jsonl", ARRAY.encode())] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.ndjson"])
+def test_objects_are_read_whatever_space_stands_between_them(tmp_path: Path, name: str) -> None:
+    """As the reference's loader takes them: indented (`jq .`), lines that end in CR alone, side by side."""
+    rows = [{"n": number, "m": [{"c": "é"}]} for number in range(3)]
+    texts = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path = tmp_path / name
+    assert rows_of(path, "\n".join(json.dumps(row, indent=2) for row in rows).encode()) == rows
+    assert rows_of(path, "\n".join(json.dumps({**row, "long": "x" * 100_000}, indent=2) for row in rows).encode()) == [
+        {**row, "long": "x" * 100_000} for row in rows
+    ]
+    assert rows_of(path, "\r".join(texts).encode()) == rows
+    assert rows_of(path, ("\r".join(texts) + "\r").encode("utf-16")) == rows
+    assert rows_of(path, " ".join(texts).encode()) == rows
+    assert rows_of(path, "\r\n".join(texts).encode()) == rows
+
+
+def test_a_damaged_first_line_costs_itself(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    for first in ('{"n": ', '{"n": 1}]', "{]", '"{', '{"n": "' + "x" * 100_000):
+        assert rows_of(path, (first + '\n{"n": 2}\n{"n": 3}\n').encode()) == ["bad_json", {"n": 2}, {"n": 3}]
+
+
 def test_an_object_over_several_lines_is_a_row_of_json(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.json", b'{\n "n": 1\n}\n') == [{"n": 1}]
     assert rows_of(tmp_path / "b.json", b'{\n "n": 1\n}\n{\n"n": 2}') == [{"n": 1}, {"n": 2}]

@@ -121,6 +121,17 @@ def test_compressed_files_are_whole_or_stop_the_build(tmp_path: Path, codec: str
             read(path)
 
 
+def test_a_window_that_is_not_read_is_no_damage(tmp_path: Path) -> None:
+    """Dumps of the web come with `zstd --long=31`."""
+    zstandard = pytest.importorskip("zstandard", reason="no other library here writes such frames")
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(stream.compress(b'{"n": 1}\n') + stream.flush())
+    with pytest.raises(OmniprepError, match=r"x\.jsonl\.zst: compressed with a window of more than 128 MiB"):
+        find_splits(find_inputs((str(path),)))
+
+
 def test_arrays_in_damaged_archives_too(tmp_path: Path) -> None:
     text = json.dumps(ROWS).encode()
     for codec, whole in (("gz", gzip.compress(text)), ("zst", zst(text))):

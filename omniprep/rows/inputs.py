@@ -117,7 +117,7 @@ class _Search:
 
     def find(self, pattern: str) -> list[Input]:
         name, split = self._parts(pattern)
-        if name.startswith(saved.HUB) and not name.endswith((*_KINDS, *_CODECS)):
+        if saved.is_repository(name) and _kind(name) is None:
             return [Input(pattern, "hf", uri=name, split=split or self._split or "train", base=name)]
         if any(letter in name for letter in "*?[") and not _ask(io.exists, name):
             return self._glob(name)
@@ -165,7 +165,9 @@ class _Search:
             else:
                 raise OmniprepError(f"{name}: {_UNKNOWN} ({pattern} matches it)")
         found = list(dict.fromkeys(found))
-        self._say(f"{pattern}: {_count(len(found), 'file')}")
+        plain = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]  # the folders that were named as they are
+        named = _named_splits(entry.source.removeprefix(plain) for entry in found)
+        self._say(f"{pattern}: {_count(len(found), 'file')}{named}")
         return found
 
     def _folder(self, name: str, split: str, given: str) -> list[Input]:
@@ -206,7 +208,8 @@ class _Search:
                 f"{name}: a folder without .jsonl, .json or .parquet files, and not a saved Hugging Face dataset"
                 + (f" (files left out: {more})" if more else "")
             )
-        self._say(f"{name}: {_count(len(found), 'file')}" + (f"; left out: {more}" if more else ""))
+        named = "" if chosen else _named_splits(files)
+        self._say(f"{name}: {_count(len(found), 'file')}{named}" + (f"; left out: {more}" if more else ""))
         return found
 
     def _of_split(self, folder: str, files: list[str], split: str) -> tuple[list[str], str]:
@@ -215,7 +218,7 @@ class _Search:
         Raises:
             OmniprepError: There are several and none was chosen, or there is no such split.
         """
-        of = {path: next((name for name, words in _SPLITS.items() if words.search(path)), "") for path in files}
+        of = {path: _split_of(path) for path in files}
         names = sorted(set(of.values()) - {""})
         asked = split or (self._split if self._split in names else "")
         if not asked and "train" in names and len(names) > 1:
@@ -292,6 +295,18 @@ def _kind(name: str) -> tuple[Kind, str] | None:
         suffix = os.path.splitext(stem)[1]
     kind = _KINDS.get(suffix)
     return None if kind is None or (codec and kind == "parquet") else (kind, codec)
+
+
+def _split_of(path: str) -> str:
+    """The split that the names in a path tell of; empty for none."""
+    return next((name for name, words in _SPLITS.items() if words.search(path)), "")
+
+
+def _named_splits(paths: Iterable[str]) -> str:
+    """What to say of files that are all read though their names tell of splits that are not for training."""
+    counts = Counter(split for path in paths if (split := _split_of(path)) not in ("", "train"))
+    told = ", ".join(f"{count} of the split {name}" for name, count in sorted(counts.items()))
+    return f", {told} (by their names)" if told else ""
 
 
 def _count(number: int, what: str) -> str:

@@ -89,6 +89,11 @@ class _Damage(_io.RawIOBase):
         except (OSError, EOFError, RuntimeError, ValueError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the disk or store, not of the data
                 raise OmniprepError(f"{self._uri}: cannot be read: {error}") from error
+            if "requires too much memory" in str(error):  # libzstd's limit for streams, and Arrow has no option for it
+                raise OmniprepError(
+                    f"{self._uri}: compressed with a window of more than 128 MiB (zstd --long or --ultra); compress it "
+                    "again: zstd -d --long=31 -c OLD | zstd > NEW"
+                ) from error
             raise OmniprepError(f"{self._uri}: damaged as {self._codec}: {error}") from error
         buffer[: len(data)] = data
         return len(data)
@@ -149,7 +154,9 @@ def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int)
     Args:
         uri: The file.
         codec: Of its name: "gz", "zst" or nothing.
-        suffix: Of its name. A .json file is lines only where the first line alone is an object and more follow.
+        suffix: Of its name. A .json file is lines only where the first line alone is an object and more follow; a
+            .jsonl file is none only where its first value is an array, or ends on another line than the first, or
+            shares that with the next one.
         size: Its bytes, where it is not compressed: one request then gives its first ones.
 
     Returns:
@@ -172,7 +179,7 @@ def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int)
             head = file.read(_HEAD)
     text = head.removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n")
     if suffix == "jsonl":
-        return ("values" if text.startswith(b"[") else "lines"), encoding
+        return ("values" if text.startswith(b"[") or not _is_lines(text) else "lines"), encoding
     line, _, rest = text.partition(b"\n")
     return ("lines" if rest.strip() and _is_object(line) else "values"), encoding
 
@@ -193,6 +200,24 @@ def _encoding(head: bytes) -> str:
         if head.startswith(mark):
             return name
     return "" if b"\0" not in head[:4] else json.detect_encoding(head).removesuffix("-sig").replace("utf-8", "")
+
+
+def _is_lines(head: bytes) -> bool:
+    """Whether a text that begins with an object has one a line; the reference takes any space between two.
+
+    Not so for indented objects (`jq .`), for lines that end in CR alone, and for objects that stand side by side. Where
+    the first value is damaged, or longer than what was read, its line is one to reject.
+    """
+    line, _, rest = head.partition(b"\n")
+    if line.strip() == b"{" and rest:  # indented, however long the object is
+        return False
+    text = head.decode(errors="replace")
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return True
+    after = text[end:].split("\n", 1)[0].lstrip()
+    return "\n" not in text[:end] and not after.startswith("{")
 
 
 def _is_object(line: bytes) -> bool:

@@ -8,6 +8,7 @@ and nothing needs a decoder (torchcodec) to be read.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -16,11 +17,19 @@ import pyarrow as pa
 from omniprep import io
 from omniprep.errors import OmniprepError, Reject, RejectCode, did_you_mean
 
-__all__ = ["HUB", "choose_split", "count_rows", "fingerprint", "is_saved", "read_rows", "table_rows"]
+__all__ = ["HUB", "choose_split", "count_rows", "fingerprint", "is_repository", "is_saved", "read_rows", "table_rows"]
 
 HUB = "hf://datasets/"
+_REPOSITORY = re.compile(re.escape(HUB) + r"(?:[\w.-]+/)?[\w.-]+/?")
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 _BATCH_ROWS, _BATCH_BYTES = 64, 8 << 20
+
+
+def is_repository(uri: str) -> bool:
+    """Whether it names a dataset on the Hub, which `datasets` loads; what goes on behind such a name is a file or
+    folder in the repository, read like one of any other store.
+    """
+    return _REPOSITORY.fullmatch(uri) is not None
 
 
 def is_saved(names: Collection[str]) -> bool:
@@ -109,11 +118,17 @@ def _load(uri: str, split: str) -> Any:
     """
     import datasets
 
-    if not uri.startswith(HUB):
+    repository = uri.removeprefix(HUB).rstrip("/") if is_repository(uri) else None
+    if repository is None:
         _check_files(uri)
+    elif os.path.exists(repository):  # `datasets` takes a local folder of that name for the dataset
+        raise OmniprepError(
+            f"{uri}: there is a folder {repository} here, which `datasets` would read in its place; run this "
+            f"in another folder, or give ./{repository} if that is meant"
+        )
     try:
-        if uri.startswith(HUB):  # of a split that does not exist the error names those that do
-            dataset = datasets.load_dataset(uri.removeprefix(HUB), split=split)
+        if repository is not None:  # of a split that does not exist the error names those that do
+            dataset = datasets.load_dataset(repository, split=split)
         else:
             dataset = datasets.load_from_disk(io.local_path(uri))
     except Exception as error:  # what `datasets` raises for files that others made is any exception of any library

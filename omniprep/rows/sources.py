@@ -155,7 +155,7 @@ def _splits_of(entry: Input, split_bytes: int) -> Iterator[Split]:
 def fingerprint(split: Split) -> dict[str, Any]:
     """What tells cheaply that the input of a split changed; nothing for a dataset on the Hub."""
     if split.kind == "hf":
-        return {} if split.uri.startswith(saved.HUB) else saved.fingerprint(split.uri)
+        return {} if saved.is_repository(split.uri) else saved.fingerprint(split.uri)
     return io.fingerprint(split.uri)
 
 
