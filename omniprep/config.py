@@ -198,7 +198,8 @@ class BuildConfig(RowOptions, Trust):
         for name in (*self.inputs, *self.media_root, self.out, self.model):
             _refuse_credentials(name)
         for field in dataclasses.fields(self):
-            _refuse_undecoded(field.name, getattr(self, field.name))
+            option = "" if field.name == "inputs" else f"--{field.name.replace('_', '-')}"
+            refuse_undecoded(getattr(self, field.name), option)
 
 
 def trust_of(config: Trust) -> Trust:
@@ -234,8 +235,13 @@ _CREDENTIALS = re.compile(
 )
 
 
-def _refuse_undecoded(option: str, value: object) -> None:
-    """Options go into the manifest, which is UTF-8: bytes of another encoding on the command line cannot be kept.
+def refuse_undecoded(value: object, option: str = "") -> None:
+    """Names and options go into manifests and the facts of runs, which are UTF-8: bytes of another encoding on the
+    command line cannot be kept there.
+
+    Args:
+        value: Of an option, or a tuple of several.
+        option: As it is written, such as "--out"; nothing for arguments without a name.
 
     Raises:
         UsageError: There are some; they are shown as escapes.
@@ -244,8 +250,8 @@ def _refuse_undecoded(option: str, value: object) -> None:
         try:
             str(text).encode()
         except UnicodeEncodeError as error:
-            where = "" if option == "inputs" else f"--{option.replace('_', '-')} "
-            raise UsageError(f"{where}{shown_name(str(text))}: not valid UTF-8; rename the file or folder") from error
+            where = f"{option} {shown_name(str(text))}".lstrip()
+            raise UsageError(f"{where}: not valid UTF-8; rename the file or folder") from error
 
 
 def _refuse_credentials(uri: str) -> None:

@@ -55,10 +55,11 @@ def is_local(uri: str) -> bool:
         return True
     if not _SCHEME.fullmatch(scheme):
         return "::" not in scheme  # chains of fsspec (simplecache::s3://) are no paths, and are refused
-    return not _known_scheme(scheme) and os.path.isdir(f"{scheme}:")
+    return not is_known_scheme(scheme) and os.path.isdir(f"{scheme}:")
 
 
-def _known_scheme(scheme: str) -> bool:
+def is_known_scheme(scheme: str) -> bool:
+    """Whether fsspec knows a kind of store by this name."""
     from fsspec.registry import known_implementations, registry
 
     return scheme in known_implementations or scheme in registry

@@ -438,3 +438,44 @@ def test_a_picture_is_never_opened_with_a_format_that_is_not_named() -> None:
         file = io.BytesIO()
         Image.new("RGB", (40, 30), (9, 8, 7)).save(file, kind)
         assert rejected("image", Source(data=file.getvalue())).code == "bad_media", kind
+
+
+def test_a_flac_that_is_cut_is_said_to_be() -> None:
+    """libsndfile says "Internal psf_fseek() failed." of it; the reference fails too."""
+    whole = sound("FLAC")
+    for size in (100, len(whole) // 2, len(whole) - 100):
+        assert "cut or damaged" in rejected("audio", Source(data=whole[:size])).message
+
+
+def test_messages_hold_no_number_of_an_open_file(tmp_path: Path) -> None:
+    """It differs from run to run, and rejected.jsonl must not."""
+    (tmp_path / "a.wav").write_bytes(bytes(range(1, 200)) * 9)
+    with open(os.devnull, "rb"):
+        first = rejected("audio", Source(path=str(tmp_path / "a.wav"))).message
+    assert first == rejected("audio", Source(path=str(tmp_path / "a.wav"))).message
+    assert first.endswith("not audio that can be read (Invalid data found when processing input)")
+
+
+def test_pictures_of_other_formats_are_told_what_is_read() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(data, "PCX")
+    assert "JPEG, PNG, WebP" in rejected("image", Source(data=data.getvalue())).message
+
+
+def test_objects_that_name_no_file_are_told_what_they_hold(tmp_path: Path) -> None:
+    with pytest.raises(Reject, match=r"an object with 'array', 'sampling_rate'; it needs bytes, path or url"):
+        Places(str(tmp_path)).locate({"array": [0.5], "sampling_rate": 16000})
+
+
+def test_a_scheme_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    """And a path with the mark of one in it is a path."""
+    with pytest.raises(Reject, match="weird:// is no kind of store that is known") as caught:
+        Places(str(tmp_path)).locate("weird://x/a.png")
+    assert caught.value.code == "media_not_found"
+    with pytest.raises(Reject) as caught:
+        Places(str(tmp_path)).locate("s3://x/a.png")
+    assert caught.value.code == "media_outside_root"
+    (tmp_path / "odd:").mkdir()
+    (tmp_path / "odd:" / "a.png").write_bytes(b"picture")
+    for name in ("./odd://a.png", f"{tmp_path}/odd://a.png"):
+        assert Places(str(tmp_path)).locate(name).read() == b"picture"

@@ -18,7 +18,7 @@ from omniprep.build.single import encode_row
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import Reject, UsageError
 from omniprep.media.fetch import Places
-from omniprep.rows.columns import parse_columns
+from omniprep.rows.columns import Note, parse_columns
 from omniprep.rows.normalize import normalize
 
 MEDIA = Path(__file__).parent / "golden" / "media"
@@ -185,13 +185,26 @@ def test_clashing_columns_reject_the_row_and_unused_ones_are_told(build: Any) ->
     assert (swapped.images, swapped.videos) == (["x.png"], ["y.mp4"])
 
 
+def test_parts_of_messages_that_nobody_reads_are_named() -> None:
+    """The reference drops OpenAI's tool calls, thoughts and weights of messages; so it is done and said."""
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    last = {"role": "assistant", "content": "a", "reasoning_content": "so", "weight": 0}
+    question = {"role": "user", "content": "q", "tool_calls": None, "reasoning_content": "", "name": "Bob"}
+    row = normalize({"messages": [question, call, {"role": "tool", "content": "r", "tool_call_id": "1"}, last]})
+    names = ("messages.tool_calls", "messages.reasoning_content", "messages.weight")
+    assert row.unread == dict.fromkeys(names, "") and row.notes == Note.UNREAD_COLUMNS
+
+
 def test_rows_with_limits_of_their_own_are_counted(build: Any) -> None:
     rows = [
         chat("<image>q", images=["a.png"], chat_template_kwargs={"max_pixels": 3136, "nonsense": []}),
         typed({"type": "image", "image": "a.png", "resized_height": 28}),
+        chat("<image>q", images=["a.png"], max_pixels=3136),
+        chat("<image>q", images=["a.png"], mm_processor_kwargs={"max_pixels": 3136}),
+        chat("<image>q", images=["a.png"], max_pixels=None, fps=30),
     ]
     done, _ = build(rows)
-    assert done.code == 0 and "2 rows have limits of their own" in done.out
+    assert done.code == 0 and "4 rows have limits of their own" in done.out
     done, _ = build(rows[:1], "--chat-template-kwargs", "apply", name="applied")
     assert "1 row has limits of their own" in done.out  # nonsense is not known
 

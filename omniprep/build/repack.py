@@ -31,7 +31,7 @@ from omniprep.build.rowencode import make_bin
 from omniprep.build.run import run_stage
 from omniprep.build.shardfile import ShardFile
 from omniprep.build.tasks import receipt_path, shard_is_whole
-from omniprep.config import BuildConfig, Trust, build_config, shaping
+from omniprep.config import BuildConfig, Trust, build_config, refuse_undecoded, shaping
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.progress import Reporter
@@ -85,6 +85,7 @@ def repack(
     Raises:
         OmniprepError: Datasets that do not fit together, or `out` holds something else.
     """
+    refuse_undecoded(tuple(uris))
     refuse_overlap(out, uris)
     with told(out):
         datasets = [PackedDataset(uri, verify="first") for uri in uris]

@@ -90,8 +90,8 @@ NOTES = {
     "surplus_tags": "more media tags than media: the surplus stays text, as in the reference "
     "(--surplus-tags reject rejects them)",
     "unread_columns": "columns or items that nobody reads, as in the reference",
-    "ignored_options": "limits of their own (chat_template_kwargs, or keys of typed items) that the reference "
-    "ignores; --chat-template-kwargs apply uses the former",
+    "ignored_options": "limits of their own (chat_template_kwargs, keys of typed items, or columns such as max_pixels) "
+    "that the reference ignores; --chat-template-kwargs apply uses the first",
 }
 """What the build says of rows with a note (omniprep/rows/columns.py)."""
 MOST_COLUMNS = 8

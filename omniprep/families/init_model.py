@@ -10,6 +10,7 @@ The same seed and the same torch give the same weights.
 
 from pathlib import Path
 
+from omniprep.config import refuse_undecoded
 from omniprep.errors import OmniprepError, UsageError
 
 __all__ = ["init_model"]
@@ -34,6 +35,7 @@ def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0,
     from omniprep.families.loading import load_families, named_function
     from omniprep.families.registry import REGISTRY
 
+    refuse_undecoded(str(path))
     load_families(plugins)
     hooks = {
         name: hook for name, record in REGISTRY.families.items() if (hook := getattr(record.cls, "init_model", ""))

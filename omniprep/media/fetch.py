@@ -42,12 +42,16 @@ class Places:
         Raises:
             Reject: media_not_found, media_outside_root, media_url_forbidden, bad_base64, bad_media.
         """
+        original = named
         if isinstance(named, dict):
             named = named.get("bytes") or named.get("path") or named.get("url")
         if isinstance(named, bytes | bytearray | memoryview):
             if not len(named):
                 raise Reject(RejectCode.BAD_MEDIA, "inline data is empty")
             return Source(data=bytes(named))
+        if isinstance(original, dict) and named is None:
+            keys = ", ".join(map(repr, original)) or "nothing"
+            raise Reject(RejectCode.BAD_MEDIA, f"a media item is an object with {keys}; it needs bytes, path or url")
         if not isinstance(named, str) or not named.strip():
             raise Reject(RejectCode.BAD_MEDIA, "a media item names nothing")
         text = named.strip()
@@ -58,7 +62,7 @@ class Places:
             return Source(data=_decode(text, match.start(2)))
         if text.startswith(("http://", "https://")):
             return self._fetch_url(text)
-        if io.REMOTE_MARK in text[:32] and not text.startswith("file://"):
+        if io.REMOTE_MARK in text[:32] and not io.is_local(text):
             return self._remote(text)
         if "\0" in text or not _is_unicode(text):
             what = "a NUL" if "\0" in text else "half of a character (a lone surrogate)"
@@ -142,6 +146,14 @@ class Places:
         return None
 
     def _remote(self, uri: str) -> Source:
+        scheme = uri.partition(io.REMOTE_MARK)[0]
+        if not io.is_known_scheme(scheme):
+            known = "s3://, gs://, az://, hf:// and others of fsspec are"
+            raise Reject(
+                RejectCode.MEDIA_NOT_FOUND,
+                f"{_short(uri)}: {scheme}:// is no kind of store that is known ({known}); a path that holds '://' is "
+                f"given as ./{scheme}://…",
+            )
         roots = [root for root in self._folders() if not io.is_local(root)]
         if ".." in uri.split("/") or not any(uri.startswith(root.rstrip("/") + "/") for root in roots):
             raise Reject(

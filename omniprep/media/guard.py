@@ -19,6 +19,13 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # be the same in every build.
 _OBJECT = re.compile(r"'?(<_io\.[^<>]*>|<[^<>]* at 0x[0-9a-fA-F]+>|/dev/fd/\d+)'?")
 
+# FFmpeg's numbers, and the number of an open file in place of its name.
+_NUMBERS = re.compile(r"\[Errno \d{5,}\] |: '\d*'$")
+_PLAINLY = {
+    "Internal psf_fseek() failed.": "the file is cut or damaged, or of a kind in which libsndfile cannot move about"
+}
+"""Messages of libraries that say nothing to a reader, and what they mean."""
+
 _PREFIX = re.compile(r"^\s*\[[\d:]+\] \S+:\d+: *")
 """What decord writes before a message: the time, and a line of its own source."""
 
@@ -48,7 +55,8 @@ def said(error: Exception) -> str:
     """What a library's exception says, on one line and without anything that differs from run to run."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = " ".join(_PREFIX.sub("", lines[-1]).split()) if lines else ""
-    text = _OBJECT.sub("the file", text)[:300]
+    text = _NUMBERS.sub("", _OBJECT.sub("the file", text))[:300]
+    text = _PLAINLY.get(text, text)
     plain = isinstance(error, OSError | ValueError | RuntimeError) and text
     return text if plain else f"{type(error).__name__}: {text}".rstrip(": ")
 

@@ -8,6 +8,7 @@ import re
 HEAD_BYTES = 512
 """Bytes that `describe` looks at."""
 _CONVERT = "convert it to JPEG or PNG"
+_PICTURES = f" (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PPM and ICO can); {_CONVERT}"
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (
         rb"version https://git-lfs",
@@ -103,7 +104,7 @@ def unreadable(head: bytes, kind: str, detail: str = "") -> str:
     """
     what, more = describe(head), f" ({detail})" if detail else ""
     if what is None:
-        return f"not {kind} that can be read{more}"
+        return f"not {kind} that can be read{more}" + (_PICTURES if kind == "an image" and not more else "")
     if ";" in what or ":" in what or "program" in what or "pickle" in what:
         return what  # says what to do about it
     own = {"an image": ("picture",), "audio": ("sound", *_BOTH), "a video": ("video", "GIF", *_BOTH)}[kind]

@@ -8,6 +8,7 @@ searchable; nothing in it is read as mathematics.
 import html
 import io as memory
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -252,7 +253,10 @@ def _svg(name: str, data: Mapping[str, Any]) -> str:
     if canvas is None:
         return ""
     target = memory.StringIO()
-    canvas.figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # Names of files in letters that matplotlib's font lacks: the page has them as text, in the reader's own fonts.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        canvas.figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = target.getvalue()
     text = text[text.index("<svg") :]
     for role, mark in MARKS.items():

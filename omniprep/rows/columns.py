@@ -184,6 +184,11 @@ _INLINE = re.compile(r"data:(?P<kind>image|audio|video)/")
 _MAGIC = {b"\x89PNG": "images", b"\xff\xd8\xff": "images", b"GIF8": "images", b"RIFF": "audios", b"fLaC": "audios"}
 _ITEM_KEYS = frozenset({"path", "url", "uri", "file", "src", "source", "data", "bytes", "base64"})
 _MESSAGE_KEYS = frozenset({"role", "content", "loss", "from", "value", "user", "human", "assistant", "gpt", "bot"})
+_PARTS = frozenset(
+    {"tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "weight", "train", "loss_weight"}
+)
+"""Keys of messages with which other programs say a part of the chat, or what is trained on; the reference drops them
+(OpenAI's tool calls and weights, thoughts of vLLM and SGLang, axolotl's train)."""
 _TEXTS = frozenset({*_READ, *MESSAGE_ALIASES, *RESPONSE_ALIASES} - {*_MEDIA_ALIASES}) | {*MEDIA_COLUMNS}
 _LONGEST_NAME = 1024
 """A longer text is prose or base64, not the name of a file."""
@@ -242,12 +247,15 @@ def unread_columns(row: Mapping[str, Any], read: Collection[str]) -> dict[str, s
 
 
 def unread_message_keys(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Keys of messages that hold media beside their content (no option reads them: only columns of the row count)."""
+    """Keys of messages that hold media, a part of the chat or its weight beside the content (no option reads them: only
+    columns of the row count).
+    """
     return {
         f"messages.{name}": ""
         for message in messages
         for name, value in message.items()
-        if name not in _MESSAGE_KEYS and _kind_of_column(str(name), value)
+        if name not in _MESSAGE_KEYS
+        and ((name in _PARTS and value is not None and value not in ("", [])) or _kind_of_column(str(name), value))
     }
 
 

@@ -42,6 +42,9 @@ ITEM_OPTIONS = frozenset(
 )
 """Keys of typed items that qwen_vl_utils reads; the reference keeps the item's media alone."""
 
+_LIMITS = ITEM_OPTIONS - {"fps", "nframes"} | {"mm_processor_kwargs", "media_io_kwargs"}
+"""Columns with which rows of other programs set limits of their own; fps and nframes mostly describe the video."""
+
 _ROLE_ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -135,7 +138,7 @@ def normalize(raw: Any, columns: Columns = ()) -> Row:
         media[modality] = items or media[modality]
     unread |= unread_columns(row, {f"{m}s" for m, items in media.items() if items})
     notes = Note.UNREAD_COLUMNS if unread else Note(0)
-    if inline.options or row.get("chat_template_kwargs"):
+    if inline.options or row.get("chat_template_kwargs") or not _LIMITS.isdisjoint(row):
         notes |= Note.IGNORED_OPTIONS
     if not direct:
         row["tools"] = _as_arrow(row.get("tools"))

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omniprep.config import refuse_undecoded
 from omniprep.errors import UsageError
 
 __all__ = ["InferConfig", "TrainConfig", "parse_source"]
@@ -137,6 +138,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use."""
+        for field in dataclasses.fields(self):
+            option = "" if field.name == "data" else f"--{field.name.replace('_', '-')}"
+            refuse_undecoded(getattr(self, field.name), option)
         checks: list[tuple[bool, str]] = [
             (self.max_steps >= 0, "--max-steps must be 0 or more"),
             (self.max_steps > 0 or self.epochs > 0, "--epochs must be positive"),
