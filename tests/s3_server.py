@@ -34,8 +34,8 @@ class Store:
 
 @pytest.fixture(scope="module")
 def store() -> Iterable[Store]:
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs", reason="s3fs is not installed (omniprep[s3])")
+    pytest.importorskip("moto.server", reason="moto is not installed (omniprep[test])")
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 

@@ -7,13 +7,16 @@ patch is smaller than 8 pixels numpy does the same, at a tenth of the speed.
 
 from functools import lru_cache
 from types import ModuleType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from omniprep.shards.codecs.base import PixelCodec
 from omniprep.shards.codecs.picture import PictureShape
+
+if TYPE_CHECKING:
+    import zstandard
 
 __all__ = ["DeltaCodec"]
 
@@ -86,7 +89,7 @@ def _kernels() -> ModuleType | None:
 
 
 @lru_cache(maxsize=1)
-def _compressor() -> "zstandard.ZstdCompressor":  # type: ignore[name-defined]  # noqa: F821
+def _compressor() -> "zstandard.ZstdCompressor":
     import zstandard
 
     # Residuals have short matches at best: min_match 7 and a hash of 64 entries keep zstd from looking for them, which
