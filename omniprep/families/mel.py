@@ -3,8 +3,8 @@ padding.
 
 Source: transformers WhisperFeatureExtractor._torch_extract_fbank_features. A frame reaches n_fft/2 samples to each
 side, so zeros up to ceil(n/160)*160 + 480 samples give the same valid frames bit for bit (a 5 s clip: 100 times
-faster); silence beyond them cannot raise the maximum that the dynamic range is cut from. tests/test_media_exact.py compares
-with the extractor in the same run.
+faster); silence beyond them cannot raise the maximum that the dynamic range is cut from. tests/test_media_exact.py
+compares with the extractor in the same run.
 """
 
 from collections.abc import Mapping
