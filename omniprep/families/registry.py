@@ -53,9 +53,9 @@ class SupportsMultiModal(Protocol):
     Attributes:
         limits: Modality → most items of a row (None: no limit). A modality that is absent is not supported.
         placeholders: Modality → the one token that stands for an item until it is expanded.
-        plain_tags: The same for text without roles (--no-use-chat-template), where it differs.
         tags: Modality → the text that replaces `<image>` and so on (default: the placeholder; `{n}` is the item's
             number from 1); "video_audio" is that of a video whose sound is taken too.
+        plain_tags: The same as `tags`, for text without roles (--no-use-chat-template), where it differs.
         fields: Forward arguments → `Field`.
         options: Options and their defaults; builds may set these and no others.
         row_options: Keys that a row's chat_template_kwargs may set.
