@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -226,6 +226,24 @@ def test_no_row_is_a_defect(options: dict[str, Any], rows: list[Any], model_dir:
 @given(rows=st.lists(ROWS, min_size=1, max_size=6))
 def test_no_row_of_many_is_a_defect(options: dict[str, Any], rows: list[Any], model_dir: Path, folder: Path) -> None:
     check(rows, options, model_dir, folder)
+
+
+NUMBERS = st.floats() | st.floats(1e300, 1.7e308) | st.integers(-100, 5000) | SCALARS
+OBJECTS = st.fixed_dictionaries(
+    {"ref": st.just(["x"]), "bbox": st.lists(st.lists(NUMBERS, min_size=2, max_size=4), min_size=1, max_size=2)},
+    optional={"bbox_type": st.sampled_from(["real", "norm1"]), "image_id": st.lists(SCALARS, max_size=2)},
+)
+
+
+@pytest.mark.parametrize("norm", ["none", "norm1000"])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@example(objects={"ref": ["x"], "bbox": [[1, 2, 3, 1e308]], "bbox_type": "norm1"})
+@given(objects=OBJECTS)
+def test_no_box_is_a_defect(objects: Any, norm: str, model_dir: Path, folder: Path) -> None:
+    chat = [{"role": "user", "content": "<image><ref-object>"}, {"role": "assistant", "content": "<bbox>"}]
+    rows = [{"messages": chat, "images": ["a.png"], "objects": objects}]
+    rows += [{"query": "<image><ref-object>", "response": "<bbox>", "images": ["a.png"], "objects": objects}]
+    check(rows, {"norm_bbox": norm}, model_dir, folder)
 
 
 LIMITS = st.dictionaries(

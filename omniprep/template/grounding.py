@@ -38,7 +38,10 @@ def normalize_boxes(objects: dict[str, Any], original: list[Size], resized: list
             raise Reject(RejectCode.BAD_OBJECTS, f"box {position} names image {image}, but the row has {len(original)}")
         source = (1, 1) if unit else original[image]
         target = (1000, 1000) if norm == "norm1000" else resized[image]
-        result.append([round(value / source[i % 2] * target[i % 2]) for i, value in enumerate(box)])
+        try:
+            result.append([round(value / source[i % 2] * target[i % 2]) for i, value in enumerate(box)])
+        except OverflowError as error:  # a finite coordinate whose thousandths are none
+            raise Reject(RejectCode.BAD_OBJECTS, f"box {position} is beyond what a number can hold") from error
     return result
 
 
