@@ -20,12 +20,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from omniprep.errors import OmniprepError
+from omniprep.gate import Gate, gate_of, remove_object, swap_object, write_object
+from omniprep.gate import changes_through as _changes_through
 
 REMOTE_MARK = "://"
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -260,22 +262,46 @@ def make_folder(uri: str) -> None:
 
 
 @contextmanager
+def changes_through(folder: str, gate: Gate | None) -> Iterator[None]:
+    """Within the block, in this thread, every file that appears in a folder or goes from it asks the gate (None: as
+    outside of the block).
+    """
+    with _changes_through(join(folder, ""), gate):
+        yield
+
+
+def _gate_of(uri: str) -> Gate | None:
+    return gate_of(local_path(uri) if is_local(uri) else uri)
+
+
+@contextmanager
 def atomic_writer(uri: str) -> Iterator[BinaryIO]:
     """A file that appears under its name only when the block ends well: written beside, fsynced, renamed.
 
     On an exception nothing is left behind. Remote stores upload to a name that becomes visible when the upload ends.
+    Where changes of the folder go through a gate, it is asked at the end, and the file appears only if it agrees.
     """
+    gate = _gate_of(uri)
     if is_local(uri):
         path = local_path(uri)
         beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        if gate:
+            beside = os.path.join(gate.staging, os.path.basename(beside))
         try:
             with open(beside, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if gate:
+                gate.check()
             os.replace(beside, path)
-        except BaseException:  # Ctrl-C too must leave nothing beside; it goes on at once
-            Path(beside).unlink(missing_ok=True)
+        except BaseException as error:  # Ctrl-C too must leave nothing beside; it goes on at once
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(beside)
+            if gate and isinstance(error, OSError):
+                gate.check()  # the staging folder is gone where the right is lost
+                if error.filename == beside:
+                    error.filename = path
             raise
         return
     fs, path = filesystem(uri)
@@ -289,26 +315,13 @@ def atomic_writer(uri: str) -> Iterator[BinaryIO]:
                     error.errno, f"{error.strerror}; what is uploaded is first written to", tempfile.gettempdir()
                 ) from error
             raise
-        length = spool.tell()
-        spool.seek(0)
-        if length < 64 << 20:
-            data = spool.read()
-            _patiently(uri, lambda: fs.pipe_file(path, data))
-        else:
-            _patiently(uri, lambda: _upload(fs, path, spool))
+        write_object(uri, fs, path, cast(BinaryIO, spool), spool.tell(), gate, _patiently)
 
 
-def _upload(fs: Any, path: str, spool: Any) -> None:
-    """Multipart upload from the spool's start; the object appears at its end, and not at all where a part fails."""
-    spool.seek(0)
-    target = fs.open(path, "wb")
-    try:
-        while block := spool.read(16 << 20):
-            target.write(block)
-    except BaseException:  # Ctrl-C too must not make half an upload visible; it goes on at once
-        target.discard()
-        raise
-    target.close()
+def swap(uri: str, data: bytes, seen: Callable[[bytes], bool] | None) -> bool:
+    """Write an object of a store if its content is what was seen; None: if there is none. Returns whether it was."""
+    fs, path = filesystem(uri)
+    return swap_object(uri, fs, path, data, seen, _patiently)
 
 
 def write_atomic(uri: str, data: bytes) -> None:
@@ -370,17 +383,31 @@ def is_folder(uri: str) -> bool:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or a whole folder; nothing to do where it is absent."""
+    """Remove a file or a whole local folder; nothing to do where it is absent. Asks the gate that it goes through."""
+    gate = _gate_of(uri)
     if is_local(uri):
         target = Path(local_path(uri))
+        if gate and os.path.lexists(target):
+            gone = Path(gate.staging, f"{target.name}.{uuid.uuid4().hex[:8]}.gone")
+            gate.check()
+            try:
+                os.replace(target, gone)
+            except FileNotFoundError:
+                gate.check()
+                return
+            target = gone
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)
         return
     fs, path = filesystem(uri)
-    if _patiently(uri, lambda: fs.exists(path)):
+    if not _patiently(uri, lambda: fs.exists(path)):
+        return
+    if gate is None:
         _patiently(uri, lambda: fs.rm(path, recursive=True))
+    else:
+        remove_object(uri, fs, path, gate, _patiently)
 
 
 def expand(pattern: str) -> list[tuple[str, bool]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from omniprep.build.planfile import read_rejects
-from omniprep.build.tasks import PlanTask, Task, plan_path
+from omniprep.build.tasks import PlanTask, Task
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError
 from omniprep.families.errors import FamilyError
@@ -60,7 +60,7 @@ class FirstErrors:
                 self._tell_split(self._later.pop(number))
 
     def _tell_split(self, task: PlanTask) -> None:
-        for row in read_rejects(plan_path(task.out, task.number, ".arrow")):
+        for row in read_rejects(task.plan):
             self._tell(task.number, row.line, row.code, row.message)
 
     def _tell(self, split: int, line: int, code: str, message: str) -> None:

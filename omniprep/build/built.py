@@ -41,15 +41,17 @@ class BuiltRows:
         inputs: Each input with what tells that it changed.
         encode_seconds: That the shards took, summed.
         unread: Columns that nobody reads, as `unread` gives them.
+        generation: Part of the names of the plans.
     """
 
     def __init__(
         self, config: BuildConfig, ctx: FamilyContext, splits: list[Split], receipts: Sequence[dict[str, Any]],
         rows: Rows, inputs: list[dict[str, Any]], encode_seconds: float, unread: Mapping[str, list[Any]],
+        generation: str = "",
     ) -> None:  # fmt: skip
         """Number the lines of the sources."""
         self._config, self._ctx, self._splits, self._rows = config, ctx, splits, rows
-        self._inputs, self._unread = inputs, unread
+        self._inputs, self._unread, self._generation = inputs, unread, generation
         plan_seconds = sum(receipt["seconds"] for receipt in receipts)
         self._seconds = {"plan": round(plan_seconds, 1), "encode": round(encode_seconds, 1)}
         self._names = pa.array([split.source for split in splits], pa.string())
@@ -92,7 +94,7 @@ class BuiltRows:
         for s, split in enumerate(self._splits):
             early = (
                 (int(first[s]) + row.at, row.code, row.message, row.raw)
-                for row in read_rejects(plan_path(self._config.out, s, ".arrow"))
+                for row in read_rejects(plan_path(self._config.out, s, ".arrow", self._generation))
             )
             wanted = {int(self._rows.facts["line"][n]): late[n] for n in by_split.get(s, ())}
             # One row at a time: with inline media a row may be hundreds of MB.

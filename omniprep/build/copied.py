@@ -53,13 +53,21 @@ class CopiedRows:
         chosen: Rows of them.
         rows: Facts of the chosen rows; those too long for the new bins have length 0 and a code.
         config: Of the repack.
+        identity: What makes the repack this one.
         seconds: That its shards took, summed.
     """
 
     def __init__(
-        self, datasets: Sequence[PackedDataset], chosen: Chosen, rows: Rows, config: BuildConfig, seconds: float
+        self,
+        datasets: Sequence[PackedDataset],
+        chosen: Chosen,
+        rows: Rows,
+        config: BuildConfig,
+        identity: dict[str, Any],
+        seconds: float,
     ) -> None:
         """Nothing is read yet."""
+        self._identity = identity
         self._datasets, self._chosen, self._rows = datasets, chosen, rows
         self._config, self._seconds = config, seconds
 
@@ -73,7 +81,11 @@ class CopiedRows:
             "inputs": [entry for source, entry in inputs.items() if source in kept],
             "seconds": {"repack": round(self._seconds, 1)},
             "needed_flags": list(dict.fromkeys(flag for ds in self._datasets for flag in ds.record.needed_flags)),
-            "repacked_from": [{"uri": ds.uri, "plan_sha256": ds.manifest.get("plan_sha256")} for ds in self._datasets],
+            "repacked_from": [
+                {"uri": ds.uri, "plan_sha256": ds.manifest.get("plan_sha256"), "sha256": entry["sha256"]}
+                for ds, entry in zip(self._datasets, self._identity["inputs"], strict=True)
+            ],
+            "chosen": {name: self._identity["config"][name] for name in ("source", "kind")},
         }
 
     def unread(self) -> Mapping[str, list[Any]]:

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from omniprep import io
-from omniprep.build.folder import finished, prepare, sweep, told
-from omniprep.build.lease import NAME as LEASE
+from omniprep.build.folder import finished, generation_of, prepare, told
+from omniprep.build.holder import LEASE
 from omniprep.build.lease import Lease, hold
+from omniprep.build.ownfiles import stale_objects, sweep
 from omniprep.config import BuildConfig
 from omniprep.errors import Terminated
 from omniprep.progress import Reporter
@@ -35,19 +36,38 @@ def run_in_folder(
     Raises:
         OmniprepError: The folder holds something else, another process is at work there, or a disk fails.
     """
+    done = f"{config.out}: already built with these options and inputs; nothing to do"
     with told(config.out), stopped_by_signal():
-        if (manifest := finished(config, identity)) is not None:
-            if io.exists(io.join(config.out, LEASE)):  # of a run that was killed at its very end, or that begins anew
-                with hold(config.out, progress.message):
-                    pass
-            sweep(config.out)
-            if report is not None and not io.exists(io.join(config.out, "report.html")):
-                report()
-            progress.message(f"{config.out}: already built with these options and inputs; nothing to do")
+        manifest = finished(config, identity)
+        if manifest is not None and not _is_left_over(config.out, report is not None):
+            progress.message(done)
             return manifest
         with hold(config.out, progress.message) as lease:
-            prepare(config, identity)
-            return work(lease)
+            manifest = finished(config, identity)  # by a run that was still at work a moment ago
+            if manifest is None:
+                lease.generation = prepare(config, identity, lease.fence.token)
+                stale = stale_objects(config.out, lease.generation)
+                manifest = work(lease)
+            else:
+                stale = stale_objects(config.out, generation_of(config.out))
+                if report is not None and not io.exists(io.join(config.out, "report.html")):
+                    report()
+                progress.message(done)
+            sweep(config.out)
+            lease.check()
+            for uri in stale:
+                io.remove(uri)
+            return manifest
+
+
+def _is_left_over(out: str, with_report: bool) -> bool:
+    """Whether something of a run that was killed at its very end lies beside a finished dataset, or its last file is
+    absent.
+    """
+    names = io.list_folder(out)
+    if LEASE in names or (with_report and "report.html" not in names):
+        return True
+    return any(name.endswith(".tmp") for name in names) or bool(stale_objects(out, generation_of(out)))
 
 
 @contextmanager

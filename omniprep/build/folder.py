@@ -2,41 +2,32 @@
 to the user.
 
 plan/build.json is the first file written and the last removed, so a folder that holds anything of a build also says
-which. Nothing is ever removed but files whose names a build writes (`OWN`): whatever else lies there is the user's.
+which. Nothing is ever removed but files whose names a build writes (omniprep/build/ownfiles.py): whatever else lies
+there is the user's.
+
+A store cannot rename, so a run that lost its lease might still send an object under a name that the next run uses too.
+So a build that begins anew over another one in a store gives its plans, receipts and shards names of its own: the
+`generation`, which plan/build.json holds (shards/00000-1f3a9c40.arrow; the manifest names them). The old ones are
+removed when the manifest is written. Local folders, and the first build in a folder, have the generation "".
 """
 
 import errno
 import json
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omniprep import io
 from omniprep.build.built import describe_inputs
-from omniprep.build.lease import NAME as LEASE
 from omniprep.build.manifest import tokenizer_hash, versions
+from omniprep.build.ownfiles import FOLDERS, STATE, is_inside, refuse_foreign, remove_own, remove_results, sweep
 from omniprep.config import BuildConfig, shaping
 from omniprep.errors import OmniprepError, UsageError, unforeseen
 from omniprep.families.context import FamilyContext
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.sources import Split, find_splits
 from omniprep.template.loss import parse_strategy
-
-FOLDERS = ("receipts", "shards", "plan")
-RESULTS = ("manifest.json", "index.parquet", "rows.parquet", "rejected.jsonl", "report.html")
-OWN = {
-    "receipts": re.compile(r"\d{5,}\.json"),
-    "shards": re.compile(r"\d{5,}\.arrow"),
-    "plan": re.compile(
-        r"split-\d{6,}\.(arrow|json)|(plan|encode)-\d{6,}\.begun|(placement|bins)\.arrow|(plan|repack|build)\.json"
-    ),
-}
-"""Names that a build or a repack gives to its files, by folder; plan/repack.json is of earlier versions."""
-STATE = ("plan", "build.json")
 
 _DISK = {
     errno.ENOSPC: "no space is left; free some",
@@ -110,7 +101,7 @@ def describe(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> dict[st
     """What makes this build this build: options, inputs, versions, tokenizer."""
     parse_strategy(config.loss_scale)
     for uri in dict.fromkeys(split.uri for split in listed.splits):
-        if _is_inside(config.out, uri):
+        if is_inside(config.out, uri):
             raise UsageError(f"{uri}: this input lies in --out; choose another --out")
     this = {
         "command": "build",
@@ -136,132 +127,70 @@ def finished(config: BuildConfig, this: dict[str, Any]) -> dict[str, Any] | None
         manifest: dict[str, Any] = json.loads(io.read_bytes(done))
         if not {"counts", "shards", "config"} <= manifest.keys():
             raise ValueError("it is no manifest")
+    except FileNotFoundError:  # another run begins anew at this moment, and its lease says so
+        return None
     except (ValueError, AttributeError) as error:
         raise OmniprepError(f"{done}: is damaged ({error}); remove this file, and the same command goes on") from error
-    return manifest
+    return manifest if _is_of(manifest, this) else None
 
 
-def prepare(config: BuildConfig, this: dict[str, Any]) -> None:
+def _is_of(manifest: dict[str, Any], this: dict[str, Any]) -> bool:
+    """Whether a manifest is of this build and not of another one, whose run wrote it late."""
+    if this["command"] == "repack":
+        sources = [entry.get("sha256") for entry in manifest.get("repacked_from", ())]
+        if sources != [entry["sha256"] for entry in this["inputs"]]:
+            return False
+        chosen = manifest.get("chosen")
+    else:
+        chosen = {}
+        if manifest.get("inputs") != this["inputs"]:
+            return False
+    return {**manifest["config"], **(chosen or {})} == this["config"]
+
+
+def generation_of(out: str) -> str:
+    """The generation of the build that a folder holds."""
+    return str(json.loads(io.read_bytes(io.join(out, *STATE))).get("generation", ""))
+
+
+def prepare(config: BuildConfig, this: dict[str, Any], token: str) -> str:
     """Make the folder, or check that what lies there is this very build. The lease is held.
 
     With --overwrite the files of the build before are removed, and nothing else.
 
+    Args:
+        config: The options.
+        this: What `describe` gives.
+        token: Of the run; a new generation is named after it.
+
+    Returns:
+        The generation of the files that the run writes.
+
     Raises:
         OmniprepError: It holds something else.
     """
-    out = config.out
+    out, generation = config.out, ""
     state = io.join(out, *STATE)
     if config.overwrite:
-        _refuse_foreign(out)
-        _remove_own(out)
+        refuse_foreign(out)
+        if io.is_local(out):
+            remove_own(out)
+        else:
+            remove_results(out)
+            if any(io.list_folder(io.join(out, folder)) for folder in FOLDERS):
+                generation = token[:8]
     elif io.exists(state):
         check_same(out, this)
+        io.remove(io.join(out, "manifest.json"))  # a finished build does not come here: it is of another build
         sweep(out)
-        return
+        return generation_of(out)
     else:
-        _refuse_foreign(out, fresh=True)
+        refuse_foreign(out, fresh=True)
     for name in FOLDERS:
         io.make_folder(io.join(out, name))
     sweep(out)
-    io.write_atomic(state, json.dumps(this, indent=1).encode())
-
-
-def _refuse_foreign(out: str, *, fresh: bool = False) -> None:
-    """Stop before anything is removed or written where a folder holds files and none of them says that a build wrote
-    them.
-
-    Args:
-        out: The folder.
-        fresh: Files of another build are refused too (no --overwrite).
-    """
-    states = [io.join(out, *STATE), io.join(out, "plan", "repack.json")]
-    if any(io.exists(uri) for uri in states) or _is_manifest(io.join(out, "manifest.json")):
-        if fresh:
-            raise OmniprepError(
-                f"{out}: holds a dataset that no build can go on with; choose another --out, or --overwrite"
-            )
-        return
-    top = [name for name in io.list_folder(out) if name not in (*FOLDERS, LEASE) and not name.endswith(".tmp")]
-    inner = [
-        f"{folder}/{name}"
-        for folder in FOLDERS
-        for name in io.list_folder(io.join(out, folder))
-        if not name.endswith(".tmp")
-    ]
-    if found := [*top, *inner]:
-        raise OmniprepError(
-            f"{out}: the folder is not empty ({found[0]}) and holds no omniprep build; choose another --out"
-        )
-
-
-def _is_manifest(uri: str) -> bool:
-    """Whether a file is the manifest of a dataset, which may have been pulled or copied without its plan."""
-    if not io.exists(uri):
-        return False
-    try:
-        manifest = json.loads(io.read_bytes(uri))
-    except ValueError:
-        return False
-    return isinstance(manifest, dict) and {"format", "shards", "counts"} <= manifest.keys()
-
-
-def _remove_own(out: str) -> None:
-    """Remove the files of a build: the manifest first, so that no reader takes the rest for a dataset, and
-    plan/build.json last, so that what is left after a kill still says whose it is.
-    """
-    for name in RESULTS:
-        io.remove(io.join(out, name))
-    for folder, pattern in OWN.items():
-        names = [name for name in io.list_folder(io.join(out, folder)) if pattern.fullmatch(name)]
-        for name in sorted(names, key=lambda name: (folder, name) == STATE):
-            io.remove(io.join(out, folder, name))
-
-
-def refuse_overlap(out: str, sources: Iterable[str]) -> None:
-    """Refuse an --out that is one of the datasets that are read, lies in one, or holds one, however they are written.
-
-    Raises:
-        UsageError: It is.
-    """
-    for source in sources:
-        if _is_inside(out, source) and _is_inside(source, out):
-            raise UsageError(f"--out is one of the datasets ({source}); choose another --out")
-        if _is_inside(out, source):
-            raise UsageError(f"{source}: this dataset lies in --out; choose another --out")
-        if _is_inside(source, out):
-            raise UsageError(f"--out lies in the dataset {source}; choose another --out")
-
-
-def _is_inside(folder: str, uri: str) -> bool:
-    """Whether a place is a folder or lies in it, links followed."""
-    if any(name.startswith(("http://", "https://")) for name in (folder, uri)):
-        return False  # nothing is ever written there
-    outer, inner = io.canonical(folder), io.canonical(uri)
-    if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
-        return True
-    if not (io.is_local(outer) and io.is_local(inner)):
-        return False
-    try:
-        whole = os.stat(io.local_path(outer))
-    except OSError:  # there is no such folder yet, so nothing is in it
-        return False
-    for parent in (path := Path(io.local_path(inner)), *path.parents):
-        try:  # the same folder under two names: a bind mount, or letters whose case the file system ignores
-            if os.path.samestat(whole, parent.stat()):
-                return True
-        except OSError:  # does not exist yet
-            continue
-    return False
-
-
-def sweep(out: str) -> None:
-    """Remove what killed runs left half-written (local folders only: stores show no half-written objects)."""
-    if not io.is_local(out):
-        return
-    for folder in (out, *(io.join(out, name) for name in FOLDERS)):
-        for name in io.list_folder(folder):
-            if name.endswith(".tmp"):
-                io.remove(io.join(folder, name))
+    io.write_atomic(state, json.dumps({**this, "generation": generation}, indent=1).encode())
+    return generation
 
 
 def check_same(out: str, now: dict[str, Any]) -> None:

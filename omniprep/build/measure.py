@@ -62,7 +62,7 @@ def _time(planned: "Planned", config: BuildConfig, rows: NDArray[np.int64]) -> t
     columns = with_codec(planned.ctx.columns, config.pixel_codec)
     weighted = parse_strategy(config.loss_scale).weighted
     schema = arrow_schema(columns, family=planned.ctx.name, modalities=planned.ctx.modalities, weighted=weighted)
-    reader = PlanReader(config.out)
+    reader = PlanReader(config.out, planned.generation)
 
     def encode(at: int) -> EncodedRow | None:
         try:

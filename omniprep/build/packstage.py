@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from omniprep import io
 from omniprep.build.costs import stored_bytes
 from omniprep.build.planfile import FACTS, read_facts
-from omniprep.build.tasks import plan_path
+from omniprep.build.tasks import of_generation, plan_path
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
 from omniprep.packing import pack
@@ -62,12 +62,13 @@ class Placement:
         return len(self.offsets) - 1
 
 
-def gather(out: str, sizes: Sequence[int]) -> Rows:
+def gather(out: str, sizes: Sequence[int], generation: str = "") -> Rows:
     """Facts of all rows from the plans of all splits.
 
     Args:
         out: Folder of the build.
         sizes: Rows of each split, as its receipt says.
+        generation: Part of the names of its plans.
     """
     begins = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     rows = Rows(
@@ -79,10 +80,11 @@ def gather(out: str, sizes: Sequence[int]) -> Rows:
     for number, size in enumerate(sizes):
         at = slice(begins[number], begins[number + 1])
         rows.within[at] = np.arange(size)
-        for name, values in read_facts(plan_path(out, number, ".arrow")).items():
+        uri = plan_path(out, number, ".arrow", generation)
+        for name, values in read_facts(uri).items():
             if len(values) != size:
                 raise DamagedDataError(
-                    f"{plan_path(out, number, '.arrow')}: {len(values)} rows, but its receipt says {size}; remove this "
+                    f"{uri}: {len(values)} rows, but its receipt says {size}; remove this "
                     "file, and the same command plans it again"
                 )
             rows.facts[name][at] = values
@@ -148,7 +150,7 @@ def _place_window(
     return order, offsets[1:], np.add.reduceat(size[order], offsets[:-1])
 
 
-def freeze(out: str, rows: Rows, placement: Placement, config: BuildConfig) -> str:
+def freeze(out: str, rows: Rows, placement: Placement, config: BuildConfig, generation: str = "") -> str:
     """Write the placement and plan.json; return the plan's hash.
 
     The hash covers the options, every row's length and code, and where each row goes.
@@ -158,9 +160,9 @@ def freeze(out: str, rows: Rows, placement: Placement, config: BuildConfig) -> s
     digest = hashlib.sha256(config_hash(config).encode())
     for array in (rows.facts["length"], placement.order, placement.offsets, placement.shard_bins):
         digest.update(np.ascontiguousarray(array).tobytes())
-    _check_frozen(out, digest.hexdigest())
+    _check_frozen(out, digest.hexdigest(), generation)
     for name, part in (("placement", table), ("bins", bins)):
-        path = io.join(out, "plan", f"{name}.arrow")
+        path = io.join(out, "plan", of_generation(name, generation, ".arrow"))
         with io.atomic_writer(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), part.schema) as writer:
             writer.write_table(part)
     plan = {
@@ -169,14 +171,17 @@ def freeze(out: str, rows: Rows, placement: Placement, config: BuildConfig) -> s
         "bins": placement.bins,
         "shards": len(placement.shard_bins) - 1,
     }
-    io.write_atomic(io.join(out, "plan", "plan.json"), json.dumps(plan, indent=1).encode())
+    io.write_atomic(
+        io.join(out, "plan", of_generation("plan", generation, ".json")), json.dumps(plan, indent=1).encode()
+    )
     return digest.hexdigest()
 
 
-def _check_frozen(out: str, now: str) -> None:
+def _check_frozen(out: str, now: str, generation: str) -> None:
     """The plan of an earlier run, where shards may have been made of it, must be this one."""
-    uri = io.join(out, "plan", "plan.json")
-    if not io.exists(uri) or not io.list_folder(io.join(out, "receipts")):
+    uri = io.join(out, "plan", of_generation("plan", generation, ".json"))
+    ending = of_generation("", generation, ".json")
+    if not io.exists(uri) or not any(name.endswith(ending) for name in io.list_folder(io.join(out, "receipts"))):
         return
     try:
         before = json.loads(io.read_bytes(uri))["hash"]

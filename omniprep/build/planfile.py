@@ -236,11 +236,13 @@ class PlanReader:
 
     Args:
         out: Folder of the build.
+        generation: Part of the names of its plans.
+        keep: Plans that are kept open.
     """
 
-    def __init__(self, out: str, keep: int = 64) -> None:
+    def __init__(self, out: str, generation: str = "", keep: int = 64) -> None:
         """Open nothing yet."""
-        self._out, self._keep = out, keep
+        self._out, self._generation, self._keep = out, generation, keep
         self._edges: dict[int, list[int]] = {}
         self._files: OrderedDict[int, pa.ipc.RecordBatchFileReader] = OrderedDict()
         self._chunks: OrderedDict[tuple[int, int], _Chunk] = OrderedDict()
@@ -249,7 +251,7 @@ class PlanReader:
     def read(self, split: int, number: int) -> PlannedRow:
         """Planned row `number` of a split. Inline media are views of the plan's bytes."""
         if split not in self._edges:
-            uri = plan_path(self._out, split, ".json")
+            uri = self._path(split, ".json")
             try:
                 self._edges[split] = list(accumulate(json.loads(io.read_bytes(uri))["chunks"], initial=0))
             except (ValueError, KeyError, TypeError) as error:
@@ -258,7 +260,7 @@ class PlanReader:
         chunk = bisect_right(edges, number) - 1
         key = (split, chunk)
         if key not in self._chunks:
-            self._chunks[key] = _Chunk(_batch(self._file(split), chunk, plan_path(self._out, split, ".arrow")))
+            self._chunks[key] = _Chunk(_batch(self._file(split), chunk, self._path(split, ".arrow")))
             self._bytes += self._chunks[key].nbytes
             # Rows with inline media make batches of hundreds of MB: bounded by bytes, not by number alone.
             # Rows come in packed order, from anywhere, and opening a batch costs more than a row: many are kept.
@@ -267,13 +269,16 @@ class PlanReader:
         try:
             return self._chunks[key].row(number - edges[chunk])
         except (LookupError, ValueError, TypeError) as error:  # values that no plan has
-            raise _damaged(plan_path(self._out, split, ".arrow"), error) from error
+            raise _damaged(self._path(split, ".arrow"), error) from error
+
+    def _path(self, split: int, suffix: str) -> str:
+        return plan_path(self._out, split, suffix, self._generation)
 
     def _file(self, split: int) -> pa.ipc.RecordBatchFileReader:
         if split in self._files:
             self._files.move_to_end(split)
             return self._files[split]
-        uri = plan_path(self._out, split, ".arrow")
+        uri = self._path(split, ".arrow")
         reader = _open(uri)
         if io.size(uri) < _KEPT_BYTES // 2:  # a larger one is opened for each batch: what is mapped counts as held
             self._files[split] = reader

@@ -23,9 +23,10 @@ import pyarrow as pa
 from omniprep import io
 from omniprep.build.copied import Chosen, CopiedRows, RowReader
 from omniprep.build.driver import run_in_folder
-from omniprep.build.folder import refuse_overlap, sweep, told
+from omniprep.build.folder import told
 from omniprep.build.lease import Lease
 from omniprep.build.manifest import finish, versions
+from omniprep.build.ownfiles import refuse_overlap, sweep
 from omniprep.build.packstage import Placement, Rows, freeze, place
 from omniprep.build.rowencode import make_bin
 from omniprep.build.run import run_stage
@@ -52,15 +53,16 @@ class _ShardCopy:
 
     number: int
     out: str
+    generation: str
 
     @property
     def receipt(self) -> str:
         """As `Task.receipt`."""
-        return receipt_path(self.out, self.number)
+        return receipt_path(self.out, self.number, self.generation)
 
     def is_whole(self, receipt: dict[str, Any]) -> bool:
         """As `Task.is_whole`."""
-        return shard_is_whole(self.out, self.number, receipt)
+        return shard_is_whole(self.out, self.number, self.generation, receipt)
 
 
 def repack(
@@ -94,30 +96,31 @@ def repack(
         config = _config(datasets, {**changed, "pixel_codec": pixel_codec, "overwrite": overwrite or None})
         chosen = choose(datasets, sources, kinds)
         inputs = [_fingerprint(dataset) for dataset in datasets]
-        identity = {
+        identity: dict[str, Any] = {
             "command": "repack",
             "config": {**shaping(config), "source": sorted(set(sources)), "kind": sorted(set(kinds))},
             "inputs": inputs,
             "versions": dict(versions()),
             "tokenizer_sha256": datasets[0].manifest.get("tokenizer_sha256"),
         }
+    identity = json.loads(json.dumps(identity))
     return run_in_folder(
         config,
-        json.loads(json.dumps(identity)),
+        identity,
         progress,
-        lambda lease: _repack(datasets, config, chosen, inputs, lease, progress),
+        lambda lease: _repack(datasets, config, chosen, identity, lease, progress),
     )
 
 
 def _repack(
-    datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen, inputs: list[dict[str, Any]], lease: Lease,
+    datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen, identity: dict[str, Any], lease: Lease,
     progress: Reporter,
 ) -> dict[str, Any]:  # fmt: skip
     rows = _rows(chosen, config)
     placement = place(rows, config)
-    digest = freeze(config.out, rows, placement, config)
+    digest = freeze(config.out, rows, placement, config, lease.generation)
     reader = RowReader(datasets)
-    tasks = [_ShardCopy(number, config.out) for number in range(len(placement.shard_bins) - 1)]
+    tasks = [_ShardCopy(number, config.out, lease.generation) for number in range(len(placement.shard_bins) - 1)]
     receipts = run_stage(
         "repack",
         lambda task: _shard(task, placement, chosen, reader, datasets[0], config),
@@ -126,12 +129,14 @@ def _repack(
         progress,
         lease,
     )
-    for dataset, before in zip(datasets, inputs, strict=True):
+    for dataset, before in zip(datasets, identity["inputs"], strict=True):
         if _fingerprint(PackedDataset(dataset.uri)) != before:
             raise OmniprepError(f"{dataset.uri}: was changed while it was read; begin anew with --overwrite")
     sweep(config.out)
     seconds = sum(receipt["seconds"] for receipt in receipts)
-    return finish(config, CopiedRows(datasets, chosen, rows, config, seconds), rows, placement, receipts, digest)
+    return finish(
+        config, CopiedRows(datasets, chosen, rows, config, identity, seconds), rows, placement, receipts, digest
+    )
 
 
 def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:
@@ -246,7 +251,7 @@ def _shard(
         columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted, mrope=layout.mrope
     )
     first, last = (int(b) for b in placement.shard_bins[task.number : task.number + 2])
-    with ShardFile(task.out, task.number, schema) as shard:
+    with ShardFile(task.out, task.number, schema, task.generation) as shard:
         for b in range(first, last):
             ids = placement.order[placement.offsets[b] : placement.offsets[b + 1]]
             rows = [reader.read(int(chosen.dataset[row]), int(chosen.line[row])) for row in ids]

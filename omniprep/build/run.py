@@ -21,14 +21,15 @@ from omniprep.build.budget import FirstErrors, check_error_rate
 from omniprep.build.built import BuiltRows
 from omniprep.build.costs import encode_seconds
 from omniprep.build.driver import run_in_folder, stopped_by_signal
-from omniprep.build.folder import Listed, check_unchanged, describe, list_inputs, prepare, sweep, told
-from omniprep.build.lease import Lease, hold
+from omniprep.build.folder import Listed, check_unchanged, describe, list_inputs, prepare, told
+from omniprep.build.lease import Lease, LostLeaseError, hold
 from omniprep.build.manifest import finish
 from omniprep.build.options import family_of, family_spec
+from omniprep.build.ownfiles import sweep
 from omniprep.build.packstage import Placement, Rows, freeze, gather, place
 from omniprep.build.probe import item_limits
 from omniprep.build.stages import encode_shard, merge_unread, plan_split
-from omniprep.build.tasks import PlanTask, ShardTask, Task, read_receipt
+from omniprep.build.tasks import PlanTask, ShardTask, Task, of_generation, read_receipt
 from omniprep.build.workers import ray_session, run_tasks
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, UsageError
@@ -55,6 +56,8 @@ class Planned:
     rows: Rows
     placement: Placement
     plan_hash: str
+    generation: str = ""
+    """Part of the names of the plans (omniprep/build/folder.py)."""
 
     @property
     def unread(self) -> dict[str, list[Any]]:
@@ -97,7 +100,15 @@ def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease
     sweep(config.out)  # of workers that died
     seconds = sum(receipt["seconds"] for receipt in shards)
     origin = BuiltRows(
-        config, ctx, planned.splits, planned.receipts, planned.rows, planned.inputs, seconds, planned.unread
+        config,
+        ctx,
+        planned.splits,
+        planned.receipts,
+        planned.rows,
+        planned.inputs,
+        seconds,
+        planned.unread,
+        planned.generation,
     )
     manifest = finish(config, origin, planned.rows, planned.placement, shards, planned.plan_hash)
     _write_report(config.out, ctx, progress)
@@ -110,6 +121,8 @@ def _write_report(out: str, ctx: FamilyContext, progress: Reporter) -> None:
 
     try:
         write_report(out, vocabulary=Vocabulary(ctx.tokenizer.backend_tokenizer))
+    except LostLeaseError:
+        raise
     except Exception as error:  # the dataset is whole without its picture
         progress.message(f"{out}: report.html was not written ({type(error).__name__}: {error})")
 
@@ -132,7 +145,11 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
     if not splits:
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
     worker_config = replace(config, inputs=())
-    tasks = [PlanTask(split, number, spec, worker_config, config.out) for number, split in enumerate(splits)]
+    generation, fence = (lease.generation, lease.fence) if lease else ("", None)
+    tasks = [
+        PlanTask(split, number, spec, worker_config, config.out, generation=generation, fence=fence)
+        for number, split in enumerate(splits)
+    ]
     first = FirstErrors(progress.message, config, splits)
     receipts = run_stage("plan", plan_split, tasks, config, progress, lease, first)
     check_unchanged(config.out, listed)
@@ -144,13 +161,13 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
             progress.message(f"--columns {text}: no row has a column of that name")
     rejected, read = sum(r["rejected"] for r in receipts), sum(r["rows"] for r in receipts)
     check_error_rate(config, rejected, read, "omniprep plan with the same options shows examples of each code")
-    rows = gather(config.out, [receipt["rows"] for receipt in receipts])
+    rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation)
     progress.start("pack", int(rows.packed.sum()), "rows")
     placement = place(rows, config)
-    plan_hash = freeze(config.out, rows, placement, config)
+    plan_hash = freeze(config.out, rows, placement, config, generation)
     progress.advance("pack", int(rows.packed.sum()))
     progress.finish("pack")
-    return Planned(ctx, spec, splits, listed.inputs, receipts, rows, placement, plan_hash)
+    return Planned(ctx, spec, splits, listed.inputs, receipts, rows, placement, plan_hash, generation)
 
 
 def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
@@ -161,7 +178,7 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
             listed = list_inputs(config, progress.message)
             this = describe(config, family_of(config), listed)
             with hold(config.out, progress.message) as lease:
-                prepare(config, this)
+                lease.generation = prepare(config, this, lease.fence.token)
                 with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
                     return plan(config, progress, lease, listed)
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
@@ -192,6 +209,8 @@ def _encode(
                 spec=planned.spec,
                 config=worker_config,
                 out=config.out,
+                generation=planned.generation,
+                fence=lease.fence if lease else None,
             )
         )
     first = FirstErrors(
@@ -255,7 +274,11 @@ def run_stage(
         progress.message(f"{stage}: {len(results)} of {len(tasks)} {unit} were done before")
     folder = io.join(config.out, "plan")
     found = [name for name in io.list_folder(folder) if name.startswith(f"{stage}-") and name.endswith(".begun")]
-    marks = [io.join(folder, f"{stage}-{number:06d}.begun") for number in left] if first is not None else []
+    generation = lease.generation if lease else ""
+    marks = [
+        io.join(folder, of_generation(f"{stage}-{number:06d}", generation, ".begun"))
+        for number in (left if first is not None else ())
+    ]
     # Reporters of other programs may know nothing of workers.
     show = partial(progress.workers, stage) if getattr(progress, "nested", False) else None
     chosen = [tasks[number] for number in left]

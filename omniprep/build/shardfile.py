@@ -38,12 +38,13 @@ class ShardFile:
         out: The dataset's folder.
         number: Of the shard.
         schema: From `arrow_schema`.
+        generation: Part of the names of its files.
     """
 
-    def __init__(self, out: str, number: int, schema: pa.Schema) -> None:
+    def __init__(self, out: str, number: int, schema: pa.Schema, generation: str = "") -> None:
         """Nothing is written before the block begins."""
-        self._out, self._number = out, number
-        self._writer = ShardWriter(io.join(out, "shards", shard_name(number)), schema)
+        self._name, self._receipt = shard_name(number, generation), receipt_path(out, number, generation)
+        self._writer = ShardWriter(io.join(out, "shards", self._name), schema)
         self._thread = ThreadPoolExecutor(1, "omniprep-shard")
         self._under_way: tuple[dict[str, int], Future[BatchEntry]] | None = None
         self._bins: list[dict[str, int]] = []
@@ -108,12 +109,12 @@ class ShardFile:
         """
         info = self._writer.close()
         receipt = {
-            "path": f"shards/{shard_name(self._number)}",
+            "path": f"shards/{self._name}",
             "bytes": info.bytes,
             "sha256": info.sha256,
             "bins": self._bins,
             "rejects": rejects,
             "seconds": round(time.perf_counter() - self._began, 3),
         }
-        io.write_atomic(receipt_path(self._out, self._number), json.dumps(receipt).encode())
+        io.write_atomic(self._receipt, json.dumps(receipt).encode())
         return receipt

@@ -18,7 +18,7 @@ from omniprep.build.pulse import tell
 from omniprep.build.rowencode import EncodedRow, MediaCache, encode_planned, make_bin
 from omniprep.build.rowplan import PlannedRow, plan_rows, unexpected
 from omniprep.build.shardfile import ShardFile, UnwritableBinError
-from omniprep.build.tasks import PlanTask, ShardTask, plan_path
+from omniprep.build.tasks import PlanTask, ShardTask
 from omniprep.build.watch import row_limit, watching
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
@@ -70,6 +70,11 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
         chunks (rows of each record batch), unread (columns that nobody reads: rows, and the option that reads them),
         columns (numbers of the --columns that some row has), bytes (of the plan), seconds.
     """
+    with io.changes_through(task.out, task.fence):
+        return _plan_split(task)
+
+
+def _plan_split(task: PlanTask) -> dict[str, Any]:
     ctx = resolve(task.spec)
     places = Places(task.split.base, task.config.media_root, task.config.allow_http)
     receipt: dict[str, Any] = {"rows": 0, "rejected": 0, "tokens": 0, "lines": 0, "chunks": []}
@@ -107,11 +112,11 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
             yield planned(chunk)
 
     with watching(task.config.decode_timeout):
-        write_plan(plan_path(task.out, task.number, ".arrow"), batches())
+        write_plan(task.plan, batches())
     receipt |= {"rejected": codes.total(), "codes": codes, "unread": unread, "columns": sorted(used)}
     receipt["seconds"] = round(time.perf_counter() - began, 3)
-    receipt["bytes"] = io.size(plan_path(task.out, task.number, ".arrow"))
-    io.write_atomic(plan_path(task.out, task.number, ".json"), json.dumps(receipt).encode())
+    receipt["bytes"] = io.size(task.plan)
+    io.write_atomic(task.receipt, json.dumps(receipt).encode())
     return receipt
 
 
@@ -140,8 +145,8 @@ def _plan_chunk(
 
 
 @lru_cache(maxsize=1)
-def _reader(out: str, run: str) -> PlanReader:
-    return PlanReader(out)
+def _reader(out: str, generation: str, run: str) -> PlanReader:
+    return PlanReader(out, generation)
 
 
 def encode_shard(task: ShardTask) -> dict[str, Any]:
@@ -156,7 +161,8 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
     suspects: set[int] = set()
     while True:
         try:
-            return _encode_shard(task, suspects)
+            with io.changes_through(task.out, task.fence):
+                return _encode_shard(task, suspects)
         except UnwritableBinError as error:
             if error.number in suspects:
                 raise
@@ -171,13 +177,13 @@ def _encode_shard(task: ShardTask, suspects: set[int]) -> dict[str, Any]:
         suspects: Bins whose rows are tried one by one.
     """
     ctx = resolve(task.spec)
-    reader, cache = _reader(task.out, task.run), MediaCache()
+    reader, cache = _reader(task.out, task.generation, task.run), MediaCache()
     weighted = parse_strategy(task.config.loss_scale).weighted
     columns = with_codec(ctx.columns, task.config.pixel_codec)
     schema = arrow_schema(columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted, mrope=ctx.mrope)
     killers = _killers(task)
     rejects: list[dict[str, Any]] = []
-    with watching(task.config.decode_timeout), ShardFile(task.out, task.number, schema) as shard:
+    with watching(task.config.decode_timeout), ShardFile(task.out, task.number, schema, task.generation) as shard:
         for b in range(len(task.offsets) - 1):
             tell(f"shard {task.number}", b, len(task.offsets) - 1, "bins")
             rows, ids = _encode_bin(task, b, killers, ctx, reader, cache, rejects)

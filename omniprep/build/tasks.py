@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep import io
+from omniprep.build.fence import Fence
 from omniprep.config import BuildConfig
 from omniprep.families.context import FamilySpec
 from omniprep.rows.sources import Split
@@ -21,6 +22,7 @@ __all__ = [
     "PlanTask",
     "ShardTask",
     "Task",
+    "of_generation",
     "plan_path",
     "read_receipt",
     "receipt_path",
@@ -71,14 +73,14 @@ def read_receipt(task: Task) -> dict[str, Any] | None:
 _NUMBERS = {"bin": int, "tokens": int, "rows": int, "offset": int, "length": int, "checksum": int}
 
 
-def shard_is_whole(out: str, number: int, receipt: dict[str, Any]) -> bool:
+def shard_is_whole(out: str, number: int, generation: str, receipt: dict[str, Any]) -> bool:
     """`Task.is_whole` of a task that writes a shard."""
-    name = f"shards/{shard_name(number)}"
+    name = f"shards/{shard_name(number, generation)}"
     known = receipt["path"] == name and re.fullmatch("[0-9a-f]{64}", receipt["sha256"]) is not None
     known = known and isinstance(receipt["seconds"], float | int)
     known = known and all(isinstance(entry[key], kind) for entry in receipt["bins"] for key, kind in _NUMBERS.items())
     known = known and all({"row", "code", "message"} <= reject.keys() for reject in receipt["rejects"])
-    return known and io.size(io.join(out, "shards", shard_name(number))) == receipt["bytes"]
+    return known and io.size(io.join(out, "shards", shard_name(number, generation))) == receipt["bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,20 @@ class PlanTask:
     out: str
     isolate: bool = False
     """Find the rows that end the process first, since one did (omniprep/build/isolate.py)."""
+    generation: str = ""
+    """Part of the names of what the run writes (omniprep/build/folder.py)."""
+    fence: Fence | None = None
+    """The run's right to change the folder; None in a folder that nobody else knows of."""
+
+    @property
+    def plan(self) -> str:
+        """Where the plan of the split lies once it is done."""
+        return plan_path(self.out, self.number, ".arrow", self.generation)
 
     @property
     def receipt(self) -> str:
         """As `Task.receipt`."""
-        return plan_path(self.out, self.number, ".json")
+        return plan_path(self.out, self.number, ".json", self.generation)
 
     def is_whole(self, receipt: dict[str, Any]) -> bool:
         """As `Task.is_whole`."""
@@ -107,7 +118,7 @@ class PlanTask:
         known = known and all(isinstance(n, int) and isinstance(text, str) for n, text in receipt["unread"].values())
         known = known and sum(codes.values()) == receipt["rejected"]
         known = known and isinstance(receipt["seconds"], float | int) and sum(receipt["chunks"]) == receipt["rows"]
-        return known and io.size(plan_path(self.out, self.number, ".arrow")) == receipt["bytes"]
+        return known and io.size(self.plan) == receipt["bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,35 +138,44 @@ class ShardTask:
     out: str
     isolate: bool = False
     """As in PlanTask."""
+    generation: str = ""
+    """As in PlanTask."""
+    fence: Fence | None = None
+    """As in PlanTask."""
 
     @property
     def receipt(self) -> str:
         """As `Task.receipt`."""
-        return receipt_path(self.out, self.number)
+        return receipt_path(self.out, self.number, self.generation)
 
     def is_whole(self, receipt: dict[str, Any]) -> bool:
         """As `Task.is_whole`."""
-        return shard_is_whole(self.out, self.number, receipt)
+        return shard_is_whole(self.out, self.number, self.generation, receipt)
 
 
-def plan_path(out: str, number: int, suffix: str) -> str:
+def of_generation(stem: str, generation: str, suffix: str) -> str:
+    """Name of a file of a generation (omniprep/build/folder.py); that of the first, and of local folders, is ""."""
+    return f"{stem}-{generation}{suffix}" if generation else f"{stem}{suffix}"
+
+
+def plan_path(out: str, number: int, suffix: str, generation: str = "") -> str:
     """Where the plan (".arrow") or the receipt (".json") of a split lies."""
-    return io.join(out, "plan", f"split-{number:06d}{suffix}")
+    return io.join(out, "plan", of_generation(f"split-{number:06d}", generation, suffix))
 
 
-def shard_name(number: int) -> str:
+def shard_name(number: int, generation: str = "") -> str:
     """Name of a shard's file."""
-    return f"{number:05d}.arrow"
+    return of_generation(f"{number:05d}", generation, ".arrow")
 
 
-def receipt_path(out: str, number: int) -> str:
+def receipt_path(out: str, number: int, generation: str = "") -> str:
     """Where the receipt of a shard lies."""
-    return io.join(out, "receipts", f"{number:05d}.json")
+    return io.join(out, "receipts", of_generation(f"{number:05d}", generation, ".json"))
 
 
 def task_as_json(task: PlanTask | ShardTask) -> str:
-    """A task as JSON."""
-    return json.dumps(dataclasses.asdict(task), default=lambda array: array.tolist())
+    """A task as JSON, without its fence: whoever reads it writes nothing."""
+    return json.dumps(dataclasses.asdict(dataclasses.replace(task, fence=None)), default=lambda array: array.tolist())
 
 
 def task_from_json(text: str | bytes) -> PlanTask | ShardTask:

@@ -61,7 +61,7 @@ def _plan_rows(task: PlanTask) -> Iterator[tuple[int, Callable[[], object]]]:
 
 
 def _shard_rows(task: ShardTask) -> Iterator[tuple[int, Callable[[], object]]]:
-    ctx, reader, cache = resolve(task.spec), PlanReader(task.out), MediaCache(0)
+    ctx, reader, cache = resolve(task.spec), PlanReader(task.out, task.generation), MediaCache(0)
     for at in range(len(task.rows)):
         planned = reader.read(int(task.splits[at]), int(task.rows[at]))
         yield at, lambda planned=planned: encode_planned(planned, ctx, task.config, cache)  # type: ignore[misc]

@@ -205,7 +205,7 @@ def print_examples(planned: "Planned", out: str) -> None:
     shown: Counter[str] = Counter()
     before = lines_before(planned.splits, [receipt["lines"] for receipt in planned.receipts])
     for number, split in enumerate(planned.splits):
-        for row in read_rejects(plan_path(out, number, ".arrow")):
+        for row in read_rejects(plan_path(out, number, ".arrow", planned.generation)):
             shown[row.code] += 1
             if shown[row.code] <= EXAMPLES:
                 say(f"{split.source}:{before[number] + row.line + 1}: {row.code}: {row.message}")
