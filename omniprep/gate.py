@@ -6,15 +6,16 @@ file that appears in the folder or goes from it through that gate. So no write o
 
 import errno
 import io
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from omniprep import conditional
 
-__all__ = ["Gate", "changes_through", "gate_of", "remove_object", "swap_object", "write_object"]
+__all__ = ["Gate", "changes_through", "gate_of", "remove_object", "spooled", "swap_object"]
 
 TRIES = 20
 """How often an object is looked at again that somebody else changes between look and write."""
@@ -59,16 +60,32 @@ def gate_of(name: str) -> Gate | None:
     return entry[1] if entry is not None and name.startswith(entry[0]) else None
 
 
-def write_object(
-    uri: str, fs: Any, path: str, spool: BinaryIO, length: int, gate: Gate | None, patiently: Patiently
-) -> None:
-    """Write an object of a store; through a gate in such a way that nobody else's change is lost: what is there is
-    looked at, then the gate is asked, then the store takes the object if there is still what was looked at.
+@contextmanager
+def spooled(uri: str, fs: Any, path: str, gate: Gate | None, patiently: Patiently) -> Iterator[BinaryIO]:
+    """A local file whose content becomes an object of a store when the block ends well: a block that fails uploads
+    nothing, on any store, multipart or not.
 
     Raises:
         OmniprepError: The gate says no.
-        OSError: The store does not take it, or somebody else changes the object all the time.
+        OSError: The store does not take it, somebody else changes the object all the time, or the local disk is full.
     """
+    with tempfile.TemporaryFile(prefix="omniprep-") as file:
+        spool = cast(BinaryIO, file)
+        try:
+            yield spool
+        except OSError as error:
+            if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of this disk, not of the store
+                said = f"{error.strerror}; what is uploaded is first written to"
+                raise OSError(error.errno, said, tempfile.gettempdir()) from error
+            raise
+        _write_object(uri, fs, path, spool, gate, patiently)
+
+
+def _write_object(uri: str, fs: Any, path: str, spool: BinaryIO, gate: Gate | None, patiently: Patiently) -> None:
+    """Through a gate in such a way that nobody else's change is lost: what is there is looked at, then the gate is
+    asked, then the store takes the object if there is still what was looked at.
+    """
+    length = spool.tell()
     if gate is None:
         patiently(uri, lambda: conditional.replace(fs, path, spool, length, ""))
         return
@@ -88,7 +105,7 @@ def write_object(
 
 
 def remove_object(uri: str, fs: Any, path: str, gate: Gate, patiently: Patiently) -> None:
-    """Remove an object through a gate, as `write_object` writes one; nothing to do where it is absent."""
+    """Remove an object through a gate, as `spooled` writes one; nothing to do where it is absent."""
     for _ in range(TRIES):
         mark = patiently(uri, lambda: conditional.mark_of(fs, path))
         gate.check()

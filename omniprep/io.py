@@ -10,13 +10,11 @@ import errno
 import glob as _glob
 import io as _io
 import os
-import posixpath
 import random
 import re
 import shutil
 import stat
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from omniprep.errors import OmniprepError
-from omniprep.gate import Gate, gate_of, remove_object, swap_object, write_object
+from omniprep.gate import Gate, gate_of, remove_object, spooled, swap_object
 from omniprep.gate import changes_through as _changes_through
 
 REMOTE_MARK = "://"
@@ -169,19 +167,6 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def canonical(uri: str) -> str:
-    """One spelling for each place: absolute, without links, `..` and doubled slashes, a store's main protocol (s3 for
-    s3a). Two URIs of one place may differ in all of these.
-    """
-    if is_local(uri):
-        return os.path.realpath(local_path(uri))
-    fs, path = filesystem(uri)
-    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    if protocol in ("file", "local"):
-        return os.path.realpath(path)
-    return f"{protocol}{REMOTE_MARK}{posixpath.normpath('/' + path).lstrip('/')}"
-
-
 def exists(uri: str) -> bool:
     """Whether a file or folder of that name is there."""
     if is_local(uri):
@@ -270,10 +255,6 @@ def changes_through(folder: str, gate: Gate | None) -> Iterator[None]:
         yield
 
 
-def _gate_of(uri: str) -> Gate | None:
-    return gate_of(local_path(uri) if is_local(uri) else uri)
-
-
 @contextmanager
 def atomic_writer(uri: str) -> Iterator[BinaryIO]:
     """A file that appears under its name only when the block ends well: written beside, fsynced, renamed.
@@ -281,7 +262,7 @@ def atomic_writer(uri: str) -> Iterator[BinaryIO]:
     On an exception nothing is left behind. Remote stores upload to a name that becomes visible when the upload ends.
     Where changes of the folder go through a gate, it is asked at the end, and the file appears only if it agrees.
     """
-    gate = _gate_of(uri)
+    gate = gate_of(local_path(uri) if is_local(uri) else uri)
     if is_local(uri):
         path = local_path(uri)
         beside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
@@ -305,17 +286,8 @@ def atomic_writer(uri: str) -> Iterator[BinaryIO]:
             raise
         return
     fs, path = filesystem(uri)
-    # Spooled locally: a failed block then uploads nothing, on any store, multipart or not.
-    with tempfile.TemporaryFile(prefix="omniprep-") as spool:
-        try:
-            yield cast(BinaryIO, spool)
-        except OSError as error:
-            if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of this disk, not of the store
-                raise OSError(
-                    error.errno, f"{error.strerror}; what is uploaded is first written to", tempfile.gettempdir()
-                ) from error
-            raise
-        write_object(uri, fs, path, cast(BinaryIO, spool), spool.tell(), gate, _patiently)
+    with spooled(uri, fs, path, gate, _patiently) as spool:
+        yield spool
 
 
 def swap(uri: str, data: bytes, seen: Callable[[bytes], bool] | None) -> bool:
@@ -384,7 +356,7 @@ def is_folder(uri: str) -> bool:
 
 def remove(uri: str) -> None:
     """Remove a file or a whole local folder; nothing to do where it is absent. Asks the gate that it goes through."""
-    gate = _gate_of(uri)
+    gate = gate_of(local_path(uri) if is_local(uri) else uri)
     if is_local(uri):
         target = Path(local_path(uri))
         if gate and os.path.lexists(target):

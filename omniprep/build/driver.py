@@ -14,7 +14,7 @@ from omniprep.build.holder import LEASE
 from omniprep.build.lease import Lease, hold
 from omniprep.build.ownfiles import stale_objects, sweep
 from omniprep.config import BuildConfig
-from omniprep.errors import Terminated
+from omniprep.errors import OmniprepError, Terminated
 from omniprep.progress import Reporter
 
 __all__ = ["run_in_folder", "stopped_by_signal"]
@@ -43,21 +43,25 @@ def run_in_folder(
             progress.message(done)
             return manifest
         with hold(config.out, progress.message) as lease:
-            manifest = finished(config, identity)  # by a run that was still at work a moment ago
-            if manifest is None:
-                lease.generation = prepare(config, identity, lease.fence.token)
-                stale = stale_objects(config.out, lease.generation)
-                manifest = work(lease)
-            else:
-                stale = stale_objects(config.out, generation_of(config.out))
-                if report is not None and not io.exists(io.join(config.out, "report.html")):
-                    report()
-                progress.message(done)
-            sweep(config.out)
-            lease.check()
-            for uri in stale:
-                io.remove(uri)
-            return manifest
+            try:
+                manifest = finished(config, identity)  # by a run that was still at work a moment ago
+                if manifest is None:
+                    lease.generation = prepare(config, identity, lease.fence.token)
+                    stale = stale_objects(config.out, lease.generation)
+                    manifest, done = work(lease), ""
+                else:
+                    stale = stale_objects(config.out, generation_of(config.out))
+                    if report is not None and not io.exists(io.join(config.out, "report.html")):
+                        report()
+                sweep(config.out)
+                for uri in stale:
+                    io.remove(uri)
+            except (OmniprepError, OSError):
+                lease.check()  # what a run finds wrong in a folder that it lost is the other run's work
+                raise
+        if done:
+            progress.message(done)
+        return manifest
 
 
 def _is_left_over(out: str, with_report: bool) -> bool:

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omniprep import io
 from omniprep.build.holder import LEASE, read_holder
@@ -43,11 +43,17 @@ class Fence:
 
     out: str
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    replaced: str = ""
+    """Hash of the dead lease that this run's took the place of. Where a store shows that one still, its view is late:
+    a run that wakes writes another one, never the same again.
+    """
+    folder: str = ""
+    """Part of the name of the run's own folder; "": the token."""
 
     @property
     def staging(self) -> str:
         """As `Gate.staging`."""
-        return os.path.join(io.local_path(self.out), f"run-{self.token}.tmp")
+        return os.path.join(io.local_path(self.out), f"run-{self.folder or self.token}.tmp")
 
     def check(self) -> None:
         """As `Gate.check`: the lease has this run's token, and its folder is there.
@@ -63,6 +69,8 @@ class Fence:
                 f"{where}: {LEASE} is gone, so another run may have begun there; this one stops. The same command "
                 "again goes on"
             )
+        if holder.content == self.replaced and not io.is_local(self.out):
+            return
         if holder.token != self.token:
             raise LostLeaseError(f"{where}: {holder} has taken over; this build stops")
         if io.is_local(self.out) and not os.path.isdir(self.staging):
@@ -72,6 +80,17 @@ class Fence:
         """Make the run's own folder (local folders only)."""
         if io.is_local(self.out):
             os.mkdir(self.staging)
+
+    def renewed(self) -> "Fence":
+        """The same right with another folder: what still works through this fence has lost it.
+
+        Raises:
+            FileNotFoundError: The right was lost before.
+        """
+        fresh = replace(self, folder=uuid.uuid4().hex)
+        if io.is_local(self.out):
+            os.rename(self.staging, fresh.staging)
+        return fresh
 
     def close(self) -> None:
         """Remove the run's own folder with what is left in it."""

@@ -80,20 +80,26 @@ class Lease:
         """
         self.fence.check()
         self._entry |= {"beat": self._entry["beat"] + 1, "time": time.time()}
-        with io.changes_through(self.fence.out, self.fence):
-            io.write_atomic(self._uri, json.dumps(self._entry).encode())
+        data = json.dumps(self._entry).encode()
+        if io.is_local(self._uri):
+            with io.changes_through(self.fence.out, self.fence):
+                io.write_atomic(self._uri, data)
+        elif not io.swap(self._uri, data, lambda content: parse(content).token == self.fence.token):
+            self.fence.check()
 
     def release(self) -> None:
         """End the signs of life, and remove the file and the run's own folder."""
         self._stop.set()
         self._thread.join(timeout=BEAT)
+        fence = self.fence
         try:
-            with io.changes_through(self.fence.out, self.fence):
+            fence = fence.renewed()  # a sign of life that is still under way comes to nothing
+            with io.changes_through(fence.out, fence):
                 io.remove(self._uri)
-        except LostLeaseError:
+        except (LostLeaseError, FileNotFoundError):
             return  # what lies there is another's
         finally:
-            self.fence.close()
+            fence.close()
 
 
 @contextmanager
@@ -109,10 +115,11 @@ def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[L
         OSError: The folder cannot be written.
     """
     io.make_folder(out)
-    uri, fence = io.join(out, NAME), Fence(out)
+    uri = io.join(out, NAME)
     found = read_holder(uri)
     if found is not None:
         found = _wait_for_death(uri, found, say)
+    fence = Fence(out, replaced="" if found is None else found.content)
     entry = {"token": fence.token, **_ourselves(), "beat": 0, "time": time.time()}
     fence.open()
     try:
@@ -143,8 +150,10 @@ def _take(uri: str, fence: Fence, entry: dict[str, Any], dead: Holder | None) ->
     if not io.swap(uri, data, None if dead is None else lambda content: parse(content) == dead):
         raise _at_the_same_moment(uri)
     time.sleep(SETTLE)
-    if not _is_ours(uri, fence):
-        raise _at_the_same_moment(uri)
+    try:
+        fence.check()
+    except LostLeaseError:
+        raise _at_the_same_moment(uri) from None
 
 
 def _is_ours(uri: str, fence: Fence) -> bool:
@@ -174,14 +183,12 @@ def _create(uri: str, fence: Fence, data: bytes) -> None:
         Path(ready).write_bytes(data)
         try:
             os.link(ready, path)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):
             raise
         except OSError:  # a file system without hard links
             with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "wb") as file:
                 file.write(data)
-    except FileExistsError:
-        raise _at_the_same_moment(uri) from None
-    except FileNotFoundError:  # another run has removed our folder
+    except (FileExistsError, FileNotFoundError):  # another run was quicker: the lease is there, or our folder is gone
         raise _at_the_same_moment(uri) from None
 
 

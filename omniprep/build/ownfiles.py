@@ -2,6 +2,7 @@
 
 import json
 import os
+import posixpath
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -124,11 +125,24 @@ def refuse_overlap(out: str, sources: Iterable[str]) -> None:
             raise UsageError(f"--out lies in the dataset {source}; choose another --out")
 
 
+def canonical(uri: str) -> str:
+    """One spelling for each place: absolute, without links, `..` and doubled slashes, a store's main protocol (s3 for
+    s3a). Two URIs of one place may differ in all of these.
+    """
+    if io.is_local(uri):
+        return os.path.realpath(io.local_path(uri))
+    fs, path = io.filesystem(uri)
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    if protocol in ("file", "local"):
+        return os.path.realpath(path)
+    return f"{protocol}{io.REMOTE_MARK}{posixpath.normpath('/' + path).lstrip('/')}"
+
+
 def is_inside(folder: str, uri: str) -> bool:
     """Whether a place is a folder or lies in it, links followed."""
     if any(name.startswith(("http://", "https://")) for name in (folder, uri)):
         return False  # nothing is ever written there
-    outer, inner = io.canonical(folder), io.canonical(uri)
+    outer, inner = canonical(folder), canonical(uri)
     if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
         return True
     if not (io.is_local(outer) and io.is_local(inner)):

@@ -47,7 +47,7 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
 
     with reporter(quiet=quiet) as progress:
         manifest = run_build(options, progress)
-    print_summary(options.out, time.monotonic() - began)
+    print_summary(options.out, manifest, time.monotonic() - began)
     check_something_packed(options.out, manifest["counts"])
 
 

@@ -63,7 +63,7 @@ def repack(
     from omniprep.progress import reporter
 
     with reporter(quiet=quiet) as progress:
-        run_repack(
+        manifest = run_repack(
             datasets,
             out,
             bin_length,
@@ -75,7 +75,7 @@ def repack(
             overwrite=overwrite,
             pixel_codec=pixel_codec,
         )
-    print_summary(out, time.monotonic() - began)
+    print_summary(out, manifest, time.monotonic() - began)
 
 
 @click.command(name="stats", cls=Command, examples=("omniprep stats packed/", "omniprep stats packed/ --json"))

@@ -9,7 +9,6 @@ from omniprep import io
 from omniprep.errors import OmniprepError
 from omniprep.printable import printable, say
 from omniprep.progress import duration, short, size
-from omniprep.shards.manifest import read_manifest
 
 if TYPE_CHECKING:
     from omniprep.build.estimate import Estimate
@@ -44,9 +43,8 @@ def row_lines(read: int, packed: int, codes: Counter[str]) -> list[tuple[str, st
     ]
 
 
-def print_summary(out: str, seconds: float) -> None:
-    """Print what the manifest of `out` says, and where to look next."""
-    _, manifest = read_manifest(out)
+def print_summary(out: str, manifest: dict[str, Any], seconds: float) -> None:
+    """Print what the manifest of a run says, and where to look next. (By now `out` may hold that of the next run.)"""
     counts, shards = manifest["counts"], manifest["shards"]
     rows, tokens, labeled = counts["rows"], counts["tokens"], counts["labeled_tokens"]
     items = ", ".join(f"{count:,} {name}" for name, count in counts["items"].items() if count)
