@@ -200,13 +200,18 @@ def full_at(name: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
         real(source, target)
 
+    def link(source: Any, target: Any) -> None:  # the lease appears so
+        if str(target).endswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+        real_link(source, target)
+
     def opened(path: Any, flags: int, *more: Any) -> int:
         if str(path).endswith(name) and flags & os.O_CREAT:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return real_open(path, flags, *more)
 
-    real_open = os.open
-    os.replace, os.open = replace, opened
+    real_open, real_link = os.open, os.link
+    os.replace, os.open, os.link = replace, opened, link
 
 
 @pytest.mark.parametrize("name", FILES)

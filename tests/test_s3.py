@@ -4,6 +4,8 @@ request a bin."""
 import itertools
 import json
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import pytest
 from conftest import ROOT
 
 from omniprep import PackedDataset, io
-from omniprep.errors import DamagedDataError, Reject
+from omniprep.build import lease
+from omniprep.build.fence import Fence, LostLeaseError
+from omniprep.errors import DamagedDataError, OmniprepError, Reject
 from omniprep.media.fetch import Places
 from tests.reliability import built_locally, command, outcome
 from tests.s3_server import BUCKET, Store, store
@@ -225,3 +229,70 @@ def test_the_recipe_for_clusters(omniprep, model_dir: Path, local, store: Store,
     counts = dataset.manifest["counts"]
     assert counts["rows"] == {"read": 24, "packed": 24, "rejected": 0} and counts["items"]["image"] == 8
     assert dataset.manifest["config"]["special_tokens_in_text"] == "reject"
+
+
+def test_a_build_that_begins_anew_takes_names_of_its_own(
+    omniprep, model_dir: Path, local, store: Store, tmp_path
+) -> None:
+    """So that what an older run still sends cannot hit them; the old objects are gone at the end."""
+    out = f"s3://{BUCKET}/anew"
+    assert build(omniprep, model_dir, out).code == 0
+    old = set(store.names("anew/"))
+    assert f"anew/shards/{0:05d}.arrow" in old
+    done = build(omniprep, model_dir, out, "--seed", 5, "--overwrite")
+    assert done.code == 0, done.err
+    manifest = json.loads(io.read_bytes(f"{out}/manifest.json"))
+    names = [shard["path"] for shard in manifest["shards"]]
+    assert all(f"anew/{name}" not in old for name in names) and names[0].startswith("shards/00000-")
+    assert sorted(names) == sorted(f"shards/{name}" for name in io.list_folder(f"{out}/shards"))
+    assert {n for n in store.names("anew/") if "/plan/" in n or "/receipts/" in n} & old == {"anew/plan/build.json"}
+    checked = omniprep("verify", out)
+    assert checked.code == 0, checked.out + checked.err
+    again = build(omniprep, model_dir, out, "--seed", 5)
+    assert again.code == 0 and "already built" in again.err
+    other = build(omniprep, model_dir, out)
+    assert other.code == 1 and "--seed: 5 → 0" in other.err
+
+
+def test_objects_are_written_on_a_condition(store: Store, tmp_path: Path) -> None:
+    """Another run takes the lease between this one's look at it and its write: the store refuses the write."""
+    out = f"s3://{BUCKET}/conditions"
+    with lease.hold(out) as held:
+        held.check()
+        real = Fence.check
+
+        def late(fence: Fence) -> None:
+            real(fence)
+            if not io.exists(f"{out}/file"):  # another run is quicker, right after the look
+                fs, path = io.filesystem(f"{out}/file")
+                fs.pipe_file(path, b"theirs")
+                fs.pipe_file(path.replace("/file", "/lease.json"), json.dumps({"token": "other"}).encode())
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Fence, "check", late)
+            with pytest.raises(LostLeaseError):
+                io.write_atomic(f"{out}/file", b"ours")
+    assert io.read_bytes(f"{out}/file") == b"theirs"
+    assert json.loads(io.read_bytes(f"{out}/lease.json")) == {"token": "other"}, "their lease stays"
+
+
+def test_of_many_that_begin_at_once_one_goes_on(store: Store) -> None:
+    out, held = f"s3://{BUCKET}/many", []
+    start = threading.Barrier(4)
+
+    def begin() -> None:
+        start.wait()
+        try:
+            with lease.hold(out) as mine:
+                mine.check()
+                held.append(mine)
+                time.sleep(1)
+        except OmniprepError as error:
+            assert "another build" in str(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) == 1 and not io.exists(f"{out}/lease.json")
