@@ -198,14 +198,14 @@ def fingerprint(uri: str) -> dict[str, Any]:
     return {"bytes": int(info["size"]), "mark": str(mark)}
 
 
-def _regular(path: str, flags: int) -> int:
-    """An opener of regular files alone: a named pipe among the files of a dataset would be waited for without end.
+def _regular(path: str) -> int:
+    """A descriptor of a regular file: a named pipe among the files of a dataset would be waited for without end.
 
     Raises:
         OSError: It cannot be opened, or is no regular file.
     """
     # O_NONBLOCK: opening a pipe that nobody writes to returns at once; for regular files it means nothing.
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", path)
@@ -215,7 +215,7 @@ def _regular(path: str, flags: int) -> int:
 def open_input(uri: str) -> BinaryIO:
     """Open for reading, seekable, unbuffered beyond the store's own read-ahead."""
     if is_local(uri):
-        return open(local_path(uri), "rb", opener=_regular)
+        return os.fdopen(_regular(local_path(uri)), "rb")
     fs, path = filesystem(uri)
     file = _patiently(uri, lambda: fs.open(path, "rb"))
     # fsspec's files lack readline(size) and more of what files can do.
@@ -225,7 +225,7 @@ def open_input(uri: str) -> BinaryIO:
 def read_bytes(uri: str) -> bytes:
     """The whole file."""
     if is_local(uri):
-        with open(local_path(uri), "rb", opener=_regular) as file:
+        with os.fdopen(_regular(local_path(uri)), "rb") as file:
             return file.read()
     fs, path = filesystem(uri)
     return _patiently(uri, lambda: cast(bytes, fs.cat_file(path)))
@@ -234,7 +234,7 @@ def read_bytes(uri: str) -> bytes:
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes [start, end) with one request."""
     if is_local(uri):
-        with open(local_path(uri), "rb", opener=_regular) as file:
+        with os.fdopen(_regular(local_path(uri)), "rb") as file:
             return os.pread(file.fileno(), end - start, start)
     fs, path = filesystem(uri)
     return _patiently(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=end)))

@@ -77,10 +77,10 @@ def steps(step: Callable[[], None]) -> None:
 
         return changed
 
-    def opened(name: Any, mode: str = "r", *more: Any) -> Any:
+    def opened(name: Any, mode: str = "r", **more: Any) -> Any:
         if "w" in mode:
             step()
-        return begin(name, mode, *more)
+        return begin(name, mode, **more)
 
     os.replace, os.link, os.unlink, io.open = around(replace), around(link), around(unlink), opened  # type: ignore[assignment, attr-defined]
 
