@@ -315,6 +315,22 @@ def test_after_the_fence_is_closed_nothing_changes(tmp_path: Path) -> None:
             held.check()
 
 
+def test_the_file_system_decides_and_not_the_look_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run looked at its lease, and slept before it changed anything: no look helps then."""
+    with lease.hold(str(tmp_path)) as held:
+        (tmp_path / "kept").write_text("old")
+        monkeypatch.setattr(Fence, "check", lambda fence: None)
+        shutil.rmtree(held.fence.staging)
+        for name in ("new", "kept"):
+            with pytest.raises(FileNotFoundError):
+                io.write_atomic(f"{tmp_path}/{name}", b"x")
+        io.remove(f"{tmp_path}/kept")
+        with pytest.raises(FileNotFoundError):
+            held.beat()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "lease.json"]
+    assert (tmp_path / "kept").read_text() == "old"
+
+
 def test_a_file_under_way_is_lost_with_the_lease(tmp_path: Path) -> None:
     old = Fence(str(tmp_path))
     with lease.hold(str(tmp_path)) as held:

@@ -21,7 +21,16 @@ from typing import Any
 from omniprep import io
 from omniprep.build.built import describe_inputs
 from omniprep.build.manifest import tokenizer_hash, versions
-from omniprep.build.ownfiles import FOLDERS, STATE, is_inside, refuse_foreign, remove_own, remove_results, sweep
+from omniprep.build.ownfiles import (
+    FOLDERS,
+    RESULTS,
+    STATE,
+    is_inside,
+    refuse_foreign,
+    remove_own,
+    remove_results,
+    sweep,
+)
 from omniprep.config import BuildConfig, shaping
 from omniprep.errors import OmniprepError, UsageError, unforeseen
 from omniprep.families.context import FamilyContext
@@ -114,13 +123,13 @@ def describe(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> dict[st
 
 
 def finished(config: BuildConfig, this: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest, where this build is done already.
+    """The manifest, where this build is done already and its tables are there.
 
     Raises:
         OmniprepError: The folder holds another build, or its manifest cannot be read.
     """
     done = io.join(config.out, "manifest.json")
-    if config.overwrite or not io.exists(done):
+    if config.overwrite or not set(RESULTS) - {"report.html"} <= set(io.list_folder(config.out)):
         return None
     check_same(config.out, this)
     try:
@@ -181,7 +190,7 @@ def prepare(config: BuildConfig, this: dict[str, Any], token: str) -> str:
                 generation = token[:8]
     elif io.exists(state):
         check_same(out, this)
-        io.remove(io.join(out, "manifest.json"))  # a finished build does not come here: it is of another build
+        io.remove(io.join(out, "manifest.json"))  # it is of another build, or its tables are gone
         sweep(out)
         return generation_of(out)
     else:
