@@ -205,10 +205,10 @@ def full_at(name: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
         real_link(source, target)
 
-    def opened(path: Any, flags: int, *more: Any) -> int:
+    def opened(path: Any, flags: int, *args: Any, **more: Any) -> int:
         if str(path).endswith(name) and flags & os.O_CREAT:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return real_open(path, flags, *more)
+        return real_open(path, flags, *args, **more)
 
     real_open, real_link = os.open, os.link
     os.replace, os.open, os.link = replace, opened, link
