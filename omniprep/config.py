@@ -18,7 +18,7 @@ from typing import Any, Literal
 from omniprep.errors import UsageError, shown_name
 from omniprep.rows.columns import parse_columns
 
-__all__ = ["BuildConfig", "RowOptions", "Trust", "build_config", "config_hash", "shaping", "trust_of"]
+__all__ = ["BuildConfig", "RowOptions", "Trust", "build_config", "config_hash", "shaping"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +200,6 @@ class BuildConfig(RowOptions, Trust):
         for field in dataclasses.fields(self):
             option = "" if field.name == "inputs" else f"--{field.name.replace('_', '-')}"
             refuse_undecoded(getattr(self, field.name), option)
-
-
-def trust_of(config: Trust) -> Trust:
-    """The part of a larger record that is `Trust`."""
-    return Trust(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Trust)})
 
 
 def build_config(
