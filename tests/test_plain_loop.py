@@ -1,12 +1,14 @@
 """Risk: in the loop that README.md shows, with a model class of transformers as it is, rows of a bin see each other."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from conftest import ROOT, SAMPLES
+from torch.nn.functional import scaled_dot_product_attention
 from tutorial import blocks_of
 
 from omniprep import PackedDataset, collate
@@ -61,6 +63,36 @@ def load(checkpoint, attention):
     return model
 
 
+def use_flash(model, monkeypatch):
+    """Let all of a model attend by flash-attention's variable-length kernel: a stand-in with its arguments, since the
+    kernel itself needs a GPU.
+    """
+    from transformers import modeling_flash_attention_utils as flash
+
+    def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False, **_):
+        assert (
+            torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q[-1] == len(q) and cu_seqlens_q.dtype == torch.int32
+        )
+        parts = [[x[a:b].transpose(0, 1)[None] for x in (q, k, v)] for a, b in pairwise(cu_seqlens_q.tolist())]
+        out = [
+            scaled_dot_product_attention(*p, is_causal=causal, scale=softmax_scale, enable_gqa=True)[0] for p in parts
+        ]
+        return torch.cat(out, 1).transpose(0, 1)
+
+    def whole(q, k, v, softmax_scale=None, causal=False, **_):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax_scale, enable_gqa=True)
+        return out.transpose(1, 2)
+
+    monkeypatch.setattr(
+        flash, "_lazy_imports", lambda *_, **__: (whole, varlen, None, flash._pad_input, flash._unpad_input)
+    )
+    monkeypatch.setattr(flash, "_loaded_implementation", None)
+    for module in model.modules():
+        if getattr(module, "config", None) is not None:
+            module.config._attn_implementation = "flash_attention_2"
+
+
 def readme_loop(folder, monkeypatch, model):
     """Run the loop of README.md as it stands; the batches that it made."""
     [text] = [b.text for b in blocks_of(ROOT / "README.md") if b.language == "python" and "model(**batch)" in b.text]
@@ -81,10 +113,15 @@ def apart(value, expected):
     return float((value - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "attention", ["sdpa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("eager", "flash_attention_2"))]
+)
 def test_the_loop_of_the_readme_gives_each_row_what_it_gets_alone(family, attention, monkeypatch):
     name, checkpoint, folder = family
-    model = load(checkpoint, attention)
+    model = load(checkpoint, attention if attention == "eager" else "sdpa")
+    alone_model = load(checkpoint, "sdpa") if attention == "flash_attention_2" else model
+    if attention == "flash_attention_2":
+        use_flash(model, monkeypatch)
     logits = []
     hook = model.register_forward_hook(lambda module, args, out: logits.append(out.logits[0, :, WORDS].clone()))
     with torch.no_grad():
@@ -104,7 +141,7 @@ def test_the_loop_of_the_readme_gives_each_row_what_it_gets_alone(family, attent
         plain = {k: v for k, v in alone.items() if not k.startswith(("cu_seq", "max_length", "labels"))}
         plain["position_ids"] = alone["position_ids"][1:] if positions == 4 else alone["position_ids"]
         with torch.no_grad():
-            expected = model(**plain, attention_mask=torch.ones_like(alone["input_ids"])).logits[0, :, WORDS]
+            expected = alone_model(**plain, attention_mask=torch.ones_like(alone["input_ids"])).logits[0, :, WORDS]
         batch = numbers[tuple(ds[row["bin"]]["input_ids"].tolist())]
         start, end = row["start"], row["start"] + row["length"]
         assert torch.equal(batches[batch]["input_ids"][:, start:end], alone["input_ids"])
