@@ -479,3 +479,31 @@ def test_a_scheme_that_nobody_knows_is_named(tmp_path: Path) -> None:
     (tmp_path / "odd:" / "a.png").write_bytes(b"picture")
     for name in ("./odd://a.png", f"{tmp_path}/odd://a.png"):
         assert Places(str(tmp_path)).locate(name).read() == b"picture"
+
+
+def test_a_sound_ends_where_the_reference_stops_reading() -> None:
+    """libsndfile's read ends at a damaged part of an MP3, and another one goes on behind it: samples were counted that
+    decoding does not give, and the row was rejected (decode_mismatch).
+    """
+    whole = sound("MP3", frames=24_000)
+    for at in range(0, len(whole) - 200, 13):
+        source = Source(data=whole[:at] + b"\xff" * 200 + whole[at + 200 :])
+        try:
+            samples = decode_audio(source, 16000)
+        except Reject:
+            continue
+        assert probe_audio(source, 16000) == len(samples)
+
+
+@pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, 1 << 40, 17])
+def test_a_box_that_is_longer_than_its_file(tmp_path: Path, length: int) -> None:
+    """No seek takes 2**63: it was an OSError of our own."""
+    whole = video("mp4")
+    box = struct.pack(">I4sQ", 1, b"free", length)
+    first = struct.unpack(">I", whole[:4])[0]
+    (tmp_path / "a.mp4").write_bytes(whole[:first] + box + whole[first:])
+    for source in (Source(path=str(tmp_path / "a.mp4")), Source(data=(tmp_path / "a.mp4").read_bytes())):
+        try:
+            read_video(source)
+        except Reject as reject:
+            assert reject.code in DAMAGE

@@ -169,9 +169,11 @@ def _count(sound: "soundfile.SoundFile", source: Source) -> int:
                 pass  # the end is missing: decoding from the start says what there is, or what is wrong
             sound.seek(0)
         counted, block = 0, np.empty((_BLOCK, sound.channels), np.float32)
-        while read := len(sound.read(dtype="float32", always_2d=True, out=block)):
+        # A read that is short ends the sound, as it ends the one read of `decode_audio`: behind a damaged part of an
+        # MP3 the next read would go on.
+        while (read := len(sound.read(dtype="float32", always_2d=True, out=block))) == _BLOCK:
             counted += read
-        return counted
+        return counted + read
 
 
 def _to_mono_at(samples: Waveform, rate: int, target: int, source: Source) -> Waveform:
