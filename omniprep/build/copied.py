@@ -195,7 +195,10 @@ class RowReader:
                         f"{uri}: bin {number} is damaged (its checksum differs); see omniprep verify"
                     )
                 self._hashed[dataset][number] = True
-            return decode(data, ds.schema, ds.layout)
+            try:
+                return decode(data, ds.schema, ds.layout)
+            except DamagedDataError as error:
+                raise DamagedDataError(f"{uri}: bin {number}: {error}") from error
         if (dataset, number) not in self._bins:
             self._bins[dataset, number] = item = ds[number]
             self._size += _bytes(item)
