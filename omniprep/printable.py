@@ -6,11 +6,13 @@ as `\x1b[2J`, and a name stays on one line.
 """
 
 import json
+import logging
 import re
 import sys
+import warnings
 from typing import Any
 
-__all__ = ["escape_json", "printable", "printable_json", "say"]
+__all__ = ["escape_json", "printable", "printable_json", "quote_libraries", "say"]
 
 # Control characters (C0, DEL, C1), line and paragraph separators, lone surrogates (names of files that are not UTF-8),
 # and the marks that turn the direction of text around (Trojan Source, CVE-2021-42574).
@@ -51,3 +53,25 @@ def printable_json(value: Any, *, indent: int | None = None) -> str:
 def say(text: object, *, error: bool = False) -> None:
     """Print one line on standard output (or standard error), whatever stands in it."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=error)
+
+
+class _PrintableRecord(logging.LogRecord):
+    def getMessage(self) -> str:
+        return printable(super().getMessage(), lines=True)
+
+
+def _printable_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return printable(_format_warning(message, category, filename, lineno, line), lines=True)
+
+
+_format_warning = warnings.formatwarning
+
+
+def quote_libraries() -> None:
+    """Escape what libraries print by themselves too: their warnings and log lines quote data, such as a label of a plot
+    or a field of a config.
+    """
+    logging.setLogRecordFactory(_PrintableRecord)
+    warnings.formatwarning = _printable_warning

@@ -141,6 +141,8 @@ def test_config_file_gives_options_and_flags_win(tmp_path):
         ("truncation: middle", "truncation"),
         ("- a list", "found a list"),
         ("a: b: c", "not valid YAML"),
+        ("seed: 2001-99-99", "not valid YAML"),
+        ("a: " + "[" * 3000, "not valid YAML"),
         ("media_root: [{a: 1}]", "list of texts"),
     ],
 )

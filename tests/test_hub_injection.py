@@ -169,6 +169,11 @@ def test_hub_names() -> None:
         assert hub_name(name) is None
 
 
+def deepcopy_each(options: dict[str, Any]) -> dict[str, Any]:
+    """The same values without an object that is there twice, for which YAML would write an alias."""
+    return {name: copy.deepcopy(value) for name, value in options.items()}
+
+
 @pytest.mark.parametrize("text", [*HOSTILE, None, 7, ["x"], {"a": 1}, True], ids=repr)
 def test_the_card_of_a_model(text: Any, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": text}))
@@ -176,7 +181,7 @@ def test_the_card_of_a_model(text: Any, tmp_path: Path) -> None:
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
     options = {"model": text, "schedule": text, "seed": text, "learning_rate": text, "lora": True, "lora_rank": text}
     if not (isinstance(text, str) and re.search("[\ud800-\udfff]", text)):
-        (tmp_path / "train_config.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
+        (tmp_path / "train_config.yaml").write_text(yaml.safe_dump(deepcopy_each(options)), encoding="utf-8")
     made = model_card(tmp_path, "org/x")
     head, body = parts(made)
     assert head == {"library_name": "peft", "tags": ["omniprep", "lora"]}
@@ -192,6 +197,36 @@ def test_a_state_that_is_none_is_one_line(content: bytes, tmp_path: Path) -> Non
         with pytest.raises(OmniprepError, match=re.escape(str(tmp_path / name))):
             model_card(tmp_path, "org/x")
         (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: 2001-99-99",
+        f"seed: {'9' * 5000}",
+        "a: &a {x: 1}\nb: &b {<<: [*a, *a]}",  # merged maps, nested: ten lines of them fill any memory
+        "a: &a [x, x]\nseed: [*a, *a]",
+        "seed: !!python/object/apply:os.getcwd []",
+    ],
+    ids=["date", "digits", "merge", "alias", "object"],
+)
+def test_options_that_are_no_plain_yaml_are_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "train_config.yaml").write_text(text)
+    with pytest.raises(OmniprepError, match="train_config.yaml: not valid YAML"):
+        model_card(tmp_path, "org/x")
+
+
+@pytest.mark.parametrize("name", ["train_config.yaml", "trainer_state.json", "adapter_config.json"])
+def test_the_card_of_a_model_reads_no_link(name: str, tmp_path: Path) -> None:
+    """What the card quotes would be published with it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (tmp_path / "secret").write_text('{"seed": "sesame", "global_step": "sesame"}')
+    (run / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(OmniprepError, match="symbolic link"):
+        model_card(run, "org/x")
 
 
 @pytest.fixture

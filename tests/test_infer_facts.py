@@ -197,6 +197,7 @@ def test_files_of_a_run_that_are_damaged_are_one_line(tmp_path_factory, content)
 
 def test_an_adapter_that_imports_code_by_name_is_refused(tmp_path):
     path = tmp_path / "adapter_config.json"
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     path.write_text(json.dumps({"peft_type": "LORA", "megatron_config": {}, "megatron_core": "evil"}))
     with pytest.raises(OmniprepError, match="import code by name"):
         adapter_config(path)
@@ -268,9 +269,21 @@ def test_an_adapter_has_no_base_model_fetched(tmp_path):
     """A folder here, a checkpoint in the cache, or what the command line names."""
     content = {"peft_type": "LORA", "base_model_name_or_path": "evil/model"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(OmniprepError, match="'evil/model'.*give --base-model"):
         base_and_adapter(InferConfig(model=str(tmp_path)))
     assert base_and_adapter(InferConfig(model=str(tmp_path), base_model="mine/model"))[0] == "mine/model"
     content["base_model_name_or_path"] = str(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
     assert base_and_adapter(InferConfig(model=str(tmp_path)))[0] == str(tmp_path)
+
+
+def test_an_adapter_without_weights_asks_nobody(tmp_path, model_dir, omniprep, monkeypatch):
+    """PEFT takes the name of such a folder for a repository of the Hub, which anyone may have made."""
+    (tmp_path / "org" / "adapter").mkdir(parents=True)
+    content = {"peft_type": "LORA", "base_model_name_or_path": str(model_dir), "target_modules": ["q_proj"]}
+    (tmp_path / "org" / "adapter" / "adapter_config.json").write_text(json.dumps(content))
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    said = omniprep("infer", "chats.jsonl", "--model", "org/adapter", "--max-new-tokens", 1)
+    assert said.code == 1 and "adapter_model.safetensors is missing" in said.err

@@ -6,6 +6,8 @@ text is hostile; nothing of what it prints may hold a character that a terminal 
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,22 @@ def test_everything_is_printed_through_one_function() -> None:
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 if re.search(r"\bprint\(|click\.echo\(", line):
                     assert gate.search(line), f"{path}:{number}: {line.strip()}"
+
+
+def test_what_libraries_print_by_themselves_is_escaped(dataset: tuple[Path, str]) -> None:
+    """Warnings and log lines quote data: matplotlib each glyph that its font lacks, transformers fields of a config.
+
+    In a process of its own, since pytest takes both.
+    """
+    code = (
+        "import logging, sys, warnings\n"
+        "from omniprep.cli.main import run\n"
+        "assert run(sys.argv[2:]) == 0 and run(sys.argv[2:]) == 0\n"
+        "warnings.warn('label ' + sys.argv[1], stacklevel=1)\n"
+        "logging.getLogger('some.library').error('field %s', sys.argv[1])\n"
+    )
+    command = ("report", str(dataset[0]), "--out", str(dataset[0].parent / "page.html"))
+    done = subprocess.run([sys.executable, "-c", code, HOSTILE, *command], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert not OBEYED.search(done.stderr), done.stderr
+    assert r"label \x1b[2J" in done.stderr and r"field \x1b[2J" in done.stderr

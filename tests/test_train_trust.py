@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from train_helpers import write_dataset
 
 from omniprep.errors import OmniprepError
 from omniprep.families.context import resolve_family
 from omniprep.train.model import load_base
+from omniprep.train.vision_text import model_class
 
 CLASSES = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
 CLASSES |= {"AutoModelForImageTextToText": "evil.Model", "AutoProcessor": "evil.Processor"}
@@ -73,3 +75,75 @@ def test_a_class_of_the_checkpoint_needs_the_flag(hostile, monkeypatch, tmp_path
     with pytest.raises(OmniprepError, match="no class 'EvilModel'"):
         load_base(ctx, str(folder), torch.float32, "sdpa")
     assert not marker.exists()
+
+
+def test_an_adapter_beside_a_model_is_not_loaded_with_it(model_dir, tmp_path, monkeypatch, omniprep):
+    """transformers loads an adapter that lies in the model's folder, and PEFT then imports a module of its choice."""
+    import torch
+
+    folder, marker = tmp_path / "ck", tmp_path / "ran"
+    shutil.copytree(model_dir, folder)
+    (tmp_path / "evil_core.py").write_text(f"open({str(marker)!r}, 'w').write('ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "evil/model", "target_modules": ["q_proj"], "r": 1}
+    adapter |= {"megatron_config": {}, "megatron_core": "evil_core"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    save_file({"x": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    with pytest.raises(OmniprepError, match="an adapter .adapter_config.json. lies in the same place"):
+        load_base(resolve_family(str(folder), "qwen2_5_omni"), str(folder), torch.float32, "sdpa")
+    data = write_dataset(tmp_path / "d", bins=1)
+    trained = omniprep("train", data, "--model", folder, "--out", tmp_path / "run", "--max-steps", 1)
+    assert trained.code == 1
+    assert not marker.exists(), "the adapter's module was imported"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("generation_config.json", {"watermarking_config": {"greenlist_ratio": "x"}}),
+        ("config.json", {"thinker_config": 5}),
+        ("config.json", {"thinker_config": {"text_config": {"hidden_size": "x"}}}),
+    ],
+    ids=str,
+)
+def test_values_of_other_types_are_one_line(name, content, model_dir, tmp_path):
+    import torch
+
+    folder = tmp_path / "ck"
+    shutil.copytree(model_dir, folder)
+    ctx = resolve_family(str(model_dir), "qwen2_5_omni")
+    path = folder / name
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(held | content))
+    with pytest.raises(OmniprepError, match="ck'"):
+        load_base(ctx, str(folder), torch.float32, "sdpa")
+
+
+def test_a_tokenizer_of_a_package_that_is_missing(model_dir, tmp_path):
+    """The class that a tokenizer_config.json names is no reason to stop where tokenizer.json can be read."""
+    folder = tmp_path / "ck"
+    shutil.copytree(model_dir, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "MistralCommonBackend"}))
+    # Read all the same, or one line says why not.
+    try:
+        assert len(resolve_family(str(folder), "qwen2_5_omni").tokenizer) > 0
+    except OmniprepError as error:
+        assert "tokenizer" in str(error)
+
+
+def test_only_models_of_transformers_are_classes_of_a_checkpoint():
+    """`architectures` may name anything that transformers exports."""
+    for names in (
+        ["RagRetriever"],
+        ["AutoTokenizer"],
+        ["pipeline"],
+        ["logging"],
+        [5],
+        [["x"]],
+        "Qwen2ForCausalLM",
+        [],
+        None,
+    ):
+        assert model_class(names) is None, names
+    assert model_class(["Qwen2ForCausalLM"]).__name__ == "Qwen2ForCausalLM"

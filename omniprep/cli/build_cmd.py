@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from omniprep.cli.command import Command
-from omniprep.cli.options import check_values, make_config, options_of, require
+from omniprep.cli.options import check_values, make_config, options_of, require, yaml_value
 from omniprep.config import BuildConfig
 from omniprep.errors import UsageError
 
@@ -108,7 +108,5 @@ def changed(config: BuildConfig, text: str) -> BuildConfig:
     name, mark, value = text.partition("=")
     if not mark:
         raise UsageError(f"--compare {text!r}: write it as OPTION=VALUE, such as max-pixels=200704")
-    import yaml
-
-    values = check_values(BuildConfig, "--compare", {name: yaml.safe_load(value)})
+    values = check_values(BuildConfig, "--compare", {name: yaml_value(value, f"--compare {text}")})
     return dataclasses.replace(config, **values)

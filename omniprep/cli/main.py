@@ -17,7 +17,7 @@ import click
 from omniprep import __version__
 from omniprep.cli.command import write_examples
 from omniprep.errors import OmniprepError, Terminated, UsageError, did_you_mean
-from omniprep.printable import printable, say
+from omniprep.printable import printable, quote_libraries, say
 
 # name: (module, its one line in --help). The module holds the command as its attribute `name`, dashes as underscores.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -96,6 +96,7 @@ def cli(plain: bool, log_json: bool) -> None:
 
 def run(args: list[str] | None = None) -> int:
     """Run one command line and return its exit code; nothing but a defect of omniprep shows a traceback."""
+    quote_libraries()
     try:
         result = cli.main(args, prog_name="omniprep", standalone_mode=False)
         return result if isinstance(result, int) else 0

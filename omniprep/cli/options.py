@@ -162,17 +162,26 @@ def make_config(cls: type[Config], given: Mapping[str, Any], config_file: str | 
 
 def read_config(cls: type, path: str) -> dict[str, Any]:
     """The options of a YAML file: a mapping from option names (with dashes or underscores) to values."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    content = yaml_value(Path(path).read_bytes(), path)
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected options as 'name: value', found a {type(content).__name__}")
     return check_values(cls, path, content)
+
+
+def yaml_value(text: str | bytes, where: str) -> Any:
+    """A value of the command line or of a file that it names, as YAML has it.
+
+    Raises:
+        UsageError: Not YAML, or a date or number that cannot be; says `where`.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_values(cls: type, where: str, content: Mapping[Any, Any]) -> dict[str, Any]:

@@ -218,15 +218,16 @@ def load_encoder(model: str, trust_remote_code: bool) -> Encoder:
 
 @lru_cache(maxsize=2)
 def _load_encoder(model: str, trust_remote_code: bool, changed: int) -> Encoder:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError, StrictDataclassError) as error:
         # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being read.
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-        except (ValueError, OSError, TypeError):
+        except (ValueError, KeyError, OSError, TypeError, AttributeError):
             reason = " ".join(str(error).split())[:300]
             raise OmniprepError(f"model {model!r}: its tokenizer cannot be loaded: {reason}") from error
     if not tokenizer.is_fast:

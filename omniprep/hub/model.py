@@ -4,11 +4,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.hub.files import LocalFile
 from omniprep.hub.markup import as_code, front_matter, hub_name, repository_name
-from omniprep.shards.typed import parse_json
+from omniprep.shards.typed import parse_json, parse_yaml
 
 __all__ = ["WEIGHTS", "is_checkpoint", "model_card", "model_files"]
 
@@ -81,14 +80,11 @@ def _value(value: Any) -> str:
 
 def _options(folder: Path) -> dict[str, Any]:
     """The options of the run, which are saved in its folder, above its checkpoints."""
-    for path in (folder / "train_config.yaml", folder.parent / "train_config.yaml"):
-        if path.is_file():
-            try:
-                options = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-                raise OmniprepError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
+    for place in (folder, folder.parent):
+        if (place / "train_config.yaml").is_file():
+            options = parse_yaml(LocalFile(place, "train_config.yaml").read(), str(place / "train_config.yaml"))
             if not isinstance(options, dict):
-                raise OmniprepError(f"{path}: expected options as 'name: value'")
+                raise OmniprepError(f"{place / 'train_config.yaml'}: expected options as 'name: value'")
             return options
     return {}
 
@@ -104,7 +100,7 @@ def _last_state(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    content = parse_json(path.read_bytes(), str(path))
+    content = parse_json(LocalFile(path.parent, path.name).read(), str(path))
     if not isinstance(content, dict):
         raise DamagedDataError(f"{path}: expected an object")
     return content

@@ -1,4 +1,4 @@
-"""JSON that others wrote, as a frozen record of declared types, or one error that names the field.
+"""JSON (and YAML) that others wrote, as a frozen record of declared types, or one error that names the field.
 
 A value is never converted: a number is not read from text, 1.0 is no whole number, true is no number. Names that the
 record does not have are left out, so a record cannot hold what its class does not declare.
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from omniprep.errors import DamagedDataError, UsageError
 
-__all__ = ["parse_json", "shown", "typed_record"]
+__all__ = ["parse_json", "parse_yaml", "shown", "typed_record"]
 
 MOST = 1 << 63
 """Whole numbers are below this, as in the tables beside the manifest: larger ones overflow where they are used."""
@@ -127,3 +127,28 @@ def parse_json(data: bytes, where: str) -> Any:
         raise DamagedDataError(f"{where}: not valid JSON: nested too deep") from error
     except ValueError as error:
         raise DamagedDataError(f"{where}: not valid JSON: {error}") from error
+
+
+def parse_yaml(data: bytes, where: str) -> Any:
+    """YAML in UTF-8, of plain values. Aliases are refused: a few lines of them, nested, stand for gigabytes.
+
+    Raises:
+        DamagedDataError: Not UTF-8, not YAML, with tags of other types or aliases, nested too deep, or with a number or
+            date that cannot be.
+    """
+    import yaml
+
+    class PlainLoader(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*NAME) are not read: write the value out")
+            return super().compose_node(parent, index)
+
+    try:
+        return PlainLoader(data.decode("utf-8")).get_single_data()
+    except UnicodeDecodeError as error:
+        raise DamagedDataError(f"{where}: not UTF-8 (byte {error.start})") from error
+    except RecursionError as error:
+        raise DamagedDataError(f"{where}: not valid YAML: nested too deep") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 31st of February, a number of 5,000 digits
+        raise DamagedDataError(f"{where}: not valid YAML: {' '.join(str(error).split())[:200]}") from error

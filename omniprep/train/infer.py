@@ -127,6 +127,9 @@ def adapter_config(path: Path) -> dict[str, Any]:
     content = parse_json(path.read_bytes(), str(path))
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         raise OmniprepError(f"{path}: not the configuration of a LoRA adapter")
+    # Without these PEFT takes the folder's name for a repository of the Hub.
+    if not (path.parent / "adapter_model.safetensors").is_file():
+        raise OmniprepError(f"{path.parent}: an adapter without weights (adapter_model.safetensors is missing)")
     if content.get("megatron_config") is not None:  # then PEFT imports the module that "megatron_core" names
         raise OmniprepError(f"{path}: adapters for Megatron, which import code by name, are not loaded")
     return content
@@ -243,12 +246,18 @@ def answer(
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
     draw = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p} if config.temperature else {}
     with torch.no_grad():
-        out = model.generate(
-            **batch,
-            **(draw or {"do_sample": False}),
-            max_new_tokens=config.max_new_tokens,
-            eos_token_id=sorted(e for e in ends if e is not None),
-            pad_token_id=pad_id,
-        )
+        try:
+            out = model.generate(
+                **batch,
+                **(draw or {"do_sample": False}),
+                max_new_tokens=config.max_new_tokens,
+                eos_token_id=sorted(e for e in ends if e is not None),
+                pad_token_id=pad_id,
+                # A generation_config.json may say otherwise; there is one answer a row.
+                num_return_sequences=1,
+                return_dict_in_generate=False,
+            )
+        except ValueError as error:  # options of generation_config.json that contradict, or want code of the Hub
+            raise OmniprepError(f"--model {config.model}: {' '.join(str(error).split())[:300]}") from error
     new = out[:, batch["input_ids"].shape[1] :]
     return [str(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

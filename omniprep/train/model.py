@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
@@ -23,7 +25,7 @@ from omniprep.train.freeze import Parts, freeze, lora_regex, resolve_parts
 from omniprep.train.isolation import check_isolation, check_rows, media_rows, text_row
 from omniprep.train.liger import use_liger
 from omniprep.train.loss import make_loss_head
-from omniprep.train.vision_text import take_plain_positions
+from omniprep.train.vision_text import model_class, take_plain_positions
 
 __all__ = ["add_lora", "load_base", "load_qwen2_5_omni", "load_trainable", "weights_dtype"]
 
@@ -52,14 +54,22 @@ def load_base(
     """
     hook = loading_hook(ctx)
     try:
+        if find_adapter_config_file(path) is not None:
+            # transformers would load it too, of any kind, those by which PEFT imports a module by name among them.
+            raise OmniprepError(
+                f"model {path!r}: an adapter (adapter_config.json) lies in the same place as the model, and would be "
+                "loaded with it: keep the two in folders of their own"
+            )
         if hook is not None:
             model: PreTrainedModel = hook(path, dtype, attention)
             return model
         return load_named_class(ctx, path, dtype, attention, trust_remote_code)
-    except (OSError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        # TypeError and those after it: a config that holds text where transformers counts on a number.
         if isinstance(error, OmniprepError):
             raise
-        raise OmniprepError(f"model {path!r}: {' '.join(str(error).split())[:300]}") from error
+        kind = "" if isinstance(error, (OSError, ImportError, ValueError)) else f"{type(error).__name__}: "
+        raise OmniprepError(f"model {path!r}: {kind}{' '.join(str(error).split())[:300]}") from error
 
 
 def loading_hook(ctx: Any) -> Any:
@@ -90,9 +100,7 @@ def load_named_class(
         OmniprepError: transformers has no such class.
     """
     names = ctx.config.get("architectures") or []
-    cls = getattr(transformers, names[0], None) if names else None
-    if trust_remote_code:
-        cls = transformers.AutoModelForImageTextToText
+    cls: Any = transformers.AutoModelForImageTextToText if trust_remote_code else model_class(names)
     if cls is None:
         raise OmniprepError(
             f"model {path!r}: transformers has no class {names[0] if names else '(none named)'!r}, and the family "

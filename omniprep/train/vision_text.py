@@ -23,7 +23,7 @@ from omniprep.errors import OmniprepError
 from omniprep.train.attention import uses_rows
 from omniprep.train.loss import TokenLoss, token_loss
 
-__all__ = ["Packed", "keep_borders", "load_model", "refuse_arguments", "take_plain_positions"]
+__all__ = ["Packed", "keep_borders", "load_model", "model_class", "refuse_arguments", "take_plain_positions"]
 
 _BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "row_lengths", "use_cache")
 
@@ -200,6 +200,13 @@ def keep_borders(core: Any, *, mrope: bool) -> None:
         core.language_model.register_forward_pre_hook(_plain_positions, with_kwargs=True)
 
 
+def model_class(architectures: Any) -> type[PreTrainedModel] | None:
+    """The class of transformers that a config.json names first; None for anything that is no model."""
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
 def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
     """Load a checkpoint as the class that it names, ready for bins (hook of the families).
 
@@ -212,11 +219,10 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTr
         OmniprepError: transformers has no such class.
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    name = (config.architectures or ["none named"])[0]
-    base = getattr(transformers, name, None)
+    base = model_class(config.architectures)
     if base is None:
-        raise OmniprepError(f"model {path!r}: transformers has no class {name!r}")
-    packed = type(name, (Packed, base), {"__module__": base.__module__})
+        raise OmniprepError(f"model {path!r}: transformers has no model {config.architectures!r:.100}")
+    packed = type(base.__name__, (Packed, base), {"__module__": base.__module__})
     load = PreTrainedModel.from_pretrained.__func__
     model = load(packed, path, config=config, dtype=dtype, attn_implementation=attn_implementation)
     model.mrope = has_mrope(config)
