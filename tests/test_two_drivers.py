@@ -227,6 +227,28 @@ def test_a_run_that_slept_at_any_step(tmp_path: Path, source: Path, expected, se
     print(f"stopped at each of {tried} steps")
 
 
+BUILD_STEPS = [30, *(pytest.param(at, marks=pytest.mark.slow) for at in range(4, 88, 7))]
+
+
+@pytest.mark.parametrize("at", BUILD_STEPS)
+def test_a_build_that_slept_changes_nothing(tmp_path: Path, model_dir: Path, source: Path, at: int) -> None:
+    """Stopped while it plans or encodes; the other build begins anew with another seed."""
+    inputs, out, runs = sorted((source.parent / "in").glob("*.jsonl")), tmp_path / "out", Runs(tmp_path)
+    a = runs.start(command(inputs, model_dir, out), stops={at})
+    assert runs.follow(a) is None, runs.said(a)
+    time.sleep(STALE + BEAT)
+    b = runs.start(command(inputs, model_dir, out, "--seed", 7, "--overwrite"))
+    assert runs.follow(b) == 0, runs.said(b)
+    before = outcome(out), (out / "manifest.json").read_bytes()
+    os.kill(a, signal.SIGCONT)
+    assert runs.follow(a) == 1, runs.said(a)
+    last = runs.said(a).strip().splitlines()[-1]
+    assert "has taken over" in last or "is gone" in last or "other options" in last, runs.said(a)
+    assert (outcome(out), (out / "manifest.json").read_bytes()) == before and left_over(out) == []
+    dataset = PackedDataset(out, verify="never")
+    assert [*check_shards(dataset), *check_rows(dataset)] == []
+
+
 def chaos(folder: Path, source: Path, expected: Any, seed: int, last: int) -> None:
     """Up to five runs with random options that stop, wake and die at random steps, under clocks that are off."""
     rng, runs, out = random.Random(seed), Runs(folder), folder / "out"

@@ -14,7 +14,7 @@ from omniprep.build.holder import LEASE
 from omniprep.build.lease import Lease, hold
 from omniprep.build.ownfiles import stale_objects, sweep
 from omniprep.config import BuildConfig
-from omniprep.errors import OmniprepError, Terminated
+from omniprep.errors import Terminated
 from omniprep.progress import Reporter
 
 __all__ = ["run_in_folder", "stopped_by_signal"]
@@ -56,7 +56,7 @@ def run_in_folder(
                 sweep(config.out)
                 for uri in stale:
                     io.remove(uri)
-            except (OmniprepError, OSError):
+            except Exception:
                 lease.check()  # what a run finds wrong in a folder that it lost is the other run's work
                 raise
         if done:

@@ -258,6 +258,8 @@ def run_stage(
             left.append(number)
         else:
             results[number] = done
+    if lease is not None:
+        lease.check()  # the receipts are this run's to trust: who takes the folder over changes its lease first
     left.sort(key=lambda number: -effort[number] if effort else 0.0)
     unit = "splits" if stage == "plan" else "shards"
     progress.start(stage, len(tasks), unit)
