@@ -165,7 +165,7 @@ def test_plans_that_were_cut_or_changed(tmp_path: Path, model_dir: Path, built) 
 
 
 @pytest.mark.parametrize("name", ["plan/build.json", "plan/plan.json", "manifest.json"])
-@pytest.mark.parametrize("content", [b"{", b"[]"], ids=["cut", "list"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"[" * 100_000], ids=["cut", "list", "deep"])
 def test_state_that_was_cut(tmp_path: Path, model_dir: Path, built, name: str, content: bytes) -> None:
     args, out, log = command(built[0], model_dir, tmp_path / "out"), tmp_path / "out", tmp_path / "log"
     assert run(args, log)[0] == 0
@@ -176,6 +176,40 @@ def test_state_that_was_cut(tmp_path: Path, model_dir: Path, built, name: str, c
     assert status == 1 and name in said.strip().splitlines()[-1] and "Traceback" not in said, said
     assert run([*args, "--overwrite"], log)[0] == 0, log.read_text()
     assert outcome(out) == outcome(built[1])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("config", []), ("config", None), ("versions", {"torch": 2}), ("inputs", [{"source": {}}]), ("inputs", [3]),
+        ("generation", "../../x"), ("tokenizer_sha256", 7), ("command", []),
+    ],
+)  # fmt: skip
+def test_state_of_other_types_is_damaged(tmp_path: Path, model_dir: Path, built, field: str, value: object) -> None:
+    """The folder may have come from anybody; its generation is a part of file names."""
+    args, out = command(built[0], model_dir, tmp_path / "out"), tmp_path / "out"
+    (out / "plan").mkdir(parents=True)
+    state = json.loads((built[1] / "plan" / "build.json").read_text()) | {field: value}
+    (out / "plan" / "build.json").write_text(json.dumps(state))
+    status, said = run(args, tmp_path / "log")
+    last = said.strip().splitlines()[-1]
+    assert status == 1 and "plan/build.json" in last and field in last and "--overwrite" in last, said
+
+
+@pytest.mark.parametrize("name", ["plan", "shards", "receipts"])
+def test_a_folder_that_is_a_link_is_not_worked_in(tmp_path: Path, model_dir: Path, built, name: str) -> None:
+    """--overwrite removed leftovers and files of our names in the folder that the link points to."""
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+    files = ("x.tmp", "00000.arrow", "00000.json", "build.json")
+    for file in files:
+        (outside / file).write_text("mine")
+    out.mkdir()
+    (out / "manifest.json").write_text((built[1] / "manifest.json").read_text())
+    (out / name).symlink_to(outside)
+    status, said = run([*command(built[0], model_dir, out), "--overwrite"], tmp_path / "log")
+    assert status == 1 and f"{out / name}: a symbolic link" in said.strip().splitlines()[-1], said
+    assert {path.name: path.read_text() for path in outside.iterdir()} == dict.fromkeys(files, "mine")
 
 
 FILES = [

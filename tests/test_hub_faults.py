@@ -149,6 +149,20 @@ def test_a_pull_of_a_hostile_repository_writes_known_names_alone(
     assert inside == set(good)
 
 
+def test_a_pull_writes_through_no_link(built: Path, hub: fake_hub.Hub, python: Python, tmp_path: Path):
+    hub.repos[REPO] = fake_hub.Repo(private=False)
+    names = ("manifest.json", "index.parquet", "rows.parquet", "shards/00000.arrow")
+    hub.repos[REPO].branches["main"] = {name: (built / name).read_bytes() for name in names}
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "00000.arrow").write_text("mine")
+    out.mkdir()
+    (out / "shards").symlink_to(outside)
+    said = python("-m", "omniprep", "pull", REPO, "--out", out, "--quiet", code=1).stderr
+    assert f"{out / 'shards'}: a symbolic link" in said.splitlines()[-1]
+    assert (outside / "00000.arrow").read_text() == "mine" and not (out / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("where", ["offline", "unreachable"])
 def test_a_dry_run_needs_no_network(where: str, built: Path, python: Python):
     """Offline nothing is asked; a Hub that hangs up is asked once, not tried again and again for half a minute."""

@@ -314,3 +314,18 @@ def test_sample_writes_rows_and_media(omniprep, wide, tmp_path):
     assert "[<|AUDIO|> x " in spoken["messages"][-2]["content"]
     one = omniprep("sample", wide, "--out", tmp_path / "t", "--row", "images.jsonl:2")
     assert one.code == 0 and len((tmp_path / "t" / "rows.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_sample_writes_through_no_link(omniprep, wide, tmp_path):
+    outside, out = tmp_path / "outside", tmp_path / "s"
+    outside.mkdir()
+    (outside / "mine").write_text("mine")
+    out.mkdir()
+    (out / "rows.jsonl").symlink_to(outside / "mine")
+    assert omniprep("sample", wide, "--out", out, "--rows", 2).code == 0
+    assert (outside / "mine").read_text() == "mine" and len((out / "rows.jsonl").read_text().splitlines()) == 2
+    (linked := tmp_path / "t").mkdir()
+    (linked / "media").symlink_to(outside)
+    done = omniprep("sample", wide, "--out", linked, "--rows", 50)
+    assert done.code == 1 and f"{linked / 'media'}: a symbolic link" in done.err
+    assert [path.name for path in outside.iterdir()] == ["mine"]

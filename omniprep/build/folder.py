@@ -13,7 +13,7 @@ removed when the manifest is written. Local folders, and the first build in a fo
 
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +32,11 @@ from omniprep.build.ownfiles import (
     sweep,
 )
 from omniprep.config import BuildConfig, shaping
-from omniprep.errors import OmniprepError, UsageError, unforeseen
+from omniprep.errors import DamagedDataError, OmniprepError, UsageError, unforeseen
 from omniprep.families.context import FamilyContext
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.sources import Split, find_splits
+from omniprep.shards.typed import parse_json, shown, typed_record
 from omniprep.template.loss import parse_strategy
 
 _DISK = {
@@ -133,13 +134,13 @@ def finished(config: BuildConfig, this: dict[str, Any]) -> dict[str, Any] | None
         return None
     check_same(config.out, this)
     try:
-        manifest: dict[str, Any] = json.loads(io.read_bytes(done))
-        if not {"counts", "shards", "config"} <= manifest.keys():
-            raise ValueError("it is no manifest")
+        manifest = parse_json(io.read_bytes(done), done)
+        if not isinstance(manifest, dict) or not {"counts", "shards", "config"} <= manifest.keys():
+            raise DamagedDataError(f"{done}: it is no manifest")
     except FileNotFoundError:  # another run begins anew at this moment, and its lease says so
         return None
-    except (ValueError, AttributeError) as error:
-        raise OmniprepError(f"{done}: is damaged ({error}); remove this file, and the same command goes on") from error
+    except DamagedDataError as error:
+        raise OmniprepError(f"{error}: the file is damaged; remove it, and the same command goes on") from error
     return manifest if _is_of(manifest, this) else None
 
 
@@ -157,9 +158,44 @@ def _is_of(manifest: dict[str, Any], this: dict[str, Any]) -> bool:
     return {**manifest["config"], **(chosen or {})} == this["config"]
 
 
+@dataclass(frozen=True, slots=True)
+class BuildState:
+    """plan/build.json: what makes a build this build (`describe`), as a folder holds it."""
+
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    inputs: tuple[Mapping[str, Any], ...]
+    tokenizer_sha256: str
+    command: str = "build"
+    generation: str = ""
+    """Part of the names of its files, in stores; hexadecimal, so that no name leads out of the folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no build writes."""
+        if self.generation.strip("0123456789abcdef"):
+            raise UsageError(f"generation: expected hexadecimal digits, found {shown(self.generation)}")
+        for entry in self.inputs:
+            if not isinstance(entry.get("source"), str):
+                raise UsageError(f"inputs: expected an object with a source, found {shown(entry)}")
+
+
+def read_state(out: str) -> BuildState:
+    """What the folder of a build says of itself; the folder may have come from anybody.
+
+    Raises:
+        FileNotFoundError: It says nothing.
+        OmniprepError: plan/build.json is damaged.
+    """
+    uri = io.join(out, *STATE)
+    try:
+        return typed_record(BuildState, parse_json(io.read_bytes(uri), uri), uri)
+    except DamagedDataError as error:
+        raise OmniprepError(f"{error}: the file is damaged; --overwrite begins anew") from error
+
+
 def generation_of(out: str) -> str:
     """The generation of the build that a folder holds."""
-    return str(json.loads(io.read_bytes(io.join(out, *STATE))).get("generation", ""))
+    return read_state(out).generation
 
 
 def prepare(config: BuildConfig, this: dict[str, Any], token: str) -> str:
@@ -208,27 +244,22 @@ def check_same(out: str, now: dict[str, Any]) -> None:
     Raises:
         OmniprepError: They differ; names every difference.
     """
-    state = io.join(out, *STATE)
     try:
-        before = json.loads(io.read_bytes(state))
-        if not {"config", "versions", "inputs", "tokenizer_sha256"} <= before.keys():
-            raise ValueError("it does not say what was built")
+        before = read_state(out)
     except FileNotFoundError:
         raise OmniprepError(
             f"{out}: holds a dataset that no build can go on with; choose another --out, or --overwrite"
         ) from None
-    except (ValueError, AttributeError) as error:
-        raise OmniprepError(f"{state}: is damaged ({error}); --overwrite begins anew") from error
     changes = []
-    if (was := before.get("command", "build")) != now["command"]:
-        changes.append(f"it was made by omniprep {was}")
-    for key in ("config", "versions"):
-        old, new = before[key], now[key]
+    if before.command != now["command"]:
+        changes.append(f"it was made by omniprep {before.command}")
+    for key, old in (("config", before.config), ("versions", before.versions)):
+        new = now[key]
         names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
         dashes = "--" if key == "config" else ""
         changes += [f"{dashes}{name.replace('_', '-')}: {old.get(name)} → {new.get(name)}" for name in names]
-    changes += _changed_inputs(before["inputs"], now["inputs"])
-    if before["tokenizer_sha256"] != now["tokenizer_sha256"]:
+    changes += _changed_inputs(before.inputs, now["inputs"])
+    if before.tokenizer_sha256 != now["tokenizer_sha256"]:
         changes.append("the tokenizer of --model was changed")
     if changes:
         raise OmniprepError(
@@ -237,7 +268,7 @@ def check_same(out: str, now: dict[str, Any]) -> None:
         )
 
 
-def _changed_inputs(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iterator[str]:
+def _changed_inputs(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     old, new = ({entry["source"]: entry for entry in side} for side in (before, now))
     for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):

@@ -26,7 +26,9 @@ from typing import Any
 from omniprep import io
 from omniprep.build.fence import Fence, LostLeaseError
 from omniprep.build.holder import LEASE, Holder, parse, read_holder
+from omniprep.build.ownfiles import FOLDERS
 from omniprep.errors import OmniprepError
+from omniprep.shards.names import refuse_linked_folders
 
 __all__ = ["NAME", "Lease", "LostLeaseError", "hold"]
 
@@ -111,10 +113,12 @@ def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[L
         say: Told while another machine's lease is watched.
 
     Raises:
-        OmniprepError: Another run is at work there.
+        OmniprepError: Another run is at work there, or a folder of the dataset is a symbolic link.
         OSError: The folder cannot be written.
     """
     io.make_folder(out)
+    if io.is_local(out):
+        refuse_linked_folders(Path(out), FOLDERS)
     uri = io.join(out, NAME)
     found = read_holder(uri)
     if found is not None:

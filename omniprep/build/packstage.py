@@ -185,7 +185,7 @@ def _check_frozen(out: str, now: str, generation: str) -> None:
         return
     try:
         before = json.loads(io.read_bytes(uri))["hash"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedDataError(f"{uri}: is damaged ({error}); --overwrite begins anew") from error
     if before != now:
         raise DamagedDataError(

@@ -6,14 +6,14 @@ before the first byte is fetched, since huggingface_hub hands out an old file wh
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.hub.client import FIRST_PAUSE, hub_errors_as_one_line, refuse_offline, retry
 from omniprep.progress import Reporter
-from omniprep.shards.names import is_dataset_file
+from omniprep.shards.names import is_dataset_file, refuse_linked_folders
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -54,6 +54,7 @@ def pull(repo_id: str, out: str, progress: Reporter, *, revision: str | None = N
         )  # fmt: skip
         files = [entry for entry in tree if isinstance(entry, RepoFile) and is_dataset_file(entry.path)]
         names = {entry.path for entry in files}
+        refuse_linked_folders(folder, sorted({str(PurePosixPath(name).parent) for name in names} - {"."}))
         if missing := sorted({"manifest.json", "index.parquet"} - names):
             raise OmniprepError(f"{repo_id}: holds no {missing[0]}, so it is no dataset that omniprep pushed")
         wanted = [entry for entry in files if not is_same(folder / entry.path, entry)]

@@ -17,6 +17,7 @@ from omniprep.look.pictures import rebuild
 from omniprep.report.bins import spectrogram_picture
 from omniprep.report.numbers import KINDS, row_kinds
 from omniprep.shards.content import item_sizes
+from omniprep.shards.names import refuse_linked_folders
 
 __all__ = ["write_sample"]
 
@@ -45,8 +46,10 @@ def write_sample(
     dataset = PackedDataset(uri)
     vocabulary = vocabulary_of(dataset, model)
     numbers = [find_row(dataset, place) for place in places] or _draw(dataset, count, kinds, seed)
+    refuse_linked_folders(out, ["media"])
     (out / "media").mkdir(parents=True, exist_ok=True)
-    with (out / "rows.jsonl").open("w", encoding="utf-8") as file:
+    (out / "rows.jsonl").unlink(missing_ok=True)  # a link that lies there is replaced, not written through
+    with (out / "rows.jsonl").open("x", encoding="utf-8") as file:
         for number in numbers:
             row = dataset.rows.slice(number, 1).to_pylist()[0]
             if row["bin"] is None:
@@ -94,6 +97,7 @@ def _write_media(cut: dict[str, Any], out: Path, number: int) -> list[list[str]]
             for at, image in enumerate(images):
                 frame = f"-{at:03d}" if len(images) > 1 else ""
                 names.append(f"media/{number:08d}-{column.modality}{place}{frame}.png")
+                (out / names[-1]).unlink(missing_ok=True)
                 image.save(out / names[-1])
             written.append(names)
         files[column.modality] = written

@@ -5,8 +5,12 @@ since a shard's path is accepted only in the form in which a build writes it.
 """
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["DATASET_FILES", "is_dataset_file", "is_shard_path"]
+from omniprep.errors import OmniprepError
+
+__all__ = ["DATASET_FILES", "is_dataset_file", "is_shard_path", "refuse_linked_folders"]
 
 DATASET_FILES = ("index.parquet", "rows.parquet", "rejected.jsonl", "report.html", "manifest.json")
 """The files beside the shards; the manifest last, as they are written and sent."""
@@ -22,3 +26,21 @@ def is_shard_path(path: str) -> bool:
 def is_dataset_file(path: str) -> bool:
     """Whether a path, relative to the dataset, is of a shard or one of `DATASET_FILES`."""
     return path in DATASET_FILES or is_shard_path(path)
+
+
+def refuse_linked_folders(folder: Path, names: Iterable[str]) -> None:
+    """Stop before anything is removed or written where a folder inside a local dataset is a symbolic link: what is
+    removed and written there would be outside the dataset.
+
+    Args:
+        folder: The dataset; that it is itself a link is the user's choice.
+        names: Folders inside it, such as "shards".
+
+    Raises:
+        OmniprepError: One of them is a link.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise OmniprepError(
+                f"{folder / name}: a symbolic link; omniprep writes to folders of its own, so remove it"
+            )
