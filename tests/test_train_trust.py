@@ -10,7 +10,10 @@ from train_helpers import write_dataset
 
 from omniprep.errors import OmniprepError
 from omniprep.families.context import resolve_family
+from omniprep.train.checkpoint import POSITION
+from omniprep.train.config import TrainConfig
 from omniprep.train.model import load_base
+from omniprep.train.resume import find_checkpoint
 from omniprep.train.vision_text import model_class
 
 CLASSES = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
@@ -147,3 +150,21 @@ def test_only_models_of_transformers_are_classes_of_a_checkpoint():
     ):
         assert model_class(names) is None, names
     assert model_class(["Qwen2ForCausalLM"]).__name__ == "Qwen2ForCausalLM"
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model_fsdp_0/.metadata", ".metadata", "global_step4/mp_rank_00_model_states.pt", "custom.pkl"]
+)
+def test_a_checkpoint_of_others_is_not_unpickled(name: str, tmp_path: Path) -> None:
+    """DeepSpeed's files and the index of torch's sharded checkpoints are pickles, which run code when they are read."""
+    out, elsewhere = tmp_path / "run", tmp_path / "theirs" / "checkpoint-4"
+    for checkpoint in (out / "checkpoint-4", elsewhere):
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / name).write_bytes(b"")
+        position = {"position": 1, "sizes": [3], "shares": None, "seed": 42}
+        (checkpoint / POSITION).write_text(json.dumps(position))
+    with pytest.raises(OmniprepError, match=f"{Path(name).name} runs code of whoever wrote it.*--trust-remote-code"):
+        find_checkpoint(TrainConfig(out=str(out), model="m", resume=str(elsewhere)))
+    trusted = TrainConfig(out=str(out), model="m", resume=str(elsewhere), trust_remote_code=True)
+    assert find_checkpoint(trusted) == elsewhere
+    assert find_checkpoint(TrainConfig(out=str(out), model="m", resume="auto")) == out / "checkpoint-4"

@@ -38,7 +38,26 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     found = last_checkpoint(Path(config.out)) if config.resume == "auto" else Path(config.resume)
     if found is not None:
         read_position(found)
+        _refuse_pickles(found, config)
     return found
+
+
+def _refuse_pickles(checkpoint: Path, config: TrainConfig) -> None:
+    """Refuse a checkpoint from elsewhere whose files run code when they are loaded.
+
+    The state of DeepSpeed (global_step*/) and the index of torch's sharded checkpoints (.metadata, written under FSDP)
+    are pickles, read by their own libraries. All else that a resumed run loads is safetensors, JSON, or read by torch
+    with weights_only. Checkpoints in --out are this user's own.
+    """
+    inside = checkpoint.resolve().is_relative_to(Path(config.out).resolve())
+    if inside or config.trust_remote_code:
+        return
+    for pattern in ("**/.metadata", "global_step*/**/*.pt", "**/*.pkl"):
+        if pickled := next(checkpoint.glob(pattern), None):
+            raise OmniprepError(
+                f"--resume {checkpoint}: {pickled.relative_to(checkpoint)} runs code of whoever wrote it when it is "
+                "loaded; where you trust them, pass --trust-remote-code"
+            )
 
 
 def identity(config: TrainConfig, datasets: Sequence[PackedDataset], ctx: Any) -> dict[str, Any]:
