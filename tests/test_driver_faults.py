@@ -212,6 +212,16 @@ def test_a_folder_that_is_a_link_is_not_worked_in(tmp_path: Path, model_dir: Pat
     assert {path.name: path.read_text() for path in outside.iterdir()} == dict.fromkeys(files, "mine")
 
 
+def test_a_manifest_that_is_none_makes_no_folder_ours(tmp_path: Path, model_dir: Path, built) -> None:
+    """--overwrite looks at it first; nested deeper than Python reads, it ended as a defect."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_bytes(b"[" * 100_000)
+    status, said = run([*command(built[0], model_dir, out), "--overwrite"], tmp_path / "log")
+    assert status == 1 and "the folder is not empty (manifest.json)" in said.strip().splitlines()[-1], said
+    assert (out / "manifest.json").read_bytes() == b"[" * 100_000
+
+
 FILES = [
     "lease.json", "split-000001.arrow", "plan.json", "encode-000001.begun", "00001.json", "rows.parquet",
     "manifest.json",

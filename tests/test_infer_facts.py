@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train_helpers import Messages
 
 from omniprep.build.options import family_of
 from omniprep.config import BuildConfig
@@ -28,20 +29,6 @@ from omniprep.train.infer import adapter_config, base_and_adapter, build_options
 
 CHAT = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}]}
 SHAPED = {"system": "You are a terse pirate.", "max_pixels": 50176, "fps": 1.0, "loss_scale": "last_round"}
-
-
-class Messages:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def start(self, stage, total, unit="rows"): ...
-    def advance(self, stage, n=1, *, tokens=0, rejects=0): ...
-    def finish(self, stage): ...
-
-    def message(self, text):
-        self.lines.append(text)
 
 
 def manifest(**options):

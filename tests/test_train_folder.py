@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from train_helpers import small_family, write_dataset, write_model
+from train_helpers import Messages, small_family, write_dataset, write_model
 
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError, UsageError
@@ -17,20 +17,6 @@ from omniprep.train.config import TrainConfig
 from omniprep.train.data import step_of
 from omniprep.train.folder import OPTIONS, prepare_folder
 from omniprep.train.resume import changes, find_checkpoint, identity
-
-
-class Messages:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def start(self, stage, total, unit="rows"): ...
-    def advance(self, stage, n=1, *, tokens=0, rejects=0): ...
-    def finish(self, stage): ...
-
-    def message(self, text):
-        self.lines.append(text)
 
 
 def write_run(out: Path, *steps: int, model: bool = True) -> Path:

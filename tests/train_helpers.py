@@ -21,6 +21,20 @@ KINDS = ("text", "image", "audio", "video", "mixed")
 AUDIO, IMAGE, VIDEO = 901, 902, 903
 
 
+class Messages:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def start(self, stage, total, unit="rows"): ...
+    def advance(self, stage, n=1, *, tokens=0, rejects=0): ...
+    def finish(self, stage): ...
+
+    def message(self, text):
+        self.lines.append(text)
+
+
 def small_config(**text) -> Qwen2_5OmniConfig:
     hidden = 32
     thinker = {

@@ -1,6 +1,5 @@
 """Which files of a folder are a build's: what --overwrite may remove, what is refused, what killed runs left behind."""
 
-import json
 import os
 import posixpath
 import re
@@ -10,7 +9,8 @@ from pathlib import Path
 from omniprep import io
 from omniprep.build.fence import RUN
 from omniprep.build.holder import LEASE
-from omniprep.errors import OmniprepError, UsageError
+from omniprep.errors import DamagedDataError, OmniprepError, UsageError
+from omniprep.shards.typed import parse_json
 
 __all__ = [
     "FOLDERS",
@@ -73,8 +73,8 @@ def _is_manifest(uri: str) -> bool:
     if not io.exists(uri):
         return False
     try:
-        manifest = json.loads(io.read_bytes(uri))
-    except ValueError:
+        manifest = parse_json(io.read_bytes(uri), uri)
+    except DamagedDataError:
         return False
     return isinstance(manifest, dict) and {"format", "shards", "counts"} <= manifest.keys()
 

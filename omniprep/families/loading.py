@@ -92,11 +92,11 @@ def named_function(family: str, attribute: str, hook: Any) -> Callable[..., Any]
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:  # ValueError: no module is named
             raise UnknownFunctionError(
-                f"family {family!r}: {attribute} is {hook!r}, which cannot be imported ({error}); it is written as "
-                "'module:function'"
+                f"family {family!r}: {attribute} {hook!r} is no function that can be imported ({error}); it is written "
+                "as 'module:function'"
             ) from error
     if not callable(found):
-        raise UnknownFunctionError(f"family {family!r}: {attribute} is {hook!r}, which is no function")
+        raise UnknownFunctionError(f"family {family!r}: {attribute} {hook!r} is no function")
     return cast(Callable[..., Any], found)
 
 

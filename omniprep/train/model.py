@@ -4,7 +4,6 @@ A family names a hook `load_model` ("module:function", or a function of path, dt
 checkpoint's own class cannot train on bins; any other is loaded as the class that its config.json names.
 """
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers.utils import find_adapter_config_file
 
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
+from omniprep.families.loading import named_function
 from omniprep.train.attention import choose_attention, use_row_attention
 from omniprep.train.compiling import compile_layers
 from omniprep.train.config import TrainConfig
@@ -76,19 +76,10 @@ def loading_hook(ctx: Any) -> Any:
     """The function of the family that loads its checkpoints, or None where it names none.
 
     Raises:
-        OmniprepError: It names one that is not there.
+        UnknownFunctionError: It names one that is not there.
     """
     hook = getattr(ctx, "load_model", None) or getattr(getattr(ctx, "cls", None), "load_model", None)
-    if not hook or callable(hook):
-        return hook or None
-    module, _, name = str(hook).partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OmniprepError(
-            f"family {ctx.name!r}: its load_model {hook!r} is no function that can be imported ({error}): write it as "
-            "'module:function'"
-        ) from error
+    return named_function(ctx.name, "load_model", hook) if hook else None
 
 
 def load_named_class(
