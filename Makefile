@@ -50,7 +50,7 @@ bench: $(STAMP)
 # What programs import, with its docstrings; build/api/index.html.
 API := omniprep omniprep.data.dataset omniprep.data.sampler omniprep.data.collate omniprep.data.device omniprep.packing \
   omniprep.registry omniprep.config omniprep.train.config omniprep.errors omniprep.shards.schema omniprep.shards.writer \
-  omniprep.shards.index omniprep.build.run omniprep.build.single omniprep.build.repack omniprep.hub.upload omniprep.report.page
+  omniprep.shards.index omniprep.compiler.build omniprep.compiler.encode.single_row omniprep.compiler.repack omniprep.hub.upload omniprep.report.page
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_rejects.py

@@ -50,7 +50,7 @@ def worker(model: str) -> None:
     """Build, then load, each file that standard input names; answer with CPU seconds and tokens."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    import omniprep.build.run as run
+    import omniprep.compiler.build as run
     from omniprep.config import BuildConfig
     from omniprep.media.resample import image_is_fast, video_is_fast
     from omniprep.progress import reporter

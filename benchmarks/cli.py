@@ -30,7 +30,7 @@ BUILD = """
 import json, sys, time
 begin = time.perf_counter()
 import torch, torchvision, transformers, librosa
-from omniprep.build.run import build
+from omniprep.compiler.build import build
 from omniprep.config import BuildConfig
 from omniprep.progress import reporter
 imported = time.perf_counter()

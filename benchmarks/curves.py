@@ -28,7 +28,7 @@ FIRST = 40
 
 def build(inputs: list[Path], model: str, length: int, row_length: int | None) -> tuple[float, dict[str, Any], int]:
     """CPU seconds of a build, its manifest, bytes of its largest bin."""
-    import omniprep.build.run as run
+    import omniprep.compiler.build as run
     from omniprep.config import BuildConfig
     from omniprep.progress import reporter
     from omniprep.shards.index import read_index

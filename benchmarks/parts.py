@@ -25,7 +25,7 @@ from torchvision.transforms.functional import resize
 
 from omniprep.families.context import resolve_family
 from omniprep.families.mel import log_mel
-from omniprep.families.qwen_vision import Limits, image_patches, image_size, plan_video, video_patches
+from omniprep.families.qwen.vision import Limits, image_patches, image_size, plan_video, video_patches
 from omniprep.families.registry import MediaMeta
 from omniprep.media.audio import decode_audio
 from omniprep.media.image import decode_image

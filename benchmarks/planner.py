@@ -52,8 +52,8 @@ def receipts(tasks: list, lengths: np.ndarray) -> list[dict]:
 
 
 def worker(model: str, folder: Path, splits: int) -> None:
-    from omniprep.build import run
-    from omniprep.build.stages import plan_path
+    from omniprep.compiler import build as run
+    from omniprep.compiler.run.stages import plan_path
     from omniprep.config import BuildConfig
     from omniprep.progress import reporter
 

@@ -29,23 +29,28 @@ THROUGH = (
 )
 """Lines that call profiled methods, or functions under another name."""
 PROFILED = {
-    "omniprep.build.run": ("build", "_build", "plan", "_encode", "run_stage"),
-    "omniprep.build.workers": ("run_tasks", "_marked"),
-    "omniprep.build.stages": ("plan_split", "_plan_chunk", "encode_shard", "_encode_bin", "_encode_row"),
-    "omniprep.build.rowplan": ("plan_rows", "_render", "_assemble", "_with_media", "_fit"),
-    "omniprep.build.rowtext": ("check_text",),
-    "omniprep.build.probe": ("find_media", "_probe"),
+    "omniprep.compiler.build": ("build", "_build", "plan", "_encode", "run_stage"),
+    "omniprep.compiler.run.workers": ("run_tasks", "_marked"),
+    "omniprep.compiler.run.stages": ("plan_split", "_plan_chunk", "encode_shard", "_encode_bin", "_encode_row"),
+    "omniprep.compiler.plan.rows": ("plan_rows", "_render", "_assemble", "_with_media", "_fit"),
+    "omniprep.compiler.plan.text_checks": ("check_text",),
+    "omniprep.compiler.plan.probe": ("find_media", "_probe"),
     "omniprep.media.video": ("open_video", "check_streams", "_Decord.__init__", "_Decord.read"),
-    "omniprep.build.rowencode": ("encode_planned", "_mapped", "_decode", "make_bin"),
+    "omniprep.compiler.encode.rows": ("encode_planned", "_mapped", "_decode", "make_bin"),
     "omniprep.families.context": ("FamilyContext.map_item",),
     "omniprep.families.checks": ("call",),
-    "omniprep.families.qwen_media": ("map_image", "map_video"),
-    "omniprep.families.qwen_vision": ("image_patches", "video_patches"),
+    "omniprep.families.qwen.media": ("map_image", "map_video"),
+    "omniprep.families.qwen.vision": ("image_patches", "video_patches"),
     "omniprep.media.image": ("decode_image",),
     "omniprep.media.resample": ("resize_image", "_whole", "_across", "resize_frames"),
     "omniprep.media.audio": ("decode_audio",),
     "omniprep.families.mel": ("log_mel",),
-    "omniprep.build.shardfile": ("ShardFile.put", "ShardFile._wait", "ShardFile.finish", "ShardFile.__exit__"),
+    "omniprep.compiler.encode.shard_file": (
+        "ShardFile.put",
+        "ShardFile._wait",
+        "ShardFile.finish",
+        "ShardFile.__exit__",
+    ),
     "omniprep.shards.writer": ("ShardWriter.write", "ShardWriter.close", "_arrays", "_media"),
 }
 
@@ -80,7 +85,7 @@ def profile(path: Path, model: str, rounds: int) -> tuple[Any, float]:
     """Statistics of the lines over some builds of a file, and their seconds."""
     from line_profiler import LineProfiler
 
-    from omniprep.build.run import build
+    from omniprep.compiler.build import build
     from omniprep.config import BuildConfig
     from omniprep.progress import reporter
 
@@ -129,11 +134,11 @@ def main() -> None:
         print("skipped: needs --model (OMNIPREP_BENCH_MODEL) and line_profiler (pip install omniprep[bench])")
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import omniprep.build.run
-    import omniprep.build.shardfile
+    import omniprep.compiler.build
+    import omniprep.compiler.encode.shard_file
 
-    omniprep.build.run._write_report = lambda *_: None
-    omniprep.build.shardfile.ThreadPoolExecutor = Inline  # the profiler follows one thread
+    omniprep.compiler.build._write_report = lambda *_: None
+    omniprep.compiler.encode.shard_file.ThreadPoolExecutor = Inline  # the profiler follows one thread
     rows = []
     with tempfile.TemporaryDirectory(prefix="omniprep-lines-") as name:
         for kind, path in make(Path(name), ROWS, options.data).items():

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from record import record
 
-from omniprep.build.stages import CHUNK_ROWS
+from omniprep.compiler.run.stages import CHUNK_ROWS
 from omniprep.rows.sources import SPLIT_BYTES
 
 WORDS = [
@@ -59,7 +59,7 @@ def corpus(path: Path, rows: int) -> None:
 
 
 def worker(model: str, path: str) -> None:
-    from omniprep.build import run
+    from omniprep.compiler import build as run
     from omniprep.config import BuildConfig
     from omniprep.progress import reporter
 

@@ -28,8 +28,8 @@ from typing import Any
 from corpus import make
 from record import record
 
-from omniprep.build.run import build
-from omniprep.build.workers import ray_session, run_tasks
+from omniprep.compiler.build import build
+from omniprep.compiler.run.workers import ray_session, run_tasks
 from omniprep.config import BuildConfig
 from omniprep.progress import reporter
 

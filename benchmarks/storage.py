@@ -20,7 +20,7 @@ import numpy as np
 from corpus import make
 from record import record
 
-from omniprep.build.run import build
+from omniprep.compiler.build import build
 from omniprep.config import BuildConfig
 from omniprep.data import PackedDataset
 from omniprep.progress import reporter

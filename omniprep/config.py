@@ -210,7 +210,7 @@ def build_config(
     Args:
         rows: From the dataset or run.
         trust: From the command line.
-        model: Checkpoint that the user named, or that `omniprep.trust` let pass.
+        model: Checkpoint that the user named, or that `omniprep.inspect.trust` let pass.
         inputs: Of the command at hand.
         out: Where a dataset is written, if one is.
     """

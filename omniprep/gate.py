@@ -1,6 +1,6 @@
 """The right to change a folder, asked for at every change of it.
 
-Whoever works in a folder (omniprep/build/fence.py) opens a gate for a block of code; `omniprep.io` then sends every
+Whoever works in a folder (compiler/output/fence.py) opens a gate for a block of code; `omniprep.io` then sends every
 file that appears in the folder or goes from it through that gate. So no write of a build can forget to ask.
 """
 

@@ -91,7 +91,7 @@ def _remote(protocol: str) -> Any:
 
 @lru_cache(maxsize=2)
 def _web(scheme: str) -> Any:
-    from omniprep.http_files import HttpFileSystem
+    from omniprep.http.files import HttpFileSystem
 
     return HttpFileSystem(scheme)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from omniprep.printable import printable, printable_json
 
 if TYPE_CHECKING:
-    from omniprep.build.pulse import Doing
+    from omniprep.compiler.run.worker_status import Doing
 
 PLAIN_SECONDS = 5.0
 WORKERS = 8

@@ -32,7 +32,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given:
         return Path(given)
     pytest.importorskip("dashscope", reason="the Qwen vocabulary comes with dashscope (omniprep[demo])")
-    from omniprep.families.init_model import init_model
+    from omniprep.testing.init_model import init_model
 
     return init_model(tmp_path_factory.mktemp("model") / "small")
 

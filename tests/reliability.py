@@ -30,7 +30,7 @@ DEADLY = {
 }
 PLUGIN = f"""
 import os, signal, time
-from omniprep.families.qwen2_5_omni import Qwen25Omni, count_image, map_image
+from omniprep.families.qwen.qwen2_5_omni import Qwen25Omni, count_image, map_image
 from omniprep.registry import REGISTRY
 
 D = {DEADLY!r}

@@ -35,7 +35,7 @@ def test_a_second_time(tmp_path: Path, model_dir: Path, here) -> None:
 
 def test_tasks_in_any_order(tmp_path: Path, model_dir: Path, here) -> None:
     """Tasks run, and end, in a shuffled order."""
-    import omniprep.build.run as run
+    import omniprep.compiler.build as run
 
     for seed in range(3):
 

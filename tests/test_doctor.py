@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from qwen_omni_utils.v2_5 import vision_process
 
-from omniprep.checkup import decoders, fast_paths, packages
-from omniprep.doctor import try_family
+from omniprep.doctor.families import try_family
+from omniprep.doctor.machine import decoders, fast_paths, packages
 from omniprep.families.context import resolve_family
-from omniprep.families.qwen_agreement import compare_with_qwen_omni_utils
+from omniprep.families.qwen.agreement import compare_with_qwen_omni_utils
 from omniprep.media import resample
 
 

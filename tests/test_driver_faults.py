@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniprep import io
-from omniprep.build.planfile import PlanReader, read_facts, read_rejects
-from omniprep.build.tasks import PlanTask, ShardTask, plan_path, read_receipt
+from omniprep.compiler.plan.file import PlanReader, read_facts, read_rejects
+from omniprep.compiler.run.tasks import PlanTask, ShardTask, plan_path, read_receipt
 from omniprep.errors import DamagedDataError, OmniprepError
 from tests.reliability import command, in_fork, make_chats, outcome, run_cli, wait_for, warm
 
@@ -66,10 +66,10 @@ def fail_at(module: str, name: str, call: int) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("omniprep.build.stages", "to_batch", 2),
-        ("omniprep.build.stages", "_encode_bin", 3),
-        ("omniprep.build.run", "place", 1),
-        ("omniprep.build.manifest", "write_rows", 1),
+        ("omniprep.compiler.run.stages", "to_batch", 2),
+        ("omniprep.compiler.run.stages", "_encode_bin", 3),
+        ("omniprep.compiler.build", "place", 1),
+        ("omniprep.compiler.output.manifest", "write_rows", 1),
     ],
     ids=["plan", "encode", "pack", "finish"],
 )
@@ -90,7 +90,7 @@ def test_an_exception_that_nothing_expects(tmp_path: Path, model_dir: Path, buil
 def test_an_exception_that_nothing_expects_on_ray(tmp_path: Path, model_dir: Path, built) -> None:
     plugin = tmp_path / "boom.py"
     plugin.write_text(
-        "import omniprep.build.stages as stages\n"
+        "import omniprep.compiler.run.stages as stages\n"
         "def boom(*args, **more): raise RuntimeError('the moon is full')\n"
         "stages._encode_bin = boom\n"
     )
@@ -368,7 +368,7 @@ def test_an_input_in_out_is_refused(tmp_path: Path, model_dir: Path, built, omni
 
 
 def test_the_line_of_an_unforeseen_error_is_one_line(tmp_path: Path) -> None:
-    from omniprep.build.folder import told
+    from omniprep.compiler.output.folder import told
 
     with pytest.raises(OmniprepError) as caught, told("out"):
         raise ZeroDivisionError("a\nb")

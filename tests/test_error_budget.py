@@ -16,7 +16,9 @@ from tests.reliability import outcome
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two files cut into many splits: broken JSON in lines 3, 17, 18 and 30, blank lines before them, and in line 25 a
     picture whose header is good and whose body is not."""
-    monkeypatch.setattr("omniprep.build.folder.find_splits", functools.partial(sources.find_splits, split_bytes=300))
+    monkeypatch.setattr(
+        "omniprep.compiler.output.folder.find_splits", functools.partial(sources.find_splits, split_bytes=300)
+    )
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:4000])
@@ -89,7 +91,7 @@ def test_the_error_rate(build, inputs: Path) -> None:
 
 
 def test_inputs_that_change_while_they_are_read(build, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import omniprep.build.stages as stages
+    import omniprep.compiler.run.stages as stages
 
     real = stages.read_split
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from omniprep.build.options import family_of
-from omniprep.build.single import encode_row
+from omniprep.compiler.encode.single_row import encode_row
+from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig
-from omniprep.doctor import try_family
+from omniprep.doctor.families import try_family
 from omniprep.errors import Reject
-from omniprep.families.init_model import init_model
-from omniprep.families.qwen2_vl import token_types
+from omniprep.families.qwen.qwen2_vl import token_types
 from omniprep.template.agent import format_tools
+from omniprep.testing.init_model import init_model
 
 HERE = Path(__file__).resolve().parent
 MEDIA = HERE / "golden" / "media"
@@ -109,7 +109,7 @@ def test_doctor_is_green(ctx, tmp_path):
 
 def text_of(ctx, row):
     """The ids of a row as text for the processor: its media as placeholders."""
-    from omniprep.build.rowplan import plan_rows
+    from omniprep.compiler.plan.rows import plan_rows
     from omniprep.media.fetch import Places
 
     config = BuildConfig(model=ctx.spec.model, bin_length=32768)
@@ -323,7 +323,7 @@ def test_builds_loads_and_trains(family, ctx, omniprep, tmp_path):
 
 def test_answers_are_the_likeliest_tokens(family, ctx, tmp_path):
     """`infer` with its cache and padding, against whole forward passes over each row alone, a token at a time."""
-    from omniprep.build.single import encode_prompt
+    from omniprep.compiler.encode.single_row import encode_prompt
     from omniprep.train.config import InferConfig
     from omniprep.train.infer import answer
     from omniprep.train.model import load_base

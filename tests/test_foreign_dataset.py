@@ -19,8 +19,8 @@ import pytest
 from conftest import SAMPLES
 
 from omniprep.errors import UsageError
+from omniprep.inspect.trust import input_refusal, model_of_dataset
 from omniprep.shards.manifest import InputEntry, Manifest
-from omniprep.trust import input_refusal, model_of_dataset
 from tests import toy
 
 SECRET = "SECRET-7d1f"

@@ -81,7 +81,7 @@ def faults() -> Iterator[Faults]:
 def quick(monkeypatch: pytest.MonkeyPatch, faults: Faults) -> None:
     faults.status, faults.made = lambda method, path: None, 0
     monkeypatch.setattr(io, "WAITS", (0.05, 0.05, 0.1, 0.1, 0.2))
-    monkeypatch.setattr("omniprep.build.lease.SETTLE", 0.05)
+    monkeypatch.setattr("omniprep.compiler.output.lease.SETTLE", 0.05)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import pytest
 
 from omniprep import io as files
 from omniprep.errors import Reject
-from omniprep.media import http as web
+from omniprep.http import client as web
 from omniprep.media.fetch import Places
 from tests.conftest import SAMPLES, Result
 
@@ -297,7 +297,7 @@ def test_a_server_that_misbehaves_costs_its_row_in_time(how: str, monkeypatch: p
     "how", ["slow headers", "a slow flood of 100 Continue", "a bad chunk", "no Location", "HTTP/0.9"]
 )
 def test_the_same_for_inputs(how: str, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
-    from omniprep import http_files
+    from omniprep.http import files as http_files
 
     monkeypatch.setattr(http_files, "SECONDS", 2.0)
     web._given_addresses.cache_clear()

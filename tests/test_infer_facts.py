@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from train_helpers import Messages
 
-from omniprep.build.options import family_of
+from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError
 from omniprep.shards.manifest import TRUST_FLAGS, parse_manifest

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from omniprep.errors import OmniprepError, UsageError
-from omniprep.families.init_model import init_model
-from omniprep.families.qwen_vocabulary import find_vocabulary, split_token
+from omniprep.testing.init_model import init_model
+from omniprep.testing.qwen_vocabulary import find_vocabulary, split_token
 
 # From the real Qwen/Qwen2.5-Omni-7B.
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|AUDIO|><|IMAGE|><|VIDEO|>"

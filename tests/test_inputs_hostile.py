@@ -270,8 +270,8 @@ def test_media_columns_of_saved_datasets_stay_inside_the_roots(tmp_path: Path, m
     """Lists of media too: paths in them are paths of rows, held to the folder and --media-root."""
     import datasets
 
-    from omniprep.build.options import family_of
-    from omniprep.build.single import encode_row
+    from omniprep.compiler.encode.single_row import encode_row
+    from omniprep.compiler.options import family_of
     from omniprep.config import BuildConfig
 
     outside = tmp_path / "outside.png"
@@ -327,9 +327,9 @@ def test_half_characters_that_come_from_text_in_text_cost_their_row(
     tmp_path: Path, model_dir: Path, row: dict[str, Any]
 ) -> None:
     """What is parsed once more holds what the reader could not see: it ended the build in the tokenizer or the plan."""
-    from omniprep.build.options import family_of
-    from omniprep.build.planfile import PlannedLine, to_batch
-    from omniprep.build.rowplan import plan_rows
+    from omniprep.compiler.options import family_of
+    from omniprep.compiler.plan.file import PlannedLine, to_batch
+    from omniprep.compiler.plan.rows import plan_rows
     from omniprep.config import BuildConfig
     from omniprep.media.fetch import Places
 

@@ -223,7 +223,7 @@ def test_lines_are_the_same_in_the_dataset_in_verify_and_in_infer(
 ) -> None:
     import datasets
 
-    from omniprep.build.options import family_of
+    from omniprep.compiler.options import family_of
     from omniprep.config import BuildConfig
     from omniprep.data.dataset import PackedDataset
     from omniprep.train.config import InferConfig

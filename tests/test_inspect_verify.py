@@ -18,10 +18,10 @@ from synthetic import make_dataset
 
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
-from omniprep.look.describe import Piece, Row, describe_bin, find_row, load_vocabulary
-from omniprep.look.pictures import half_blocks, pictures_of, rebuild
-from omniprep.look.terminal import show_row
-from omniprep.verify import check_rows, check_shards
+from omniprep.inspect.describe import Piece, Row, describe_bin, find_row, load_vocabulary
+from omniprep.inspect.pictures import half_blocks, pictures_of, rebuild
+from omniprep.inspect.terminal import show_row
+from omniprep.verify.files import check_rows, check_shards
 
 N_ROWS = 60
 

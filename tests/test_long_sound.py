@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from omniprep.build.options import family_of
-from omniprep.build.single import encode_row
+from omniprep.compiler.encode.single_row import encode_row
+from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig
-from omniprep.families.init_model import init_model
+from omniprep.testing.init_model import init_model
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 TRUTH = json.loads((GOLDEN / "long_sound.json").read_text())

@@ -20,8 +20,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from omniprep.data.device import unpack_pixels
 from omniprep.errors import Reject
 from omniprep.families.mel import audio_frames, log_mel
-from omniprep.families.qwen2_5_omni import MEAN, STD, audio_tokens
-from omniprep.families.qwen_vision import (
+from omniprep.families.qwen.qwen2_5_omni import MEAN, STD, audio_tokens
+from omniprep.families.qwen.vision import (
     Limits,
     frame_count,
     frame_indices,

@@ -356,10 +356,10 @@ ROW_CODES = DAMAGE | {"aspect_ratio", "video_too_short", "bad_video_option", "no
 
 def check_in_a_row(kind: str, data: bytes, model: Path) -> None:
     """The same through a whole row: what the family counts and maps of such a file, with the sound of videos too."""
-    from omniprep.build.options import family_of
-    from omniprep.build.rowencode import MediaCache, encode_planned
-    from omniprep.build.rowplan import plan_rows
-    from omniprep.build.workers import single_threaded
+    from omniprep.compiler.encode.rows import MediaCache, encode_planned
+    from omniprep.compiler.options import family_of
+    from omniprep.compiler.plan.rows import plan_rows
+    from omniprep.compiler.run.workers import single_threaded
     from omniprep.config import BuildConfig
 
     config = BuildConfig(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omniprep.build.planfile import PlannedLine, PlanReader, to_batch, write_plan
-from omniprep.build.probe import PlannedItem
-from omniprep.build.rowplan import PlannedRow
+from omniprep.compiler.plan.file import PlannedLine, PlanReader, to_batch, write_plan
+from omniprep.compiler.plan.probe import PlannedItem
+from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.errors import Reject
 from omniprep.families.registry import Item, MediaMeta
 from omniprep.media import source as module
@@ -147,7 +147,7 @@ def test_a_build_does_not_read_what_is_swapped_in(
     }
     text = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ok"}]}
     (inside / "c.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(text))
-    from omniprep.build import rowencode
+    from omniprep.compiler.encode import rows as rowencode
 
     real = rowencode.decode_image
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniprep.build import packstage
-from omniprep.build.packstage import Rows, place
+from omniprep.compiler import pack as packstage
+from omniprep.compiler.pack import Rows, place
 from omniprep.config import BuildConfig
 from omniprep.packing import CostModel, balanced_order, bin_cost, pack, permutation, rows_by_bin
 

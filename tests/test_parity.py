@@ -54,8 +54,8 @@ DECODER = "ffmpeg" if any(f["made_with"]["ffmpeg"] == _ffmpeg() for f in FILES) 
 @pytest.fixture(scope="session")
 def encode(model_dir: Path) -> Any:
     """A function (case, folder of the row's file) -> the row's kwargs; a family is resolved once a set of options."""
-    from omniprep.build.options import family_of
-    from omniprep.build.single import encode_row
+    from omniprep.compiler.encode.single_row import encode_row
+    from omniprep.compiler.options import family_of
     from omniprep.config import BuildConfig
 
     def encode(case: Any, base: Path) -> dict[str, torch.Tensor]:

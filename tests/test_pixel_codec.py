@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from omniprep.errors import DamagedDataError, UsageError
-from omniprep.families.qwen_vision import image_patches, video_patches
+from omniprep.families.qwen.vision import image_patches, video_patches
 from omniprep.shards.codecs import decode_pixels, delta, encode_pixels, with_codec
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin, Column, arrow_schema, read_layout

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tutorial import blocks_of
 
 from omniprep import PackedDataset, collate
-from omniprep.families.init_model import init_model
+from omniprep.testing.init_model import init_model
 
 # Small pictures and bins: the logits of a bin of 2,048 tokens would take 1.2 GB.
 PIXELS = ("--max-pixels", 28 * 28 * 60, "--video-max-pixels", 28 * 28 * 20, "--fps-max-frames", 4)

@@ -13,9 +13,9 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniTh
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeThinkerModel as Thinker3
 
-from omniprep.families.qwen2_vl import video_times
-from omniprep.families.qwen3_omni import audio_tokens
-from omniprep.families.qwen_omni_layout import Block, chunks, interleave, positions, to_bfloat16
+from omniprep.families.qwen.omni_layout import Block, chunks, interleave, positions, to_bfloat16
+from omniprep.families.qwen.qwen2_vl import video_times
+from omniprep.families.qwen.qwen3_omni import audio_tokens
 
 IMAGE, VIDEO, AUDIO = 151655, 151656, 151646
 VISION = (151652, 151653)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from omniprep.build.pulse import Doing, heard_by, tell
-from omniprep.build.workers import ray_session, run_tasks
+from omniprep.compiler.run.worker_status import Doing, heard_by, tell
+from omniprep.compiler.run.workers import ray_session, run_tasks
 from omniprep.progress import (
     JsonReporter,
     PlainReporter,
@@ -200,7 +200,7 @@ def test_whoever_runs_the_tasks_shows_what_is_under_way(tmp_path, workers):
     def work(task):
         import time
 
-        from omniprep.build.pulse import tell
+        from omniprep.compiler.run.worker_status import tell
 
         for number in range(4):
             tell(f"shard {task.number}", number, 4, "bins")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import toy
 
-from omniprep.build import run
-from omniprep.build.probe import item_limits
-from omniprep.build.rowencode import MediaCache, encode_planned
-from omniprep.build.rowplan import plan_rows
+from omniprep.compiler import build as run
+from omniprep.compiler.encode.rows import MediaCache, encode_planned
+from omniprep.compiler.plan.probe import item_limits
+from omniprep.compiler.plan.rows import plan_rows
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, UsageError
 from omniprep.families import errors

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from omniprep.build.options import family_of
-from omniprep.build.single import encode_row
+from omniprep.compiler.encode.single_row import encode_row
+from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject
 
@@ -65,8 +65,8 @@ def test_code(code: str, model_dir: Path, tmp_path: Path) -> None:
 
 def test_decode_mismatch(model_dir: Path, tmp_path: Path) -> None:
     """A file that changes between planning and encoding."""
-    from omniprep.build.rowencode import MediaCache, encode_planned
-    from omniprep.build.rowplan import PlannedRow, plan_rows
+    from omniprep.compiler.encode.rows import MediaCache, encode_planned
+    from omniprep.compiler.plan.rows import PlannedRow, plan_rows
     from omniprep.media.fetch import Places
 
     (tmp_path / "a.jpg").write_bytes((MEDIA / "rgb.jpg").read_bytes())

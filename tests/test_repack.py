@@ -11,7 +11,7 @@ import torch
 from conftest import SAMPLES
 
 from omniprep import io as memory
-from omniprep.build import lease
+from omniprep.compiler.output import lease
 from omniprep.data.dataset import PackedDataset
 
 INPUTS = ("text.jsonl", "images.jsonl", "audio.jsonl", "video.jsonl", "omni.json")

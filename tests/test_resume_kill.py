@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from omniprep import io
-from omniprep.build import lease
+from omniprep.compiler.output import lease
 from omniprep.errors import OmniprepError
 from tests.reliability import command, in_fork, make_chats, outcome, run_cli, wait_for, warm
 

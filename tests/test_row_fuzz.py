@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from omniprep.build.options import family_of
-from omniprep.build.rowencode import MediaCache, encode_planned, make_bin
-from omniprep.build.rowplan import PlannedRow, plan_rows
+from omniprep.compiler.encode.rows import MediaCache, encode_planned, make_bin
+from omniprep.compiler.options import family_of
+from omniprep.compiler.plan.rows import PlannedRow, plan_rows
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject
 from omniprep.media.fetch import Places
@@ -294,7 +294,8 @@ def test_a_defect_costs_its_row(
     where: str, omniprep: Any, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What nothing foresaw, in planning or in what is written, rejects the row with file and line; the rest is packed."""
-    from omniprep.build import rowplan, stages
+    from omniprep.compiler.plan import rows as rowplan
+    from omniprep.compiler.run import stages
     from omniprep.data.dataset import PackedDataset
     from omniprep.shards import writer
     from omniprep.template.tokens import Encoder
@@ -334,7 +335,7 @@ def test_a_defect_costs_its_row(
 def test_a_bin_that_no_row_is_to_blame_for_ends_the_build(
     omniprep: Any, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from omniprep.build import stages
+    from omniprep.compiler.run import stages
 
     monkeypatch.setattr(stages, "make_bin", broken(stages.make_bin, lambda rows, *_: len(rows) > 1))
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 
 from omniprep import PackedDataset, io
-from omniprep.build import lease
-from omniprep.build.fence import Fence, LostLeaseError
+from omniprep.compiler.output import lease
+from omniprep.compiler.output.fence import Fence, LostLeaseError
 from omniprep.errors import DamagedDataError, OmniprepError, Reject
 from omniprep.media.fetch import Places
 from tests.reliability import built_locally, command, outcome
@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     store.fault = lambda method, path: None
     store.faults = 0
     monkeypatch.setattr(io, "WAITS", (0.05, 0.05, 0.1, 0.1, 0.2))
-    monkeypatch.setattr("omniprep.build.lease.SETTLE", 0.05)
+    monkeypatch.setattr("omniprep.compiler.output.lease.SETTLE", 0.05)
 
 
 @pytest.fixture(scope="module")

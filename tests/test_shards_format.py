@@ -12,7 +12,7 @@ import pytest
 import xxhash
 from synthetic import COLUMNS, MODALITIES, make_bin, make_row
 
-from omniprep.build.shardfile import ShardFile
+from omniprep.compiler.encode.shard_file import ShardFile
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.content import item_sizes
 from omniprep.shards.index import IndexEntry, read_index, read_rows, write_index, write_rows
@@ -156,7 +156,7 @@ def test_a_bin_is_written_while_the_next_is_made(dataset_folder, monkeypatch, wa
 
     monkeypatch.setattr(ShardWriter, "write", slowly)
     if not waits:
-        monkeypatch.setattr("omniprep.build.shardfile.BEHIND_BYTES", 0)
+        monkeypatch.setattr("omniprep.compiler.encode.shard_file.BEHIND_BYTES", 0)
     with ShardFile(str(dataset_folder), 3, schema()) as shard:
         for number, item in enumerate(small_bins()):
             shard.put(number, item)

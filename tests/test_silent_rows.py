@@ -12,9 +12,9 @@ import toy
 from PIL import Image
 
 from omniprep import PackedDataset
-from omniprep.build.options import family_of
-from omniprep.build.rowplan import PlannedRow, plan_rows
-from omniprep.build.single import encode_row
+from omniprep.compiler.encode.single_row import encode_row
+from omniprep.compiler.options import family_of
+from omniprep.compiler.plan.rows import PlannedRow, plan_rows
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import Reject, UsageError
 from omniprep.media.fetch import Places
@@ -334,7 +334,7 @@ def test_work_of_the_towers_is_that_of_the_shards(build: Any, folder: Path) -> N
 def test_work_of_the_towers_in_other_families(family: str, omniprep: Any, tmp_path: Path) -> None:
     """Time stamps of Qwen3-VL are text, and are not counted as patches."""
     pytest.importorskip("dashscope", reason="the Qwen vocabulary comes with dashscope (omniprep[demo])")
-    from omniprep.families.init_model import init_model
+    from omniprep.testing.init_model import init_model
 
     model = init_model(tmp_path / "model", family)
     media = {"image": "rgb.jpg", "video": "h264_25.mp4", "audio": "s301.flac"}

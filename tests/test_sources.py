@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from omniprep.build.options import family_of
-from omniprep.build.single import encode_row
-from omniprep.build.stages import _chunks
+from omniprep.compiler.encode.single_row import encode_row
+from omniprep.compiler.options import family_of
+from omniprep.compiler.run.stages import _chunks
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.rows.inputs import find_inputs

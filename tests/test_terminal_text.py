@@ -111,7 +111,7 @@ def test_messages_of_progress(reporter: Any, capsys: pytest.CaptureFixture[str])
 
 
 def test_bars_take_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from omniprep.build.pulse import Doing
+    from omniprep.compiler.run.worker_status import Doing
     from omniprep.progress import RichReporter
 
     monkeypatch.setenv("TTY_COMPATIBLE", "0")

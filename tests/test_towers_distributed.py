@@ -71,8 +71,8 @@ def run_rank(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_with_other_media_never_wait(tmp_path, monkeypatch):
-    from omniprep.families import small_base
-    from omniprep.families.init_model import init_model
+    from omniprep.testing import small_base
+    from omniprep.testing.init_model import init_model
 
     monkeypatch.setattr(small_base, "write_tokenizer", lambda *_: None)
     for family in FAMILIES:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import SAMPLES
 
-from omniprep.build.options import family_of
-from omniprep.build.single import encode_prompt, encode_row
+from omniprep.compiler.encode.single_row import encode_prompt, encode_row
+from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig
 from omniprep.data.loss import predicted
 from omniprep.media.audio import decode_track

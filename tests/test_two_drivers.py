@@ -1,7 +1,7 @@
 """Two runs in one folder, one of which sleeps: stopped before any change of a file, taken for dead, woken. Whatever it
 does then, the folder holds one dataset, whole.
 
-The runs are repacks, which are builds with another source of rows (omniprep/build/driver.py): the same lease, fence,
+The runs are repacks, which are builds with another source of rows (omniprep/compiler/driver.py): the same lease, fence,
 stages and end, without a model.
 """
 
@@ -23,14 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniprep import io
-from omniprep.build import lease
-from omniprep.build.driver import run_in_folder
-from omniprep.build.fence import Fence, LostLeaseError
-from omniprep.build.holder import parse
+from omniprep.compiler.driver import run_in_folder
+from omniprep.compiler.output import lease
+from omniprep.compiler.output.fence import Fence, LostLeaseError
+from omniprep.compiler.output.holder import parse
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.progress import QuietReporter
-from omniprep.verify import check_rows, check_shards
+from omniprep.verify.files import check_rows, check_shards
 from tests.reliability import command, in_fork, make_chats, outcome, run_cli, wait_for, warm
 
 
@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
     warm(model_dir)
     inputs = make_chats(folder / "in", rows=24)
     assert wait_for(in_fork(lambda: run_cli(command(inputs, model_dir, folder / "out")), folder / "log")) == 0
-    from omniprep.build.repack import repack  # imported before the forks
+    from omniprep.compiler.repack import repack  # imported before the forks
 
     assert repack
     return folder / "out"
@@ -496,7 +496,7 @@ def test_two_process_namespaces(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-p", "-f", "--mount-proc", "true"], capture_output=True).returncode:
         pytest.skip("no right to make a namespace here")
     code = (
-        "import sys, time; from omniprep.build import lease; out, seconds = sys.argv[1], float(sys.argv[2])\n"
+        "import sys, time; from omniprep.compiler.output import lease; out, seconds = sys.argv[1], float(sys.argv[2])\n"
         "with lease.hold(out): print('held', flush=True); time.sleep(seconds)"
     )
     alone = ["unshare", "-p", "-f", "--kill-child", "--mount-proc", sys.executable, "-c", code, str(tmp_path)]

@@ -13,12 +13,12 @@ import fsspec
 import pytest
 
 from omniprep import io
-from omniprep.build import lease
-from omniprep.build.repack import repack
+from omniprep.compiler.output import lease
+from omniprep.compiler.repack import repack
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.progress import QuietReporter
-from omniprep.verify import check_rows, check_shards
+from omniprep.verify.files import check_rows, check_shards
 from tests.chaos_store import ChaosStore, KilledError, Play, Run
 from tests.reliability import command, make_chats
 

@@ -41,8 +41,8 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
     options = make_config(BuildConfig, {"inputs": inputs, **given}, config)
     require("build", options, ("inputs", "model", "bin_length", "out"))
     began = time.monotonic()
-    from omniprep.build.run import build as run_build
     from omniprep.cli.summary import check_something_packed, print_summary
+    from omniprep.compiler.build import build as run_build
     from omniprep.progress import reporter
 
     with reporter(quiet=quiet) as progress:
@@ -79,10 +79,10 @@ def plan(
     require("plan", options, ("inputs", "model", "bin_length"))
     others = {text: changed(options, text) for text in compare}
     began = time.monotonic()
-    from omniprep.build.estimate import estimate
-    from omniprep.build.measure import measure as time_rows
-    from omniprep.build.run import plan_only
     from omniprep.cli.summary import print_examples, print_plan
+    from omniprep.compiler.build import plan_only
+    from omniprep.compiler.plan.estimate import estimate
+    from omniprep.compiler.plan.measure import measure as time_rows
     from omniprep.progress import QuietReporter, reporter
 
     silent = QuietReporter(io.StringIO())  # what the other plans have to say was said of the first

@@ -12,7 +12,7 @@ from omniprep.cli.command import Command
 from omniprep.printable import printable, say
 
 if TYPE_CHECKING:
-    from omniprep.checkup import Finding
+    from omniprep.doctor.machine import Finding
 
 MARKS = {
     "ok": ("ok", "green"),
@@ -43,7 +43,7 @@ def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> No
     those of the expansion, and the tensors. Exits 1 where something that is needed is missing, or the numbers
     disagree.
     """
-    from omniprep.checkup import decoders, fast_paths, packages, system
+    from omniprep.doctor.machine import decoders, fast_paths, packages, system
 
     faults = show("system", system()) + show("packages", packages())
     if faults:
@@ -51,7 +51,7 @@ def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> No
         sys.exit(1)
     show("media", decoders())
     show("fast paths", fast_paths())
-    from omniprep.families.qwen_agreement import compare_with_qwen_omni_utils
+    from omniprep.families.qwen.agreement import compare_with_qwen_omni_utils
 
     faults = show("qwen_omni_utils", compare_with_qwen_omni_utils())
     faults += try_families(model, family, plugin)
@@ -80,7 +80,7 @@ def show(title: str, findings: "Iterable[Finding]") -> int:
 
 def try_families(model: str | None, family: str | None, plugin: tuple[str, ...]) -> int:
     """Print what dummy rows give, family by family; returns the number of faults."""
-    from omniprep.doctor import small_checkpoint, try_family
+    from omniprep.doctor.families import small_checkpoint, try_family
     from omniprep.errors import OmniprepError
     from omniprep.families.context import load_families, resolve_family
     from omniprep.registry import REGISTRY

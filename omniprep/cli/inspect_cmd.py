@@ -57,9 +57,9 @@ def inspect(
 
     from omniprep.data.collate import cut_row
     from omniprep.data.dataset import PackedDataset
-    from omniprep.look.describe import describe_bin, find_row, vocabulary_of
-    from omniprep.look.pictures import contact_sheet, pictures_of
-    from omniprep.look.terminal import show_head, show_row
+    from omniprep.inspect.describe import describe_bin, find_row, vocabulary_of
+    from omniprep.inspect.pictures import contact_sheet, pictures_of
+    from omniprep.inspect.terminal import show_head, show_row
 
     if place is not None and bin_number is not None:
         raise UsageError("--bin and --row exclude each other")
@@ -98,7 +98,7 @@ def inspect_rejected(uri: str, code: str, limit: int, as_json: bool) -> None:
     from rich.console import Console
 
     from omniprep.data.dataset import PackedDataset
-    from omniprep.look.rejected import check_code, read_rejected, show_rejected
+    from omniprep.inspect.rejected import check_code, read_rejected, show_rejected
 
     wanted = None if code == "all" else check_code(code)
     dataset = PackedDataset(uri)

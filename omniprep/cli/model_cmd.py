@@ -20,6 +20,6 @@ def init_model(folder: str, family: str, seed: int, plugin: tuple[str, ...]) -> 
 
     Everything of omniprep runs with it offline. 50 MB, about 15 seconds; needs `pip install 'omniprep[demo]'`.
     """
-    from omniprep.families.init_model import init_model as make
+    from omniprep.testing.init_model import init_model as make
 
     say(make(folder, family, seed=seed, plugins=plugin))

@@ -58,8 +58,8 @@ def repack(
     for rows that the first build rejected as too long. Rows too long for the new bins are rejected, never cut.
     """
     began = time.monotonic()
-    from omniprep.build.repack import repack as run_repack
     from omniprep.cli.summary import print_summary
+    from omniprep.compiler.repack import repack as run_repack
     from omniprep.progress import reporter
 
     with reporter(quiet=quiet) as progress:
@@ -116,7 +116,7 @@ def sample(
 
     Pictures are PNG rebuilt from the stored patches, videos one PNG a frame, sounds their spectrogram.
     """
-    from omniprep.look.sample import write_sample
+    from omniprep.inspect.sample import write_sample
 
     written = write_sample(dataset, out, count=count, places=places, kinds=kinds, seed=seed, model=model)
     say(f"{written} rows: {out / 'rows.jsonl'}")

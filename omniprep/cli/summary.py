@@ -11,8 +11,8 @@ from omniprep.printable import printable, say
 from omniprep.progress import duration, short, size
 
 if TYPE_CHECKING:
-    from omniprep.build.estimate import Estimate
-    from omniprep.build.run import Planned
+    from omniprep.compiler.build import Planned
+    from omniprep.compiler.plan.estimate import Estimate
 
 EXAMPLES = 3
 
@@ -196,9 +196,9 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
 
 def print_examples(planned: "Planned", out: str) -> None:
     """A few rejects of each code, with where they are and what is wrong."""
-    from omniprep.build.built import lines_before
-    from omniprep.build.planfile import read_rejects
-    from omniprep.build.tasks import plan_path
+    from omniprep.compiler.output.built_rows import lines_before
+    from omniprep.compiler.plan.file import read_rejects
+    from omniprep.compiler.run.tasks import plan_path
 
     shown: Counter[str] = Counter()
     before = lines_before(planned.splits, [receipt["lines"] for receipt in planned.receipts])

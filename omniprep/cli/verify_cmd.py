@@ -42,7 +42,7 @@ def verify(
     from omniprep.data.dataset import PackedDataset
     from omniprep.errors import OmniprepError
     from omniprep.progress import reporter, size
-    from omniprep.verify import check_rows, check_shards
+    from omniprep.verify.files import check_rows, check_shards
 
     ds = PackedDataset(dataset, verify="never")
     counts = ds.record.counted(dataset)
@@ -55,7 +55,7 @@ def verify(
         progress.finish("verify")
         findings += check_rows(ds)
         if deep and not findings:
-            from omniprep.verify_deep import check_bins, check_sample
+            from omniprep.verify.deep import check_bins, check_sample
 
             progress.start("bins", len(ds), "bins")
             findings += check_bins(ds, lambda count: progress.advance("bins", count))

@@ -15,8 +15,8 @@ from PIL import Image
 
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
-from omniprep.look.describe import Vocabulary, messages_of, pieces_of
-from omniprep.look.pictures import few, pictures_of
+from omniprep.inspect.describe import Vocabulary, messages_of, pieces_of
+from omniprep.inspect.pictures import few, pictures_of
 from omniprep.report.bins import spread
 from omniprep.report.numbers import KINDS, row_kinds
 

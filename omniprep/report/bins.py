@@ -16,8 +16,8 @@ from PIL import Image
 
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
-from omniprep.look.describe import Media, Vocabulary, media_of
-from omniprep.look.pictures import few, rebuild
+from omniprep.inspect.describe import Media, Vocabulary, media_of
+from omniprep.inspect.pictures import few, rebuild
 from omniprep.shards.content import item_sizes
 from omniprep.shards.schema import Column
 

@@ -3,7 +3,7 @@
 A split is the unit of planning: a byte range of a .jsonl file, cut at line ends, so one large file feeds many workers;
 a row group of a .parquet file; a range of a Hugging Face dataset; a whole compressed file or JSON array. Workers know
 line numbers only within their split; whoever reads all of them adds up (`numbered`, lines_before of
-omniprep/build/manifest.py). A line that cannot be parsed is a Reject, not the end.
+omniprep/compiler/output/manifest.py). A line that cannot be parsed is a Reject, not the end.
 """
 
 import sys

@@ -99,7 +99,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     family: str = ""
     model: str = ""
-    """The checkpoint as the build was told it: a name to show. See `omniprep.trust` before it is opened."""
+    """The checkpoint as the build was told it: a name to show. See `omniprep.inspect.trust` before it is opened."""
     bin_length: int = 0
     fill: float = 0.0
     counts: Counts | None = None

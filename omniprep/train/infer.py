@@ -16,11 +16,12 @@ import torch
 from torch.nn.functional import pad
 
 from omniprep import io
-from omniprep.build.options import family_of
-from omniprep.build.single import encode_prompt
+from omniprep.compiler.encode.single_row import encode_prompt
+from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig, RowOptions, Trust, build_config
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
+from omniprep.inspect.trust import cached_folder
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Columns, parse_columns
 from omniprep.rows.inputs import find_inputs
@@ -32,7 +33,6 @@ from omniprep.train.arguments import quiet_libraries
 from omniprep.train.config import InferConfig
 from omniprep.train.facts import FACTS, RowFacts, facts_of_manifest, one_of, read_facts
 from omniprep.train.model import load_base
-from omniprep.trust import cached_folder
 
 __all__ = ["infer", "left_padded"]
 

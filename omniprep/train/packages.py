@@ -6,7 +6,7 @@ from the package's own metadata.
 
 import importlib.util
 
-from omniprep.checkup import packages
+from omniprep.doctor.machine import packages
 from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 

@@ -1,0 +1,91 @@
+"""What build and repack have in common: one process at a time in a folder, the same work goes on where it stopped, and
+whatever goes wrong ends in one line.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omniprep import io
+from omniprep.compiler.output.folder import finished, generation_of, prepare, told
+from omniprep.compiler.output.holder import LEASE
+from omniprep.compiler.output.lease import Lease, hold
+from omniprep.compiler.output.ownfiles import stale_objects, sweep
+from omniprep.config import BuildConfig
+from omniprep.errors import Terminated
+from omniprep.progress import Reporter
+
+__all__ = ["run_in_folder", "stopped_by_signal"]
+
+
+def run_in_folder(
+    config: BuildConfig, identity: dict[str, Any], progress: Reporter, work: Callable[[Lease], dict[str, Any]],
+    report: Callable[[], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a dataset into `config.out`, or go on with the one that is under way there; returns its manifest.
+
+    Args:
+        config: Options; `out` and `overwrite` are looked at here.
+        identity: What makes this dataset this dataset (compiler/output/folder.py); one that is other is refused.
+        progress: Told what was done before.
+        work: Does what is left and returns the manifest, which it writes last.
+        report: Writes report.html, which `work` does too; called where a run was killed between the two.
+
+    Raises:
+        OmniprepError: The folder holds something else, another process is at work there, or a disk fails.
+    """
+    done = f"{config.out}: already built with these options and inputs; nothing to do"
+    with told(config.out), stopped_by_signal():
+        manifest = finished(config, identity)
+        if manifest is not None and not _is_left_over(config.out, report is not None):
+            progress.message(done)
+            return manifest
+        with hold(config.out, progress.message) as lease:
+            try:
+                manifest = finished(config, identity)  # by a run that was still at work a moment ago
+                if manifest is None:
+                    lease.generation = prepare(config, identity, lease.fence.token)
+                    stale = stale_objects(config.out, lease.generation)
+                    manifest, done = work(lease), ""
+                else:
+                    stale = stale_objects(config.out, generation_of(config.out))
+                    if report is not None and not io.exists(io.join(config.out, "report.html")):
+                        report()
+                sweep(config.out)
+                for uri in stale:
+                    io.remove(uri)
+            except Exception:
+                lease.check()  # what a run finds wrong in a folder that it lost is the other run's work
+                raise
+        if done:
+            progress.message(done)
+        return manifest
+
+
+def _is_left_over(out: str, with_report: bool) -> bool:
+    """Whether something of a run that was killed at its very end lies beside a finished dataset, or its last file is
+    absent.
+    """
+    names = io.list_folder(out)
+    if LEASE in names or (with_report and "report.html" not in names):
+        return True
+    return any(name.endswith(".tmp") for name in names) or bool(stale_objects(out, generation_of(out)))
+
+
+@contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, with its clean-up (only in the main thread; elsewhere nothing changes)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,120 @@
+"""A shard's file and its receipt, for build and repack: a bin is serialized, hashed and written by a thread of its own
+while the next one is made.
+"""
+
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
+
+import pyarrow as pa
+
+from omniprep import io
+from omniprep.compiler.run.tasks import receipt_path, shard_name
+from omniprep.errors import OmniprepError
+from omniprep.shards.index import BatchEntry
+from omniprep.shards.schema import Bin
+from omniprep.shards.writer import ShardWriter
+
+__all__ = ["ShardFile", "UnwritableBinError"]
+
+BEHIND_BYTES = 64 << 20
+"""Media of a bin that may wait while the next bin is made; a larger one is waited for, so that memory stays bounded."""
+
+
+class UnwritableBinError(OmniprepError):
+    """A bin whose arrays cannot be laid end to end or serialized; `number` is its number within the shard."""
+
+    def __init__(self, number: int, error: Exception) -> None:
+        """Say what went wrong."""
+        self.number = number
+        super().__init__(f"bin {number} cannot be written ({type(error).__name__}: {error}); please report this")
+
+
+class ShardFile:
+    """Context manager that writes one shard, one bin behind; `finish` comes after the block.
+
+    Args:
+        out: The dataset's folder.
+        number: Of the shard.
+        schema: From `arrow_schema`.
+        generation: Part of the names of its files.
+    """
+
+    def __init__(self, out: str, number: int, schema: pa.Schema, generation: str = "") -> None:
+        """Nothing is written before the block begins."""
+        self._name, self._receipt = shard_name(number, generation), receipt_path(out, number, generation)
+        self._writer = ShardWriter(io.join(out, "shards", self._name), schema)
+        self._thread = ThreadPoolExecutor(1, "omniprep-shard")
+        self._under_way: tuple[dict[str, int], Future[BatchEntry]] | None = None
+        self._bins: list[dict[str, int]] = []
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        """Begin the file."""
+        self._writer.__enter__()
+        return self
+
+    def put(self, number: int, item: Bin) -> None:
+        """Append a bin.
+
+        Args:
+            number: Of the bin, within the shard as planned.
+            item: The bin; its arrays must not be changed any more.
+
+        Raises:
+            OSError: This bin or the one before it could not be written.
+            UnwritableBinError: Its arrays are not what the schema says.
+        """
+        self._wait()
+        facts = {"bin": number, "tokens": len(item.input_ids), "rows": len(item.row_ids)}
+        self._under_way = facts, self._thread.submit(self._writer.write, item)
+        if sum(array.nbytes for arrays in item.media.values() for array in arrays) > BEHIND_BYTES:
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._under_way is not None:
+            facts, written = self._under_way
+            self._under_way = None
+            try:
+                entry = written.result()
+            except (OSError, MemoryError, OmniprepError):
+                raise
+            except Exception as error:
+                raise UnwritableBinError(facts["bin"], error) from error
+            place = {"offset": entry.offset, "length": entry.length, "checksum": entry.checksum}
+            self._bins.append({**facts, **place})
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """End the file, or remove it where the block failed."""
+        try:
+            if kind is None:
+                self._wait()
+        except BaseException as late:  # Ctrl-C too: the file is removed, and it goes on at once
+            self._thread.shutdown()
+            self._writer.__exit__(type(late), late, late.__traceback__)
+            raise
+        self._thread.shutdown()
+        self._writer.__exit__(kind, error, trace)
+
+    def finish(self, rejects: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write the receipt, by which the shard counts as done.
+
+        Args:
+            rejects: Rows that the shard lacks, as (row, code, message).
+
+        Returns:
+            The receipt: path, bytes, sha256, bins (number in the plan, offset, length, checksum, tokens, rows of each),
+            rejects, seconds.
+        """
+        info = self._writer.close()
+        receipt = {
+            "path": f"shards/{self._name}",
+            "bytes": info.bytes,
+            "sha256": info.sha256,
+            "bins": self._bins,
+            "rejects": rejects,
+            "seconds": round(time.perf_counter() - self._began, 3),
+        }
+        io.write_atomic(self._receipt, json.dumps(receipt).encode())
+        return receipt

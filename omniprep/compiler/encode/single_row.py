@@ -1,0 +1,88 @@
+"""One row alone: the same functions as the build, without files. For tests, `verify --deep`, `doctor` and `infer`."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from omniprep.compiler.encode.rows import MediaCache, encode_planned, make_bin
+from omniprep.compiler.plan.rows import plan_rows
+from omniprep.config import BuildConfig
+from omniprep.errors import Reject
+from omniprep.families.context import FamilyContext
+from omniprep.media.fetch import Places
+from omniprep.rows.columns import parse_columns
+from omniprep.rows.normalize import normalize
+from omniprep.shards.reader import decode
+from omniprep.shards.schema import Bin, arrow_schema, read_layout
+from omniprep.shards.writer import serialize_bin
+from omniprep.template.loss import parse_strategy
+
+
+def encode_bin(
+    row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".", *, generate: bool = False
+) -> Bin:
+    """One raw row as a bin of its own.
+
+    Args:
+        row: The raw row.
+        ctx: The family.
+        config: The build's options.
+        base_dir: Folder that media paths are relative to.
+        generate: Leave the last answer open (inference).
+
+    Raises:
+        Reject: The row cannot be used.
+    """
+    places = Places(base_dir, config.media_root, config.allow_http)
+    planned = plan_rows([row], ctx, config, places, generate=generate)[0]
+    if isinstance(planned, Reject):
+        raise planned
+    encoded = encode_planned(planned, ctx, config, MediaCache(0))
+    return make_bin([encoded], [0], ctx.columns, weighted=parse_strategy(config.loss_scale).weighted)
+
+
+def encode_row(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:
+    """One raw row as the arguments of the model's forward, equal to `PackedDataset.row` of a build that holds it.
+
+    Raises:
+        Reject: The row cannot be used.
+    """
+    return _arguments(encode_bin(row, ctx, config, base_dir), ctx, config)
+
+
+def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:
+    """The row's chat without its last answer, ending where the model is to go on (inference).
+
+    A last assistant message is taken away; labels are all -100.
+
+    Raises:
+        Reject: The row cannot be used.
+    """
+    standard = normalize(row, parse_columns(config.columns))
+    while standard.messages and standard.messages[-1]["role"] in ("assistant", "tool_call"):
+        standard.messages.pop()
+    system = [] if standard.system is None else [{"role": "system", "content": standard.system}]
+    prompt = {
+        "messages": [*system, *standard.messages],
+        "images": standard.images,
+        "audios": standard.audios,
+        "videos": standard.videos,
+        "objects": standard.objects,
+        "tools": standard.tools,
+        "chat_template_kwargs": standard.kwargs,
+    }
+    config = replace(config, columns=())  # the columns have their standard names now
+    item = encode_bin({k: v for k, v in prompt.items() if v or k == "messages"}, ctx, config, base_dir, generate=True)
+    item.labels = np.full_like(item.labels, -100)
+    return _arguments(item, ctx, config)
+
+
+def _arguments(item: Bin, ctx: FamilyContext, config: BuildConfig) -> dict[str, torch.Tensor]:
+    from omniprep.data.collate import collate
+
+    weighted = parse_strategy(config.loss_scale).weighted
+    schema = arrow_schema(ctx.columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted, mrope=ctx.mrope)
+    arguments: dict[str, torch.Tensor] = collate([decode(serialize_bin(item, schema), schema, read_layout(schema))])
+    return arguments

@@ -1,0 +1,1 @@
+"""The dataset folder: its lease, its identity and its manifest."""

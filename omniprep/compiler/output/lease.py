@@ -1,0 +1,286 @@
+"""One run at a time in a folder: a small file that says who works there, with a sign of life.
+
+    {"token", "host", "boot", "pidns", "pid", "started", "beat", "time"}
+
+A process of the same machine is asked for directly (pid and start time), so a run that was killed is followed at once.
+The same machine means the same host name, boot and namespace of process ids: two containers of one machine, even of
+one host name, are two machines here, since neither sees the processes of the other. Another machine's lease counts as
+alive until its last sign is `STALE` seconds old by our clock and, since clocks differ and jump, does not change while
+we watch for `WATCH` seconds by a clock that cannot jump.
+
+The lease is what runs tell each other. That a run which was taken for dead, and is not, can change nothing any more is
+the fence's part (compiler/output/fence.py). A lease that is gone is lost: it is never made anew by the run that had it.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from omniprep import io
+from omniprep.compiler.output.fence import Fence, LostLeaseError
+from omniprep.compiler.output.holder import LEASE, Holder, parse, read_holder
+from omniprep.compiler.output.ownfiles import FOLDERS
+from omniprep.errors import OmniprepError
+from omniprep.shards.names import refuse_linked_folders
+
+__all__ = ["NAME", "Lease", "LostLeaseError", "hold"]
+
+NAME = LEASE
+BEAT = 20.0
+"""Seconds between signs of life."""
+STALE = 180.0
+WATCH = 3 * BEAT
+SETTLE = 1.0
+"""Seconds after which a lease on a remote store is read back."""
+
+
+class Lease:
+    """A held lease.
+
+    Attributes:
+        fence: The right that goes with it; workers need it too.
+        generation: Part of the names of the files that this run writes (compiler/output/folder.py); set by `prepare`.
+    """
+
+    def __init__(self, fence: Fence, entry: dict[str, Any]) -> None:
+        """Begin to give signs of life."""
+        self.fence, self.generation = fence, ""
+        self._uri, self._entry = io.join(fence.out, NAME), entry
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="omniprep-lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise where the folder is not this run's any more.
+
+        Raises:
+            LostLeaseError: It is not.
+        """
+        self.fence.check()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT):
+            try:
+                self.beat()
+            except LostLeaseError:  # the next change, or check, says so
+                return
+            except OSError as error:  # the next beat may work; what matters shows itself when a shard is written
+                self._entry["error"] = str(error)[:100]
+
+    def beat(self) -> None:
+        """Give a sign of life.
+
+        Raises:
+            LostLeaseError: The lease is gone or another's; it is left as it is.
+        """
+        self.fence.check()
+        self._entry |= {"beat": self._entry["beat"] + 1, "time": time.time()}
+        data = json.dumps(self._entry).encode()
+        if io.is_local(self._uri):
+            with io.changes_through(self.fence.out, self.fence):
+                io.write_atomic(self._uri, data)
+        elif not io.swap(self._uri, data, lambda content: parse(content).token == self.fence.token):
+            self.fence.check()
+
+    def release(self) -> None:
+        """End the signs of life, and remove the file and the run's own folder."""
+        self._stop.set()
+        self._thread.join(timeout=BEAT)
+        fence = self.fence
+        try:
+            fence = fence.renewed()  # a sign of life that is still under way comes to nothing
+            with io.changes_through(fence.out, fence):
+                io.remove(self._uri)
+        except (LostLeaseError, FileNotFoundError):
+            return  # what lies there is another's
+        finally:
+            fence.close()
+
+
+@contextmanager
+def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[Lease]:
+    """Be the only run in a folder; within the block, in this thread, the folder is changed through the fence.
+
+    Args:
+        out: The folder; made where it is absent.
+        say: Told while another machine's lease is watched.
+
+    Raises:
+        OmniprepError: Another run is at work there, or a folder of the dataset is a symbolic link.
+        OSError: The folder cannot be written.
+    """
+    io.make_folder(out)
+    if io.is_local(out):
+        refuse_linked_folders(Path(out), FOLDERS)
+    uri = io.join(out, NAME)
+    found = read_holder(uri)
+    if found is not None:
+        found = _wait_for_death(uri, found, say)
+    fence = Fence(out, replaced="" if found is None else found.content)
+    entry = {"token": fence.token, **_ourselves(), "beat": 0, "time": time.time()}
+    fence.open()
+    try:
+        _take(uri, fence, entry, found)
+        lease = Lease(fence, entry)
+    except BaseException:
+        fence.close()
+        raise
+    try:
+        with io.changes_through(out, fence):
+            yield lease
+    finally:
+        lease.release()
+
+
+def _take(uri: str, fence: Fence, entry: dict[str, Any], dead: Holder | None) -> None:
+    data = json.dumps(entry).encode()
+    if io.is_local(uri):
+        if dead is not None:
+            _put_aside(uri, fence, dead)
+        _create(uri, fence, data)
+        fence.close_others()
+        # A run that was taken for dead may have given a sign of life just before; it cannot any more.
+        if not _is_ours(uri, fence):
+            _write_ours(uri, fence, data)
+        return
+    # The store lets one of several create it, or replace what they saw; one that cannot is read back after a while.
+    if not io.swap(uri, data, None if dead is None else lambda content: parse(content) == dead):
+        raise _at_the_same_moment(uri)
+    time.sleep(SETTLE)
+    try:
+        fence.check()
+    except LostLeaseError:
+        raise _at_the_same_moment(uri) from None
+
+
+def _is_ours(uri: str, fence: Fence) -> bool:
+    found = read_holder(uri)
+    return found is not None and found.token == fence.token
+
+
+def _put_aside(uri: str, fence: Fence, dead: Holder) -> None:
+    """Of several runs that found the same dead lease, one gets hold of the file."""
+    aside = os.path.join(fence.staging, "dead")
+    if read_holder(uri) != dead:
+        raise _at_the_same_moment(uri)
+    try:
+        os.replace(io.local_path(uri), aside)
+    except FileNotFoundError:
+        raise _at_the_same_moment(uri) from None
+    if read_holder(aside) != dead:  # of a run that was quicker by that much: it gets it back, or stops where it cannot
+        with suppress(OSError):
+            os.link(aside, io.local_path(uri))
+        raise _at_the_same_moment(uri)
+
+
+def _create(uri: str, fence: Fence, data: bytes) -> None:
+    """Make the lease, whole from the first moment, where there is none."""
+    path, ready = io.local_path(uri), os.path.join(fence.staging, "lease")
+    try:
+        Path(ready).write_bytes(data)
+        try:
+            os.link(ready, path)
+        except (FileExistsError, FileNotFoundError):
+            raise
+        except OSError:  # a file system without hard links
+            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "wb") as file:
+                file.write(data)
+    except (FileExistsError, FileNotFoundError):  # another run was quicker: the lease is there, or our folder is gone
+        raise _at_the_same_moment(uri) from None
+
+
+def _write_ours(uri: str, fence: Fence, data: bytes) -> None:
+    ready = os.path.join(fence.staging, "lease-again")
+    try:
+        Path(ready).write_bytes(data)
+        os.replace(ready, io.local_path(uri))
+    except FileNotFoundError:
+        raise _at_the_same_moment(uri) from None
+
+
+def _at_the_same_moment(uri: str) -> OmniprepError:
+    return OmniprepError(f"{_where(uri)}: another build began there at the same moment")
+
+
+def _wait_for_death(uri: str, found: Holder, say: Callable[[str], None]) -> Holder | None:
+    """Return the holder of a lease when it is dead; None when it has gone.
+
+    Raises:
+        OmniprepError: It lives, or cannot be told from one that does.
+    """
+    us = _ourselves()
+    if us["pidns"] and (found.host, found.boot, found.pidns) == (us["host"], us["boot"], us["pidns"]):
+        if (started := _started(found.pid)) and started == found.started:
+            raise OmniprepError(
+                f"{_where(uri)}: another build is at work there ({found}); wait for it, or choose another --out"
+            )
+        return found
+    age = time.time() - found.time
+    if 0 <= age < STALE:
+        raise OmniprepError(
+            f"{_where(uri)}: another build is at work there ({found}; its last sign of life is {age:.0f} s old). "
+            f"If that machine is gone, try again in {STALE - age:.0f} s"
+        )
+    say(f"{_where(uri)}: {found} gave no sign of life for long; watching for {WATCH:.0f} s whether it does")
+    end = time.monotonic() + WATCH
+    while time.monotonic() < end:
+        time.sleep(min(1.0, WATCH / 4))
+        now = read_holder(uri)
+        if now is None:
+            return None
+        if now.content != found.content:
+            raise OmniprepError(f"{_where(uri)}: another build is at work there ({now})")
+    return found
+
+
+def _ourselves() -> dict[str, Any]:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    us = {"host": socket.gethostname(), "boot": boot, "pidns": _process_namespace()}
+    return {**us, "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _process_namespace() -> str:
+    """What process ids mean here; "" where that cannot be told, and then no process is ever asked for."""
+    if not sys.platform.startswith("linux"):
+        return "one"  # systems without such namespaces
+    try:
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return ""  # this /proc shows the processes of another namespace
+        return f"{os.stat('/proc/self/ns/pid').st_dev}:{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 where there is none, or one that is dead and whose parent
+    has not asked for its end; -1 where the system does not tell.
+    """
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return 0 if facts[0] in ("Z", "X") else int(facts[19])
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return 0
+    except (OSError, IndexError, ValueError):
+        return -1
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return 0
+    except PermissionError:
+        return -1
+    return -1
+
+
+def _where(uri: str) -> str:
+    return uri.removesuffix(NAME).rstrip("/") or "."

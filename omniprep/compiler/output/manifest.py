@@ -1,0 +1,244 @@
+"""The end of a build: receipts → index.parquet, rows.parquet, rejected.jsonl, and manifest.json last.
+
+What this writes is a pure function of the plan and the receipts, so it may be done again after a kill.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from omniprep import io
+from omniprep.compiler.pack import Placement, Rows, item_counts
+from omniprep.compiler.run.error_budget import check_error_rate
+from omniprep.config import BuildConfig, config_hash, shaping
+from omniprep.errors import DamagedDataError
+from omniprep.families.context import FamilyContext
+from omniprep.packing import bin_cost
+from omniprep.rows.columns import Note
+from omniprep.shards.index import IndexEntry, write_index, write_rows
+
+# Packages whose version can change a byte of a shard.
+PART_ROWS = 1 << 20
+"""Lines of rows.parquet that are held as texts at once, and of its row groups."""
+SHAPING_PACKAGES = (
+    "omniprep", "pyarrow", "numpy", "torch", "torchvision", "transformers", "tokenizers", "pillow", "soundfile", "soxr",
+    "av", "decord",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def versions() -> Mapping[str, str]:
+    """Installed versions of what shapes the bytes."""
+    found = {}
+    for name in SHAPING_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return MappingProxyType(found)
+
+
+def tokenizer_hash(ctx: FamilyContext) -> str:
+    """Hash of what the tokenizer does (template/identity.py)."""
+    return ctx.tokenizer_sha256
+
+
+class Origin(Protocol):
+    """Where the rows of a dataset come from: what its tables and manifest say beside plan and receipts."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the rows' model, inputs and versions."""
+
+    def unread(self) -> Mapping[str, list[Any]]:
+        """Columns of the inputs that nobody reads: rows of each, and the option that reads it ("" where none does)."""
+
+    def lines(self, at: slice) -> tuple[pa.Array, NDArray[np.int64]]:
+        """Source and line of some rows, by their number."""
+
+    def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes | memoryview]:
+        """The content of rejected.jsonl, in pieces.
+
+        Args:
+            numbers: Rows that are not packed, in order.
+            late: Those of them that the receipts of shards reject, by number: code, message.
+        """
+
+
+def finish(
+    config: BuildConfig, origin: Origin, rows: Rows, placement: Placement, receipts: list[dict[str, Any]],
+    plan_hash: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the tables and the manifest; returns the manifest."""
+    late = {reject["row"]: reject for receipt in receipts for reject in receipt["rejects"]}
+    codes = rows.facts["code"].astype(object)
+    for number, reject in late.items():
+        codes[number] = reject["code"]
+    packed = rows.packed.copy()
+    packed[list(late)] = False
+    entries = index_entries(rows, placement, packed, receipts)
+    write_index(io.join(config.out, "index.parquet"), entries)
+    _write_row_table(config.out, origin, rows, packed, codes, placement)
+    with io.atomic_writer(io.join(config.out, "rejected.jsonl")) as file:
+        for piece in origin.rejected(np.flatnonzero(~packed), late):
+            file.write(piece)
+    check_error_rate(config, int((~packed).sum()), len(rows), f"see {io.join(config.out, 'rejected.jsonl')}")
+    counts = count(config.out, rows, packed, codes, entries)
+    if unread := origin.unread():
+        counts["unread_columns"] = {name: {"rows": n, "option": option} for name, (n, option) in unread.items()}
+    manifest = {
+        **origin.facts(),
+        "config": shaping(config),
+        "config_sha256": config_hash(config),
+        "plan_sha256": plan_hash,
+        "bin_length": config.bin_length,
+        "counts": counts,
+        "fill": fill(counts, config.bin_length),
+        "shards": [
+            {"path": r["path"], "bins": len(r["bins"]), "bytes": r["bytes"], "sha256": r["sha256"]} for r in receipts
+        ],
+    }
+    io.write_atomic(io.join(config.out, "manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    return manifest
+
+
+def _write_row_table(
+    out: str, origin: Origin, rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any], placement: Placement
+) -> None:
+    """rows.parquet, part by part: its texts are many times the numbers that they are made of."""
+    where = places(rows, placement, packed)
+
+    def part(at: slice) -> pa.Table:
+        status = pa.DictionaryArray.from_arrays((~packed[at]).astype(np.int8), ["packed", "rejected"])
+        lengths = rows.facts["length"][at].astype(np.int64)
+        sources, numbers = origin.lines(at)
+        return pa.table(
+            {
+                "source": sources,
+                "line": numbers,
+                "status": status.cast(pa.string()),
+                "code": pa.array(codes[at], pa.string()),
+                **{
+                    name: pa.array(values, mask=~packed[at])
+                    for name, values in (("bin", where["bin"][at]), ("start", where["start"][at]), ("length", lengths))
+                },
+                **{f"{m}s": counts[at] for m, counts in item_counts(rows).items()},
+                "trained": rows.facts["trained"][at],
+                **{name: rows.facts[name][at].astype(np.int64) for name in ("patches", "audio_frames")},
+                "control": rows.facts["control"][at],
+                **{name: notes[at] for name, notes in note_columns(rows).items()},
+            }
+        )
+
+    begins = range(0, max(len(rows), 1), PART_ROWS)
+    write_rows(io.join(out, "rows.parquet"), (part(slice(a, a + PART_ROWS)) for a in begins))
+
+
+def note_columns(rows: Rows) -> dict[str, NDArray[np.bool_]]:
+    """The columns of rows.parquet that say what the build notes of a row, such as surplus_tags."""
+    return {str(note.name).lower(): (rows.facts["notes"] & note.value) > 0 for note in Note}
+
+
+def count(
+    out: str, rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any], entries: list[IndexEntry]
+) -> dict[str, Any]:
+    """The counts of a manifest.
+
+    Raises:
+        DamagedDataError: Rows packed and rejected are not the rows read.
+    """
+    counts: dict[str, Any] = {
+        "rows": {"read": len(rows), "packed": int(packed.sum()), "rejected": int((~packed).sum())},
+        "tokens": sum(entry.tokens for entry in entries),
+        "labeled_tokens": int(rows.facts["trained"][packed].sum()),
+        "bins": len(entries),
+        "rejected_by_code": dict(sorted(Counter(c for c in codes if c).items())),
+        "rows_with_control_tokens": int(rows.facts["control"][packed].sum()),
+        **{f"rows_with_{name}": int(notes[packed].sum()) for name, notes in note_columns(rows).items()},
+        "rows_without_labels": int((rows.facts["trained"][packed] == 0).sum()),
+        "items": {m: int(counts[packed].sum()) for m, counts in item_counts(rows).items()},
+    }
+    stored = sum(entry.rows for entry in entries)
+    if counts["rows"]["read"] != stored + counts["rows"]["rejected"]:
+        raise DamagedDataError(
+            f"{out}: rows were lost ({counts['rows']}, {stored} in the shards); this is a defect of omniprep"
+        )
+    return counts
+
+
+def fill(counts: dict[str, Any], bin_length: int) -> float:
+    """Share of the bins' room that tokens take, to six digits."""
+    return round(counts["tokens"] / (counts["bins"] * bin_length), 6) if counts["bins"] else 0.0
+
+
+def places(rows: Rows, placement: Placement, packed: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
+    """Bin and first token of each packed row, with rows that failed while encoding taken out."""
+    bin_of, start = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    kept = packed[placement.order]
+    lengths = np.where(kept, rows.facts["length"][placement.order], 0).astype(np.int64)
+    before = np.cumsum(lengths) - lengths
+    counts = np.diff(placement.offsets)
+    final = np.cumsum(_nonempty(placement, kept)) - 1
+    bin_of[placement.order] = np.repeat(final, counts)
+    start[placement.order] = before - np.repeat(before[placement.offsets[:-1]] if len(before) else before, counts)
+    return {"bin": bin_of, "start": start}
+
+
+def _nonempty(placement: Placement, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    total = np.concatenate([[0], np.cumsum(kept)])
+    return total[placement.offsets[1:]] > total[placement.offsets[:-1]]
+
+
+def index_entries(
+    rows: Rows, placement: Placement, packed: NDArray[np.bool_], receipts: list[dict[str, Any]]
+) -> list[IndexEntry]:
+    """The lines of index.parquet, from where the receipts say that the bins are."""
+    order, which = placement.order, np.repeat(np.arange(placement.bins), np.diff(placement.offsets))
+    if not packed.all():
+        kept = packed[order]
+        order, which = order[kept], which[kept]
+    facts = {name: rows.facts[name][order] for name in ("length", "patches", "audio_frames")}
+    sums = {
+        name: np.bincount(which, facts[name], placement.bins).astype(np.int64) for name in ("patches", "audio_frames")
+    }
+    cost = bin_cost(facts["length"], which, facts["patches"], facts["audio_frames"]) if len(order) else np.zeros(0)
+    del order, which, facts
+    entries = []
+    for shard, receipt in enumerate(receipts):
+        first = int(placement.shard_bins[shard])
+        for entry in receipt["bins"]:
+            b = first + entry["bin"]
+            entries.append(
+                IndexEntry(
+                    shard=shard,
+                    offset=entry["offset"],
+                    length=entry["length"],
+                    tokens=entry["tokens"],
+                    rows=entry["rows"],
+                    patches=int(sums["patches"][b]),
+                    audio_frames=int(sums["audio_frames"][b]),
+                    cost=float(cost[b]),
+                    checksum=entry["checksum"],
+                )
+            )
+    return entries
+
+
+__all__ = [
+    "Origin",
+    "count",
+    "fill",
+    "finish",
+    "index_entries",
+    "note_columns",
+    "places",
+    "tokenizer_hash",
+    "versions",
+]

@@ -1,0 +1,172 @@
+"""Which files of a folder are a build's: what --overwrite may remove, what is refused, what killed runs left behind."""
+
+import os
+import posixpath
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from omniprep import io
+from omniprep.compiler.output.fence import RUN
+from omniprep.compiler.output.holder import LEASE
+from omniprep.errors import DamagedDataError, OmniprepError, UsageError
+from omniprep.shards.typed import parse_json
+
+__all__ = [
+    "FOLDERS",
+    "OWN",
+    "RESULTS",
+    "STATE",
+    "is_inside",
+    "refuse_foreign",
+    "refuse_overlap",
+    "remove_own",
+    "remove_results",
+    "stale_objects",
+    "sweep",
+]
+
+FOLDERS = ("receipts", "shards", "plan")
+RESULTS = ("manifest.json", "index.parquet", "rows.parquet", "rejected.jsonl", "report.html")
+_TAG = r"(?P<tag>-[0-9a-f]{8})?"
+OWN = {
+    "receipts": re.compile(rf"\d{{5,}}{_TAG}\.json"),
+    "shards": re.compile(rf"\d{{5,}}{_TAG}\.arrow"),
+    "plan": re.compile(
+        rf"(split-\d{{6,}}|(plan|encode)-\d{{6,}}|placement|bins|plan|repack|build){_TAG}\.(arrow|json|begun)"
+    ),
+}
+"""Names that a build or a repack gives to its files, by folder; plan/repack.json is of earlier versions."""
+STATE = ("plan", "build.json")
+
+
+def refuse_foreign(out: str, *, fresh: bool = False) -> None:
+    """Stop before anything is removed or written where a folder holds files and none of them says that a build wrote
+    them.
+
+    Args:
+        out: The folder.
+        fresh: Files of another build are refused too (no --overwrite).
+    """
+    states = [io.join(out, *STATE), io.join(out, "plan", "repack.json")]
+    if any(io.exists(uri) for uri in states) or _is_manifest(io.join(out, "manifest.json")):
+        if fresh:
+            raise OmniprepError(
+                f"{out}: holds a dataset that no build can go on with; choose another --out, or --overwrite"
+            )
+        return
+    top = [name for name in io.list_folder(out) if name not in (*FOLDERS, LEASE) and not name.endswith(".tmp")]
+    inner = [
+        f"{folder}/{name}"
+        for folder in FOLDERS
+        for name in io.list_folder(io.join(out, folder))
+        if not name.endswith(".tmp")
+    ]
+    if found := [*top, *inner]:
+        raise OmniprepError(
+            f"{out}: the folder is not empty ({found[0]}) and holds no omniprep build; choose another --out"
+        )
+
+
+def _is_manifest(uri: str) -> bool:
+    """Whether a file is the manifest of a dataset, which may have been pulled or copied without its plan."""
+    if not io.exists(uri):
+        return False
+    try:
+        manifest = parse_json(io.read_bytes(uri), uri)
+    except DamagedDataError:
+        return False
+    return isinstance(manifest, dict) and {"format", "shards", "counts"} <= manifest.keys()
+
+
+def remove_own(out: str) -> None:
+    """Remove the files of a build: the manifest first, so that no reader takes the rest for a dataset, and
+    plan/build.json last, so that what is left after a kill still says whose it is.
+    """
+    remove_results(out)
+    for folder, pattern in OWN.items():
+        names = [name for name in io.list_folder(io.join(out, folder)) if pattern.fullmatch(name)]
+        for name in sorted(names, key=lambda name: (folder, name) == STATE):
+            io.remove(io.join(out, folder, name))
+
+
+def remove_results(out: str) -> None:
+    """Remove the manifest, and then the tables that it speaks of."""
+    for name in RESULTS:
+        io.remove(io.join(out, name))
+
+
+def stale_objects(out: str, generation: str) -> list[str]:
+    """Plans, receipts and shards of other generations, in a store; removed once the manifest names those of this one.
+
+    They are listed before that: what is listed is older than this run, so no later one can be using it.
+    """
+    found = []
+    for folder, pattern in OWN.items() if not io.is_local(out) else ():
+        for name in io.list_folder(io.join(out, folder)):
+            match = pattern.fullmatch(name)
+            if match and (folder, name) != STATE and (match["tag"] or "").removeprefix("-") != generation:
+                found.append(io.join(out, folder, name))
+    return found
+
+
+def refuse_overlap(out: str, sources: Iterable[str]) -> None:
+    """Refuse an --out that is one of the datasets that are read, lies in one, or holds one, however they are written.
+
+    Raises:
+        UsageError: It is.
+    """
+    for source in sources:
+        if is_inside(out, source) and is_inside(source, out):
+            raise UsageError(f"--out is one of the datasets ({source}); choose another --out")
+        if is_inside(out, source):
+            raise UsageError(f"{source}: this dataset lies in --out; choose another --out")
+        if is_inside(source, out):
+            raise UsageError(f"--out lies in the dataset {source}; choose another --out")
+
+
+def canonical(uri: str) -> str:
+    """One spelling for each place: absolute, without links, `..` and doubled slashes, a store's main protocol (s3 for
+    s3a). Two URIs of one place may differ in all of these.
+    """
+    if io.is_local(uri):
+        return os.path.realpath(io.local_path(uri))
+    fs, path = io.filesystem(uri)
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    if protocol in ("file", "local"):
+        return os.path.realpath(path)
+    return f"{protocol}{io.REMOTE_MARK}{posixpath.normpath('/' + path).lstrip('/')}"
+
+
+def is_inside(folder: str, uri: str) -> bool:
+    """Whether a place is a folder or lies in it, links followed."""
+    if any(name.startswith(("http://", "https://")) for name in (folder, uri)):
+        return False  # nothing is ever written there
+    outer, inner = canonical(folder), canonical(uri)
+    if inner == outer or inner.startswith(outer.rstrip("/") + "/"):
+        return True
+    if not (io.is_local(outer) and io.is_local(inner)):
+        return False
+    try:
+        whole = os.stat(io.local_path(outer))
+    except OSError:  # there is no such folder yet, so nothing is in it
+        return False
+    for parent in (path := Path(io.local_path(inner)), *path.parents):
+        try:  # the same folder under two names: a bind mount, or letters whose case the file system ignores
+            if os.path.samestat(whole, parent.stat()):
+                return True
+        except OSError:  # does not exist yet
+            continue
+    return False
+
+
+def sweep(out: str) -> None:
+    """Remove what killed runs left half-written (local folders only: stores show no half-written objects)."""
+    if not io.is_local(out):
+        return
+    for folder in (out, *(io.join(out, name) for name in FOLDERS)):
+        for name in io.list_folder(folder):
+            if name.endswith(".tmp") and not RUN.fullmatch(
+                name
+            ):  # those of other runs are gone since the lease was taken
+                io.remove(io.join(folder, name))

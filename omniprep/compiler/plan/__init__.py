@@ -1,0 +1,1 @@
+"""Stage 1: rows to tokens and exact lengths, from text and media headers."""

@@ -1,0 +1,82 @@
+"""What a plan promises: rows, tokens, bins, bytes, and about how long encoding takes.
+
+Counts are exact, but for rows that only decoding finds damaged. Bytes are within a tenth or so. Seconds are an order of
+magnitude, unless rows were timed (compiler/plan/measure.py): they depend on the machine, and on how much larger the
+files are than what the model sees of them. The prices are those of omniprep/compiler/costs.py.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omniprep.compiler.costs import encode_seconds, stored_bytes
+from omniprep.compiler.output.manifest import note_columns
+
+if TYPE_CHECKING:
+    from omniprep.compiler.build import Planned
+    from omniprep.config import BuildConfig
+
+__all__ = ["Estimate", "estimate"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """The numbers of one plan."""
+
+    read: int
+    packed: int
+    codes: Counter[str]
+    items: dict[str, int]
+    tokens: int
+    trained: int
+    lengths: tuple[int, int, int, int, int]
+    """Tokens of a row: least, median, 90 %, 99 %, greatest."""
+    bins: int
+    bin_length: int
+    shards: int
+    bytes: int
+    patches: int
+    audio_frames: int
+    core_seconds: float
+    """Encoding on one core."""
+    notes: dict[str, int]
+    """Rows by what is noted of them, such as surplus_tags."""
+    unread: dict[str, list[Any]]
+    """Columns that nobody reads: rows of each, and the option that reads it."""
+    timed: int = 0
+    """Rows that were encoded here to know it; 0: it follows from the rates of another machine."""
+
+    @property
+    def fill(self) -> float:
+        """Share of the bins' room that tokens take."""
+        return self.tokens / max(self.bins * self.bin_length, 1)
+
+
+def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int] | None = None) -> Estimate:
+    """The numbers of a plan; `timed` is what `omniprep.compiler.plan.measure` gives."""
+    facts, kept = planned.rows.facts, planned.rows.packed
+    lengths = facts["length"][kept].astype(np.int64)
+    patches, audio_frames = (facts[name][kept].astype(np.int64) for name in ("patches", "audio_frames"))
+    seconds = encode_seconds(lengths, patches, audio_frames, facts["videos"][kept] > 0)
+    points = np.percentile(lengths, [0, 50, 90, 99, 100]).round().astype(int).tolist() if len(lengths) else [0] * 5
+    return Estimate(
+        read=len(planned.rows),
+        packed=int(kept.sum()),
+        codes=Counter(code for code in facts["code"] if code),
+        items={name: int(facts[f"{name}s"][kept].sum()) for name in ("image", "audio", "video")},
+        tokens=int(lengths.sum()),
+        trained=int(facts["trained"][kept].sum()),
+        lengths=(points[0], points[1], points[2], points[3], points[4]),
+        bins=planned.placement.bins,
+        bin_length=config.bin_length,
+        shards=len(planned.placement.shard_bins) - 1,
+        bytes=int(stored_bytes(lengths, patches, audio_frames).sum()),
+        patches=int(patches.sum()),
+        audio_frames=int(audio_frames.sum()),
+        core_seconds=timed[0] if timed else float(seconds.sum()),
+        notes={name: int(noted[kept].sum()) for name, noted in note_columns(planned.rows).items()},
+        unread=planned.unread,
+        timed=timed[1] if timed else 0,
+    )

@@ -1,0 +1,259 @@
+"""Repack: finished datasets → another bin length, seed or choice of rows, with no decode and no tokenizer.
+
+Rows are packed anew by their lengths and costs in rows.parquet, as a build packs them, and then copied: token slices
+and media bytes come straight from the old shards. So the shards, index.parquet and rows.parquet are byte for byte those
+of a fresh build with the new options, unless rows were rejected for a reason that a fresh build would see differently
+(too long for the old bins but not for the new ones, or damaged, which a fresh build finds only after it has packed).
+
+All else is the build's: who may work in the folder, what makes this repack this one, what is done again after a kill,
+and how it ends (compiler/driver.py, folder.py, manifest.py). What identifies a repack is its options, the choice
+of rows, and the content of its sources.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from omniprep import io
+from omniprep.compiler.build import run_stage
+from omniprep.compiler.driver import run_in_folder
+from omniprep.compiler.encode.rows import make_bin
+from omniprep.compiler.encode.shard_file import ShardFile
+from omniprep.compiler.output.copied_rows import Chosen, CopiedRows, RowReader
+from omniprep.compiler.output.folder import told
+from omniprep.compiler.output.lease import Lease
+from omniprep.compiler.output.manifest import finish, versions
+from omniprep.compiler.output.ownfiles import refuse_overlap, sweep
+from omniprep.compiler.pack import Placement, Rows, freeze, place
+from omniprep.compiler.run.tasks import receipt_path, shard_is_whole
+from omniprep.config import BuildConfig, Trust, build_config, refuse_undecoded, shaping
+from omniprep.data.dataset import PackedDataset
+from omniprep.errors import OmniprepError, RejectCode, UsageError
+from omniprep.progress import Reporter
+from omniprep.rows.columns import Note
+from omniprep.rows.normalize import MODALITIES
+from omniprep.shards.codecs import with_codec, without_codec
+from omniprep.shards.schema import arrow_schema
+
+__all__ = ["Chosen", "choose", "repack"]
+
+FACTS = ("trained", "patches", "audio_frames", "control")
+KINDS = ("text", *MODALITIES, "mixed")
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardCopy:
+    """A task: write one shard of copied rows."""
+
+    number: int
+    out: str
+    generation: str
+
+    @property
+    def receipt(self) -> str:
+        """As `Task.receipt`."""
+        return receipt_path(self.out, self.number, self.generation)
+
+    def is_whole(self, receipt: dict[str, Any]) -> bool:
+        """As `Task.is_whole`."""
+        return shard_is_whole(self.out, self.number, self.generation, receipt)
+
+
+def repack(
+    uris: Sequence[str], out: str, bin_length: int, progress: Reporter, *, seed: int | None = None,
+    shard_size: int | None = None, sources: Sequence[str] = (), kinds: Sequence[str] = (), overwrite: bool = False,
+    pixel_codec: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a new dataset from the rows of finished ones; returns its manifest.
+
+    Args:
+        uris: Folders or URIs of the datasets; several are merged, in this order.
+        out: Folder or URI of the new one.
+        bin_length: Tokens a new bin holds. Longer rows are rejected (row_too_long).
+        progress: Told of every shard.
+        seed: Seed of the order (default: that of the first dataset).
+        shard_size: Bytes a shard grows to (default: that of the first dataset).
+        sources: Keep the rows of these inputs alone; an input may be shortened to its end (chats.jsonl).
+        kinds: Keep rows of these kinds alone, see `KINDS`; rejected rows have no kind and are left out.
+        overwrite: Throw away what an earlier build or repack left in `out`.
+        pixel_codec: raw, delta, webp or jxl (default: that of the first dataset).
+
+    Raises:
+        OmniprepError: Datasets that do not fit together, or `out` holds something else.
+    """
+    refuse_undecoded(tuple(uris))
+    refuse_overlap(out, uris)
+    with told(out):
+        datasets = [PackedDataset(uri, verify="first") for uri in uris]
+        _check_alike(datasets)
+        changed = {"bin_length": bin_length, "out": out, "seed": seed, "shard_size": shard_size}
+        config = _config(datasets, {**changed, "pixel_codec": pixel_codec, "overwrite": overwrite or None})
+        chosen = choose(datasets, sources, kinds)
+        inputs = [_fingerprint(dataset) for dataset in datasets]
+        identity: dict[str, Any] = {
+            "command": "repack",
+            "config": {**shaping(config), "source": sorted(set(sources)), "kind": sorted(set(kinds))},
+            "inputs": inputs,
+            "versions": dict(versions()),
+            "tokenizer_sha256": datasets[0].manifest.get("tokenizer_sha256"),
+        }
+    identity = json.loads(json.dumps(identity))
+    return run_in_folder(
+        config,
+        identity,
+        progress,
+        lambda lease: _repack(datasets, config, chosen, identity, lease, progress),
+    )
+
+
+def _repack(
+    datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen, identity: dict[str, Any], lease: Lease,
+    progress: Reporter,
+) -> dict[str, Any]:  # fmt: skip
+    rows = _rows(chosen, config)
+    placement = place(rows, config)
+    digest = freeze(config.out, rows, placement, config, lease.generation)
+    reader = RowReader(datasets)
+    tasks = [_ShardCopy(number, config.out, lease.generation) for number in range(len(placement.shard_bins) - 1)]
+    receipts = run_stage(
+        "repack",
+        lambda task: _shard(task, placement, chosen, reader, datasets[0], config),
+        tasks,
+        dataclasses.replace(config, workers=0),
+        progress,
+        lease,
+    )
+    for dataset, before in zip(datasets, identity["inputs"], strict=True):
+        if _fingerprint(PackedDataset(dataset.uri)) != before:
+            raise OmniprepError(f"{dataset.uri}: was changed while it was read; begin anew with --overwrite")
+    sweep(config.out)
+    seconds = sum(receipt["seconds"] for receipt in receipts)
+    return finish(
+        config, CopiedRows(datasets, chosen, rows, config, identity, seconds), rows, placement, receipts, digest
+    )
+
+
+def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:
+    """What tells that a source changed: its manifest, which has the hashes of its shards, and the files beside it."""
+    facts = {name: value for name, value in dataset.manifest.items() if name != "seconds"}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in ("index.parquet", "rows.parquet", "rejected.jsonl"):
+        uri = io.join(dataset.uri, name)
+        if io.exists(uri):
+            digest.update(f"{name} {io.size(uri)}".encode())
+            with io.open_input(uri) as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+    return {"source": dataset.uri, "sha256": digest.hexdigest()}
+
+
+def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Sequence[str]) -> Chosen:
+    """The rows that go on.
+
+    Raises:
+        UsageError: A source or kind that there is none of.
+        OmniprepError: One input line is in two datasets.
+    """
+    names = datasets[0].rows.column_names
+    for ds in datasets:
+        if missing := [name for name in (*FACTS, *names) if name not in ds.rows.column_names]:
+            raise OmniprepError(f"{ds.uri}: rows.parquet has no column {missing[0]!r}; build the dataset again")
+    parts = [ds.rows.select(names).cast(_plain(ds.rows.select(names).schema)) for ds in datasets]
+    table = pa.concat_tables(parts)
+    dataset = np.repeat(np.arange(len(datasets)), [part.num_rows for part in parts])
+    line = np.concatenate([np.arange(part.num_rows) for part in parts])
+    keep = np.ones(table.num_rows, bool)
+    if sources:
+        given = np.array(table["source"].to_pylist(), object)
+        fitting = {name for name in set(given) if any(name == s or name.endswith("/" + s) for s in sources)}
+        for wanted in sources:
+            if not any(name == wanted or name.endswith("/" + wanted) for name in fitting):
+                raise UsageError(
+                    f"--source {wanted}: there is no such input; there are: {', '.join(sorted(set(given))[:8])}"
+                )
+        keep &= np.isin(given, list(fitting))
+    if kinds:
+        counts = [table[f"{m}s"].to_numpy() > 0 for m in MODALITIES]
+        several = np.sum(counts, axis=0)
+        kind = np.select([several == 0, several > 1, *counts], ["text", "mixed", *MODALITIES], "text")
+        keep &= np.isin(kind, list(kinds)) & table["bin"].is_valid().to_numpy()
+    chosen = Chosen(table.filter(pa.array(keep)), dataset[keep], line[keep])
+    if len(datasets) > 1:
+        pairs = chosen.table.select(["source", "line"]).group_by(["source", "line"]).aggregate([([], "count_all")])
+        if pairs.num_rows != chosen.table.num_rows:
+            raise OmniprepError("one input line is in two of the datasets; choose rows with --source")
+    return chosen
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    return pa.schema(
+        [pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema]
+    )
+
+
+def _check_alike(datasets: Sequence[PackedDataset]) -> None:
+    first = datasets[0]
+    for dataset in datasets:
+        if len(dataset) == 0:
+            raise OmniprepError(f"{dataset.uri}: has no bins")
+        if without_codec(dataset.layout) != without_codec(first.layout):
+            raise OmniprepError(f"{dataset.uri}: its shards hold other columns than those of {first.uri}")
+        for name in ("tokenizer_sha256", "preprocessor_sha256"):
+            if dataset.manifest.get(name) != first.manifest.get(name):
+                raise OmniprepError(f"{dataset.uri}: made with another {name.removesuffix('_sha256')} than {first.uri}")
+
+
+def _config(datasets: Sequence[PackedDataset], given: dict[str, Any]) -> BuildConfig:
+    record = datasets[0].record
+    before = build_config(record.config, Trust(), model=record.model)
+    inputs = dict.fromkeys(entry.source for ds in datasets for entry in ds.record.inputs)
+    changed = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(before, inputs=tuple(inputs), **changed)
+
+
+def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
+    table = chosen.table
+    lengths = table["length"].fill_null(0).to_numpy().astype(np.int32)
+    codes = np.array(table["code"].to_pylist(), object)
+    for limit, code in (
+        (config.row_limit, RejectCode.ROW_TOO_LONG),
+        (config.bin_length, RejectCode.ROW_EXCEEDS_BIN),
+    ):
+        long = lengths > limit
+        codes[long], lengths[long] = str(code), 0
+    facts: dict[str, Any] = {"length": lengths, "code": codes}
+    facts |= {name: np.where(lengths > 0, table[name].to_numpy(), 0) for name in FACTS}
+    facts |= {f"{m}s": np.where(lengths > 0, table[f"{m}s"].to_numpy(), 0).astype(np.int32) for m in MODALITIES}
+    facts["trained"] = facts["trained"].astype(np.int32)
+    facts["control"] = facts["control"].astype(bool)
+    facts["notes"] = np.zeros(len(lengths), np.uint8)
+    for note in Note:  # datasets of earlier versions lack the columns
+        if (name := str(note.name).lower()) in table.column_names:
+            facts["notes"] |= np.where((lengths > 0) & table[name].to_numpy(), note.value, 0).astype(np.uint8)
+    empty = np.zeros(len(lengths), np.int32)
+    return Rows(split=empty, within=empty, facts=facts)
+
+
+def _shard(
+    task: _ShardCopy, placement: Placement, chosen: Chosen, reader: RowReader, like: PackedDataset, config: BuildConfig
+) -> dict[str, Any]:
+    companions = {column.companion for column in like.layout.columns if column.companion}
+    columns = tuple(column for column in like.layout.columns if column.name not in companions)
+    columns = with_codec(columns, config.pixel_codec)
+    layout = like.layout
+    schema = arrow_schema(
+        columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted, mrope=layout.mrope
+    )
+    first, last = (int(b) for b in placement.shard_bins[task.number : task.number + 2])
+    with ShardFile(task.out, task.number, schema, task.generation) as shard:
+        for b in range(first, last):
+            ids = placement.order[placement.offsets[b] : placement.offsets[b + 1]]
+            rows = [reader.read(int(chosen.dataset[row]), int(chosen.line[row])) for row in ids]
+            shard.put(b - first, make_bin(rows, ids.tolist(), columns, weighted=layout.weighted))
+    return shard.finish([])

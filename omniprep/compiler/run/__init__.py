@@ -1,0 +1,1 @@
+"""Who runs the tasks of a stage: this process or Ray workers."""

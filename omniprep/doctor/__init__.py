@@ -1,0 +1,1 @@
+"""`omniprep doctor`: this machine and every family, tried."""

@@ -1,0 +1,1 @@
+"""Small random checkpoints for tests and demos (`omniprep init-model`)."""
