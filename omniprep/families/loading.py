@@ -21,7 +21,7 @@ from omniprep.families.guess import guess_model
 from omniprep.families.registry import REGISTRY
 from omniprep.template.tokens import Encoder
 
-BUILT_IN = ("qwen2_5_omni", "qwen2_vl", "qwen3_vl", "qwen2_audio", "qwen3_omni")
+BUILT_IN = ("qwen.qwen2_5_omni", "qwen.qwen2_vl", "qwen.qwen3_vl", "qwen.qwen2_audio", "qwen.qwen3_omni")
 _loaded: dict[str, str] = {}  # path of a plug-in → its text
 
 
