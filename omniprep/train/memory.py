@@ -99,7 +99,7 @@ def passes_peak(model: torch.nn.Module, loss: Callable[[], torch.Tensor], device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for _ in range(passes):
-                loss().backward()
+                loss().backward()  # type: ignore[no-untyped-call]
         return peak_bytes(device)
     finally:
         for parameter in model.parameters():
