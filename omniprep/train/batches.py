@@ -20,6 +20,7 @@ from omniprep.errors import OmniprepError
 from omniprep.train.compiling import padded
 from omniprep.train.prefetch import on_device
 from omniprep.train.stream import BinStream
+from omniprep.train.tower_numbers import TowerGeometry, bin_numbers
 
 __all__ = ["BatchLoader", "Batcher", "Bins", "forward_kwargs", "make_loader", "number_sources"]
 
@@ -102,7 +103,13 @@ class Batcher:
         modalities: Names of the columns of row_items, to tell the kinds of rows apart.
         sources: Names of the sources, where losses are wanted by source.
         length: Pad every batch to so many tokens (0: not).
+
+    Attributes:
+        geometry: Of the towers of the model that will take the batches, for their `BinNumbers`; None until the model
+            is loaded, and for models that take no numbers.
     """
+
+    geometry: TowerGeometry | None = None
 
     def __init__(self, modalities: Sequence[str], sources: Sequence[str] = (), length: int = 0) -> None:
         self.modalities, self.sources, self.length = tuple(modalities), tuple(sources), length
@@ -113,9 +120,9 @@ class Batcher:
 
         Returns:
             stacked: What `omniprep.data.stack` gives.
+            numbers: `BinNumbers` of it, so that no forward pass waits for the device to know them.
             positions, targets (K): Where to predict what. weights (K) or None. kinds (K): index into `kinds` of each
             target's row. sources (K): likewise, or None.
-            row_lengths: The rows' lengths on the host, so that no forward pass waits for the device to know them.
             tokens: Tokens of the batch, without padding.
         """
         labels = torch.from_numpy(np.concatenate([b["labels"] for b in bins]).astype(np.int64))
@@ -127,13 +134,13 @@ class Batcher:
         lengths = np.concatenate([np.diff(b["cu_seqlens"]) for b in bins])
         kinds = torch.from_numpy(np.repeat(row_kinds, lengths))[positions + 1]
         sources = None
-        if self.sources:
+        if "sources" in bins[0]:
             row_sources = np.concatenate([b["sources"] for b in bins]).astype(np.int64)
             sources = torch.from_numpy(np.repeat(row_sources, lengths))[positions + 1]
         stacked = padded(stack(bins), self.length)
         return {
             "stacked": stacked,
-            "row_lengths": stacked["cu_seq_lens_q"].diff().tolist(),
+            "numbers": bin_numbers(stacked, self.geometry),
             "positions": positions,
             "targets": targets,
             "weights": weights,

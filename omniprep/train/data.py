@@ -27,7 +27,7 @@ class RunData:
 
     Attributes:
         bins: The bins to train on.
-        batcher: Makes batches of them.
+        batcher: Makes batches of them, and those to evaluate on.
         mixture: Their order.
         stream: This rank's way through it.
         evaluation: Batches to evaluate on, or None.
@@ -69,12 +69,13 @@ def prepare_data(
         seed=config.seed,
         costs=costs(datasets, bins),
     )
+    batcher = Batcher(modalities, names, length)
     return RunData(
         bins=bins,
-        batcher=Batcher(modalities, names, length),
+        batcher=batcher,
         mixture=mixture,
         stream=make_stream(mixture, config, args, checkpoint),
-        evaluation=evaluation_loader(evaluation, held_out, Batcher(modalities, length=length), config, args),
+        evaluation=evaluation_loader(evaluation, held_out, batcher, config, args),
     )
 
 

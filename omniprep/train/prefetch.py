@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from omniprep.data.host_numbers import map_tensors
+
 __all__ = ["DEPTH", "on_device", "prefetched"]
 
 DEPTH = 2
@@ -76,16 +78,12 @@ def on_device(source: Iterator[Any], device: torch.device) -> Iterator[Any]:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """All tensors of nested dicts on the device (pinned ones without waiting)."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    return {k: moved(v, device) for k, v in value.items()} if isinstance(value, dict) else value
+    """All tensors of nested dicts and records on the device (pinned ones without waiting)."""
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """All tensors of nested dicts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors(part)
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors of nested dicts and records."""
+    found: list[torch.Tensor] = []
+    map_tensors(value, found.append)
+    return found

@@ -131,7 +131,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         kwargs = forward_kwargs(batch, device, self.weights_dtype)
         positions, targets = batch["positions"].to(device), batch["targets"].to(device)
         if self.fused_loss:
-            out = model(**kwargs, row_lengths=batch["row_lengths"], logits_to_keep=positions, targets=targets)
+            out = model(**kwargs, row_lengths=batch["numbers"].row_lengths, logits_to_keep=positions, targets=targets)
             return out.losses, out.correct
         logits = model(**kwargs).logits[0]
         return logits_loss(logits[positions], targets)
