@@ -110,10 +110,10 @@ def test_doctor_is_green(ctx, tmp_path):
 def text_of(ctx, row):
     """The ids of a row as text for the processor: its media as placeholders."""
     from omniprep.compiler.plan.rows import plan_rows
-    from omniprep.media.fetch import Places
+    from omniprep.media.fetch import MediaRoots
 
     config = BuildConfig(model=ctx.spec.model, bin_length=32768)
-    planned = plan_rows([row], ctx, config, Places(str(MEDIA), (), False))[0]
+    planned = plan_rows([row], ctx, config, MediaRoots(str(MEDIA), (), False))[0]
     return ctx.tokenizer.decode(planned.ids)
 
 
@@ -237,7 +237,7 @@ def test_sounding_videos_equal_the_processors(family, ctx, model):
     from transformers import AutoProcessor
 
     from omniprep.media.audio import decode_track
-    from omniprep.media.fetch import Places
+    from omniprep.media.fetch import MediaRoots
 
     videos, audio = ("sound25.mp4", "sound_longer.mp4", "sound_shorter.mp4"), "ms100.wav"
     row = {
@@ -249,8 +249,8 @@ def test_sounding_videos_equal_the_processors(family, ctx, model):
         "audios": [audio],
     }
     ours = encode(row, ctx, use_audio_in_video=True)
-    places = Places(str(MEDIA), (), False)
-    tracks = [decode_track(places.locate(v), 16000) for v in videos]
+    media_roots = MediaRoots(str(MEDIA), (), False)
+    tracks = [decode_track(media_roots.locate(v), 16000) for v in videos]
     frames = [fetch_video({"video": str(MEDIA / v)}).to(torch.uint8) for v in videos]
     plain = encode(row, ctx)  # the tags without sound, which the processor puts in
     text = text_of(ctx, row)

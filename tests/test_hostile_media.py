@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.media.source import Source
 from tests.reliability import codes, command, in_fork, run_cli, wait_for, warm
 
@@ -266,7 +266,7 @@ def test_inline_nonsense() -> None:
         {"bytes": b""},
     ):
         with pytest.raises(Reject):
-            source = Places(".").locate(named)
+            source = MediaRoots(".").locate(named)
             from omniprep.media.image import probe_image
 
             probe_image(source)

@@ -21,7 +21,7 @@ import pytest
 from omniprep import io as files
 from omniprep.errors import Reject
 from omniprep.http import client as web
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from tests.conftest import SAMPLES, Result
 
 SECRET = b'{"messages": [{"role": "user", "content": "SECRET"}, {"role": "assistant", "content": "SECRET"}]}\n'
@@ -150,7 +150,7 @@ def test_a_dataset_on_a_web_server(serve: Callable[..., str], tmp_path: Path) ->
 def test_media_of_a_web_server_that_redirects_cost_their_row(serve: Callable[..., str], tmp_path: Path) -> None:
     site = serve(tmp_path)
     with pytest.raises(Reject) as caught:
-        Places(site).locate("to?http:%2F%2F127.0.0.1:9%2Fsecret.png")
+        MediaRoots(site).locate("to?http:%2F%2F127.0.0.1:9%2Fsecret.png")
     assert caught.value.code == "media_fetch_failed" and "no public address" in caught.value.message
 
 
@@ -288,7 +288,7 @@ def test_a_server_that_misbehaves_costs_its_row_in_time(how: str, monkeypatch: p
     monkeypatch.setattr(web, "SECONDS", 2.0)
     began = time.monotonic()
     with pytest.raises(Reject) as caught:
-        Places(".", allow_http=True).locate(f"http://m.example:{port}/x")
+        MediaRoots(".", allow_http=True).locate(f"http://m.example:{port}/x")
     assert time.monotonic() - began < 8 and str(caught.value.code) in codes, caught.value
     assert caught.value.message.isprintable() and "pw" not in caught.value.message, caught.value.message
 

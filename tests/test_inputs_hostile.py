@@ -331,7 +331,7 @@ def test_half_characters_that_come_from_text_in_text_cost_their_row(
     from omniprep.compiler.plan.file import PlannedLine, to_batch
     from omniprep.compiler.plan.rows import plan_rows
     from omniprep.config import BuildConfig
-    from omniprep.media.fetch import Places
+    from omniprep.media.fetch import MediaRoots
 
     picture = (Path(__file__).parent / "golden" / "media" / "s28x28.png").read_bytes()
     try:
@@ -343,7 +343,7 @@ def test_half_characters_that_come_from_text_in_text_cost_their_row(
     (tmp_path / "a.jsonl").write_text(f"{json.dumps({**chat, **row})}\n{json.dumps(chat)}\n")
     config = BuildConfig(model=str(model_dir), bin_length=4096)
     rows = read(tmp_path / "a.jsonl")
-    bad, good = plan_rows(rows, family_of(config), config, Places(str(tmp_path)))
+    bad, good = plan_rows(rows, family_of(config), config, MediaRoots(str(tmp_path)))
     assert (
         isinstance(bad, Reject)
         and bad.code in ("bad_message", "bad_tools", "media_not_found")

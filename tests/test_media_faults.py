@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.media.audio import decode_audio, probe_audio
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.media.guard import library_faults, said
 from omniprep.media.image import decode_image, probe_image
 from omniprep.media.recognise import describe
@@ -161,7 +161,7 @@ LONG_PATH = "/mnt/data/" + "folder/" * 30 + "gone.jpg"
 )  # fmt: skip
 def test_a_long_path_that_is_absent_is_not_called_base64(named: str) -> None:
     with pytest.raises(Reject) as caught:
-        source = Places(".").locate(named)
+        source = MediaRoots(".").locate(named)
         probe_image(source)
     assert caught.value.code in ("media_not_found", "bad_media")
     assert "no such file" in caught.value.message or "names no file" in caught.value.message
@@ -187,7 +187,7 @@ def test_odd_paths_are_rejects_that_say_why(named: str, words: str, tmp_path: Pa
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(Reject) as caught:
-        probe_image(Places(str(tmp_path)).locate(named))
+        probe_image(MediaRoots(str(tmp_path)).locate(named))
     assert caught.value.code in ("media_not_found", "bad_media", "bad_base64")
     assert words in caught.value.message
     caught.value.message.encode()  # can be written
@@ -198,7 +198,7 @@ def test_base64_of_a_picture_is_still_read() -> None:
 
     text = base64.b64encode(picture("PNG")).decode()
     for named in (text, f"data:image/png;base64,{text}", "\n".join(text[i : i + 76] for i in range(0, len(text), 76))):
-        assert probe_image(Places(".").locate(named)) == (48, 32)
+        assert probe_image(MediaRoots(".").locate(named)) == (48, 32)
 
 
 # ---- faults of libraries and of our own
@@ -371,7 +371,7 @@ def check_in_a_row(kind: str, data: bytes, model: Path) -> None:
         f"{kind}s": [{"bytes": data or b"0"}],
     }
     with single_threaded():  # as workers do it; and a forked child has no threads to wait for
-        planned = plan_rows([row], ctx, config, Places("."))[0]
+        planned = plan_rows([row], ctx, config, MediaRoots("."))[0]
         if not isinstance(planned, Reject):
             try:
                 encode_planned(planned, ctx, config, MediaCache(0))
@@ -476,21 +476,21 @@ def test_pictures_of_other_formats_are_told_what_is_read() -> None:
 
 def test_objects_that_name_no_file_are_told_what_they_hold(tmp_path: Path) -> None:
     with pytest.raises(Reject, match=r"an object with 'array', 'sampling_rate'; it needs bytes, path or url"):
-        Places(str(tmp_path)).locate({"array": [0.5], "sampling_rate": 16000})
+        MediaRoots(str(tmp_path)).locate({"array": [0.5], "sampling_rate": 16000})
 
 
 def test_a_scheme_that_nobody_knows_is_named(tmp_path: Path) -> None:
     """And a path with the mark of one in it is a path."""
     with pytest.raises(Reject, match="weird:// is no kind of store that is known") as caught:
-        Places(str(tmp_path)).locate("weird://x/a.png")
+        MediaRoots(str(tmp_path)).locate("weird://x/a.png")
     assert caught.value.code == "media_not_found"
     with pytest.raises(Reject) as caught:
-        Places(str(tmp_path)).locate("s3://x/a.png")
+        MediaRoots(str(tmp_path)).locate("s3://x/a.png")
     assert caught.value.code == "media_outside_root"
     (tmp_path / "odd:").mkdir()
     (tmp_path / "odd:" / "a.png").write_bytes(b"picture")
     for name in ("./odd://a.png", f"{tmp_path}/odd://a.png"):
-        assert Places(str(tmp_path)).locate(name).read() == b"picture"
+        assert MediaRoots(str(tmp_path)).locate(name).read() == b"picture"
 
 
 def test_a_sound_ends_where_the_reference_stops_reading() -> None:

@@ -18,7 +18,7 @@ from omniprep.errors import Reject
 from omniprep.families.registry import Item, MediaMeta
 from omniprep.media import source as module
 from omniprep.media.audio import decode_audio, decode_track, probe_audio
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import decode_image, probe_image
 from omniprep.media.source import Source
 from omniprep.media.video import open_video
@@ -55,7 +55,7 @@ def test_a_link_swapped_in_after_the_plan_leads_nowhere(folders: tuple[Path, Pat
     inside, private = folders
     (inside / "sub" / "a").write_bytes(CONTENT[kind])
     (private / "a").write_bytes(CONTENT[kind])
-    source = Places(str(inside)).locate("sub/a")
+    source = MediaRoots(str(inside)).locate("sub/a")
     READ[kind](source)
     if swap == "folder":
         (inside / "sub").rename(inside / "old")
@@ -76,7 +76,7 @@ def test_a_link_swapped_in_while_a_file_is_opened_leads_nowhere(
     inside, private = folders
     (inside / "sub" / "a").write_bytes(CONTENT[kind])
     (private / "a").write_bytes(CONTENT[kind])
-    source = Places(str(inside)).locate("sub/a")
+    source = MediaRoots(str(inside)).locate("sub/a")
     real = os.path.realpath
 
     def resolve(path: str) -> str:
@@ -98,17 +98,17 @@ def test_links_inside_the_folder_are_followed(folders: tuple[Path, Path]) -> Non
     (inside / "link.png").symlink_to(inside / "sub" / "a.png")
     (inside / "other").symlink_to("sub")
     for name in ("sub/a.png", "link.png", "other/a.png", "sub/../other/a.png"):
-        assert probe_image(Places(str(inside)).locate(name)) == (48, 32)
+        assert probe_image(MediaRoots(str(inside)).locate(name)) == (48, 32)
     root = inside.parent / "rootlink"
     root.symlink_to(inside)
-    assert probe_image(Places(".", (str(root),)).locate("other/a.png")) == (48, 32)
+    assert probe_image(MediaRoots(".", (str(root),)).locate("other/a.png")) == (48, 32)
 
 
 def test_files_that_go_or_change_their_kind_are_rejects(folders: tuple[Path, Path]) -> None:
     inside, _ = folders
     path = inside / "sub" / "a.png"
     path.write_bytes(CONTENT["image"])
-    source = Places(str(inside)).locate("sub/a.png")
+    source = MediaRoots(str(inside)).locate("sub/a.png")
     path.unlink()
     with pytest.raises(Reject, match="media_not_found"):
         probe_image(source)

@@ -20,7 +20,7 @@ from omniprep.families.checks import check_packages
 from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.families.loading import load_families
 from omniprep.families.registry import Expansion, Field, ModelArch, Registry, TemplateMeta
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.registry import REGISTRY, SupportsMultiModal
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.sources import find_splits
@@ -64,7 +64,7 @@ def encode(ctx, rows, images=("1.png",)):
         "images": list(images),
     }
     config = BuildConfig(model="m", bin_length=4096)
-    planned = plan_rows([row], ctx, config, Places(str(rows), (), False))[0]
+    planned = plan_rows([row], ctx, config, MediaRoots(str(rows), (), False))[0]
     if isinstance(planned, Reject):
         raise planned
     return encode_planned(planned, ctx, config, MediaCache(0))

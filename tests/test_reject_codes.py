@@ -67,12 +67,12 @@ def test_decode_mismatch(model_dir: Path, tmp_path: Path) -> None:
     """A file that changes between planning and encoding."""
     from omniprep.compiler.encode.rows import MediaCache, encode_planned
     from omniprep.compiler.plan.rows import PlannedRow, plan_rows
-    from omniprep.media.fetch import Places
+    from omniprep.media.fetch import MediaRoots
 
     (tmp_path / "a.jpg").write_bytes((MEDIA / "rgb.jpg").read_bytes())
     config = BuildConfig(model=str(model_dir), bin_length=8192)
     ctx = family_of(config)
-    planned = plan_rows([chat(images=["a.jpg"])], ctx, config, Places(str(tmp_path)))[0]
+    planned = plan_rows([chat(images=["a.jpg"])], ctx, config, MediaRoots(str(tmp_path)))[0]
     assert isinstance(planned, PlannedRow)
     (tmp_path / "a.jpg").write_bytes((MEDIA / "medium.jpg").read_bytes())
     with pytest.raises(Reject, match=r"decode_mismatch: image 1 of 1.*width"):

@@ -21,7 +21,7 @@ from omniprep.compiler.options import family_of
 from omniprep.compiler.plan.rows import PlannedRow, plan_rows
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.shards.schema import arrow_schema
 from omniprep.shards.writer import serialize_bin
 
@@ -195,7 +195,7 @@ def check(rows: list[Any], options: dict[str, Any], model: Path, folder: Path) -
     ctx = family_of(config)
     weighted = options.get("loss_scale", "default") not in ("default", "last_round")
     schema = arrow_schema(ctx.columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted)
-    planned = plan_rows(rows, ctx, config, Places(str(folder)))
+    planned = plan_rows(rows, ctx, config, MediaRoots(str(folder)))
     assert len(planned) == len(rows)
     for raw, row in zip(rows, planned, strict=True):
         if isinstance(row, Reject):

@@ -17,7 +17,7 @@ from omniprep import PackedDataset, io
 from omniprep.compiler.output import lease
 from omniprep.compiler.output.fence import Fence, LostLeaseError
 from omniprep.errors import DamagedDataError, OmniprepError, Reject
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from tests.reliability import built_locally, command, outcome
 from tests.s3_server import BUCKET, Store, store
 
@@ -162,11 +162,11 @@ def test_errors_that_stay(omniprep, model_dir: Path, local, store: Store) -> Non
 
 def test_media_stay_in_their_folder(local) -> None:
     io.write_atomic(f"s3://{BUCKET}/secret/0.png", b"secret")
-    places = Places(f"s3://{BUCKET}/in", (f"s3://{BUCKET}/more",))
-    assert places.locate("0.png").uri == f"s3://{BUCKET}/in/0.png"
-    assert places.locate(f"s3://{BUCKET}/in/0.png").read()[:4] == b"\x89PNG"
+    media_roots = MediaRoots(f"s3://{BUCKET}/in", (f"s3://{BUCKET}/more",))
+    assert media_roots.locate("0.png").uri == f"s3://{BUCKET}/in/0.png"
+    assert media_roots.locate(f"s3://{BUCKET}/in/0.png").read()[:4] == b"\x89PNG"
     io.write_atomic(f"s3://{BUCKET}/more/m.png", b"more")
-    assert places.locate("m.png").read() == b"more"
+    assert media_roots.locate("m.png").read() == b"more"
     outside = (
         "../secret/0.png",
         f"s3://{BUCKET}/secret/0.png",
@@ -182,10 +182,10 @@ def test_media_stay_in_their_folder(local) -> None:
     )
     for named in outside:
         with pytest.raises(Reject) as caught:
-            places.locate(named)
+            media_roots.locate(named)
         assert caught.value.code in ("media_outside_root", "media_not_found"), named
     with pytest.raises(Reject, match="media_not_found"):
-        places.locate("absent.png")
+        media_roots.locate("absent.png")
 
 
 def test_one_range_request_a_bin(omniprep, model_dir: Path, local, store: Store, tmp_path: Path) -> None:

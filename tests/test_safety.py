@@ -13,14 +13,14 @@ import pytest
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, UsageError
 from omniprep.http import client as web
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def code(places: Places, named: object) -> str:
+def code(media_roots: MediaRoots, named: object) -> str:
     with pytest.raises(Reject) as caught:
-        places.locate(named)
+        media_roots.locate(named)
     return str(caught.value.code)
 
 
@@ -35,7 +35,7 @@ def test_paths_stay_inside(tmp_path: Path) -> None:
     (inside / "good.png").symlink_to(inside / "a.png")
     (tmp_path / "in-twin").mkdir()
     (tmp_path / "in-twin" / "d.png").write_bytes(b"x")
-    places = Places(str(inside), (str(more),))
+    media_roots = MediaRoots(str(inside), (str(more),))
     for named in (
         "a.png",
         "sub/../a.png",
@@ -46,15 +46,15 @@ def test_paths_stay_inside(tmp_path: Path) -> None:
         "link/../a.png",
     ):
         if named != "link/../a.png":
-            assert places.locate(named).read() == b"x", named
+            assert media_roots.locate(named).read() == b"x", named
     for named in (
         "../out/b.png", "sub/../../out/b.png", str(outside / "b.png"), "link.png", "folder/b.png", "../inner.png",
         f"file://{outside}/b.png", "../in-twin/d.png", "~/../" + str(outside / "b.png"),
     ):  # fmt: skip
-        assert code(places, named) in ("media_outside_root", "media_not_found"), named
-    assert code(places, "link.png") == code(places, "folder/b.png") == "media_outside_root"
+        assert code(media_roots, named) in ("media_outside_root", "media_not_found"), named
+    assert code(media_roots, "link.png") == code(media_roots, "folder/b.png") == "media_outside_root"
     for named in ("/etc/passwd", "/proc/self/environ", "/dev/zero", "file:///etc/shadow"):
-        assert code(places, named) in ("media_outside_root", "media_not_found"), named
+        assert code(media_roots, named) in ("media_outside_root", "media_not_found"), named
     for named in (
         "a\0.png",
         "x" * 190,
@@ -68,14 +68,14 @@ def test_paths_stay_inside(tmp_path: Path) -> None:
         "gs://b/x",
         "ftp://h/x",
     ):
-        assert code(places, named)
+        assert code(media_roots, named)
 
 
 def test_a_device_or_pipe_is_no_media(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe.png")
-    assert code(Places(str(tmp_path)), "pipe.png") == "media_not_found"
+    assert code(MediaRoots(str(tmp_path)), "pipe.png") == "media_not_found"
 
 
 @pytest.mark.parametrize(
@@ -165,18 +165,18 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_urls(site: str) -> None:
-    places = Places(".", allow_http=True)
-    assert places.locate(f"{site}/good?sig=abc").read() == b"media"
-    assert places.locate(f"{site}/to/good").read() == b"media"
-    assert places.locate(f"{site}/flaky").read() == b"media" and Handler.hits["/flaky"] == 3
+    media_roots = MediaRoots(".", allow_http=True)
+    assert media_roots.locate(f"{site}/good?sig=abc").read() == b"media"
+    assert media_roots.locate(f"{site}/to/good").read() == b"media"
+    assert media_roots.locate(f"{site}/flaky").read() == b"media" and Handler.hits["/flaky"] == 3
     for path, expected in {
         "/404": "media_not_found", "/410": "media_not_found", "/403": "media_fetch_failed", "/500": "media_fetch_failed",
         "/short": "media_fetch_failed", "/huge": "media_too_large", "/endless": "media_too_large", "/to/loop": "media_fetch_failed",
         "/to/meta": "media_url_forbidden", "/to/local": "media_url_forbidden", "/to/file": "media_url_forbidden",
     }.items():  # fmt: skip
-        assert code(places, site + path) == expected, path
+        assert code(media_roots, site + path) == expected, path
     assert Handler.hits["/500"] == Handler.hits["/short"] == 4 and Handler.hits["/403"] == 1
-    assert code(Places("."), f"{site}/good") == "media_url_forbidden"
+    assert code(MediaRoots("."), f"{site}/good") == "media_url_forbidden"
 
 
 @pytest.mark.parametrize(
@@ -189,12 +189,12 @@ def test_urls_that_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(socket, "create_connection", no_connection)
     monkeypatch.setattr(web, "WAITS", ())
-    assert code(Places(".", allow_http=True), url) == "media_url_forbidden"
+    assert code(MediaRoots(".", allow_http=True), url) == "media_url_forbidden"
 
 
 def test_messages_hold_no_secrets() -> None:
     with pytest.raises(Reject) as caught:
-        Places(".").locate("https://user:hunter2@example.org/a.png?X-Amz-Signature=deadbeef")
+        MediaRoots(".").locate("https://user:hunter2@example.org/a.png?X-Amz-Signature=deadbeef")
     assert "hunter2" not in str(caught.value) and "deadbeef" not in str(caught.value)
     for uri in (
         "https://user:hunter2@host/a.jsonl",

@@ -17,7 +17,7 @@ from omniprep.compiler.options import family_of
 from omniprep.compiler.plan.rows import PlannedRow, plan_rows
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import Reject, UsageError
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.rows.columns import Note, parse_columns
 from omniprep.rows.normalize import normalize
 
@@ -269,7 +269,7 @@ def test_control_tokens_are_those_of_the_tokenizer(model_dir: Path, tmp_path: Pa
     ctx = family_of(config)
 
     def control(row: Any) -> bool:
-        planned = plan_rows([row], ctx, config, Places("."))[0]
+        planned = plan_rows([row], ctx, config, MediaRoots("."))[0]
         assert isinstance(planned, PlannedRow), planned
         return planned.control_tokens
 
@@ -286,7 +286,7 @@ def test_control_tokens_in_escapes_of_json_text_are_found(model_dir: Path, text:
     tools = json.dumps([{"name": "f", "description": "D"}]).replace("D", text)
     call = {"role": "tool_call", "content": f'{{"name": "f", "arguments": {{"a": "{text}"}}}}'}
     rows = [chat(tools=tools), {"messages": [{"role": "user", "content": "q"}, call]}]
-    planned = plan_rows(rows, family_of(config), config, Places("."))
+    planned = plan_rows(rows, family_of(config), config, MediaRoots("."))
     assert [getattr(row, "control_tokens", row) for row in planned] == [True, True]
 
 

@@ -61,11 +61,11 @@ def _try_row(ctx: FamilyContext, what: str, row: dict[str, Any], folder: Path) -
     from omniprep.compiler.encode.rows import MediaCache, encode_planned
     from omniprep.compiler.plan.rows import plan_rows
     from omniprep.config import BuildConfig
-    from omniprep.media.fetch import Places
+    from omniprep.media.fetch import MediaRoots
     from omniprep.shards.content import item_sizes
 
     config = BuildConfig(model=ctx.spec.model, bin_length=BIN_LENGTH)
-    planned = plan_rows([row], ctx, config, Places(str(folder), (), False))[0]
+    planned = plan_rows([row], ctx, config, MediaRoots(str(folder), (), False))[0]
     if isinstance(planned, Reject):
         return Trial(what, fault=str(planned))
     pads = [ctx.placeholder_id(modality) for modality in ctx.modalities]

@@ -26,7 +26,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/=\s_-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class MediaRoots:
     """Where media may lie: the folder of the file that names them, and the further roots."""
 
     base: str
@@ -217,4 +217,4 @@ def _short(text: str, most: int = 120) -> str:
     return text if len(text) <= most else text[: most - 20 if most > 40 else most] + "…"
 
 
-__all__ = ["Places", "Source"]
+__all__ = ["MediaRoots", "Source"]

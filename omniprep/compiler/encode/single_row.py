@@ -11,7 +11,7 @@ from omniprep.compiler.plan.rows import plan_rows
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject
 from omniprep.families.context import FamilyContext
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.rows.columns import parse_columns
 from omniprep.rows.normalize import normalize
 from omniprep.shards.reader import decode
@@ -35,8 +35,8 @@ def encode_bin(
     Raises:
         Reject: The row cannot be used.
     """
-    places = Places(base_dir, config.media_root, config.allow_http)
-    planned = plan_rows([row], ctx, config, places, generate=generate)[0]
+    media_roots = MediaRoots(base_dir, config.media_root, config.allow_http)
+    planned = plan_rows([row], ctx, config, media_roots, generate=generate)[0]
     if isinstance(planned, Reject):
         raise planned
     encoded = encode_planned(planned, ctx, config, MediaCache(0))

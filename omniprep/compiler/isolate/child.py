@@ -16,7 +16,7 @@ from omniprep.compiler.plan.rows import plan_rows
 from omniprep.compiler.run.tasks import PlanTask, ShardTask, task_from_json
 from omniprep.compiler.run.workers import single_threaded
 from omniprep.families.context import resolve
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.printable import printable
 from omniprep.rows.sources import read_split
 
@@ -55,9 +55,9 @@ def main(report: int) -> None:
 
 def _plan_rows(task: PlanTask) -> Iterator[tuple[int, Callable[[], object]]]:
     ctx = resolve(task.spec)
-    places = Places(task.split.base, task.config.media_root, task.config.allow_http)
+    media_roots = MediaRoots(task.split.base, task.config.media_root, task.config.allow_http)
     for number, raw in enumerate(read_split(task.split, max_line_bytes=task.config.max_line_bytes)):
-        yield number, lambda raw=raw: plan_rows([raw.content], ctx, task.config, places)  # type: ignore[misc]
+        yield number, lambda raw=raw: plan_rows([raw.content], ctx, task.config, media_roots)  # type: ignore[misc]
 
 
 def _shard_rows(task: ShardTask) -> Iterator[tuple[int, Callable[[], object]]]:

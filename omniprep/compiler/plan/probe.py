@@ -10,7 +10,7 @@ from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
 from omniprep.families.registry import Item, MediaMeta
 from omniprep.media.audio import count_sound_of_video, probe_audio
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import probe_image
 from omniprep.media.source import Source
 from omniprep.media.video import MAX_READ_BYTES, check_streams, open_video
@@ -35,7 +35,7 @@ class Found:
     track: PlannedItem | None = None
 
 
-def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Places) -> dict[str, list[Found]]:
+def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots) -> dict[str, list[Found]]:
     """The media of a row by modality, in the order of its columns.
 
     Raises:
@@ -54,7 +54,7 @@ def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, places: Places
         result[modality] = []
         for position, what in enumerate(named, 1):
             try:
-                result[modality].append(_probe(what, modality, options, ctx, config, places))
+                result[modality].append(_probe(what, modality, options, ctx, config, media_roots))
             except Reject as reject:
                 raise Reject(reject.code, f"{modality} {position} of {len(named)}: {reject.message}") from reject
             except FamilyError as error:
@@ -124,11 +124,11 @@ def item_limits(ctx: FamilyContext, given: tuple[str, ...]) -> dict[str, int | N
 
 
 def _probe(
-    what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places
+    what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots
 ) -> Found:
     if modality == "video" and isinstance(what, list | tuple):
-        return _probe_frames(list(what), options, ctx, config, places)
-    source = places.locate(what)
+        return _probe_frames(list(what), options, ctx, config, media_roots)
+    source = media_roots.locate(what)
     rate = int(ctx.preprocessor.get("sampling_rate", RATE))
     track = None
     if modality == "image":
@@ -161,7 +161,7 @@ def _probe(
 
 
 def _probe_frames(
-    frames: list[Any], options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, places: Places
+    frames: list[Any], options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots
 ) -> Found:
     if config.use_audio_in_video and config.silent_video == "reject":
         raise Reject(
@@ -170,7 +170,7 @@ def _probe_frames(
         )
     if not frames:
         raise Reject(RejectCode.VIDEO_TOO_SHORT, "the list of frames is empty")
-    sources = [places.locate(frame) for frame in frames]
+    sources = [media_roots.locate(frame) for frame in frames]
     sizes = tuple(probe_image(source, exif=config.exif) for source in sources)
     width, height = sizes[0]
     total = 3 * sum(w * h for w, h in sizes)

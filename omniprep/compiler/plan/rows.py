@@ -23,7 +23,7 @@ from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
 from omniprep.families.registry import MediaMeta, Sample
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.rows.columns import MODALITIES, Note, parse_columns
 from omniprep.rows.normalize import Row, normalize
 from omniprep.template.chat import TemplateMeta, contexts, prepare, surplus_tags, without_roles
@@ -70,7 +70,7 @@ class _Rendered:
 
 
 def plan_rows(
-    raws: Iterable[Any], ctx: FamilyContext, config: BuildConfig, places: Places, *, generate: bool = False
+    raws: Iterable[Any], ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, *, generate: bool = False
 ) -> list[PlannedRow | Reject]:
     """Plan a chunk of rows, in order; a row that cannot be used gives its Reject.
 
@@ -78,7 +78,7 @@ def plan_rows(
         raws: Raw rows, or a Reject for a line that could not be parsed.
         ctx: The family.
         config: The build's options.
-        places: Where the rows' media may lie.
+        media_roots: Where the rows' media may lie.
         generate: Leave the last answer open (inference).
 
     Raises:
@@ -89,7 +89,7 @@ def plan_rows(
         if isinstance(raw, Reject):
             rendered.append(raw)
         else:
-            rendered.append(_or_reject(number, _render, raw, ctx, config, places, generate))
+            rendered.append(_or_reject(number, _render, raw, ctx, config, media_roots, generate))
     ids = _token_ids([entry for entry in rendered if isinstance(entry, _Rendered)], ctx)
     result: list[PlannedRow | Reject] = []
     for number, entry in enumerate(rendered):
@@ -182,12 +182,12 @@ def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> Non
     row.kwargs = known
 
 
-def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, generate: bool) -> _Rendered:
+def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> _Rendered:
     row = normalize(raw, parse_columns(config.columns))
     _apply_row_options(row, ctx, config)
     control = check_text(row, ctx, config)
     meta = _template(ctx, config.use_chat_template)
-    row = prepare(row, places.is_file, meta.agent_template)
+    row = prepare(row, media_roots.is_file, meta.agent_template)
     if surplus := surplus_tags(row):
         if config.surplus_tags == "reject":
             raise Reject(RejectCode.PLACEHOLDER_MISMATCH, surplus)
@@ -195,7 +195,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, places: Places, g
     loss = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
     if any(row.media(m) for m in MODALITIES):
         with row_limit("a row's media"):
-            found = find_media(row, ctx, config, places)
+            found = find_media(row, ctx, config, media_roots)
     else:
         found = {m: [] for m in MODALITIES}
     order: dict[str, list[PlannedItem]] = {m: [] for m in MODALITIES}

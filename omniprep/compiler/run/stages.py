@@ -24,7 +24,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext, resolve
 from omniprep.families.errors import FamilyError
-from omniprep.media.fetch import Places
+from omniprep.media.fetch import MediaRoots
 from omniprep.rows.columns import columns_of_row, parse_columns
 from omniprep.rows.sources import RawRow, read_split
 from omniprep.shards.codecs import with_codec
@@ -76,7 +76,7 @@ def plan_split(task: PlanTask) -> dict[str, Any]:
 
 def _plan_split(task: PlanTask) -> dict[str, Any]:
     ctx = resolve(task.spec)
-    places = Places(task.split.base, task.config.media_root, task.config.allow_http)
+    media_roots = MediaRoots(task.split.base, task.config.media_root, task.config.allow_http)
     receipt: dict[str, Any] = {"rows": 0, "rejected": 0, "tokens": 0, "lines": 0, "chunks": []}
     codes = Counter[str]()
     unread: dict[str, list[Any]] = {}
@@ -89,7 +89,7 @@ def _plan_split(task: PlanTask) -> dict[str, Any]:
         for row in chunk if len(used) < len(columns) else ():
             used.update(columns_of_row(row.content, columns))
         try:
-            lines = _plan_chunk(chunk, bad, ctx, task.config, places)
+            lines = _plan_chunk(chunk, bad, ctx, task.config, media_roots)
         except FamilyError as error:
             if isinstance(error.place, int):
                 error.place = task.number, chunk[error.place].line
@@ -132,9 +132,9 @@ def _killers(task: PlanTask | ShardTask) -> dict[int, Reject]:
 
 
 def _plan_chunk(
-    chunk: list[RawRow], bad: dict[int, Reject], ctx: FamilyContext, config: BuildConfig, places: Places
+    chunk: list[RawRow], bad: dict[int, Reject], ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots
 ) -> list[PlannedLine]:
-    planned = plan_rows([bad.get(at, row.content) for at, row in enumerate(chunk)], ctx, config, places)
+    planned = plan_rows([bad.get(at, row.content) for at, row in enumerate(chunk)], ctx, config, media_roots)
     result = []
     for raw, row in zip(chunk, planned, strict=True):
         text = None
