@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniprep.errors import Reject
-from omniprep.families.kinds import Expansion
-from omniprep.template.expand import expand
+from omniprep.template.expand import Expansion, expand
 from omniprep.template.truncate import kept_tokens, text_tokens
 
 TEXT, OPEN, CLOSE, STAMP, PAD = 1, 2, 3, 4, 9

@@ -7,9 +7,8 @@ import click
 
 from omniprep.cli.command import Command
 from omniprep.cli.options import read_bytes_option
+from omniprep.modalities import KINDS
 from omniprep.printable import printable_json, say
-
-KINDS = ("text", "image", "audio", "video", "mixed")
 
 
 @click.command(

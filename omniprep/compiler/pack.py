@@ -21,9 +21,9 @@ from omniprep.compiler.plan.file import FACTS, read_facts
 from omniprep.compiler.run.tasks import of_generation, plan_path
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
+from omniprep.modalities import MODALITIES
 from omniprep.packing import pack
 from omniprep.packing.order import rows_by_bin
-from omniprep.rows.normalize import MODALITIES
 
 
 @dataclass(slots=True)
@@ -196,4 +196,4 @@ def _check_frozen(out: str, now: str, generation: str) -> None:
 
 def item_counts(rows: Rows) -> dict[str, NDArray[np.int32]]:
     """Media items of each row, by modality."""
-    return {m: rows.facts[f"{m}s"] for m in MODALITIES}
+    return {name: rows.facts[modality.column] for name, modality in MODALITIES.items()}

@@ -35,16 +35,15 @@ from omniprep.compiler.run.tasks import receipt_path, shard_is_whole
 from omniprep.config import BuildConfig, Trust, build_config, refuse_undecoded, shaping
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
+from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
-from omniprep.rows.normalize import MODALITIES
 from omniprep.shards.codecs import with_codec, without_codec
 from omniprep.shards.schema import arrow_schema
 
 __all__ = ["Chosen", "choose", "repack"]
 
 FACTS = ("trained", "patches", "audio_frames", "control")
-KINDS = ("text", *MODALITIES, "mixed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +178,9 @@ def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Seq
                 )
         keep &= np.isin(given, list(fitting))
     if kinds:
-        counts = [table[f"{m}s"].to_numpy() > 0 for m in MODALITIES]
-        several = np.sum(counts, axis=0)
-        kind = np.select([several == 0, several > 1, *counts], ["text", "mixed", *MODALITIES], "text")
-        keep &= np.isin(kind, list(kinds)) & table["bin"].is_valid().to_numpy()
+        chosen_kinds = [KINDS.index(kind) for kind in kinds]
+        of_kind = np.isin(row_kinds([table[name] for name in MEDIA_COLUMNS]), chosen_kinds)
+        keep &= of_kind & table["bin"].is_valid().to_numpy()
     chosen = Chosen(table.filter(pa.array(keep)), dataset[keep], line[keep])
     if len(datasets) > 1:
         pairs = chosen.table.select(["source", "line"]).group_by(["source", "line"]).aggregate([([], "count_all")])
@@ -229,7 +227,7 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
         codes[long], lengths[long] = str(code), 0
     facts: dict[str, Any] = {"length": lengths, "code": codes}
     facts |= {name: np.where(lengths > 0, table[name].to_numpy(), 0) for name in FACTS}
-    facts |= {f"{m}s": np.where(lengths > 0, table[f"{m}s"].to_numpy(), 0).astype(np.int32) for m in MODALITIES}
+    facts |= {name: np.where(lengths > 0, table[name].to_numpy(), 0).astype(np.int32) for name in MEDIA_COLUMNS}
     facts["trained"] = facts["trained"].astype(np.int32)
     facts["control"] = facts["control"].astype(bool)
     facts["notes"] = np.zeros(len(lengths), np.uint8)

@@ -38,7 +38,7 @@ from omniprep.families.registry import (
     Sample,
     registered,
 )
-from omniprep.rows.normalize import MODALITIES
+from omniprep.modalities import MODALITIES
 from omniprep.shards.schema import Column
 from omniprep.template.chat import TemplateMeta
 from omniprep.template.identity import tokenizer_sha256

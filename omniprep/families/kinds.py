@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.template.expand import Expansion
+
 Array = NDArray[Any]
 
 
@@ -70,21 +72,6 @@ class Decoded:
     """Indices → uint8 (T, H, W, 3) (kind video)."""
     images: list[Any] = field(default_factory=list)
     """PIL images (a video given as a list of frames)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expansion:
-    """Replace the next occurrence of `target` in a row by `ids` (labels -100).
-
-    Expansions with the same target apply to its occurrences in order. `is_embed` (a bool for each of `ids`) marks the
-    tokens that the model replaces by the item's embeddings, where not all are: truncation counts the others as text.
-    """
-
-    modality: str
-    item: int
-    target: list[int]
-    ids: Any
-    is_embed: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from omniprep.families.registry import FamilyRecord, registered
-from omniprep.rows.normalize import MODALITIES
+from omniprep.modalities import MODALITIES
 
 __all__ = ["describe"]
 

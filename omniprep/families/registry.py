@@ -36,7 +36,7 @@ from omniprep.families.kinds import (
     as_json,
     from_json,
 )
-from omniprep.rows.normalize import MODALITIES
+from omniprep.modalities import MODALITIES
 from omniprep.template.chat import TemplateMeta
 
 if TYPE_CHECKING:

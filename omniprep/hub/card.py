@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omniprep.hub.markup import as_code, as_json_block, front_matter, hub_name, repository_name
+from omniprep.modalities import MODALITIES
 from omniprep.progress import size
 
 __all__ = ["card"]
@@ -17,8 +18,6 @@ PLOT_TITLES = {
     "video": "Video, frames",
     "fill": "Fill of the bins",
 }
-TAGGED = ("image", "audio", "video")
-"""Modalities that are tags of the Hub; the names of others are for a plug-in to choose, and stay in the table."""
 _SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -111,7 +110,8 @@ def _head(rows: int, items: Mapping[str, int]) -> str:
                 {"config_name": "preview", "default": True, "data_files": "preview/*.arrow"},
                 {"config_name": "packed", "data_files": "shards/*.arrow"},
             ],
-            "tags": ["omniprep", "packed", *(name for name in TAGGED if name in items)],
+            # The names of other modalities are for a plug-in to choose, and stay in the table.
+            "tags": ["omniprep", "packed", *(name for name in MODALITIES if name in items)],
             "size_categories": [label],
         }
     )

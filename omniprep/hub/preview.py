@@ -17,8 +17,8 @@ from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.inspect.describe import Vocabulary, messages_of, pieces_of
 from omniprep.inspect.pictures import few, pictures_of
+from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
 from omniprep.report.bins import spread
-from omniprep.report.numbers import KINDS, row_kinds
 
 __all__ = ["preview"]
 
@@ -57,7 +57,7 @@ _FEATURES = {
 def preview(dataset: PackedDataset, vocabulary: Vocabulary, most: int = ROWS) -> dict[str, bytes]:
     """The files by their suffix (arrow, parquet): at most `most` rows, of every kind about as many, in input order."""
     rows = dataset.rows
-    kinds = row_kinds(rows, dataset.layout.modalities)
+    kinds = row_kinds([rows[name] for name in MEDIA_COLUMNS])
     packed = rows["bin"].is_valid().to_numpy()
     chosen: set[int] = set()
     present = [np.flatnonzero(packed & (kinds == number)) for number in range(len(KINDS))]

@@ -14,8 +14,8 @@ from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.inspect.describe import find_row, media_of, messages_of, pieces_of, vocabulary_of
 from omniprep.inspect.pictures import rebuild
+from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
 from omniprep.report.bins import spectrogram_picture
-from omniprep.report.numbers import KINDS, row_kinds
 from omniprep.shards.content import item_sizes
 from omniprep.shards.names import refuse_linked_folders
 
@@ -71,7 +71,7 @@ def _draw(dataset: PackedDataset, count: int, kinds: Sequence[str], seed: int) -
     fitting = dataset.rows["bin"].is_valid().to_numpy()
     if kinds:
         numbers = [KINDS.index(kind) for kind in kinds]
-        fitting = fitting & np.isin(row_kinds(dataset.rows, dataset.layout.modalities), numbers)
+        fitting = fitting & np.isin(row_kinds([dataset.rows[name] for name in MEDIA_COLUMNS]), numbers)
     found = np.flatnonzero(fitting)
     chosen = np.random.default_rng(seed).permutation(found)[:count]
     return sorted(chosen.tolist())

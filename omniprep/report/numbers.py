@@ -13,40 +13,24 @@ from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.data.sampler import BinSampler
 from omniprep.errors import DamagedDataError, RejectCode
+from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
 from omniprep.rows.columns import Note
 from omniprep.shards.typed import parse_json
 
 __all__ = [
-    "KINDS",
     "balance",
     "facts",
     "histogram",
     "length_histogram",
     "reject_facts",
-    "row_kinds",
     "source_facts",
     "totals",
 ]
 
-KINDS = ("text", "image", "audio", "video", "mixed")
-"""What a row holds: text alone, one modality besides, or several."""
 EXAMPLES = 12
 """Rejects of each code that are shown in full."""
 EXAMPLE_CHARS = 1500
 MOST_SOURCES = 40
-
-
-def row_kinds(rows: pa.Table, modalities: tuple[str, ...]) -> np.ndarray:
-    """Index into `KINDS` of each input row, int8 (rows,). Families may have other modalities: they count as mixed."""
-    kinds = np.zeros(rows.num_rows, np.int8)
-    for modality in modalities:
-        name = f"{modality}s"
-        if name not in rows.column_names:
-            continue
-        number = KINDS.index(modality) if modality in KINDS else len(KINDS) - 1
-        has = rows[name].to_numpy() > 0
-        kinds = np.where(has, np.where(kinds == 0, number, len(KINDS) - 1), kinds).astype(np.int8)
-    return kinds
 
 
 def totals(dataset: PackedDataset) -> dict[str, Any]:
@@ -74,7 +58,7 @@ def totals(dataset: PackedDataset) -> dict[str, Any]:
 def facts(dataset: PackedDataset) -> dict[str, Any]:
     """All numbers of a dataset that its tables hold, as JSON types; what `omniprep stats` prints."""
     rows, index = dataset.rows, dataset.index
-    kinds = row_kinds(rows, dataset.layout.modalities if len(dataset) else ())
+    kinds = row_kinds([rows[name] for name in MEDIA_COLUMNS])
     packed = rows["length"].is_valid().to_numpy()
     return {
         "totals": totals(dataset),

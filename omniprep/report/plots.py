@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from omniprep.modalities import KINDS, MODALITIES
 from omniprep.progress import duration, short
-from omniprep.report.numbers import KINDS
 
 __all__ = ["PLOTS", "draw_all", "png"]
 
@@ -30,7 +30,8 @@ _ROLES = ("fg", "dim", "line", "c0", "c1", "c2", "c3", "c4", "panel")
 MARKS = {role: f"#0{n}f0e{n}" for n, role in enumerate(_ROLES, 1)}
 LIGHT = {
     "fg": "#1d1f23", "dim": "#555a63", "line": "#dfe1e5", "panel": "#ffffff",
-    "c0": "#4e79a7", "c1": "#b07aa1", "c2": "#2a9d8f", "c3": "#e9a23b", "c4": "#d1605e",
+    "c0": "#4e79a7", "c4": "#d1605e",
+    **{f"c{KINDS.index(name)}": modality.color for name, modality in MODALITIES.items()},
 }  # fmt: skip
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "omniprep", "text.parse_math": False, "font.size": 10.5,

@@ -10,9 +10,7 @@ from enum import IntFlag
 from typing import Any
 
 from omniprep.errors import Reject, RejectCode, UsageError, did_you_mean
-
-MODALITIES = ("image", "audio", "video")
-MEDIA_COLUMNS = ("images", "audios", "videos")
+from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 
 _MEDIA_ALIASES = {key: f"{m}s" for m in MODALITIES for key in (f"{m}s", m)}
 _SYSTEM_ALIASES = dict.fromkeys(("system", "system_prompt"), "system")

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from omniprep.errors import Reject, RejectCode
+from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 from omniprep.rows.columns import (
-    MEDIA_COLUMNS,
     MESSAGE_ALIASES,
-    MODALITIES,
     RESPONSE_ALIASES,
     Columns,
     Note,
@@ -30,7 +29,7 @@ from omniprep.rows.columns import (
 )
 from omniprep.rows.literal import json_text, read_literal
 
-__all__ = ["MODALITIES", "ROLES", "Row", "normalize"]
+__all__ = ["ROLES", "Row", "normalize"]
 
 ROLES = frozenset({"system", "user", "assistant", "tool_call", "tool_response", "tool"})
 _TOOL_ROLES = frozenset({"tool_call", "tool_response", "tool"})

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from omniprep.errors import Reject, RejectCode, UsageError
-from omniprep.rows.normalize import MODALITIES, Row
+from omniprep.modalities import MODALITIES
+from omniprep.rows.normalize import Row
 from omniprep.template.agent import FORMATS, format_tool_calls, format_tool_responses, format_tools, parse_tools
 from omniprep.template.loss import OTHER, RESPONSE, SUFFIX, Pieces, Strategy, parse_strategy, weigh
 

@@ -4,14 +4,29 @@ Source: ms-swift 3.9.3 base.py _extend_tokens. One numpy pass over the row.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.families.registry import Expansion
-
 Ids = NDArray[np.int32]
 Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Replace the next occurrence of `target` in a row by `ids` (labels -100).
+
+    Expansions with the same target apply to its occurrences in order. `is_embed` (a bool for each of `ids`) marks the
+    tokens that the model replaces by the item's embeddings, where not all are: truncation counts the others as text.
+    """
+
+    modality: str
+    item: int
+    target: list[int]
+    ids: Any
+    is_embed: Any = None
 
 
 def expand(ids: Ids, weights: Weights, expansions: Sequence[Expansion]) -> tuple[Ids, Weights, NDArray[np.bool_]]:

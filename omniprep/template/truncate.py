@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.families.kinds import Expansion
+from omniprep.template.expand import Expansion
 
 
 def kept_tokens(

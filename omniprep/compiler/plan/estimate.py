@@ -13,6 +13,7 @@ import numpy as np
 
 from omniprep.compiler.costs import encode_seconds, stored_bytes
 from omniprep.compiler.output.manifest import note_columns
+from omniprep.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from omniprep.compiler.build import Planned
@@ -65,7 +66,7 @@ def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int]
         read=len(planned.rows),
         packed=int(kept.sum()),
         codes=Counter(code for code in facts["code"] if code),
-        items={name: int(facts[f"{name}s"][kept].sum()) for name in ("image", "audio", "video")},
+        items={name: int(facts[modality.column][kept].sum()) for name, modality in MODALITIES.items()},
         tokens=int(lengths.sum()),
         trained=int(facts["trained"][kept].sum()),
         lengths=(points[0], points[1], points[2], points[3], points[4]),

@@ -25,7 +25,7 @@ from omniprep.compiler.run.tasks import plan_path
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.registry import Item, as_json, from_json
 from omniprep.media.source import Source
-from omniprep.rows.normalize import MODALITIES
+from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 
 _SOURCE = pa.struct([("path", pa.string()), ("uri", pa.string()), ("data", pa.large_binary()), ("root", pa.string())])
 _ITEM = pa.struct(
@@ -49,9 +49,7 @@ SCHEMA = pa.schema(
         ("run_weights", pa.list_(pa.float32())),
         ("patches", pa.int64()),
         ("audio_frames", pa.int64()),
-        ("images", pa.int32()),
-        ("audios", pa.int32()),
-        ("videos", pa.int32()),
+        *((name, pa.int32()) for name in MEDIA_COLUMNS),
         ("trained", pa.int32()),
         ("control", pa.bool_()),
         ("notes", pa.uint8()),
@@ -68,7 +66,7 @@ FACTS: dict[str, Any] = {
     "line": np.int32,
     "length": np.int32,
     "code": object,
-    **dict.fromkeys(("patches", "audio_frames", "images", "audios", "videos", "trained"), np.int32),
+    **dict.fromkeys(("patches", "audio_frames", *MEDIA_COLUMNS, "trained"), np.int32),
     "control": np.bool_,
     "notes": np.uint8,
 }
@@ -319,7 +317,7 @@ def _items(items: pa.StructArray) -> Iterator[tuple[Item, list[Source]]]:
     names = ("modality", "tokens", "audio", "meta")
     for n, facts in enumerate(zip(*(items.field(name).to_pylist() for name in names), strict=True)):
         modality, tokens, audio, meta = facts
-        item = Item(MODALITIES[modality], from_json(json.loads(meta)), tokens, audio)
+        item = Item(tuple(MODALITIES)[modality], from_json(json.loads(meta)), tokens, audio)
         yield item, found[edges[n] - edges[0] : edges[n + 1] - edges[0]]
 
 

@@ -14,7 +14,8 @@ from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import probe_image
 from omniprep.media.source import Source
 from omniprep.media.video import MAX_READ_BYTES, check_streams, open_video
-from omniprep.rows.normalize import MODALITIES, Row
+from omniprep.modalities import MODALITIES
+from omniprep.rows.normalize import Row
 
 RATE = 16_000
 

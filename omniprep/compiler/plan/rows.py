@@ -24,7 +24,8 @@ from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
 from omniprep.families.registry import MediaMeta, Sample
 from omniprep.media.fetch import MediaRoots
-from omniprep.rows.columns import MODALITIES, Note, parse_columns
+from omniprep.modalities import MODALITIES
+from omniprep.rows.columns import Note, parse_columns
 from omniprep.rows.normalize import Row, normalize
 from omniprep.template.chat import TemplateMeta, contexts, prepare, surplus_tags, without_roles
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
@@ -300,9 +301,15 @@ def _assemble(entry: _Rendered, tokens: list[NDArray[np.int32]], ctx: FamilyCont
         control_tokens=entry.control_tokens,
         notes=entry.notes,
         unread=entry.unread,
-        patches=sum(ctx.work(p.item) for m in ("image", "video") for p in entry.items[m]),
-        audio_frames=sum(ctx.work(p.item) for p in entry.items["audio"]),
+        patches=_tower_work("patches", entry.items, ctx),
+        audio_frames=_tower_work("audio_frames", entry.items, ctx),
     )
+
+
+def _tower_work(unit: str, items: dict[str, list[PlannedItem]], ctx: FamilyContext) -> int:
+    """What the towers that count in `unit` (patches, audio_frames) work on for a row."""
+    counted = [m for m, modality in MODALITIES.items() if modality.work == unit]
+    return sum(ctx.work(planned.item) for m in counted for planned in items[m])
 
 
 def _with_media(

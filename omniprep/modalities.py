@@ -1,0 +1,57 @@
+"""The modalities: one line of a table each, and the kind of a row by the modalities that it holds.
+
+A new modality is a line here, a decoder in omniprep/media/ and a family that takes it. The order is that of media
+columns in shards and of columns in rows.parquet.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["KINDS", "MEDIA_COLUMNS", "MODALITIES", "Modality", "row_kinds"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Modality:
+    """What is known of a modality before any item of it is read."""
+
+    column: str
+    """Of raw rows, and of rows.parquet, where it counts items."""
+    work: Literal["patches", "audio_frames"]
+    """Column of rows.parquet that counts what a tower works on."""
+    bytes: int
+    """A unit of work in a shard, about. A plan does not count patches of images (588 bytes: 14 x 14 x 3) and of videos
+    (1,176: two frames) apart, so both have the number between; an audio frame is 128 mel bands in bfloat16."""
+    seconds: float
+    """Of one core to decode and encode a unit of work, about (benchmarks/results/build.json). A video is decoded up to
+    the last frame that is taken; films of an hour take far longer. An audio frame is 10 ms of sound."""
+    color: str
+    """In plots; the dark theme's twin is in report/style.css."""
+
+
+MODALITIES: dict[str, Modality] = {
+    "image": Modality(column="images", work="patches", bytes=900, seconds=8e-6, color="#b07aa1"),
+    "audio": Modality(column="audios", work="audio_frames", bytes=256, seconds=24e-6, color="#2a9d8f"),
+    "video": Modality(column="videos", work="patches", bytes=900, seconds=43e-6, color="#e9a23b"),
+}
+MEDIA_COLUMNS = tuple(modality.column for modality in MODALITIES.values())
+KINDS = ("text", *MODALITIES, "mixed")
+"""What a row holds: text alone, one modality besides, or several."""
+
+
+def row_kinds(counts: "ArrayLike") -> "NDArray[np.int64]":
+    """The kind of each row, (rows,): 0 for text alone, n for the n-th modality besides, one more than all for several.
+
+    Args:
+        counts: Items of each modality in each row, (modalities, rows); in the order of `MODALITIES` the result indexes
+            `KINDS`.
+    """
+    import numpy as np  # here: the command line offers `KINDS`, and --help must not wait for numpy
+
+    present = np.asarray(counts) > 0
+    modalities = len(present)
+    alone = np.arange(1, modalities + 1) @ present
+    return np.where(present.sum(axis=0) > 1, modalities + 1, alone)
