@@ -229,9 +229,12 @@ def test_our_own_defects_are_not_taken_for_damaged_files(monkeypatch: pytest.Mon
     import omniprep.media.source as module
 
     code = defect.__code__.replace(co_filename=module.__file__)
-    monkeypatch.setattr(module._View, "readinto", type(defect)(code, {"ZeroDivisionError": ZeroDivisionError}))
+    source = Source(data=memoryview(picture("PNG")))
+    with source.open() as file:
+        file_class = type(file.raw)
+    monkeypatch.setattr(file_class, "readinto", type(defect)(code, {"ZeroDivisionError": ZeroDivisionError}))
     with pytest.raises(ZeroDivisionError, match="ours"):
-        probe_image(Source(data=memoryview(picture("PNG"))))
+        probe_image(source)
 
 
 def test_messages_of_libraries_hold_nothing_of_the_process() -> None:

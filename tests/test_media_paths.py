@@ -16,7 +16,6 @@ from omniprep.compiler.plan.probe import PlannedItem
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.errors import Reject
 from omniprep.families.registry import Item, MediaMeta
-from omniprep.media import source as module
 from omniprep.media.audio import decode_audio, decode_track, probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import decode_image, probe_image
@@ -69,24 +68,30 @@ def test_a_link_swapped_in_after_the_plan_leads_nowhere(folders: tuple[Path, Pat
 
 
 @pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize(("name", "opens"), [("sub/a", 1), ("link/a", 2)])
 def test_a_link_swapped_in_while_a_file_is_opened_leads_nowhere(
-    folders: tuple[Path, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+    folders: tuple[Path, Path], kind: str, name: str, opens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between resolving and opening: the worst moment."""
+    """Between opening the allowed folder and what is below it: the worst moment. A path with a link in it is resolved
+    first, after which the folder is opened a second time.
+    """
     inside, private = folders
     (inside / "sub" / "a").write_bytes(CONTENT[kind])
+    (inside / "link").symlink_to("sub")
     (private / "a").write_bytes(CONTENT[kind])
-    source = MediaRoots(str(inside)).locate("sub/a")
-    real = os.path.realpath
+    source = MediaRoots(str(inside)).locate(name)
+    real, left = os.open, [opens]
 
-    def resolve(path: str) -> str:
-        found = real(path)
-        if found.endswith("sub/a") and not (inside / "sub").is_symlink():
-            (inside / "sub").rename(inside / "old")
-            (inside / "sub").symlink_to(private)
-        return found
+    def open_and_swap(path: str, *args: int, **options: int) -> int:
+        handle = real(path, *args, **options)
+        if path == os.path.realpath(inside):
+            left[0] -= 1
+            if left[0] == 0:
+                (inside / "sub").rename(inside / "old")
+                (inside / "sub").symlink_to(private)
+        return handle
 
-    monkeypatch.setattr(module.os.path, "realpath", resolve)
+    monkeypatch.setattr(os, "open", open_and_swap)
     with pytest.raises(Reject) as caught:
         READ[kind](source)
     assert (inside / "sub").is_symlink() and caught.value.code == "media_outside_root"

@@ -1,15 +1,17 @@
-"""Audio as librosa.load gives it, without its detours: float32, mono by mean, soxr HQ to the model's rate.
+"""Audio as librosa.load returns it, with fewer steps: float32, mono by mean, resampled to the model's rate by soxr HQ.
 
-libsndfile reads wav, flac, ogg and mp3, always from an open file and never from a path: that is what the reference does
-(`librosa.load(BytesIO(...))`), and libsndfile's two ways differ (with a path it skips an ID3 tag before a WAV as if it
-were not there; without, the sound ends as many bytes early as the tag is long). Everything else (m4a, the sound of a
-video) goes through FFmpeg: omniprep/media/track.py. Equal to librosa 0.11 bit by bit: tests/test_media_exact.py.
+libsndfile reads wav, flac, ogg and mp3. It gets an open file, never a path, because the reference calls
+`librosa.load(BytesIO(...))` and libsndfile reads the two differently: given a path, it skips an ID3 tag before a WAV
+completely; given a file, the sound ends as many bytes early as the tag is long. Everything else (m4a, the sound of a
+video) goes through FFmpeg (omniprep/media/track.py). Equal to librosa 0.11 bit by bit: tests/test_media_exact.py.
 
-Sizes are looked at before anything is allocated: `MAX_SECONDS`, `MAX_SOUND_BYTES`, `MAX_RATE`.
+Sizes are checked before memory is allocated: `MAX_SECONDS`, `MAX_SOUND_BYTES`, `MAX_RATE` of omniprep/media/track.py.
 """
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -22,16 +24,19 @@ from omniprep.media.guard import library_faults, said
 from omniprep.media.source import Source
 from omniprep.media.track import Waveform, check_sound, count_track, decode_track_frames
 
+__all__ = ["Waveform", "count_sound_of_video", "decode_audio", "decode_track", "probe_audio", "resampled_length"]
+
 _BLOCK = 1 << 16
-# Bytes of a sample are fixed, so the header's length follows from the size of the data; the rest (ADPCM, MP3, GSM,
-# Vorbis, Opus, ALAC, DWVW) is counted by decoding, since headers round up to blocks, guess, or count what a decoder
-# then leaves out.
+"""Frames decoded at a time to count them."""
+# With a fixed number of bytes per sample the header's length follows from the size of the data. For the other subtypes
+# (ADPCM, MP3, GSM, Vorbis, Opus, ALAC, DWVW) headers round up to blocks, guess, or count what the decoder then drops,
+# so those files are decoded to count their frames.
 _FIXED_WIDTH = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 # libsndfile's SF_COUNT_MAX stands for a FLAC whose header says 0 samples, "unknown".
 _UNKNOWN_FRAMES = 1 << 62
 
-# What libsndfile looks for in the working folder as the "resource fork" of a file without a name (macOS and netatalk
-# make such files); where one is, it reads that in place of an MP3 that has no tag.
+# libsndfile looks in the working folder for the "resource fork" of a file without a name (macOS and netatalk write
+# such files) and, if there is one, reads it instead of an MP3 that has no tag.
 _RESOURCE_FORKS = ("._", ".AppleDouble")
 
 
@@ -41,19 +46,16 @@ def resampled_length(frames: int, rate: int, target: int) -> int:
 
 
 def probe_audio(source: Source, target: int, decoder: str = "auto") -> int:
-    """Samples at rate `target`, without decoding where the container says it exactly.
+    """Samples at rate `target`, without decoding where the header is exact.
 
     Raises:
         Reject: bad_media, media_not_found, decode_error, audio_too_long, audio_too_short.
     """
-    with source.open() as file:
-        opened = _open_sound(file)
-        if isinstance(opened, soundfile.SoundFile):
-            with opened:
-                _check_header(opened, source, target)
-                frames, rate = _count(opened, source), int(opened.samplerate)
+    with _open_sound(source, target) as sound:
+        if isinstance(sound, soundfile.SoundFile):
+            frames, rate = _count(sound, source), int(sound.samplerate)
         else:
-            frames, rate = count_track(source, target, decoder, opened)
+            frames, rate = count_track(source, target, decoder, sound)
     if frames <= 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
     return resampled_length(frames, rate, target)
@@ -63,24 +65,21 @@ def decode_audio(source: Source, target: int, decoder: str = "auto") -> Waveform
     """Mono samples at rate `target`, float32.
 
     Raises:
-        Reject: bad_media, media_not_found, decode_error, bad_audio, no_audio_track.
+        Reject: As `probe_audio`, and bad_audio.
     """
-    with source.open() as file:
-        opened = _open_sound(file)
-        if isinstance(opened, soundfile.SoundFile):
-            with opened:
-                _check_header(opened, source, target)
-                with library_faults(source.label, RejectCode.DECODE_ERROR):
-                    samples, rate = opened.read(dtype="float32", always_2d=True), int(opened.samplerate)
+    with _open_sound(source, target) as sound:
+        if isinstance(sound, soundfile.SoundFile):
+            with library_faults(source.label, RejectCode.DECODE_ERROR):
+                samples, rate = sound.read(dtype="float32", always_2d=True), int(sound.samplerate)
         else:
-            samples, rate = decode_track_frames(source, target, decoder, opened)
+            samples, rate = decode_track_frames(source, target, decoder, sound)
     if samples.size == 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
     return _to_mono_at(samples, rate, target, source)
 
 
 def count_sound_of_video(source: Source, target: int, decoder: str = "auto") -> int:
-    """Samples at rate `target` of a video's sound, decoded piece by piece and not kept.
+    """Samples at rate `target` of a video's sound, decoded piece by piece.
 
     Raises:
         Reject: no_audio_track, decode_error, audio_too_long.
@@ -100,14 +99,14 @@ def decode_track(source: Source, target: int, decoder: str = "auto") -> Waveform
 
 
 class _QuietFile:
-    """A file for libsndfile whose impossible seeks (before the start, in a damaged header) are answered with 0.
+    """A file for libsndfile that answers impossible seeks (a damaged header may ask for one before the start) with 0.
 
-    That is what cffi answers libsndfile for a BytesIO, whose exception it prints with a traceback.
+    An exception would have the same result, since cffi returns 0 for it, but cffi also prints its traceback.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._refused = file, False
-        self.readinto, self.read = file.readinto, file.read  # type: ignore[attr-defined]  # of every file of ours
+        self.readinto, self.read = file.readinto, file.read  # type: ignore[attr-defined]  # all files of Source.open
 
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
@@ -122,33 +121,44 @@ class _QuietFile:
         return 0 if refused else self._file.tell()
 
 
-def _open_sound(file: BinaryIO) -> "soundfile.SoundFile | str":
-    """The file as libsndfile opens it, or what it says where it cannot."""
-    try:
-        with library_faults("libsndfile", RejectCode.BAD_MEDIA):
-            return soundfile.SoundFile(_QuietFile(file))
-    except Reject as reject:
-        assert isinstance(reject.__cause__, Exception)
-        strays = [name for name in _RESOURCE_FORKS if os.path.exists(name)]
-        file.seek(0)
-        start = file.read(2)
-        if strays and len(start) == 2 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0:  # an MP3 frame
-            raise Reject(
-                RejectCode.DECODE_ERROR,
-                f"libsndfile takes {strays[0]!r} in the current folder for a part of every MP3; run in another folder",
-            ) from reject
-        return said(reject.__cause__)
+@contextmanager
+def _open_sound(source: Source, target: int) -> "Iterator[soundfile.SoundFile | str]":
+    """The file opened by libsndfile, its header checked; or libsndfile's message where it cannot read the file."""
+    with source.open() as file:
+        try:
+            with library_faults("libsndfile", RejectCode.BAD_MEDIA):
+                sound = soundfile.SoundFile(_QuietFile(file))
+        except Reject as reject:
+            assert isinstance(reject.__cause__, Exception)
+            _check_resource_fork(file, reject)
+            yield said(reject.__cause__)
+            return
+        with sound:
+            _check_header(sound, source, target)
+            yield sound
+
+
+def _check_resource_fork(file: BinaryIO, reject: Reject) -> None:
+    """Say why libsndfile cannot read an MP3 where a resource fork in the working folder is the reason."""
+    forks = [name for name in _RESOURCE_FORKS if os.path.exists(name)]
+    file.seek(0)
+    start = file.read(2)
+    if forks and len(start) == 2 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0:  # an MP3 frame
+        raise Reject(
+            RejectCode.DECODE_ERROR,
+            f"libsndfile takes {forks[0]!r} in the current folder for a part of every MP3; run in another folder",
+        ) from reject
 
 
 def _check_header(sound: "soundfile.SoundFile", source: Source, target: int) -> None:
-    """Hold what the header promises against the limits, before a byte is allocated for it."""
+    """Reject a header that promises more than the limits allow, before memory is allocated for it."""
     if sound.frames >= _UNKNOWN_FRAMES:
         raise Reject(
             RejectCode.BAD_MEDIA,
             f"{source.label}: the header does not say how long the sound is (a {sound.format} that was written to a "
             "pipe); write it again as a file: ffmpeg -i OLD NEW",
         )
-    if not sound.seekable():  # soundfile then refuses to read without a number of frames, so the reference fails too
+    if not sound.seekable():  # soundfile then cannot read a whole file, so the reference fails too
         raise Reject(
             RejectCode.DECODE_ERROR,
             f"{source.label}: {sound.format} with {sound.subtype} cannot be read as a whole; convert it to 16-bit WAV",
@@ -157,7 +167,7 @@ def _check_header(sound: "soundfile.SoundFile", source: Source, target: int) -> 
 
 
 def _count(sound: "soundfile.SoundFile", source: Source) -> int:
-    """Frames that decoding gives: the header's, where it is exact and the last frame is there, else by decoding."""
+    """Frames that decoding gives: as in the header where that is exact and the last frame exists, else counted."""
     with library_faults(source.label, RejectCode.DECODE_ERROR):
         frames = int(sound.frames)
         if sound.subtype in _FIXED_WIDTH and sound.format not in ("MP3", "OGG") and sound.seekable() and frames > 0:
@@ -166,11 +176,11 @@ def _count(sound: "soundfile.SoundFile", source: Source) -> int:
                 if len(sound.read(2, dtype="float32", always_2d=True)) == 1:
                     return frames
             except soundfile.LibsndfileError:
-                pass  # the end is missing: decoding from the start says what there is, or what is wrong
+                pass  # the file is cut: decoding from the start counts what is there, or raises
             sound.seek(0)
         counted, block = 0, np.empty((_BLOCK, sound.channels), np.float32)
-        # A read that is short ends the sound, as it ends the one read of `decode_audio`: behind a damaged part of an
-        # MP3 the next read would go on.
+        # A short read ends the sound here because it ends the single read of `decode_audio`; after a damaged part of an
+        # MP3, another read would go on.
         while (read := len(sound.read(dtype="float32", always_2d=True, out=block))) == _BLOCK:
             counted += read
         return counted + read
@@ -180,10 +190,10 @@ def _to_mono_at(samples: Waveform, rate: int, target: int, source: Source) -> Wa
     """Mono at another rate.
 
     Args:
-        samples: (frames, channels), C order. The mean runs over the transposed view as librosa's does: with eight
-            channels and more, numpy adds the channels of a contiguous (channels, frames) array in another order.
-        rate: Of the samples.
-        target: Of the result.
+        samples: (frames, channels), C order. The mean is taken over the transposed view, as in librosa: from eight
+            channels on, numpy adds the channels of a contiguous (channels, frames) array in another order.
+        rate: Rate of the samples.
+        target: Rate of the result.
         source: For messages.
     """
     mono: NDArray[np.float32] = samples[:, 0] if samples.shape[1] == 1 else np.mean(samples.T, axis=0)
@@ -195,6 +205,3 @@ def _to_mono_at(samples: Waveform, rate: int, target: int, source: Source) -> Wa
             mono = soxr.resample(mono, rate, target, quality="soxr_hq")
         mono = np.pad(mono, (0, length - len(mono))) if len(mono) < length else mono[:length]
     return np.ascontiguousarray(mono, dtype=np.float32)
-
-
-__all__ = ["Waveform", "count_sound_of_video", "decode_audio", "decode_track", "probe_audio", "resampled_length"]

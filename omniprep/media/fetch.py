@@ -1,8 +1,8 @@
-"""From what a row names (path, URI, URL, base64, bytes) to where the bytes are, staying inside the allowed folders.
+"""Find the bytes that a row's media reference (path, URI, URL, base64, bytes) stands for, inside the allowed folders.
 
-How text is read as a path or as base64 is ms-swift's load_file (swift/llm/template/vision_utils.py): `data:` is base64;
-an existing file, or text of at most 200 characters, is a path; anything longer is base64. Paths are taken relative to
-the file that names them, then to each --media-root, and must stay inside one of those folders once links and '..' are
+Text is read as a path or as base64 like in ms-swift's load_file (swift/llm/template/vision_utils.py): `data:` is
+base64; an existing file, or text of at most 200 characters, is a path; anything longer is base64. Paths are relative to
+the input file's folder, then to each --media-root, and must stay inside one of those folders once links and '..' are
 resolved.
 """
 
@@ -19,80 +19,85 @@ from omniprep.errors import Reject, RejectCode
 from omniprep.media.recognise import HEAD_BYTES, describe
 from omniprep.media.source import Source, file_type, is_inside, os_errors_as_rejects
 
+__all__ = ["MediaRoots"]
+
 _DATA_URI = re.compile(r"data:(.*?);base64,(.+)", re.DOTALL)
-_MOST_PATH = 4096
-"""Bytes of a path that the system takes (PATH_MAX)."""
+_MAX_PATH_LENGTH = 4096
+"""PATH_MAX of Linux; no longer text names a file."""
+_MAX_PATH_TEXT = 200
+"""Longer text that names no file is base64, as in load_file."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s_-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class MediaRoots:
-    """Where media may lie: the folder of the file that names them, and the further roots."""
+    """The folders that media may be read from: that of the input file (`base`), then the --media-root folders."""
 
     base: str
     roots: tuple[str, ...] = ()
     allow_http: bool = False
 
-    def locate(self, named: Any) -> Source:
-        """Find what a row names.
+    def locate(self, reference: Any) -> Source:
+        """Find the source of a media item.
 
         Args:
-            named: Path, URI, base64 text, bytes, or {bytes, path} (bytes win).
+            reference: Path, URI, base64 text, bytes, or {bytes, path} (bytes win).
 
         Raises:
             Reject: media_not_found, media_outside_root, media_url_forbidden, bad_base64, bad_media.
         """
-        original = named
-        if isinstance(named, dict):
-            named = named.get("bytes") or named.get("path") or named.get("url")
-        if isinstance(named, bytes | bytearray | memoryview):
-            if not len(named):
+        value = reference
+        if isinstance(reference, dict):
+            value = reference.get("bytes") or reference.get("path") or reference.get("url")
+        if isinstance(value, bytes | bytearray | memoryview):
+            if not len(value):
                 raise Reject(RejectCode.BAD_MEDIA, "inline data is empty")
-            return Source(data=bytes(named))
-        if isinstance(original, dict) and named is None:
-            keys = ", ".join(map(repr, original)) or "nothing"
+            return Source(data=bytes(value))
+        if isinstance(reference, dict) and value is None:
+            keys = ", ".join(map(repr, reference)) or "nothing"
             raise Reject(RejectCode.BAD_MEDIA, f"a media item is an object with {keys}; it needs bytes, path or url")
-        if not isinstance(named, str) or not named.strip():
+        if not isinstance(value, str) or not value.strip():
             raise Reject(RejectCode.BAD_MEDIA, "a media item names nothing")
-        text = named.strip()
+        text = value.strip()
         if text.startswith("data:"):
             match = _DATA_URI.match(text)
             if match is None:
                 raise Reject(RejectCode.BAD_BASE64, "a data: URI must be data:TYPE;base64,DATA")
-            return Source(data=_decode(text, match.start(2)))
+            return Source(data=_decode_base64(text, match.start(2)))
         if text.startswith(("http://", "https://")):
             return self._fetch_url(text)
         if io.REMOTE_MARK in text[:32] and not io.is_local(text):
             return self._remote(text)
         if "\0" in text or not _is_unicode(text):
-            what = "a NUL" if "\0" in text else "half of a character (a lone surrogate)"
-            raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file: the name holds {what}")
-        found = self._find(io.local_path(text))
-        if found is not None:
-            return found
-        if len(text) <= 200 or text.startswith("file://"):
+            character = "a NUL" if "\0" in text else "half of a character (a lone surrogate)"
+            raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file: the name holds {character}")
+        source = self._find(io.local_path(text))
+        if source is not None:
+            return source
+        if len(text) <= _MAX_PATH_TEXT or text.startswith("file://"):
             raise self._not_found(text)
-        return self._base64(text)
+        return self._read_base64(text)
 
     def _not_found(self, text: str) -> Reject:
-        """The reject for a path that names no file, with what stands there instead."""
-        where = f"looked in {', '.join(self._folders())}"
+        """The reject for a path that names no file; a folder or device of that name is mentioned."""
         for folder in self._folders():
             try:
                 if io.is_local(folder):
                     kind = file_type(os.stat(self._joined(folder, io.local_path(text))).st_mode)
                     return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: {kind}, not a file")
             except (OSError, ValueError):
-                continue  # nothing there, or a name that the system does not take
-        return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file ({where})")
+                continue  # nothing there, or a name that the system does not accept
+        folders = ", ".join(self._folders())
+        return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file (looked in {folders})")
 
-    def _base64(self, text: str) -> Source:
-        """Text of more than 200 letters that names no file; the reference reads it as base64, whatever it is.
+    def _read_base64(self, text: str) -> Source:
+        """Decode a long text that names no file, as the reference does.
 
-        Where it is no base64 of a media file, the message says what it looks like: a long path is the usual reason.
+        If the result is no known kind of file and the text looks like a path, the reject says that there is no such
+        file: a long path that does not exist is the usual reason.
         """
         try:
-            data = _decode(text)
+            data = _decode_base64(text)
         except Reject:
             if _looks_like_a_path(text):
                 raise self._not_found(text) from None
@@ -116,7 +121,7 @@ class MediaRoots:
         return os.path.join(io.local_path(folder), os.path.expanduser(text))
 
     def _find(self, text: str) -> Source | None:
-        if "\0" in text or len(text) > _MOST_PATH or not _is_unicode(text):
+        if "\0" in text or len(text) > _MAX_PATH_LENGTH or not _is_unicode(text):
             return None
         outside = False
         for folder in self._folders():
@@ -132,10 +137,9 @@ class MediaRoots:
                 if not stat.S_ISREG(os.stat(path).st_mode):
                     continue
             except (OSError, ValueError):
-                continue  # nothing there, or a name that the system does not take
-            real = os.path.realpath(path)
+                continue  # nothing there, or a name that the system does not accept
             for root in self._folders():
-                if io.is_local(root) and is_inside(real, os.path.realpath(io.local_path(root))):
+                if io.is_local(root) and is_inside(path, io.local_path(root)):
                     return Source(path=path, root=root)
             outside = True
         if outside:
@@ -171,7 +175,7 @@ class MediaRoots:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text can be a name: no half of a letter (a lone surrogate, as cut strings hold)."""
+    """Whether a text has no lone surrogate (half of a character, as strings that were cut have)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -180,41 +184,39 @@ def _is_unicode(text: str) -> bool:
 
 
 def _looks_like_a_path(text: str) -> bool:
-    """Whether a text that is no base64 of a known file was meant as a path: letters that base64 lacks, or a suffix."""
-    return len(text) <= _MOST_PATH and (
+    """Whether a text was probably meant as a path: it begins like one, or has characters that base64 lacks."""
+    return len(text) <= _MAX_PATH_LENGTH and (
         not _BASE64.fullmatch(text) or re.match(r"(/|\.{1,2}/|~|[A-Za-z]:[\\/])", text) is not None
     )
 
 
 _PIECE = 4 << 20
+"""Characters decoded at a time; the text may be hundreds of MB, and slicing off its header would copy it."""
 
 
-def _decode(text: str, start: int = 0) -> bytes:
-    """Base64 from a place in a text on, piece by piece: the text may be hundreds of MB, and is not copied."""
+def _decode_base64(text: str, start: int = 0) -> bytes:
+    """Decode text[start:].
+
+    Raises:
+        Reject: bad_base64.
+    """
     try:
-        whole = _io.BytesIO()
-        for at in range(start, len(text), _PIECE):
-            piece = binascii.a2b_base64(text[at : at + _PIECE])
-            if at + _PIECE < len(text) and len(piece) != _PIECE // 4 * 3:
+        buffer = _io.BytesIO()
+        for offset in range(start, len(text), _PIECE):
+            piece = binascii.a2b_base64(text[offset : offset + _PIECE])
+            if offset + _PIECE < len(text) and len(piece) != _PIECE // 4 * 3:
                 raise binascii.Error("line breaks or padding inside")
-            whole.write(piece)
-        data = whole.getvalue()
+            buffer.write(piece)
+        data = buffer.getvalue()
     except (binascii.Error, ValueError):
-        data = _decode_whole(text[start:])
+        try:  # line breaks move the borders between groups of four characters, so the text is decoded in one piece
+            data = binascii.a2b_base64(text[start:])
+        except (binascii.Error, ValueError) as error:
+            raise Reject(RejectCode.BAD_BASE64, f"inline media is not base64: {error}") from error
     if not data:
         raise Reject(RejectCode.BAD_BASE64, "inline media is empty")
     return data
 
 
-def _decode_whole(text: str) -> bytes:
-    try:
-        return binascii.a2b_base64(text)
-    except (binascii.Error, ValueError) as error:
-        raise Reject(RejectCode.BAD_BASE64, f"inline media is not base64: {error}") from error
-
-
-def _short(text: str, most: int = 120) -> str:
-    return text if len(text) <= most else text[: most - 20 if most > 40 else most] + "…"
-
-
-__all__ = ["MediaRoots", "Source"]
+def _short(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else text[: limit - 20 if limit > 40 else limit] + "…"

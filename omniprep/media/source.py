@@ -1,9 +1,9 @@
-"""A media item's bytes: where they are, and the one way to open them.
+"""The bytes of a media item: where they are, and the only way to open them.
 
-Paths come from rows, which may be hostile, and a folder may change between the plan and the encode. So a path is never
-handed to a decoder as a name: it is resolved, held against the folder that allows it, and opened link by link with
-`O_NOFOLLOW` below that folder, each time it is read. What decoders get is the open file. A decoder that insists on a
-name gets `/dev/fd/N`, which has no suffix and no pattern to guess from.
+Paths come from rows, which may be hostile, and a folder may change between planning and encoding. So decoders get an
+open file instead of a path. Each time a path is read, its directories are opened one below the other with `O_NOFOLLOW`,
+starting at the folder that allows it. A decoder that needs a name gets `/dev/fd/N`, which has no suffix and no pattern
+to guess from.
 """
 
 import errno
@@ -20,10 +20,13 @@ from omniprep import io
 from omniprep.errors import Reject, RejectCode
 
 MAX_MEDIA_BYTES = 8 << 30
-"""Of a local file, which decoders read piece by piece."""
+"""Largest local file; decoders read it piece by piece."""
 MAX_REMOTE_BYTES = 1 << 30
-"""Of a remote object, which is held in memory."""
-_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not hang the open
+"""Largest remote object; it is held in memory."""
+_FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # without O_NONBLOCK, opening a pipe would hang
+_LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR)
+"""What `os.open` with O_NOFOLLOW raises for a link to a file, and for a link to a folder."""
+_FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +37,23 @@ class Source:
     uri: str | None = None
     data: bytes | memoryview | None = None
     root: str | None = None
-    """The folder that `path` must lie in whenever it is opened; None for paths that no row named."""
+    """Folder that must contain `path` whenever it is opened; None for paths that do not come from a row."""
     note: str = field(default="", compare=False)
-    """More about inline data, for messages: the text that was taken for base64."""
+    """Added to the label of inline data: which text was decoded as base64."""
 
     @property
     def label(self) -> str:
-        """What to call it in messages."""
+        """Name of the item in messages."""
         note = f" ({self.note})" if self.note else ""
         return self.path or self.uri or f"inline data of {len(self.data or b'')} bytes{note}"
 
     @property
     def key(self) -> str:
-        """The same for the same bytes within one build."""
+        """Cache key: within one build, equal keys mean equal bytes."""
         return self.path or self.uri or hashlib.sha256(self.data or b"").hexdigest()
 
     def read(self) -> bytes:
-        """The whole item.
+        """Read the whole item.
 
         Raises:
             Reject: media_not_found, media_outside_root, media_fetch_failed, media_too_large, bad_media (empty).
@@ -69,7 +72,7 @@ class Source:
         return data
 
     def open(self) -> BinaryIO:
-        """The item as a seekable file; the caller closes it. Bytes that are there already are not copied.
+        """Open the item as a seekable file, which the caller closes. Bytes already in memory are not copied.
 
         Raises:
             Reject: As `read`.
@@ -77,11 +80,11 @@ class Source:
         if self.path is not None:
             return self._open_path(self.path)
         if isinstance(self.data, memoryview) and len(self.data):
-            return _io.BufferedReader(_View(self.data), 64 << 10)
+            return _io.BufferedReader(_MemoryFile(self.data), 64 << 10)
         return _io.BytesIO(self.read())
 
     def head(self, length: int) -> bytes:
-        """The first bytes.
+        """Read the first `length` bytes.
 
         Raises:
             Reject: As `read`.
@@ -94,35 +97,35 @@ class Source:
 
     def _open_path(self, path: str) -> BinaryIO:
         with os_errors_as_rejects(self.label):
-            handle = os.open(path, _OPEN_FLAGS) if self.root is None else _open_inside(path, self.root, self.label)
+            handle = os.open(path, _FILE_FLAGS) if self.root is None else _open_inside(path, self.root, self.label)
         try:
-            facts = os.fstat(handle)
-            if not stat.S_ISREG(facts.st_mode):
-                raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: {file_type(facts.st_mode)}, not a file")
-            self._check_size(facts.st_size, MAX_MEDIA_BYTES)
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: {file_type(status.st_mode)}, not a file")
+            self._check_size(status.st_size, MAX_MEDIA_BYTES)
         except BaseException:
             os.close(handle)
             raise
         return cast(BinaryIO, os.fdopen(handle, "rb"))
 
-    def _check_size(self, size: int, most: int) -> None:
-        if size > most:
-            raise Reject(RejectCode.MEDIA_TOO_LARGE, f"{self.label}: {size:,} bytes, the limit is {most:,}")
+    def _check_size(self, size: int, limit: int) -> None:
+        if size > limit:
+            raise Reject(RejectCode.MEDIA_TOO_LARGE, f"{self.label}: {size:,} bytes, the limit is {limit:,}")
         if not size:
             raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
 
 
 def file_type(mode: int) -> str:
-    """What a file of this mode is, in words."""
+    """The type of a file in words, from `st_mode`."""
     if stat.S_ISDIR(mode):
         return "a folder"
     return "a file" if stat.S_ISREG(mode) else "a device, pipe or socket"
 
 
 def device_name(file: BinaryIO) -> str | None:
-    """A name under which this process and its children can open a local file again: "/dev/fd/N".
+    """`/dev/fd/N`, by which this process and its children can open a local file again.
 
-    None for files in memory, and where the system has no such names.
+    None for files in memory, and on systems without /dev/fd.
     """
     try:
         name = f"/dev/fd/{file.fileno()}"
@@ -132,39 +135,66 @@ def device_name(file: BinaryIO) -> str | None:
 
 
 def is_inside(path: str, root: str) -> bool:
-    """Whether a resolved path is a resolved folder, or lies in it."""
-    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+    """Whether a path leads into a folder once links and '..' are resolved."""
+    names = _names_below(path, root)
+    if names and not any(os.path.islink(os.path.join(root, *names[:depth])) for depth in range(1, len(names) + 1)):
+        return True  # without links there is nothing to resolve: realpath of both paths would take 25 µs
+    resolved, top = os.path.realpath(path), os.path.realpath(root)
+    return resolved == top or resolved.startswith(top.rstrip(os.sep) + os.sep)
+
+
+def _names_below(path: str, folder: str) -> list[str] | None:
+    """The names that lead from a folder to a path spelled FOLDER/NAME/.../NAME; None for any other spelling."""
+    prefix = folder.rstrip(os.sep) + os.sep
+    names = path[len(prefix) :].split(os.sep) if path.startswith(prefix) else [""]
+    return None if any(name in ("", os.curdir, os.pardir) for name in names) else names
 
 
 def _open_inside(path: str, root: str, label: str) -> int:
-    """Open a path that must lie in a folder, whatever becomes of the folders between while this runs.
+    """Open a path that must lie in a folder, even if the folders between are replaced at the same time.
 
-    Links are resolved first; the result has none, so each part is then opened below the one before it with
-    O_NOFOLLOW: a part that has become a link in the meantime fails instead of leading outside.
+    No directory is followed through a link, so a part of the path that became a link in the meantime fails to open.
     """
     outside = Reject(RejectCode.MEDIA_OUTSIDE_ROOT, f"{label}: lies outside {root}; allow its folder with --media-root")
-    top, real = os.path.realpath(io.local_path(root)), os.path.realpath(path)
-    if not is_inside(real, top):
+    top = io.local_path(root)
+    # Most paths have no links. Trying that first saves two realpath calls, each an lstat for every folder from "/" on.
+    if (names := _names_below(path, top)) is not None:
+        try:
+            return _open_without_links(top, names)
+        except OSError as error:
+            if error.errno not in _LINK_ERRORS:
+                raise
+    if not is_inside(path, top):
         raise outside
-    *folders, name = os.path.relpath(real, top).split(os.sep)
-    folder = os.open(top, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    top = os.path.realpath(top)
     try:
-        for part in folders:
-            below = os.open(part, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-            os.close(folder)
-            folder = below
-        return os.open(name, _OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+        return _open_without_links(top, os.path.relpath(os.path.realpath(path), top).split(os.sep))
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        if error.errno in _LINK_ERRORS:
             raise outside from error
         raise
+
+
+def _open_without_links(top: str, names: list[str]) -> int:
+    """Open top/names[0]/.../names[-1].
+
+    Raises:
+        OSError: As `os.open`; with one of `_LINK_ERRORS` where a name is a link.
+    """
+    folder = os.open(top, _FOLDER_FLAGS)
+    try:
+        for name in names[:-1]:
+            below = os.open(name, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return os.open(names[-1], _FILE_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
     finally:
         os.close(folder)
 
 
 @contextmanager
 def os_errors_as_rejects(label: str) -> Iterator[None]:
-    """What the file system or the store says, as the reject of one item."""
+    """Turn errors of the file system or the store into the reject of one item."""
     try:
         yield
     except FileNotFoundError as error:
@@ -172,15 +202,15 @@ def os_errors_as_rejects(label: str) -> Iterator[None]:
     except IsADirectoryError as error:
         raise Reject(RejectCode.BAD_MEDIA, f"{label}: a folder, not a file") from error
     except OSError as error:
-        reason = error.strerror or str(error)  # the text of an OSError names the path again
+        reason = error.strerror or str(error)  # str(error) would repeat the path
         raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{label}: {reason}") from error
 
 
-class _View(_io.RawIOBase):
-    """A file over bytes of somebody else, such as a mapped plan."""
+class _MemoryFile(_io.RawIOBase):
+    """A file over bytes that another object owns, such as a memory-mapped plan."""
 
     def __init__(self, data: memoryview) -> None:
-        self._data, self._at = data, 0
+        self._data, self._offset = data, 0
 
     def readable(self) -> bool:
         return True
@@ -189,14 +219,14 @@ class _View(_io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: len(self._data)}[whence]
         if start + offset < 0:
             raise OSError(errno.EINVAL, "seek before the start")
-        self._at = start + offset
-        return self._at
+        self._offset = start + offset
+        return self._offset
 
     def readinto(self, buffer: Any) -> int:
-        part = self._data[self._at : self._at + len(buffer)]
+        part = self._data[self._offset : self._offset + len(buffer)]
         buffer[: len(part)] = part
-        self._at += len(part)
+        self._offset += len(part)
         return len(part)
