@@ -80,7 +80,7 @@ def faults() -> Iterator[Faults]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, faults: Faults) -> None:
     faults.status, faults.made = lambda method, path: None, 0
-    monkeypatch.setattr(io, "WAITS", (0.05, 0.05, 0.1, 0.1, 0.2))
+    monkeypatch.setattr("omniprep.io.stores.WAITS", (0.05, 0.05, 0.1, 0.1, 0.2))
     monkeypatch.setattr("omniprep.compiler.output.lease.SETTLE", 0.05)
 
 

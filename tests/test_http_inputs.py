@@ -20,7 +20,8 @@ import pytest
 
 from omniprep import io as files
 from omniprep.errors import Reject
-from omniprep.http import client as web
+from omniprep.io import http_client as web
+from omniprep.io import stores
 from omniprep.media.fetch import MediaRoots
 from tests.conftest import SAMPLES, Result
 
@@ -82,7 +83,7 @@ def serve() -> Iterator[Callable[..., str]]:
 
     Server.asked = []
     web._given_addresses.cache_clear()
-    files._web.cache_clear()
+    stores.web_filesystem.cache_clear()
     yield start
     for server in servers:
         server.shutdown()
@@ -90,7 +91,7 @@ def serve() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "WAITS", (0.01,))
+    monkeypatch.setattr(stores, "WAITS", (0.01,))
     monkeypatch.setattr(web, "WAITS", (0.01,))
 
 
@@ -297,11 +298,11 @@ def test_a_server_that_misbehaves_costs_its_row_in_time(how: str, monkeypatch: p
     "how", ["slow headers", "a slow flood of 100 Continue", "a bad chunk", "no Location", "HTTP/0.9"]
 )
 def test_the_same_for_inputs(how: str, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
-    from omniprep.http import files as http_files
+    from omniprep.io import http_files
 
     monkeypatch.setattr(http_files, "SECONDS", 2.0)
     web._given_addresses.cache_clear()
-    files._web.cache_clear()
+    stores.web_filesystem.cache_clear()
     began = time.monotonic()
     with pytest.raises(OSError):
         files.size(f"http://127.0.0.1:{misbehaving(ANSWERS[how][0])}/a.jsonl")

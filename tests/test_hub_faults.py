@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_hub
 import pytest
 from conftest import ROOT
+from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from omniprep.hub import client
@@ -315,19 +316,15 @@ def test_files_read_over_hf_are_tried_again_by_the_same_rule(make: Callable[[], 
     """`io` knows no HTTP library by name: whatever huggingface_hub raises of its own is a fault of the store."""
     from omniprep import io
 
-    monkeypatch.setattr(io.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     calls = 0
 
-    class Store:
-        def _strip_protocol(self, uri: str) -> str:
-            return uri.removeprefix("hf://")
+    def cat_file(self: HfFileSystem, path: str) -> bytes:
+        nonlocal calls
+        calls += 1
+        raise make()
 
-        def cat_file(self, path: str) -> bytes:
-            nonlocal calls
-            calls += 1
-            raise make()
-
-    monkeypatch.setattr(io, "_remote", lambda protocol: Store())
+    monkeypatch.setattr(HfFileSystem, "cat_file", cat_file)
     with pytest.raises(OSError):
         io.read_bytes("hf://datasets/org/x/manifest.json")
     assert calls == tries

@@ -29,7 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     """No faults left over from another test, and short waits."""
     store.fault = lambda method, path: None
     store.faults = 0
-    monkeypatch.setattr(io, "WAITS", (0.05, 0.05, 0.1, 0.1, 0.2))
+    monkeypatch.setattr("omniprep.io.stores.WAITS", (0.05, 0.05, 0.1, 0.1, 0.2))
     monkeypatch.setattr("omniprep.compiler.output.lease.SETTLE", 0.05)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, UsageError
-from omniprep.http import client as web
+from omniprep.io import http_client as web
 from omniprep.media.fetch import MediaRoots
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -68,7 +68,7 @@ class HttpError(Exception):
 )
 def test_what_stays_is_not_tried_again(monkeypatch, error: Exception, raised: type[OSError], tries: int) -> None:
     """Errors as the clients of stores raise them, whether or not those are installed; told in one line."""
-    monkeypatch.setattr(io, "WAITS", (0.0,) * 5)
+    monkeypatch.setattr("omniprep.io.stores.WAITS", (0.0,) * 5)
     calls = []
 
     def failing(*_: object) -> None:

@@ -167,7 +167,7 @@ class MediaRoots:
         return Source(uri=uri)
 
     def _fetch_url(self, url: str) -> Source:
-        from omniprep.http.client import fetch_url, shown
+        from omniprep.io.http_client import fetch_url, shown
 
         if not self.allow_http:
             raise Reject(RejectCode.MEDIA_URL_FORBIDDEN, f"{shown(url)}: URLs are fetched only with --allow-http")

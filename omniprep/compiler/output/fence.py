@@ -9,7 +9,7 @@ all other runs (`close_others`) before it looks at anything. A rename from or in
 (ENOENT), and a rename that was under way is done before the removal is, or never. So after the removal nothing of the
 old run can appear or vanish, and what the new run then sees is what stays. The file system decides; no clock enters.
 
-*Stores.* They have no rename. Each change asks for the lease first, and is made on a condition (omniprep/gate.py): an
+*Stores.* They have no rename. Each change asks for the lease first, and is made on a condition (io/gate.py): an
 object is created only where there is none, replaced or removed only where it is the one that was looked at. A build
 that begins anew over another one gives its shards, receipts and plans names of its own (`generation`), so an old run
 cannot hit them even where a store knows no conditions.

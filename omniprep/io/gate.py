@@ -1,6 +1,6 @@
 """The right to change a folder, asked for at every change of it.
 
-Whoever works in a folder (compiler/output/fence.py) opens a gate for a block of code; `omniprep.io` then sends every
+Who works in a folder (compiler/output/fence.py) opens a gate for a block of code; `omniprep.io.files` then sends every
 file that appears in the folder or goes from it through that gate. So no write of a build can forget to ask.
 """
 
@@ -13,15 +13,13 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, BinaryIO, Protocol, cast
 
-from omniprep import conditional
+from omniprep.io import conditional
+from omniprep.io.stores import call_store, is_local, join, local_path
 
 __all__ = ["Gate", "changes_through", "gate_of", "remove_object", "spooled", "swap_object"]
 
 TRIES = 20
 """How often an object is looked at again that somebody else changes between look and write."""
-
-Patiently = Callable[[str, Callable[[], Any]], Any]
-"""`omniprep.io`'s way to call a store: (uri, call), again where the fault may pass."""
 
 
 class Gate(Protocol):
@@ -45,23 +43,26 @@ _gate: ContextVar[tuple[str, Gate] | None] = ContextVar("omniprep_gate", default
 
 
 @contextmanager
-def changes_through(prefix: str, gate: Gate | None) -> Iterator[None]:
-    """Within the block, in this thread, changes of all names that begin like this ask the gate; None: as outside."""
-    token = _gate.set((prefix, gate) if gate else _gate.get())
+def changes_through(folder: str, gate: Gate | None) -> Iterator[None]:
+    """Within the block, in this thread, every file that appears in a folder or goes from it asks the gate (None: as
+    outside of the block).
+    """
+    token = _gate.set((join(folder, ""), gate) if gate else _gate.get())
     try:
         yield
     finally:
         _gate.reset(token)
 
 
-def gate_of(name: str) -> Gate | None:
-    """The gate that a change of this name has to ask."""
+def gate_of(uri: str) -> Gate | None:
+    """The gate that a change of this file has to ask."""
     entry = _gate.get()
+    name = local_path(uri) if is_local(uri) else uri
     return entry[1] if entry is not None and name.startswith(entry[0]) else None
 
 
 @contextmanager
-def spooled(uri: str, fs: Any, path: str, gate: Gate | None, patiently: Patiently) -> Iterator[BinaryIO]:
+def spooled(uri: str, fs: Any, path: str, gate: Gate | None) -> Iterator[BinaryIO]:
     """A local file whose content becomes an object of a store when the block ends well: a block that fails uploads
     nothing, on any store, multipart or not.
 
@@ -78,25 +79,25 @@ def spooled(uri: str, fs: Any, path: str, gate: Gate | None, patiently: Patientl
                 said = f"{error.strerror}; what is uploaded is first written to"
                 raise OSError(error.errno, said, tempfile.gettempdir()) from error
             raise
-        _write_object(uri, fs, path, spool, gate, patiently)
+        _write_object(uri, fs, path, spool, gate)
 
 
-def _write_object(uri: str, fs: Any, path: str, spool: BinaryIO, gate: Gate | None, patiently: Patiently) -> None:
+def _write_object(uri: str, fs: Any, path: str, spool: BinaryIO, gate: Gate | None) -> None:
     """Through a gate in such a way that nobody else's change is lost: what is there is looked at, then the gate is
     asked, then the store takes the object if there is still what was looked at.
     """
     length = spool.tell()
     if gate is None:
-        patiently(uri, lambda: conditional.replace(fs, path, spool, length, ""))
+        call_store(uri, lambda: conditional.replace(fs, path, spool, length, ""))
         return
     create = partial(conditional.create, fs, path, spool, length)
     attempt = create
     gate.check()
     for _ in range(TRIES):
         try:
-            patiently(uri, attempt)
+            call_store(uri, attempt)
         except conditional.RefusedError:
-            mark = patiently(uri, lambda: conditional.mark_of(fs, path))
+            mark = call_store(uri, lambda: conditional.mark_of(fs, path))
             gate.check()
             attempt = create if mark is None else partial(conditional.replace, fs, path, spool, length, mark)
             continue
@@ -104,15 +105,15 @@ def _write_object(uri: str, fs: Any, path: str, spool: BinaryIO, gate: Gate | No
     raise OSError(errno.EBUSY, "is changed by somebody else all the time", uri)
 
 
-def remove_object(uri: str, fs: Any, path: str, gate: Gate, patiently: Patiently) -> None:
+def remove_object(uri: str, fs: Any, path: str, gate: Gate) -> None:
     """Remove an object through a gate, as `spooled` writes one; nothing to do where it is absent."""
     for _ in range(TRIES):
-        mark = patiently(uri, lambda: conditional.mark_of(fs, path))
+        mark = call_store(uri, lambda: conditional.mark_of(fs, path))
         gate.check()
         if mark is None:
             return
         try:
-            patiently(uri, partial(conditional.remove, fs, path, mark))
+            call_store(uri, partial(conditional.remove, fs, path, mark))
         except FileNotFoundError:
             return
         except conditional.RefusedError:
@@ -121,9 +122,7 @@ def remove_object(uri: str, fs: Any, path: str, gate: Gate, patiently: Patiently
     raise OSError(errno.EBUSY, "is changed by somebody else all the time", uri)
 
 
-def swap_object(
-    uri: str, fs: Any, path: str, data: bytes, seen: Callable[[bytes], bool] | None, patiently: Patiently
-) -> bool:
+def swap_object(uri: str, fs: Any, path: str, data: bytes, seen: Callable[[bytes], bool] | None) -> bool:
     """Write an object where there is none (`seen` is None), or in place of one whose content `seen` says yes to.
 
     Returns:
@@ -132,12 +131,12 @@ def swap_object(
     spool = io.BytesIO(data)
     try:
         if seen is None:
-            patiently(uri, lambda: conditional.create(fs, path, spool, len(data)))
+            call_store(uri, lambda: conditional.create(fs, path, spool, len(data)))
             return True
-        mark = patiently(uri, lambda: conditional.mark_of(fs, path))
-        if mark is None or not seen(patiently(uri, lambda: fs.cat_file(path))):
+        mark = call_store(uri, lambda: conditional.mark_of(fs, path))
+        if mark is None or not seen(call_store(uri, lambda: fs.cat_file(path))):
             return False
-        patiently(uri, lambda: conditional.replace(fs, path, spool, len(data), mark))
+        call_store(uri, lambda: conditional.replace(fs, path, spool, len(data), mark))
     except conditional.RefusedError:
         return False
     return True

@@ -1,5 +1,5 @@
 """The one client for http and https: media that rows name (`--allow-http`), and inputs, manifests and datasets that the
-person at the terminal names (omniprep/http/files.py).
+person at the terminal names (omniprep/io/http_files.py).
 
 A host name is resolved once a request and the connection goes to that very address, so a name that changes its mind
 between check and use (DNS rebinding) gains nothing; TLS still checks the certificate against the name. Addresses that
@@ -12,9 +12,8 @@ body, so slow headers and floods of "100 Continue" end too.
 """
 
 import http.client
-import io as _io
+import io
 import ipaddress
-import random
 import re
 import socket
 import ssl
@@ -26,6 +25,7 @@ from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from omniprep.errors import Reject, RejectCode
+from omniprep.io.retry import jittered, retry
 
 MAX_BYTES = 1 << 30
 SECONDS = 300.0
@@ -56,15 +56,19 @@ def fetch_url(url: str) -> bytes:
         Reject: media_url_forbidden, media_not_found (404, 410), media_fetch_failed, media_too_large.
     """
     end = time.monotonic() + SECONDS
-    for wait in (*WAITS, None):
-        try:
-            with opened(url, end) as response:
-                return read_body(response, shown(url), end)
-        except PassingError as error:
-            if wait is None or time.monotonic() + wait > end:
-                raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{shown(url)}: {error}") from error
-            time.sleep(wait * random.uniform(0.75, 1.25))
-    raise AssertionError("not reached")
+
+    def fetch() -> bytes:
+        with opened(url, end) as response:
+            return read_body(response, shown(url), end)
+
+    def pause_after(error: Exception, attempts: int) -> float | None:
+        if not isinstance(error, PassingError):
+            return None
+        if attempts > len(WAITS) or time.monotonic() + WAITS[attempts - 1] > end:
+            raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{shown(url)}: {error}") from error
+        return jittered(WAITS[attempts - 1])
+
+    return retry(fetch, pause_after)
 
 
 @contextmanager
@@ -289,9 +293,9 @@ class _DeadlineSocket:
         self._plain.settimeout(seconds_left(self._end))  # sendall holds its timeout for the whole call
         self._plain.sendall(data)
 
-    def makefile(self, mode: str) -> _io.BufferedReader:
+    def makefile(self, mode: str) -> io.BufferedReader:
         assert mode == "rb"
-        return _io.BufferedReader(_DeadlineReader(self, self._plain, self._end), 64 << 10)
+        return io.BufferedReader(_DeadlineReader(self, self._plain, self._end), 64 << 10)
 
     def close(self) -> None:
         """Do nothing: http.client closes the socket before the answer is read where the server will close it."""
@@ -301,7 +305,7 @@ class _DeadlineSocket:
         self._plain.close()
 
 
-class _DeadlineReader(_io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
     def __init__(self, owner: _DeadlineSocket, plain: socket.socket, end: float) -> None:
         self._owner, self._plain, self._end = owner, plain, end
 

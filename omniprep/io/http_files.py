@@ -1,4 +1,4 @@
-"""Inputs and datasets on web servers, for fsspec: read only, through omniprep's own client (omniprep/http/client.py).
+"""Inputs and datasets on web servers, for fsspec: read only, through omniprep's own client (io/http_client.py).
 
 fsspec's own filesystem for http follows redirects anywhere; a file that anybody serves could then bring in what a
 server on this machine or network answers. Here a URL may lead wherever the person who typed it wants, and its redirects
@@ -12,7 +12,7 @@ from typing import Any
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.http import client as web
+from omniprep.io import http_client as web
 
 SECONDS = 300.0
 """For one request, and a second more for each MiB."""

@@ -10,6 +10,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from omniprep.io.stores import http_status
+
 __all__ = ["RefusedError", "create", "mark_of", "remove", "replace"]
 
 WHOLE_BYTES = 64 << 20
@@ -95,17 +97,12 @@ def _conditionally(call: Callable[[], object], plain: Callable[[], object]) -> N
     try:
         call()
     except Exception as error:
-        statuses = {_status(error), _status(error.__cause__), _status(error.__context__)}
+        statuses = {http_status(error), http_status(error.__cause__), http_status(error.__context__)}
         if isinstance(error, FileExistsError) or statuses & set(_REFUSED):
             raise RefusedError(str(error)) from error
         if _NOT_IMPLEMENTED not in statuses:
             raise
         plain()  # a store that knows no conditions
-
-
-def _status(error: BaseException | None) -> int | None:
-    response = getattr(error, "response", None)
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
 
 
 def _is_s3(fs: Any) -> bool:

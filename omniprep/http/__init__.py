@@ -1,1 +1,0 @@
-"""The one client for http and https, and files on web servers for fsspec."""
