@@ -328,7 +328,7 @@ def test_half_characters_that_come_from_text_in_text_cost_their_row(
 ) -> None:
     """What is parsed once more holds what the reader could not see: it ended the build in the tokenizer or the plan."""
     from omniprep.compiler.options import family_of
-    from omniprep.compiler.plan.file import PlannedLine, to_batch
+    from omniprep.compiler.plan.file import to_batch
     from omniprep.compiler.plan.rows import plan_rows
     from omniprep.config import BuildConfig
     from omniprep.media.fetch import MediaRoots
@@ -349,4 +349,4 @@ def test_half_characters_that_come_from_text_in_text_cost_their_row(
         and bad.code in ("bad_message", "bad_tools", "media_not_found")
         and not isinstance(good, Reject)
     )
-    assert to_batch([PlannedLine(0, bad, b"{}"), PlannedLine(1, good)]).num_rows == 2
+    assert to_batch([0, 1], [bad, good], [b"{}", None]).num_rows == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "omniprep"
 
 LAYERS = (
-    "errors modalities printable",
+    "errors lru modalities printable",
     "io",
     "config progress",
     "packing",

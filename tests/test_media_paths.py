@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omniprep.compiler.plan.file import PlannedLine, PlanReader, to_batch, write_plan
-from omniprep.compiler.plan.probe import PlannedItem
+from omniprep.compiler.plan.file import PlanReader, to_batch, write_plan
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.errors import Reject
 from omniprep.families.registry import Item, MediaMeta
@@ -128,11 +127,12 @@ def test_files_that_go_or_change_their_kind_are_rejects(folders: tuple[Path, Pat
 
 def test_the_plan_keeps_the_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:
     source = Source(path=str(folders[0] / "a.png"), root=str(folders[0]))
-    item = PlannedItem(Item("image", MediaMeta(kind="image", width=3, height=4), 1), [source, Source(data=b"x")])
+    meta = MediaMeta(kind="image", width=3, height=4)
+    item = Item("image", meta, 1, sources=[source, Source(data=b"x")])
     row = PlannedRow(np.array([1], np.int32), np.array([1], np.int32), np.array([1], np.float32), length=1)
     row.items["image"].append(item)
     os.makedirs(tmp_path / "plan")
-    write_plan(str(tmp_path / "plan" / "split-000000.arrow"), [to_batch([PlannedLine(0, row)])])
+    write_plan(str(tmp_path / "plan" / "split-000000.arrow"), [to_batch([0], [row], [None])])
     (tmp_path / "plan" / "split-000000.json").write_text(json.dumps({"chunks": [1]}))
     read = PlanReader(str(tmp_path)).read(0, 0).items["image"][0].sources
     assert (read[0].path, read[0].root, read[1].root) == (source.path, source.root, None)

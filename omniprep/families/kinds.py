@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.media.source import Source
 from omniprep.template.expand import Expansion
 
 Array = NDArray[Any]
@@ -38,12 +39,15 @@ class MediaMeta:
 
 @dataclass(slots=True)
 class Item:
-    """One media item of a row: its facts, its token count, and for a video with sound the number of its audio item."""
+    """One media item of a row, as probed: its header facts, its token count, and where its bytes are."""
 
     modality: str
     meta: MediaMeta
     tokens: int = 0
     audio: int | None = None
+    """Of a video whose sound is taken too: the number of the sound among the row's audio items."""
+    sources: list[Source] = field(default_factory=list)
+    """One; a video given as frames has one for each frame."""
 
 
 @dataclass(slots=True)

@@ -62,8 +62,9 @@ class Row:
     `messages` hold role (user, assistant, tool_call, tool), content (str, or None for a missing last answer) and, where
     the row set it, loss. `images`, `audios` and `videos` hold what names each item: a path, URI, base64 string, bytes,
     a dict {bytes, path}, or (videos) a list of frames. `kwargs` are the row's own media limits (chat_template_kwargs).
-    `notes` and `unread` are what the build says of the row: columns and items with media that nobody reads, each with
-    the --columns option that makes them read ("" where none does).
+    `notes` and `unread` are what the build reports about the row; `unread` names columns and items with media that
+    nothing reads, each with the --columns option that reads it ("" where none does). `control_tokens`: its text holds
+    control tokens of the model that people typed.
     """
 
     messages: list[dict[str, Any]]
@@ -76,6 +77,7 @@ class Row:
     kwargs: dict[str, Any] = field(default_factory=dict)
     notes: Note = field(default_factory=lambda: Note(0))
     unread: dict[str, str] = field(default_factory=dict)
+    control_tokens: bool = False
 
     def media(self, modality: str) -> list[Any]:
         """The items of a modality ("image", "audio" or "video")."""

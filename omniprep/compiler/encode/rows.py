@@ -4,20 +4,20 @@ What was decoded is counted again and must give the tokens that the header promi
 plan is never silently wrong.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.compiler.plan.probe import RATE, PlannedItem
+from omniprep.compiler.plan.probe import RATE
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError, TokenCountMismatchError
-from omniprep.families.registry import Decoded, MediaMeta, Sample, as_json
+from omniprep.families.registry import Decoded, Item, MediaMeta, Sample, as_json
+from omniprep.lru import BoundedCache
 from omniprep.media.audio import decode_audio, decode_track
 from omniprep.media.image import decode_image
 from omniprep.media.video import open_video
@@ -40,35 +40,16 @@ class EncodedRow:
     media: dict[str, list[Array]]
 
 
-class MediaCache:
-    """Mapped items seen lately, so that an image used by several rows of a shard is decoded once.
+class MediaCache(BoundedCache[Any, dict[str, Array]]):
+    """Forward arguments of items seen lately, so that an image used by several rows of a shard is decoded once.
 
     Args:
-        limit: Bytes kept.
+        limit: Bytes kept. One item may take a quarter of them: a long video must not push out all images.
     """
 
     def __init__(self, limit: int = 256 << 20) -> None:
         """Begin empty."""
-        self._limit, self._size = limit, 0
-        self._entries: OrderedDict[Any, dict[str, Array]] = OrderedDict()
-
-    def get(self, key: Any) -> dict[str, Array] | None:
-        """The mapped item of a key, or None."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            self._entries.move_to_end(key)
-        return entry
-
-    def put(self, key: Any, entry: dict[str, Array]) -> None:
-        """Keep a mapped item, dropping those unused for longest."""
-        size = sum(a.nbytes for a in entry.values())
-        if size > self._limit // 4:
-            return
-        self._entries[key] = entry
-        self._size += size
-        while self._size > self._limit:
-            _, old = self._entries.popitem(last=False)
-            self._size -= sum(a.nbytes for a in old.values())
+        super().__init__(limit, lambda arrays: sum(array.nbytes for array in arrays.values()), limit // 4)
 
 
 def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> EncodedRow:
@@ -79,79 +60,76 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
     """
     media: dict[str, list[Array]] = {column.name: [] for column in ctx.columns}
     for modality in ctx.modalities:
-        planned = row.items[modality]
-        for position, item in enumerate(planned, 1):
+        items = row.items[modality]
+        for position, item in enumerate(items, 1):
             try:
-                mapped = _mapped(item, ctx, config, cache)
+                arguments = _map_item(item, ctx, config, cache)
             except Reject as reject:
-                raise Reject(reject.code, f"{modality} {position} of {len(planned)}: {reject.message}") from reject
+                raise Reject(reject.code, f"{modality} {position} of {len(items)}: {reject.message}") from reject
             except FamilyError as error:
-                raise error.within(f"{modality} {position} of {len(planned)}") from error
+                raise error.within(f"{modality} {position} of {len(items)}") from error
             for column in ctx.columns:
                 if column.modality == modality:
-                    array = mapped[column.name]
+                    array = arguments[column.name]
                     media[column.name].append(array[0] if column.kind == "items" else array)
-    with_media = any(row.items.values())
-    sample = Sample(row.ids, {m: [p.item for p in row.items[m]] for m in row.items})
-    ids, weights, is_media = expand(row.ids, row.weights(), ctx.expand(sample) if with_media else [])
+    has_media = any(row.items.values())
+    expansions = ctx.expand(Sample(row.ids, row.items)) if has_media else []
+    ids, weights, is_media = expand(row.ids, row.weights(), expansions)
     if len(ids) != row.length:
         raise TokenCountMismatchError(
             f"family {ctx.name!r}: the counters promised {row.length} tokens for a row, its expansion gives {len(ids)}"
         )
     labels = np.where((weights > 0) & ~is_media, ids, np.int32(IGNORE)).astype(np.int32, copy=False)
-    positions = ctx.positions(Sample(ids, sample.items)) if with_media else None
+    positions = ctx.positions(Sample(ids, row.items)) if has_media else None
     return EncodedRow(ids, labels, weights, positions, [len(row.items[m]) for m in ctx.modalities], media)
 
 
-def _mapped(planned: PlannedItem, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> dict[str, Array]:
-    meta = planned.item.meta
+def _map_item(item: Item, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> dict[str, Array]:
+    """The forward arguments of an item, decoded unless the cache has them."""
+    meta = item.meta
     options = repr(sorted(meta.options.items()))
-    key = (meta.kind, tuple(s.key for s in planned.sources), options, meta.in_video, meta.padded_to)
-    mapped = cache.get(key)
-    if mapped is None:
-        decoded = _decode(planned, ctx, config)
-        _check_meta(decoded.meta, planned, ctx)
-        mapped = ctx.map_item(planned.item.modality, decoded)
-        _check_units(mapped, planned, ctx)
-        cache.put(key, mapped)
-    return mapped
+    # All that a mapper sees beside the pixels or samples: the facts of the header follow from the bytes.
+    key = (meta.kind, tuple(source.key for source in item.sources), options, meta.in_video, meta.padded_to)
+    arguments = cache.get(key)
+    if arguments is None:
+        decoded = _decode(item, ctx, config)
+        _check_meta(decoded.meta, item)
+        arguments = ctx.map_item(item.modality, decoded)
+        declared = {column.name for column in ctx.columns if column.modality == item.modality}
+        if missing := declared - arguments.keys():
+            raise TokenCountMismatchError(f"family {ctx.name!r}: the {item.modality} mapper gives no {sorted(missing)}")
+        cache.put(key, arguments)
+    return arguments
 
 
-def _decode(planned: PlannedItem, ctx: FamilyContext, config: BuildConfig) -> Decoded:
-    meta, source = planned.item.meta, planned.sources[0]
+def _decode(item: Item, ctx: FamilyContext, config: BuildConfig) -> Decoded:
+    meta, source = item.meta, item.sources[0]
     rate = int(ctx.preprocessor.get("sampling_rate", RATE))
     if meta.kind == "image":
         image = decode_image(source, exif=config.exif, alpha=config.alpha)
         return Decoded(replace(meta, width=image.width, height=image.height), image=image)
     if meta.kind == "audio":
         decode = decode_track if meta.in_video else decode_audio
-        wave = decode(source, rate, config.audio_decoder)
-        return Decoded(replace(meta, samples=len(wave)), waveform=wave)
-    if meta.sizes:
+        waveform = decode(source, rate, config.audio_decoder)
+        return Decoded(replace(meta, samples=len(waveform)), waveform=waveform)
+    if meta.sizes:  # given as a list of frames
         alpha = "white" if config.alpha == "white" else "frames"
-        images = [decode_image(s, exif=config.exif, alpha=alpha) for s in planned.sources]
-        return Decoded(replace(meta, sizes=tuple(i.size for i in images)), images=images)
+        images = [decode_image(frame, exif=config.exif, alpha=alpha) for frame in item.sources]
+        return Decoded(replace(meta, sizes=tuple(image.size for image in images)), images=images)
     reader = open_video(source, (meta.width, meta.height))
-    facts = replace(meta, width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps)
-    return Decoded(facts, frames=reader.read)
+    actual = replace(meta, width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps)
+    return Decoded(actual, frames=reader.read)
 
 
-def _check_meta(actual: MediaMeta, planned: PlannedItem, ctx: FamilyContext) -> None:
-    if actual == planned.item.meta:
+def _check_meta(actual: MediaMeta, item: Item) -> None:
+    """Reject an item whose decoded facts are not those of its header: its token count would be wrong."""
+    if actual == item.meta:
         return
-    label, before, after = planned.sources[0].label, as_json(planned.item.meta), as_json(actual)
+    before, after = as_json(item.meta), as_json(actual)
     changed = {k: (before.get(k), after.get(k)) for k in {*before, *after} if before.get(k) != after.get(k)}
-    facts = ", ".join(f"{k} {old} → {new}" for k, (old, new) in sorted(changed.items()))
+    facts = ", ".join(f"{name} {old} → {new}" for name, (old, new) in sorted(changed.items()))
+    label = item.sources[0].label
     raise Reject(RejectCode.DECODE_MISMATCH, f"{label}: decoding differs from the header ({facts})")
-
-
-def _check_units(mapped: dict[str, Array], planned: PlannedItem, ctx: FamilyContext) -> None:
-    """Every declared column of the modality is there."""
-    expected = {c.name for c in ctx.columns if c.modality == planned.item.modality}
-    if missing := expected - mapped.keys():
-        raise TokenCountMismatchError(
-            f"family {ctx.name!r}: the {planned.item.modality} mapper gives no {sorted(missing)}"
-        )
 
 
 def make_bin(rows: list[EncodedRow], row_ids: list[int], columns: tuple[Column, ...], *, weighted: bool) -> Bin:

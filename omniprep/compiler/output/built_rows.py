@@ -93,7 +93,7 @@ class BuiltRows:
             by_split.setdefault(int(self._rows.split[number]), []).append(number)
         for s, split in enumerate(self._splits):
             early = (
-                (int(first[s]) + row.at, row.code, row.message, row.raw)
+                (int(first[s]) + row.number, row.code, row.message, row.raw)
                 for row in read_rejects(plan_path(self._config.out, s, ".arrow", self._generation))
             )
             wanted = {int(self._rows.facts["line"][n]): late[n] for n in by_split.get(s, ())}

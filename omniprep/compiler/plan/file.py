@@ -7,10 +7,9 @@ again.
 
 import json
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.compiler.plan.probe import PlannedItem
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.compiler.run.tasks import plan_path
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.registry import Item, as_json, from_json
+from omniprep.lru import BoundedCache
 from omniprep.media.source import Source
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 
@@ -73,33 +72,31 @@ FACTS: dict[str, Any] = {
 """What packing and rows.parquet need of each row, and as what the driver holds it: 42 bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedLine:
-    """A planned row with its place in the split; `raw` is kept for rejects alone."""
+def to_batch(lines: list[int], rows: list[PlannedRow | Reject], raws: list[bytes | None]) -> pa.RecordBatch:
+    """A chunk of rows as a record batch.
 
-    line: int
-    row: PlannedRow | Reject
-    raw: bytes | None = None
-
-
-def to_batch(lines: list[PlannedLine]) -> pa.RecordBatch:
-    """A chunk as a record batch."""
-    rows = [entry.row for entry in lines]
+    Args:
+        lines: Line of each row within the split, from 0.
+        rows: What `plan_rows` made of each.
+        raws: The row as JSON, where it was rejected.
+    """
     good = [row if isinstance(row, PlannedRow) else None for row in rows]
     bad = [row if isinstance(row, Reject) else None for row in rows]
-    counts = {m: [0 if row is None else len(row.items[m]) for row in good] for m in MODALITIES}
     columns = [
-        pa.array([entry.line for entry in lines], pa.int64()),
+        pa.array(lines, pa.int64()),
         pa.array([0 if row is None else row.length for row in good], pa.int32()),
         pa.array([None if row is None else str(row.code) for row in bad], pa.string()),
         pa.array([None if row is None else row.message for row in bad], pa.string()),
-        _texts([entry.raw for entry in lines]),
+        _texts(raws),
         _lists([None if row is None else row.ids for row in good], np.int32),
         _lists([None if row is None else row.run_lengths for row in good], np.int32),
         _lists([None if row is None else row.run_weights for row in good], np.float32),
         pa.array([0 if row is None else row.patches for row in good], pa.int64()),
         pa.array([0 if row is None else row.audio_frames for row in good], pa.int64()),
-        *(pa.array(counts[m], pa.int32()) for m in MODALITIES),
+        *(
+            pa.array([0 if row is None else len(row.items[modality]) for row in good], pa.int32())
+            for modality in MODALITIES
+        ),
         pa.array([0 if row is None else int(row.run_lengths[row.run_weights > 0].sum()) for row in good], pa.int32()),
         pa.array([row is not None and row.control_tokens for row in good], pa.bool_()),
         pa.array([0 if row is None else int(row.notes) for row in good], pa.uint8()),
@@ -134,13 +131,13 @@ def _media(rows: list[PlannedRow | None]) -> pa.Array:
         else [
             {
                 "modality": number,
-                "tokens": planned.item.tokens,
-                "audio": planned.item.audio,
-                "meta": json.dumps(as_json(planned.item.meta)),
-                "sources": [{"path": s.path, "uri": s.uri, "data": s.data, "root": s.root} for s in planned.sources],
+                "tokens": item.tokens,
+                "audio": item.audio,
+                "meta": json.dumps(as_json(item.meta)),
+                "sources": [{"path": s.path, "uri": s.uri, "data": s.data, "root": s.root} for s in item.sources],
             }
-            for number, m in enumerate(MODALITIES)
-            for planned in row.items[m]
+            for number, modality in enumerate(MODALITIES)
+            for item in row.items[modality]
         ]
         for row in rows
     ]
@@ -206,8 +203,8 @@ def read_facts(uri: str) -> dict[str, NDArray[Any]]:
 class RejectedRow:
     """A row that planning rejected."""
 
-    at: int
-    """Which row of the split."""
+    number: int
+    """Within the split, from 0."""
     line: int
     """Its line in the split, from 0."""
     code: str
@@ -219,18 +216,18 @@ class RejectedRow:
 def read_rejects(uri: str) -> Iterator[RejectedRow]:
     """The rejected rows of a split, in order."""
     reader, first = _open(uri, ("line", "code", "message", "raw")), 0
-    for number in range(reader.num_record_batches):
-        batch = _batch(reader, number, uri)
+    for chunk in range(reader.num_record_batches):
+        batch = _batch(reader, chunk, uri)
         line, code, message, raw = (batch.column(name) for name in ("line", "code", "message", "raw"))
         texts = _views(raw.cast(pa.large_binary()))
-        for at in pc.indices_nonzero(code.is_valid()).to_pylist():
-            text = texts[at] or memoryview(b"null")
-            yield RejectedRow(first + at, line[at].as_py(), code[at].as_py(), message[at].as_py(), text)
+        for index in pc.indices_nonzero(code.is_valid()).to_pylist():
+            text = texts[index] or memoryview(b"null")
+            yield RejectedRow(first + index, line[index].as_py(), code[index].as_py(), message[index].as_py(), text)
         first += batch.num_rows
 
 
 class PlanReader:
-    """Reads single planned rows of many splits; keeps the files used last open.
+    """Reads single planned rows of many splits; keeps the files and chunks used last.
 
     Args:
         out: Folder of the build.
@@ -240,91 +237,85 @@ class PlanReader:
 
     def __init__(self, out: str, generation: str = "", keep: int = 64) -> None:
         """Open nothing yet."""
-        self._out, self._generation, self._keep = out, generation, keep
-        self._edges: dict[int, list[int]] = {}
-        self._files: OrderedDict[int, pa.ipc.RecordBatchFileReader] = OrderedDict()
-        self._chunks: OrderedDict[tuple[int, int], _Chunk] = OrderedDict()
-        self._bytes = 0
+        self._out, self._generation = out, generation
+        self._chunk_borders: dict[int, list[int]] = {}
+        self._files: BoundedCache[int, pa.ipc.RecordBatchFileReader] = BoundedCache(keep)
+        # Rows come in packed order, from anywhere, and opening a chunk costs more than a row, so many are kept. Bounded
+        # by bytes: rows with inline media make chunks of hundreds of MB.
+        self._chunks: BoundedCache[tuple[int, int], _Chunk] = BoundedCache(_KEPT_BYTES, lambda chunk: chunk.nbytes)
 
     def read(self, split: int, number: int) -> PlannedRow:
         """Planned row `number` of a split. Inline media are views of the plan's bytes."""
-        if split not in self._edges:
+        if split not in self._chunk_borders:
             uri = self._path(split, ".json")
             try:
-                self._edges[split] = list(accumulate(json.loads(io.read_bytes(uri))["chunks"], initial=0))
+                rows = json.loads(io.read_bytes(uri))["chunks"]
+                self._chunk_borders[split] = list(accumulate(rows, initial=0))
             except (ValueError, KeyError, TypeError) as error:
                 raise _damaged(uri, error) from error
-        edges = self._edges[split]
-        chunk = bisect_right(edges, number) - 1
-        key = (split, chunk)
-        if key not in self._chunks:
-            self._chunks[key] = _Chunk(_batch(self._file(split), chunk, self._path(split, ".arrow")))
-            self._bytes += self._chunks[key].nbytes
-            # Rows with inline media make batches of hundreds of MB: bounded by bytes, not by number alone.
-            # Rows come in packed order, from anywhere, and opening a batch costs more than a row: many are kept.
-            while len(self._chunks) > 1 and self._bytes > _KEPT_BYTES:
-                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
+        borders, uri = self._chunk_borders[split], self._path(split, ".arrow")
+        index = bisect_right(borders, number) - 1
+        chunk = self._chunks.get((split, index))
+        if chunk is None:
+            chunk = self._chunks.put((split, index), _Chunk(_batch(self._file(split, uri), index, uri)))
         try:
-            return self._chunks[key].row(number - edges[chunk])
+            return chunk.row(number - borders[index])
         except (LookupError, ValueError, TypeError) as error:  # values that no plan has
-            raise _damaged(self._path(split, ".arrow"), error) from error
+            raise _damaged(uri, error) from error
 
     def _path(self, split: int, suffix: str) -> str:
         return plan_path(self._out, split, suffix, self._generation)
 
-    def _file(self, split: int) -> pa.ipc.RecordBatchFileReader:
-        if split in self._files:
-            self._files.move_to_end(split)
-            return self._files[split]
-        uri = self._path(split, ".arrow")
-        reader = _open(uri)
-        if io.size(uri) < _KEPT_BYTES // 2:  # a larger one is opened for each batch: what is mapped counts as held
-            self._files[split] = reader
-            if len(self._files) > self._keep:
-                self._files.popitem(last=False)
+    def _file(self, split: int, uri: str) -> pa.ipc.RecordBatchFileReader:
+        reader = self._files.get(split)
+        if reader is None:
+            reader = _open(uri)
+            # A larger file is opened for each chunk, since what is mapped counts as held memory.
+            if io.size(uri) < _KEPT_BYTES // 2:
+                self._files.put(split, reader)
         return reader
 
 
 class _Chunk:
-    """A record batch of a plan; what its columns look into is found once and not for every row."""
+    """A record batch of a plan; its buffers are looked up once and not for every row."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.nbytes = batch.nbytes
         columns = {name: batch.column(SCHEMA.get_field_index(name)) for name in (*_LISTS, "length", "media")}
-        self._edges = {name: columns[name].offsets.to_numpy() for name in (*_LISTS, "media")}
+        self._offsets = {name: columns[name].offsets.to_numpy() for name in (*_LISTS, "media")}
         self._values = {name: columns[name].values.to_numpy() for name in _LISTS}
         self._lengths = columns["length"].to_numpy()
         self._media = columns["media"]
 
-    def row(self, at: int) -> PlannedRow:
+    def row(self, index: int) -> PlannedRow:
         """A planned row."""
         ids, run_lengths, run_weights = (
-            self._values[name][self._edges[name][at] : self._edges[name][at + 1]] for name in _LISTS
+            self._values[name][self._offsets[name][index] : self._offsets[name][index + 1]] for name in _LISTS
         )
-        row = PlannedRow(ids, run_lengths, run_weights, length=int(self._lengths[at]))
-        first, last = self._edges["media"][at : at + 2].tolist()
+        row = PlannedRow(ids, run_lengths, run_weights, length=int(self._lengths[index]))
+        first, last = self._offsets["media"][index : index + 2].tolist()
         if first != last:
-            for item, sources in _items(self._media.values.slice(first, last - first)):
-                row.items[item.modality].append(PlannedItem(item, sources))
+            for item in _items(self._media.values.slice(first, last - first)):
+                row.items[item.modality].append(item)
         return row
 
 
-def _items(items: pa.StructArray) -> Iterator[tuple[Item, list[Source]]]:
-    edges = items.field("sources").offsets.to_numpy()
-    sources = items.field("sources").values.slice(edges[0], edges[-1] - edges[0])
-    paths, uris, roots = (sources.field(name).to_pylist() for name in ("path", "uri", "root"))
-    found = [Source(*facts) for facts in zip(paths, uris, _views(sources.field("data")), roots, strict=True)]
-    names = ("modality", "tokens", "audio", "meta")
-    for n, facts in enumerate(zip(*(items.field(name).to_pylist() for name in names), strict=True)):
-        modality, tokens, audio, meta = facts
-        item = Item(tuple(MODALITIES)[modality], from_json(json.loads(meta)), tokens, audio)
-        yield item, found[edges[n] - edges[0] : edges[n + 1] - edges[0]]
+def _items(media: pa.StructArray) -> Iterator[Item]:
+    offsets = media.field("sources").offsets.to_numpy()
+    offsets, values = offsets - offsets[0], media.field("sources").values.slice(offsets[0], offsets[-1] - offsets[0])
+    paths, uris, roots = (values.field(name).to_pylist() for name in ("path", "uri", "root"))
+    sources = [Source(*facts) for facts in zip(paths, uris, _views(values.field("data")), roots, strict=True)]
+    modalities = tuple(MODALITIES)
+    facts = (media.field(name).to_pylist() for name in ("modality", "tokens", "audio", "meta"))
+    for number, (modality, tokens, audio, meta) in enumerate(zip(*facts, strict=True)):
+        own = sources[offsets[number] : offsets[number + 1]]
+        yield Item(modalities[modality], from_json(json.loads(meta)), tokens, audio, own)
 
 
 def _views(data: pa.LargeBinaryArray) -> list[memoryview | None]:
     """The values without a copy (a scalar of Arrow is one)."""
-    _, offsets, content = data.buffers()
-    edges = np.frombuffer(offsets, np.int64, len(data) + 1, 8 * data.offset).tolist()
+    _, buffer, content = data.buffers()
+    offsets = np.frombuffer(buffer, np.int64, len(data) + 1, 8 * data.offset).tolist()
     valid = data.is_valid().to_pylist()
     view = memoryview(content if content is not None else b"").cast("B")
-    return [view[a:b] if good else None for a, b, good in zip(edges[:-1], edges[1:], valid, strict=True)]
+    return [view[start:end] if good else None for (start, end), good in zip(pairwise(offsets), valid, strict=True)]

@@ -20,49 +20,54 @@ from omniprep.rows.normalize import Row
 RATE = 16_000
 
 
-@dataclass(slots=True)
-class PlannedItem:
-    """A media item: what it is, and where its bytes are (one source; a video given as frames has one for each)."""
-
-    item: Item
-    sources: list[Source]
+Probed = dict[str, list[tuple[Item, Item | None]]]
+"""The media of a row by modality, in the order of its columns: each item, and the sound of a video where that is taken.
+"""
 
 
-@dataclass(slots=True)
-class Found:
-    """An item with its token count; `track` is the sound of a video, where that is taken too."""
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What every item of a row is probed with; `options` are the row's own limits."""
 
-    planned: PlannedItem
-    track: PlannedItem | None = None
+    ctx: FamilyContext
+    config: BuildConfig
+    media_roots: MediaRoots
+    options: dict[str, int | float]
+
+    def item(self, sources: list[Source], meta: MediaMeta) -> Item:
+        """An item of one modality, counted where its own facts suffice."""
+        counted_later = meta.kind == "audio" and self.ctx.attribute("pads_clips")  # by _pad_clips
+        return Item(meta.kind, meta, 0 if counted_later else self.ctx.count(meta.kind, meta), sources=sources)
 
 
-def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots) -> dict[str, list[Found]]:
-    """The media of a row by modality, in the order of its columns.
+def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots) -> Probed:
+    """Locate, probe and count the media of a row.
 
     Raises:
         Reject: An item cannot be found, read or used, there are too many, or the row's own limits are no numbers.
     """
     options = {name: _row_option(name, value) for name, value in row.kwargs.items()}
+    setting = _Setting(ctx, config, media_roots, options)
     limits = item_limits(ctx, config.limit_mm_per_row)
-    result: dict[str, list[Found]] = {}
+    probed: Probed = {}
     for modality in MODALITIES:
-        named = row.media(modality)
-        if named and modality not in ctx.modalities:
+        media = row.media(modality)
+        if media and modality not in ctx.modalities:
             raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"family {ctx.name!r} takes no {modality}")
         most = limits.get(modality)
-        if most is not None and len(named) > most:
-            raise Reject(RejectCode.TOO_MANY_ITEMS, f"{len(named)} {modality} items, the limit is {most}")
-        result[modality] = []
-        for position, what in enumerate(named, 1):
+        if most is not None and len(media) > most:
+            raise Reject(RejectCode.TOO_MANY_ITEMS, f"{len(media)} {modality} items, the limit is {most}")
+        probed[modality] = []
+        for position, medium in enumerate(media, 1):
             try:
-                result[modality].append(_probe(what, modality, options, ctx, config, media_roots))
+                probed[modality].append(_probe(medium, modality, setting))
             except Reject as reject:
-                raise Reject(reject.code, f"{modality} {position} of {len(named)}: {reject.message}") from reject
+                raise Reject(reject.code, f"{modality} {position} of {len(media)}: {reject.message}") from reject
             except FamilyError as error:
-                raise error.within(f"{modality} {position} of {len(named)}") from error
+                raise error.within(f"{modality} {position} of {len(media)}") from error
     if ctx.attribute("pads_clips"):
-        _pad_clips(result, ctx)
-    return result
+        _pad_clips(probed, ctx)
+    return probed
 
 
 _LEAST = {"fps": 1e-6, "video_start": 0.0, "video_end": 0.0}
@@ -86,21 +91,21 @@ def _row_option(name: str, value: Any) -> int | float:
     return value
 
 
-def _pad_clips(found: dict[str, list[Found]], ctx: FamilyContext) -> None:
-    """Tell each clip of a row, a video's sound too, how long the longest is, and count it."""
-    clips = [("audio", n, len(found["audio"]), entry.planned.item) for n, entry in enumerate(found["audio"], 1)]
-    clips += [
-        ("video", n, len(found["video"]), entry.track.item)
-        for n, entry in enumerate(found["video"], 1)
-        if entry.track is not None
-    ]
-    longest = max((item.meta.samples for *_, item in clips), default=0)
-    for modality, position, of, item in clips:
-        item.meta = replace(item.meta, padded_to=longest)
+def _pad_clips(probed: Probed, ctx: FamilyContext) -> None:
+    """Record in every clip of a row, the sound of a video too, how long the longest is; then count its tokens."""
+    clips = []
+    for modality in ("audio", "video"):
+        for position, (item, sound) in enumerate(probed[modality], 1):
+            clip = item if modality == "audio" else sound
+            if clip is not None:
+                clips.append((f"{modality} {position} of {len(probed[modality])}", clip))
+    longest = max((clip.meta.samples for _, clip in clips), default=0)
+    for name, clip in clips:
+        clip.meta = replace(clip.meta, padded_to=longest)
         try:
-            item.tokens = ctx.count("audio", item.meta)
+            clip.tokens = ctx.count("audio", clip.meta)
         except Reject as reject:
-            raise Reject(reject.code, f"{modality} {position} of {of}: {reject.message}") from reject
+            raise Reject(reject.code, f"{name}: {reject.message}") from reject
 
 
 @lru_cache(maxsize=32)
@@ -124,46 +129,39 @@ def item_limits(ctx: FamilyContext, given: tuple[str, ...]) -> dict[str, int | N
     return limits
 
 
-def _probe(
-    what: Any, modality: str, options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots
-) -> Found:
-    if modality == "video" and isinstance(what, list | tuple):
-        return _probe_frames(list(what), options, ctx, config, media_roots)
-    source = media_roots.locate(what)
-    rate = int(ctx.preprocessor.get("sampling_rate", RATE))
-    track = None
+def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | None]:
+    """An item with its token count, and the sound of a video where that is taken too."""
+    if modality == "video" and isinstance(medium, list | tuple):
+        return _probe_frames(list(medium), setting), None
+    config, options = setting.config, setting.options
+    source = setting.media_roots.locate(medium)
+    rate = int(setting.ctx.preprocessor.get("sampling_rate", RATE))
     if modality == "image":
         width, height = probe_image(source, exif=config.exif)
-        meta = MediaMeta(kind="image", width=width, height=height, options=options)
-    elif modality == "audio":
-        meta = MediaMeta(kind="audio", samples=probe_audio(source, rate, config.audio_decoder), options=options)
-    else:
-        sound = check_streams(source) if config.use_audio_in_video else False
-        reader = open_video(source)
-        meta = MediaMeta(
-            kind="video",
-            width=reader.width,
-            height=reader.height,
-            frames=reader.frames,
-            fps=reader.fps,
-            options=options,
+        return setting.item([source], MediaMeta(kind="image", width=width, height=height, options=options)), None
+    if modality == "audio":
+        samples = probe_audio(source, rate, config.audio_decoder)
+        return setting.item([source], MediaMeta(kind="audio", samples=samples, options=options)), None
+    has_sound = config.use_audio_in_video and check_streams(source)
+    reader = open_video(source)
+    meta = MediaMeta(
+        kind="video", width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps, options=options
+    )
+    sound = None
+    if has_sound:
+        samples = count_sound_of_video(source, rate, config.audio_decoder)
+        sound = setting.item([source], MediaMeta(kind="audio", samples=samples, in_video=True, options=options))
+    elif config.use_audio_in_video and config.silent_video == "reject":
+        raise Reject(
+            RejectCode.NO_AUDIO_TRACK,
+            f"{source.label}: the video has no sound; --silent-video skip-audio takes it as pictures alone",
         )
-        if config.use_audio_in_video and sound:
-            samples = count_sound_of_video(source, rate, config.audio_decoder)
-            track = _planned(
-                "audio", MediaMeta(kind="audio", samples=samples, in_video=True, options=options), [source], ctx
-            )
-        elif config.use_audio_in_video and config.silent_video == "reject":
-            raise Reject(
-                RejectCode.NO_AUDIO_TRACK,
-                f"{source.label}: the video has no sound; --silent-video skip-audio takes it as pictures alone",
-            )
-    return Found(_planned(modality, meta, [source], ctx), track)
+    return setting.item([source], meta), sound
 
 
-def _probe_frames(
-    frames: list[Any], options: dict[str, Any], ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots
-) -> Found:
+def _probe_frames(frames: list[Any], setting: _Setting) -> Item:
+    """A video given as a list of images."""
+    config = setting.config
     if config.use_audio_in_video and config.silent_video == "reject":
         raise Reject(
             RejectCode.NO_AUDIO_TRACK,
@@ -171,21 +169,17 @@ def _probe_frames(
         )
     if not frames:
         raise Reject(RejectCode.VIDEO_TOO_SHORT, "the list of frames is empty")
-    sources = [media_roots.locate(frame) for frame in frames]
+    sources = [setting.media_roots.locate(frame) for frame in frames]
     sizes = tuple(probe_image(source, exif=config.exif) for source in sources)
-    width, height = sizes[0]
-    total = 3 * sum(w * h for w, h in sizes)
+    total = 3 * sum(width * height for width, height in sizes)
     if total > MAX_READ_BYTES:  # the encoder holds all of them until they are resized
         raise Reject(
             RejectCode.IMAGE_TOO_LARGE,
             f"{len(sizes)} frames are {total >> 20:,} MiB of pixels, the limit is {MAX_READ_BYTES >> 20:,}",
         )
+    width, height = sizes[0]
+    fps = setting.ctx.opt.fps
     meta = MediaMeta(
-        kind="video", width=width, height=height, frames=len(sizes), fps=ctx.opt.fps, sizes=sizes, options=options
+        kind="video", width=width, height=height, frames=len(sizes), fps=fps, sizes=sizes, options=setting.options
     )
-    return Found(_planned("video", meta, sources, ctx))
-
-
-def _planned(modality: str, meta: MediaMeta, sources: list[Source], ctx: FamilyContext) -> PlannedItem:
-    later = modality == "audio" and ctx.attribute("pads_clips")  # counted when the whole row is known
-    return PlannedItem(Item(modality, meta, 0 if later else ctx.count(modality, meta)), sources)
+    return setting.item(sources, meta)

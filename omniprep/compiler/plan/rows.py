@@ -1,7 +1,7 @@
-"""Raw rows → planned rows: tokens, loss weights and exact lengths, from text and media headers alone.
+"""Raw rows → planned rows: token ids, loss weights and exact lengths, from text and media headers alone.
 
-Nothing is decoded, except where no header tells a length exactly (the sound of a video, m4a: compiler/plan/probe.py).
-Rows go through in chunks, so that the tokenizer sees the texts of many rows at once.
+No media is decoded, except where no header gives an exact length (the sound of a video, m4a: compiler/plan/probe.py).
+Rows are planned in chunks, so that the tokenizer gets the texts of many rows in one call.
 """
 
 import os
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.compiler.isolate.deadline import row_limit
-from omniprep.compiler.plan.probe import PlannedItem, find_media
+from omniprep.compiler.plan.probe import find_media
 from omniprep.compiler.plan.text_checks import check_text, check_unicode
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
-from omniprep.families.registry import MediaMeta, Sample
+from omniprep.families.registry import Item, MediaMeta, Sample
 from omniprep.media.fetch import MediaRoots
 from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import Note, parse_columns
@@ -34,22 +34,29 @@ from omniprep.template.tags import replace_tags
 from omniprep.template.truncate import kept_tokens, text_tokens
 
 T = TypeVar("T")
+Ids = NDArray[np.int32]
+Items = dict[str, list[Item]]
+"""The media items of a row, by modality."""
+Rendered = tuple[Row, Pieces, Items]
+"""A row between the template and the tokenizer: its text in runs of equal loss weight, one placeholder for each item.
+"""
 
 
 @dataclass(slots=True)
 class PlannedRow:
     """A row that will be packed: everything but the decoded media.
 
-    `ids` hold one placeholder an item; `run_lengths` and `run_weights` are the loss weights, run by run; `length`
+    `ids` hold one placeholder for each item; `run_lengths` and `run_weights` are the loss weights, run by run; `length`
     counts tokens after expansion; `patches` and `audio_frames` are the work of the model's towers, as the family counts
-    it. `notes` and `unread` are what the build says of the row (rows/columns.py).
+    it. `notes` and `unread` are what the build reports about the row (rows/columns.py). The plan file
+    (compiler/plan/file.py) gives back what encoding needs: `ids`, the runs, `length` and `items`.
     """
 
-    ids: NDArray[np.int32]
+    ids: Ids
     run_lengths: NDArray[np.int32]
     run_weights: NDArray[np.float32]
     length: int
-    items: dict[str, list[PlannedItem]] = field(default_factory=lambda: {m: [] for m in MODALITIES})
+    items: Items = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
     control_tokens: bool = False
     notes: Note = field(default_factory=lambda: Note(0))
     unread: dict[str, str] = field(default_factory=dict)
@@ -59,15 +66,6 @@ class PlannedRow:
     def weights(self) -> NDArray[np.float32]:
         """Loss weight of each token, (len(ids),)."""
         return np.repeat(self.run_weights, self.run_lengths)
-
-
-@dataclass(slots=True)
-class _Rendered:
-    runs: Pieces
-    items: dict[str, list[PlannedItem]]
-    control_tokens: bool
-    notes: Note
-    unread: dict[str, str]
 
 
 def plan_rows(
@@ -83,39 +81,30 @@ def plan_rows(
         generate: Leave the last answer open (inference).
 
     Raises:
-        FamilyError: The family is not right; its `place` is the number of the row in the chunk.
+        FamilyError: A callback of the family is at fault; the error's `place` is the number of the row in the chunk.
     """
-    rendered: list[_Rendered | Reject] = []
-    for number, raw in enumerate(raws):
-        if isinstance(raw, Reject):
-            rendered.append(raw)
-        else:
-            rendered.append(_or_reject(number, _render, raw, ctx, config, media_roots, generate))
-    ids = _token_ids([entry for entry in rendered if isinstance(entry, _Rendered)], ctx)
+    rendered = [
+        raw if isinstance(raw, Reject) else _or_reject(number, _render, raw, ctx, config, media_roots, generate)
+        for number, raw in enumerate(raws)
+    ]
+    token_ids = _token_ids([row[1] for row in rendered if not isinstance(row, Reject)], ctx)
     result: list[PlannedRow | Reject] = []
-    for number, entry in enumerate(rendered):
-        if isinstance(entry, Reject):
-            result.append(entry)
-            continue
-        tokens = next(ids)
-        result.append(
-            tokens if isinstance(tokens, Reject) else _or_reject(number, _assemble, entry, tokens, ctx, config)
-        )
+    for number, row in enumerate(rendered):
+        tokens = row if isinstance(row, Reject) else next(token_ids)
+        planned = tokens if isinstance(tokens, Reject) else _or_reject(number, _assemble, row, tokens, ctx, config)
+        result.append(planned)
     return result
 
 
-def _or_reject(number: int, make: Callable[..., T], *args: Any) -> T | Reject:
-    """What `make` gives for a row, or the row's reject; only faults of the family and of the build go on.
+def _or_reject(number: int, function: Callable[..., T], *args: Any) -> T | Reject:
+    """What `function` returns for row `number` of the chunk, or the row's reject.
 
-    Args:
-        number: Of the row in the chunk, for the message of a family's fault.
-        make: Called with `args`.
-        args: What it takes.
+    Faults of a family and of the build are raised: they concern every row.
     """
     try:
-        return make(*args)
+        return function(*args)
     except Reject as reject:
-        return _alone(reject)
+        return _without_traceback(reject)
     except RecursionError as error:
         return Reject(RejectCode.BAD_ROW, f"the row is nested too deeply ({error})")
     except FamilyError as error:
@@ -127,28 +116,28 @@ def _or_reject(number: int, make: Callable[..., T], *args: Any) -> T | Reject:
         return unexpected(error)
 
 
-def _token_ids(rows: list[_Rendered], ctx: FamilyContext) -> Iterator[list[NDArray[np.int32]] | Reject]:
-    """The ids of each row's runs; a text that the tokenizer cannot take costs its own row."""
+def _token_ids(rows: list[Pieces], ctx: FamilyContext) -> Iterator[list[Ids] | Reject]:
+    """The token ids of each row's pieces; a text that the tokenizer cannot take costs its own row."""
     try:
-        ids = iter(ctx.encoder.arrays([text for row in rows for text, _ in row.runs]))
-    except Exception:  # of any row of the chunk: each is tried alone, and the one to blame is rejected
-        for row in rows:
+        ids = iter(ctx.encoder.arrays([text for pieces in rows for text, _ in pieces]))
+    except Exception:  # the tokenizer does not name the text: each row is tried alone, and the one to blame is rejected
+        for pieces in rows:
             try:
-                yield ctx.encoder.arrays([text for text, _ in row.runs])
+                yield ctx.encoder.arrays([text for text, _ in pieces])
             except Exception as error:
                 yield unexpected(error)
         return
-    for row in rows:
-        yield [next(ids) for _ in row.runs]
+    for pieces in rows:
+        yield [next(ids) for _ in pieces]
 
 
-def _alone(reject: Reject) -> Reject:
-    """The same without the frames it came through, which hold the row's media."""
+def _without_traceback(reject: Reject) -> Reject:
+    """The same reject, without the stack frames that would keep the row's media in memory."""
     return Reject(reject.code, reject.message)
 
 
 def unexpected(error: Exception) -> Reject:
-    """The reject for an exception that nothing foresaw: a fault of omniprep, of a decoder, or of a family's callback.
+    """The reject for an exception that no code expects: a defect of omniprep, a decoder or a family's callback.
 
     One row must not end a build of millions; the code and the message say that it is a defect, and where.
     """
@@ -165,7 +154,7 @@ def _template(ctx: FamilyContext, use_chat_template: bool) -> TemplateMeta:
 
 
 def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> None:
-    """Leave those of the row's chat_template_kwargs that count (--chat-template-kwargs); the others are noted.
+    """Keep the row's chat_template_kwargs that the family reads (--chat-template-kwargs); others are noted.
 
     Raises:
         Reject: bad_option.
@@ -183,62 +172,62 @@ def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> Non
     row.kwargs = known
 
 
-def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> _Rendered:
+def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> Rendered:
     row = normalize(raw, parse_columns(config.columns))
     _apply_row_options(row, ctx, config)
-    control = check_text(row, ctx, config)
-    meta = _template(ctx, config.use_chat_template)
-    row = prepare(row, media_roots.is_file, meta.agent_template)
+    row.control_tokens = check_text(row, ctx, config)
+    template = _template(ctx, config.use_chat_template)
+    row = prepare(row, media_roots.is_file, template.agent_template)
     if surplus := surplus_tags(row):
         if config.surplus_tags == "reject":
             raise Reject(RejectCode.PLACEHOLDER_MISMATCH, surplus)
         row.notes |= Note.SURPLUS_TAGS
-    loss = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
-    if any(row.media(m) for m in MODALITIES):
+    loss_scale = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
+    if any(row.media(modality) for modality in MODALITIES):
         with row_limit("a row's media"):
-            found = find_media(row, ctx, config, media_roots)
+            probed = find_media(row, ctx, config, media_roots)
     else:
-        found = {m: [] for m in MODALITIES}
-    order: dict[str, list[PlannedItem]] = {m: [] for m in MODALITIES}
+        probed = {modality: [] for modality in MODALITIES}
+    items: Items = {modality: [] for modality in MODALITIES}  # in the order of their tags
 
-    def place(modality: str, number: int) -> str:
-        entry = found[modality][number]
-        order[modality].append(entry.planned)
-        if entry.track is None:
+    def placeholder_text(modality: str, number: int) -> str:
+        item, sound = probed[modality][number]
+        items[modality].append(item)
+        if sound is None:
             return ctx.tag(modality, number + 1, plain=not config.use_chat_template)
-        entry.planned.item.audio = len(order["audio"])
-        order["audio"].append(entry.track)
+        item.audio = len(items["audio"])
+        items["audio"].append(sound)
         return ctx.tag("video_audio", number + 1)
 
     def boxes() -> list[Any]:
         if not row.objects or not row.images:
             return list(row.objects.get("bbox") or [])
-        metas = [entry.planned.item.meta for entry in found["image"]]
-        original = [(m.width, m.height) for m in metas]
-        norm = config.norm_bbox or meta.norm_bbox
-        resized = original if norm == "norm1000" else [_resized(ctx, m) for m in metas]
+        metas = [item.meta for item, _ in probed["image"]]
+        original = [(meta.width, meta.height) for meta in metas]
+        norm = config.norm_bbox or template.norm_bbox
+        resized = original if norm == "norm1000" else [_resized(ctx, meta) for meta in metas]
         return normalize_boxes(row.objects, original, resized, norm)
 
-    references = [str(name) for name in row.objects.get("ref") or []]
-    pieces = contexts(row, meta, parse_strategy(loss), default_system=config.system, generate=generate)
-    runs = replace_tags(
+    bbox_format = config.bbox_format or template.bbox_format
+    pieces = contexts(row, template, parse_strategy(loss_scale), default_system=config.system, generate=generate)
+    pieces = replace_tags(
         pieces,
-        counts={m: len(found[m]) for m in MODALITIES},
-        place=place,
-        references=references,
+        counts={modality: len(entries) for modality, entries in probed.items()},
+        place=placeholder_text,
+        references=[str(name) for name in row.objects.get("ref") or []],
         boxes=boxes,
-        write_reference=lambda name: write_reference(name, config.bbox_format or meta.bbox_format),
-        write_box=lambda box: write_box(box, config.bbox_format or meta.bbox_format),
+        write_reference=lambda name: write_reference(name, bbox_format),
+        write_box=lambda box: write_box(box, bbox_format),
     )
-    for modality in MODALITIES:
-        placed = sum(not p.item.meta.in_video for p in order[modality])
-        if placed != len(found[modality]):
+    for modality, entries in probed.items():
+        placed = sum(not item.meta.in_video for item in items[modality])
+        if placed != len(entries):  # a template without history keeps the last turn alone, and its tags
             raise Reject(
                 RejectCode.PLACEHOLDER_MISMATCH,
-                f"{len(found[modality])} {modality} items, but only {placed} places for them in the kept chat",
+                f"{len(entries)} {modality} items, but only {placed} places for them in the kept chat",
             )
-    check_unicode(runs)
-    return _Rendered(runs, order, control, row.notes, row.unread)
+    check_unicode(pieces)
+    return row, pieces, items
 
 
 def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:
@@ -253,38 +242,40 @@ def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def _layout(ctx: FamilyContext) -> tuple[dict[str, int], dict[str, tuple[int, int]], list[int]]:
-    """Placeholder ids, how many tokens of each tag stand before and after it, and the ids of the suffix."""
-    ids = {m: ctx.placeholder_id(m) for m in ctx.modalities}
-    tags = {m: ctx.tag(m) for m in ctx.modalities}
+def _turn_end(ctx: FamilyContext, use_chat_template: bool) -> list[int]:
+    """Token ids of the template's suffix, which ends an answer."""
+    suffix = _template(ctx, use_chat_template).suffix
+    return [token for text in suffix for token in ctx.encoder.encode([text])[0]]
+
+
+@lru_cache(maxsize=8)
+def _wrapping(ctx: FamilyContext) -> dict[str, tuple[int, int]]:
+    """How many tokens of each tag stand before and after its placeholder: vision_start and vision_end, and the like."""
+    tags = {modality: ctx.tag(modality) for modality in ctx.modalities}
     if "video" in tags and "video_audio" in ctx.cls.tags:  # type: ignore[attr-defined]
         tags["video_audio"] = ctx.tag("video_audio")
-    frames = {}
+    wrapping = {}
     for name, text in tags.items():
         tokens = ctx.encoder.encode([text])[0]
-        at = tokens.index(ids["video" if name == "video_audio" else name])
-        frames[name] = (at, len(tokens) - at - 1)
-    suffix = [token for text in ctx.template.suffix for token in ctx.encoder.encode([text])[0]]
-    return ids, frames, suffix
+        before = tokens.index(ctx.placeholder_id("video" if name == "video_audio" else name))
+        wrapping[name] = (before, len(tokens) - before - 1)
+    return wrapping
 
 
-def _assemble(entry: _Rendered, tokens: list[NDArray[np.int32]], ctx: FamilyContext, config: BuildConfig) -> PlannedRow:
-    placeholders, frames, suffix = _layout(ctx)
-    if not config.use_chat_template:
-        suffix = ctx.encoder.encode(["".join(_template(ctx, False).suffix)])[0]
+def _assemble(rendered: Rendered, tokens: list[Ids], ctx: FamilyContext, config: BuildConfig) -> PlannedRow:
+    row, pieces, items = rendered
     ids = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
     if not len(ids):
         raise Reject(RejectCode.EMPTY_ROW, "nothing is left of the row")
-    weights = np.repeat(np.array([weight for _, weight in entry.runs], np.float32), [len(run) for run in tokens])
-    label_turn_ends(ids, weights, suffix)
+    weights = np.repeat(np.array([weight for _, weight in pieces], np.float32), [len(run) for run in tokens])
+    label_turn_ends(ids, weights, _turn_end(ctx, config.use_chat_template))
     weights[0] = 0.0
-    length = len(ids)
-    if any(entry.items.values()):
-        ids, weights, length = _with_media(ids, weights, entry, placeholders, frames, ctx, config)
-    elif length > config.row_limit:
-        none = np.empty(0, np.int64)
-        keep = _fit(none, none, length, [], Sample(ids, {}), ctx, config)
-        ids, weights, length = ids[keep], weights[keep], int(keep.sum())
+    placeholders = _find_placeholders(ids, items, ctx) if any(items.values()) else []
+    grown = sum(size - 1 for _, size, _ in placeholders)  # by expansion
+    if len(ids) + grown > config.row_limit:
+        keep = _fit(ids, placeholders, items, ctx, config)
+        ids, weights = ids[keep], weights[keep]
+    length = len(ids) + grown  # truncation keeps every placeholder
     if len(weights):
         # The reference clears the first label before it cuts. A row that was cut on the left would then begin with a
         # label that is predicted from the row before it in the bin, so it is cleared after the cut as well.
@@ -297,75 +288,69 @@ def _assemble(entry: _Rendered, tokens: list[NDArray[np.int32]], ctx: FamilyCont
         run_lengths=np.array([end - start for start, end in pairwise(borders)], np.int32),
         run_weights=weights[borders[:-1]],
         length=length,
-        items=entry.items,
-        control_tokens=entry.control_tokens,
-        notes=entry.notes,
-        unread=entry.unread,
-        patches=_tower_work("patches", entry.items, ctx),
-        audio_frames=_tower_work("audio_frames", entry.items, ctx),
+        items=items,
+        control_tokens=row.control_tokens,
+        notes=row.notes,
+        unread=row.unread,
+        patches=_tower_work("patches", items, ctx),
+        audio_frames=_tower_work("audio_frames", items, ctx),
     )
 
 
-def _tower_work(unit: str, items: dict[str, list[PlannedItem]], ctx: FamilyContext) -> int:
+def _tower_work(unit: str, items: Items, ctx: FamilyContext) -> int:
     """What the towers that count in `unit` (patches, audio_frames) work on for a row."""
-    counted = [m for m, modality in MODALITIES.items() if modality.work == unit]
-    return sum(ctx.work(planned.item) for m in counted for planned in items[m])
+    counted = [name for name, modality in MODALITIES.items() if modality.work == unit]
+    return sum(ctx.work(item) for modality in counted for item in items[modality])
 
 
-def _with_media(
-    ids: NDArray[np.int32], weights: NDArray[np.float32], entry: _Rendered, placeholders: dict[str, int],
-    frames: dict[str, tuple[int, int]], ctx: FamilyContext, config: BuildConfig,
-) -> tuple[NDArray[np.int32], NDArray[np.float32], int]:  # fmt: skip
-    found: list[tuple[int, int, tuple[int, int]]] = []
-    for modality, token in placeholders.items():
-        places = np.flatnonzero(ids == token).tolist()
-        items = [planned.item for planned in entry.items[modality] if not planned.item.meta.in_video]
-        if len(places) != len(items):
+def _find_placeholders(ids: Ids, items: Items, ctx: FamilyContext) -> list[tuple[int, int, tuple[int, int]]]:
+    """Index of each placeholder, how many tokens it becomes, and its wrapping; in the order of the row."""
+    wrapping = _wrapping(ctx)
+    result = []
+    for modality in ctx.modalities:
+        indices = np.flatnonzero(ids == ctx.placeholder_id(modality)).tolist()
+        own = [item for item in items[modality] if not item.meta.in_video]
+        if len(indices) != len(own):
             raise Reject(
                 RejectCode.PLACEHOLDER_MISMATCH,
-                f"{len(items)} {modality} items, but {len(places)} placeholders in the tokens",
+                f"{len(own)} {modality} items, but {len(indices)} placeholders in the tokens",
             )
-        for at, item in zip(places, items, strict=True):
+        for index, item in zip(indices, own, strict=True):
             if item.audio is None:
-                found.append((at, item.tokens, frames[modality]))
+                result.append((index, item.tokens, wrapping[modality]))
             else:
-                sound = entry.items["audio"][item.audio].item.tokens
-                found.append((at, item.tokens + sound, frames["video_audio"]))
-    found.sort()
-    where = np.array([f[0] for f in found], np.int64)
-    sizes = np.array([f[1] for f in found], np.int64)
-    length = len(ids) - len(found) + int(sizes.sum())
-    if length > config.row_limit:
-        sample = Sample(ids, {modality: [planned.item for planned in items] for modality, items in entry.items.items()})
-        keep = _fit(where, sizes, length, [f[2] for f in found], sample, ctx, config)
-        length = int(keep.sum()) - len(found) + int(sizes.sum())
-        ids, weights = ids[keep], weights[keep]
-    return ids, weights, length
+                sound = items["audio"][item.audio]
+                result.append((index, item.tokens + sound.tokens, wrapping["video_audio"]))
+    return sorted(result)
 
 
 def _fit(
-    at: NDArray[np.int64], sizes: NDArray[np.int64], length: int, frames: list[tuple[int, int]], sample: Sample,
-    ctx: FamilyContext, config: BuildConfig,
+    ids: Ids, placeholders: list[tuple[int, int, tuple[int, int]]], items: Items, ctx: FamilyContext,
+    config: BuildConfig,
 ) -> NDArray[np.bool_]:  # fmt: skip
+    """Which tokens of a row longer than the limit stay (--truncation)."""
+    indices = np.array([index for index, _, _ in placeholders], np.int64)
+    sizes = np.array([size for _, size, _ in placeholders], np.int64)
     if config.truncation == "raise":
+        length = len(ids) - len(sizes) + int(sizes.sum())
         raise Reject(RejectCode.ROW_TOO_LONG, f"{length} tokens, the limit is {config.row_limit}")
-    texts = text_tokens(sample.ids, ctx.expand(sample) if len(at) else [])[at]
-    return kept_tokens(len(sample.ids), at, sizes, texts, config.row_limit, config.truncation, frames)
+    texts = text_tokens(ids, ctx.expand(Sample(ids, items)) if placeholders else [])[indices]
+    wrapping = [around for _, _, around in placeholders]
+    return kept_tokens(len(ids), indices, sizes, texts, config.row_limit, config.truncation, wrapping)
 
 
-def label_turn_ends(ids: NDArray[np.int32], weights: NDArray[np.float32], suffix: list[int]) -> None:
+def label_turn_ends(ids: Ids, weights: NDArray[np.float32], suffix: list[int]) -> None:
     """Train the token that ends an answer inside the chat: `<|im_end|>` after a labeled run and before a later one.
 
     Source: ms-swift 3.9.3 base.py _add_dynamic_eos. Changes `weights` in place.
     """
     labeled = weights > 0
-    change = np.flatnonzero(labeled[1:] != labeled[:-1]) + 1
-    start = -1
-    for at in change.tolist():
-        if not labeled[at]:
-            start = at
-        elif start > 0 and at - start >= len(suffix) and ids[start : start + len(suffix)].tolist() == suffix:
-            weights[start : start + len(suffix)] = 1.0
+    answer_end = -1
+    for border in (np.flatnonzero(labeled[1:] != labeled[:-1]) + 1).tolist():
+        if not labeled[border]:
+            answer_end = border
+        elif answer_end > 0 and ids[answer_end:border][: len(suffix)].tolist() == suffix:
+            weights[answer_end : answer_end + len(suffix)] = 1.0
 
 
-__all__ = ["PlannedItem", "PlannedRow", "label_turn_ends", "plan_rows", "unexpected"]
+__all__ = ["PlannedRow", "plan_rows", "unexpected"]

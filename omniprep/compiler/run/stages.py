@@ -16,7 +16,7 @@ from omniprep.compiler.encode.rows import EncodedRow, MediaCache, encode_planned
 from omniprep.compiler.encode.shard_file import ShardFile, UnwritableBinError
 from omniprep.compiler.isolate.crashing_rows import find_killers
 from omniprep.compiler.isolate.deadline import row_limit, watching
-from omniprep.compiler.plan.file import PlannedLine, PlanReader, to_batch, write_plan
+from omniprep.compiler.plan.file import PlanReader, to_batch, write_plan
 from omniprep.compiler.plan.rows import PlannedRow, plan_rows, unexpected
 from omniprep.compiler.run.tasks import PlanTask, ShardTask
 from omniprep.compiler.run.worker_status import tell
@@ -86,25 +86,33 @@ def _plan_split(task: PlanTask) -> dict[str, Any]:
 
     def planned(chunk: list[RawRow]) -> pa.RecordBatch:
         bad = {at: killers[receipt["rows"] + at] for at in range(len(chunk)) if receipt["rows"] + at in killers}
-        for row in chunk if len(used) < len(columns) else ():
-            used.update(columns_of_row(row.content, columns))
+        for raw in chunk if len(used) < len(columns) else ():
+            used.update(columns_of_row(raw.content, columns))
+        contents = [bad.get(number, raw.content) for number, raw in enumerate(chunk)]
         try:
-            lines = _plan_chunk(chunk, bad, ctx, task.config, media_roots)
+            rows = plan_rows(contents, ctx, task.config, media_roots)
         except FamilyError as error:
             if isinstance(error.place, int):
                 error.place = task.number, chunk[error.place].line
             raise
-        chunk.clear()  # rows with inline media are not held while their bytes are copied, and the next are read
-        receipt["rows"] += len(lines)
-        for entry in lines:
-            if isinstance(entry.row, PlannedRow):
-                for name, option in entry.row.unread.items():
-                    merge_unread(unread, {name: [1, option]})
-        codes.update(str(entry.row.code) for entry in lines if isinstance(entry.row, Reject))
-        receipt["tokens"] += sum(entry.row.length for entry in lines if isinstance(entry.row, PlannedRow))
-        receipt["chunks"].append(len(lines))
+        lines = [raw.line for raw in chunk]
+        rejected = [
+            _rejected_json(raw) if isinstance(row, Reject) else None for raw, row in zip(chunk, rows, strict=True)
+        ]
+        # Rows with inline media are not held while their bytes are copied, and the next are read.
+        chunk.clear()
+        contents.clear()
+        for row in rows:
+            if isinstance(row, Reject):
+                codes[str(row.code)] += 1
+                continue
+            receipt["tokens"] += row.length
+            for name, option in row.unread.items():
+                merge_unread(unread, {name: [1, option]})
+        receipt["rows"] += len(rows)
+        receipt["chunks"].append(len(rows))
         tell(f"split {task.number}", receipt["rows"], None, "rows")
-        return to_batch(lines)
+        return to_batch(lines, rows, rejected)
 
     def batches() -> Iterator[pa.RecordBatch]:
         rows = read_split(task.split, lambda lines: receipt.update(lines=lines), task.config.max_line_bytes)
@@ -131,17 +139,8 @@ def _killers(task: PlanTask | ShardTask) -> dict[int, Reject]:
     return find_killers(task, task.config.decode_timeout or math.inf, task.config.decode_memory) if task.isolate else {}
 
 
-def _plan_chunk(
-    chunk: list[RawRow], bad: dict[int, Reject], ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots
-) -> list[PlannedLine]:
-    planned = plan_rows([bad.get(at, row.content) for at, row in enumerate(chunk)], ctx, config, media_roots)
-    result = []
-    for raw, row in zip(chunk, planned, strict=True):
-        text = None
-        if isinstance(row, Reject):
-            text = b"null" if isinstance(raw.content, Reject) else as_json_bytes(raw.content)
-        result.append(PlannedLine(raw.line, row, text))
-    return result
+def _rejected_json(raw: RawRow) -> bytes:
+    return b"null" if isinstance(raw.content, Reject) else as_json_bytes(raw.content)
 
 
 @lru_cache(maxsize=1)

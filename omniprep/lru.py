@@ -1,0 +1,41 @@
+"""A cache bounded by what its values take: the values used least recently go first."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["BoundedCache"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class BoundedCache(Generic[K, V]):
+    """Not safe for threads; the newest value stays even where it alone exceeds the limit.
+
+    Args:
+        limit: Most that all values may take together.
+        size_of: What a value takes (default: 1, so that `limit` counts values).
+        largest: A value that takes more is not kept at all (default: every value is).
+    """
+
+    def __init__(self, limit: int, size_of: Callable[[V], int] = lambda value: 1, largest: int | None = None) -> None:
+        """Begin empty."""
+        self._limit, self._size_of, self._largest, self._size = limit, size_of, largest, 0
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        """The value of a key, or None."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> V:
+        """Keep a value under a key that has none, and return it."""
+        size = self._size_of(value)
+        if self._largest is None or size <= self._largest:
+            self._values[key] = value
+            self._size += size
+            while self._size > self._limit and len(self._values) > 1:
+                self._size -= self._size_of(self._values.popitem(last=False)[1])
+        return value
