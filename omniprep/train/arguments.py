@@ -58,7 +58,7 @@ def schedule_arguments(config: TrainConfig) -> dict[str, Any]:
         "logging_steps": config.logging_steps,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
-        "save_strategy": "steps",
+        "save_strategy": "no" if config.dry_run else "steps",
         "save_steps": config.save_steps or NEVER,
         "save_total_limit": config.save_total_limit,
         "eval_strategy": "steps" if config.eval_steps and (config.eval_data or config.eval_fraction) else "no",

@@ -1,62 +1,241 @@
-"""The costliest bin, forward and backward, before hours are spent: does it fit, and how long does a step take?"""
+"""Real steps on the bins that need most memory, before hours are spent: do they fit, and what would fit better?
 
-import resource
+The run is made as always (run.py) and takes its own steps: optimizer states, clipping, prefetched batches and sharding
+are there as in training, so the peak is the one that training reaches. Nothing is saved and `--out` is not touched.
+"""
+
+import dataclasses
+import itertools
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 
-from omniprep.data.loss import logits_loss
+from omniprep.data.collate import cut_row
+from omniprep.errors import OmniprepError
 from omniprep.progress import Reporter
-from omniprep.train.batches import Batcher, Bins, forward_kwargs
+from omniprep.train.batches import BatchLoader
 from omniprep.train.config import TrainConfig
-from omniprep.train.freeze import keep_frozen_in_eval
-from omniprep.train.stream import Mixture
+from omniprep.train.data import RunData
+from omniprep.train.memory import (
+    GIB,
+    advise,
+    device_bytes,
+    explain_memory,
+    fits_without_checkpointing,
+    free_memory,
+    heaviest_batches,
+    longest_bin,
+    passes_peak,
+    peak_bytes,
+    reset_peak,
+    state_bytes,
+    weight_bytes,
+)
+from omniprep.train.stream import BinStream
 
-__all__ = ["dry_run"]
+__all__ = ["dry_run", "measure_run"]
+
+SHORTEST = 1024
+"""Tokens; no batch shorter than this is tried where the whole ones do not fit."""
 
 
-def dry_run(
-    model: Any,
-    bins: Bins,
-    mixture: Mixture,
-    batcher: Batcher,
-    config: TrainConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    reporter: Reporter,
-) -> Path:
-    """Run one forward and backward pass on the costliest bins of the data, and report.
+class RepeatedBatches(BinStream):
+    """The same batches again and again, on every rank, instead of the run's own order.
+
+    Args:
+        batches: Numbers of bins.
+        steps: Optimizer steps.
+        stream: The run's own way through its data.
+    """
+
+    def __init__(self, batches: list[list[int]], steps: int, stream: BinStream) -> None:
+        super().__init__(
+            stream.mixture,
+            total=1 << 40,
+            start=0,
+            steps=steps,
+            world_size=stream.world_size,
+            batch_size=stream.batch_size,
+            accumulation=stream.accumulation,
+        )
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """As many as the steps take."""
+        return itertools.islice(itertools.cycle(self.batches), len(self))
+
+
+class StepClock(TrainerCallback):  # type: ignore[misc]
+    """Seconds of each step, the device's work included.
+
+    Args:
+        device: Where the steps are computed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds, self.began = device, list[float](), 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Peaks of what came before (loading, the isolation check) do not count."""
+        reset_peak(self.device)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start."""
+        self.began = self.now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop."""
+        self.seconds.append(self.now() - self.began)
+
+    def now(self) -> float:
+        """The time, once the device has nothing left to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What the steps took.
+
+    Attributes:
+        peak: Most bytes at once, on the rank that had most.
+        tokens: Of the longest batch.
+        seconds: Of the slowest step after the first (the first compiles kernels and makes the optimizer's states).
+        loss: Of the first step.
+    """
+
+    peak: int
+    tokens: int
+    seconds: float
+    loss: float
+
+
+def dry_run(config: TrainConfig, reporter: Reporter, prepare: Callable[..., Any]) -> Path:
+    """Take a few steps on the heaviest batches, and report.
+
+    Args:
+        config: The run's options.
+        reporter: Where the report goes.
+        prepare: `run.prepare_run`.
 
     Returns:
         `config.out`, untouched.
+
+    Raises:
+        OmniprepError: They do not fit: in one line, with what would.
     """
-    order = np.argsort(mixture.costs)[::-1] if mixture.costs is not None else np.arange(len(bins))
-    batch = batcher([bins[int(i)] for i in order[: config.batch_size]])
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.to(device).train()
-    keep_frozen_in_eval(model)
-    began = time.perf_counter()
-    kwargs = forward_kwargs(batch, device, dtype)
-    positions, targets = batch["positions"].to(device), batch["targets"].to(device)
-    if hasattr(model.get_base_model() if config.lora else model, "touch_towers"):
-        loss = model(**kwargs, logits_to_keep=positions, targets=targets).losses.mean()
-    else:
-        loss = logits_loss(model(**kwargs).logits[0][positions], targets)[0].mean()
-    loss.backward()
-    value, seconds = float(loss.detach()), time.perf_counter() - began
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated() / 2**30
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with tempfile.TemporaryDirectory(prefix="omniprep-dry-run-") as scratch:
+        passes = min(config.grad_accumulation, 2)  # the second finds the gradients of the first, as all others do
+        short = dataclasses.replace(
+            config, out=scratch, resume=None, overwrite=False, eval_steps=0, report_to=("none",), max_steps=1,
+            grad_accumulation=passes, logging_steps=1 << 30,
+        )  # fmt: skip
+        run = prepare(short, reporter, heavy_data)
+        trainer, device, batches = run.trainer, run.args.device, run.data.stream.batches
+        try:
+            measured = measure_run(run)
+            problem = None
+        except torch.OutOfMemoryError as error:
+            problem = explain_memory(config, error)
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.accelerator.free_memory()
+        if problem is not None:
+            raise OmniprepError(f"dry run: {problem}{shorter_bins(trainer, run.data, batches[0], config, device)}")
+    weights = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    fixed = weight_bytes(trainer.model) + state_bytes(trainer.model, config.optimizer)
     reporter.message(
-        f"dry run: the costliest {config.batch_size} of {len(bins)} bins: {batch['tokens']:,} tokens, "
-        f"{len(targets):,} of them predicted; "
-        f"loss {value:.3f}; {seconds:.2f} s forward and backward; {memory:.2f} GiB at most; {trained:,} weights train "
-        "(the optimizer needs 8 bytes more for each)"
+        f"dry run: {run.data.stream.steps} steps of the {len(batches)} heaviest of {len(run.data.bins):,} bins, up to "
+        f"{measured.tokens:,} tokens: {measured.peak / GIB:.2f} GiB at most; {measured.seconds:.2f} s a step of "
+        f"{passes} pass{'es' if passes > 1 else ''}; loss {measured.loss:.3f}; {weights:,} weights train, "
+        f"{fixed / GIB:.2f} GiB with frozen ones, gradients and the optimizer's states"
     )
+    if device.type == "cuda" and run.args.world_size == 1:
+        for line in advice(trainer, run.data, measured, config, device):
+            reporter.message(line)
     return Path(config.out)
+
+
+def heavy_data(data: RunData) -> RunData:
+    """The heaviest batches, after a first step, in which the optimizer makes its states; nothing to evaluate on."""
+    batches = heaviest_batches(data.bins, data.stream.batch_size)
+    steps = 1 + -(-len(batches) // data.stream.accumulation)
+    return dataclasses.replace(data, stream=RepeatedBatches(batches, steps, data.stream), evaluation=None)
+
+
+def measure_run(run: Any) -> Measured:
+    """Take all steps of a run.
+
+    Args:
+        run: From `prepare_run`.
+
+    Raises:
+        torch.OutOfMemoryError: They do not fit.
+    """
+    trainer, device = run.trainer, run.args.device
+    clock = StepClock(device)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(clock)
+    trainer.train()
+    peak = torch.tensor([peak_bytes(device)], device=device)
+    tokens = max(sum(int(run.data.bins[i]["cu_seqlens"][-1]) for i in batch) for batch in run.data.stream.batches)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Measured(
+        peak=int(trainer.accelerator.gather(peak).max()),
+        tokens=tokens,
+        seconds=max(clock.seconds[1:]),
+        loss=losses[0],
+    )
+
+
+def batch_loss(trainer: Any, data: RunData, bins: list[Any], device: torch.device) -> Callable[[], torch.Tensor]:
+    """The forward pass of a batch, up to the loss, as the trainer's step has it."""
+    loader: Any = [data.batcher(bins)]
+    batch = next(iter(BatchLoader(loader, 1, device)))
+    trainer.model.train()
+    return lambda: trainer.compute_loss(trainer.model, batch, num_items_in_batch=len(batch["targets"]))
+
+
+def advice(trainer: Any, data: RunData, measured: Measured, config: TrainConfig, device: torch.device) -> Iterator[str]:
+    """What the measurement says about bin length, LoRA and checkpointing: one line each."""
+    yield from advise(config, trainer.model, measured.peak, measured.tokens, device_bytes(device))
+    if not config.gradient_checkpointing:
+        return
+    trainer.model.gradient_checkpointing_disable()
+    free_memory()
+    stream: Any = data.stream
+    loss = batch_loss(trainer, data, [data.bins[i] for i in stream.batches[0]], device)
+    fits, peak = fits_without_checkpointing(trainer.model, loss, config, device)
+    if peak is None:
+        yield "without --gradient-checkpointing: out of memory"
+        return
+    verdict = "fits, and saves a second forward pass" if fits else "too close to the device's memory"
+    yield f"without --gradient-checkpointing: {peak / GIB:.1f} GiB: {verdict}"
+
+
+def shorter_bins(trainer: Any, data: RunData, batch: list[int], config: TrainConfig, device: torch.device) -> str:
+    """What fits where the whole batch did not: its first rows, half as many tokens at each try; "" if nothing does."""
+    rows = [cut_row(data.bins[i], r) for i in batch for r in range(len(data.bins[i]["row_ids"]))]
+    lengths = [len(row["input_ids"]) for row in rows]
+    tokens = sum(lengths)
+    while tokens > SHORTEST:
+        tokens //= 2
+        taken = [row for n, row in enumerate(rows) if sum(lengths[: n + 1]) <= tokens] or rows[:1]
+        free_memory()
+        try:
+            peak = passes_peak(trainer.model, batch_loss(trainer, data, taken, device), device, 1)
+        except torch.OutOfMemoryError:
+            peak = 0
+        if peak:
+            states = state_bytes(trainer.model, config.optimizer)
+            used = sum(len(row["input_ids"]) for row in taken)
+            fixed = weight_bytes(trainer.model) + states
+            longest = longest_bin(peak + states, fixed, used, device_bytes(device))
+            return f"; bins of about {longest:,} tokens would fit as it is" if longest >= SHORTEST else ""
+    return ""

@@ -14,18 +14,25 @@ from omniprep.train.batches import Bins
 from omniprep.train.config import TrainConfig
 
 __all__ = [
+    "GIB",
     "OPTIMIZER_STATES",
     "SAFE_SHARE",
+    "advise",
+    "device_bytes",
     "explain_memory",
     "fits_without_checkpointing",
     "free_memory",
+    "heaviest_batches",
+    "longest_bin",
     "passes_peak",
     "peak_bytes",
     "reset_peak",
     "state_bytes",
+    "weight_bytes",
     "what_helps",
-]  # fmt: skip
+]
 
+GIB = 1 << 30
 SAFE_SHARE = 0.94
 """Share of the device's memory that a prediction may reach: the caching allocator loses some to fragments (2 to 4 % on
 bins of uneven rows), and CUDA's context with the kernels of libraries takes 0.5 to 1 GiB more."""
@@ -135,6 +142,54 @@ def fits_without_checkpointing(
         peak += sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     free_memory()
     return peak <= SAFE_SHARE * device_bytes(device), peak
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all weights, and of the gradients of those that train."""
+    return sum((2 if p.requires_grad else 1) * p.numel() * p.element_size() for p in model.parameters())
+
+
+def longest_bin(peak: int, fixed: int, tokens: int, capacity: int) -> int:
+    """Tokens of a bin that fits as the measured one did: what comes on top of the weights grows with the tokens.
+
+    Args:
+        peak: Bytes of the step that was measured.
+        fixed: Of them, weights, gradients and optimizer states.
+        tokens: Tokens of its batch.
+        capacity: Bytes of the device.
+
+    Returns:
+        A multiple of 256; 0 where not even the weights fit.
+    """
+    room = SAFE_SHARE * capacity - fixed
+    return max(int(tokens * room / max(peak - fixed, 1)) // 256 * 256, 0)
+
+
+def advise(config: TrainConfig, model: torch.nn.Module, peak: int, tokens: int, capacity: int) -> list[str]:
+    """What a measured step says about bin length and LoRA: one line each.
+
+    Args:
+        config: The run's options.
+        model: The model that was measured.
+        peak: Bytes of the step.
+        tokens: Tokens of its batch.
+        capacity: Bytes of the device.
+    """
+    fixed = weight_bytes(model) + state_bytes(model, config.optimizer)
+    longest = longest_bin(peak, fixed, tokens, capacity)
+    share = peak / capacity
+    verdict = "fits" if share <= SAFE_SHARE else "leaves too little for fragments: training may run out of memory"
+    lines = [
+        f"memory: {peak / GIB:.1f} of {capacity / GIB:.1f} GiB ({share:.0%}) {verdict}; bins like these fit up to "
+        f"about {longest:,} tokens (omniprep repack --bin-length)"
+    ]
+    if not config.lora:
+        saved = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        saved += state_bytes(model, config.optimizer)
+        lines.append(
+            f"--lora would take about {(peak - saved) / GIB:.1f} GiB: no gradients and states of whole weights"
+        )
+    return lines
 
 
 def device_bytes(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """One training run from its options to its saved model; what `omniprep train` calls on every rank."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from omniprep.train.refuse import check_datasets, check_family
 from omniprep.train.resume import changes, find_checkpoint, identity
 from omniprep.train.trainer import BinTrainer
 
-__all__ = ["train"]
+__all__ = ["Run", "prepare_run", "set_console", "train"]
 
 
 def train(config: TrainConfig, reporter: Reporter) -> Path:
@@ -47,26 +48,10 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     Raises:
         OmniprepError: The data do not fit the model, or the run has failed in a way that an option mends.
     """
-    quiet_libraries()
-    check_packages(config)
-    args = training_arguments(config)
-    datasets, evaluation = (open_datasets(sources, config) for sources in (config.data, config.eval_data))
-    ctx = resolve_family(config.model, config.family, config.plugin, None, config.trust_remote_code)
-    check_datasets([*datasets, *evaluation], ctx)
-    check_family(ctx, config)
-    checkpoint = find_checkpoint(config)
-    data = prepare_data(datasets, evaluation, config, args, checkpoint)
-    this_run = identity(config, datasets, ctx)
-    for text in changes(checkpoint, this_run) if checkpoint is not None else ():
-        reporter.message(text)
-    if args.should_save and not config.dry_run:
-        prepare_folder(config, checkpoint)
-    model, parts = make_model(ctx, config, args.device, checkpoint, data.bins.datasets)
     if config.dry_run:
-        dtype = weights_dtype(config, args.device)
-        return dry_run(model, data.bins, data.mixture, data.batcher, config, args.device, dtype, reporter)
-    facts = [facts_of_manifest(d.uri, d.record) for d in datasets]
-    trainer = make_trainer(model, parts, data, ctx, config, args, checkpoint, this_run, facts)
+        return dry_run(config, reporter, prepare_run)
+    run = prepare_run(config, reporter)
+    trainer, args = run.trainer, run.args
     set_console(trainer, reporter)
     out = Path(config.out)
     if args.should_save:
@@ -75,12 +60,64 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
         del options["overwrite"]  # the file may be given to --config: it must not remove the run that it came from
         (out / OPTIONS).write_text(yaml.safe_dump(options, sort_keys=False))
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise OmniprepError(explain_memory(config, error)) from error
     trainer.evaluate()
-    save(trainer, ctx, config, args)
+    save(trainer, run.ctx, config, args)
     return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A run before its first step.
+
+    Attributes:
+        trainer: The trainer, with model, data and the step that it begins at.
+        args: Its arguments.
+        ctx: Family context of the model.
+        data: What it reads.
+        checkpoint: Where it goes on from, or None.
+    """
+
+    trainer: BinTrainer
+    args: TrainingArguments
+    ctx: Any
+    data: RunData
+    checkpoint: Path | None
+
+
+def prepare_run(
+    config: TrainConfig, reporter: Reporter, choose_data: Callable[[RunData], RunData] = lambda data: data
+) -> Run:
+    """Everything of a run but its steps: options and data checked, the model loaded and proven, the trainer made.
+
+    Args:
+        config: The run's options.
+        reporter: Where remarks go.
+        choose_data: Gives other batches than the run's own, as the dry run does.
+
+    Raises:
+        OmniprepError: The data do not fit the model, the folder holds another run, or the model cannot train on bins.
+    """
+    quiet_libraries()
+    check_packages(config)
+    args = training_arguments(config)
+    datasets, evaluation = (open_datasets(sources, config) for sources in (config.data, config.eval_data))
+    ctx = resolve_family(config.model, config.family, config.plugin, None, config.trust_remote_code)
+    check_datasets([*datasets, *evaluation], ctx)
+    check_family(ctx, config)
+    checkpoint = find_checkpoint(config)
+    data = choose_data(prepare_data(datasets, evaluation, config, args, checkpoint))
+    this_run = identity(config, datasets, ctx)
+    for text in changes(checkpoint, this_run) if checkpoint is not None else ():
+        reporter.message(text)
+    if args.should_save:
+        prepare_folder(config, checkpoint)
+    model, parts = make_model(ctx, config, args.device, checkpoint, data.bins.datasets)
+    facts = [facts_of_manifest(d.uri, d.record) for d in datasets]
+    trainer = make_trainer(model, parts, data, ctx, config, args, checkpoint, this_run, facts)
+    return Run(trainer=trainer, args=args, ctx=ctx, data=data, checkpoint=checkpoint)
 
 
 def make_model(
