@@ -45,14 +45,14 @@ def run_rank(folder: Path) -> None:
     from torch.distributed.fsdp import fully_shard
 
     from omniprep.train import qwen3_omni, vision_text
-    from omniprep.train.attention import use_row_attention
+    from omniprep.train.attention_choice import use_attention
 
     distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank = distributed.get_rank()
     for family in FAMILIES:
         load = (qwen3_omni if family == "qwen3_omni" else vision_text).load_model
         model = load(str(folder / family), torch.float32, "sdpa")
-        use_row_attention(model)
+        use_attention(model, "sdpa")
         model.touch_towers = True
         for module in reversed(list(model.modules())):  # the innermost first
             if module is model or type(module).__name__ in model._no_split_modules:

@@ -1,15 +1,12 @@
 """Risk: rows of a bin see each other, which only shows as a worse model."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from train_helpers import forward_kwargs, make_row, small_config, small_model
 
 from omniprep.errors import OmniprepError
-from omniprep.train.attention import choose_attention, use_row_attention
+from omniprep.train.attention_choice import choose_attention, use_attention
 from omniprep.train.isolation import check_isolation
 
 KINDS = ["text", "image", "audio", "video", "mixed"]
@@ -23,7 +20,7 @@ def model():
 def set_attention(model, name):
     model.set_attn_implementation("eager" if name == "eager" else "sdpa")
     if name == "rows":
-        use_row_attention(model)
+        use_attention(model, "sdpa")
 
 
 @pytest.mark.parametrize("name", ["rows", "sdpa", "eager"])
@@ -53,37 +50,6 @@ def test_flex_attention_keeps_rows_apart(monkeypatch):
         alone = torch.cat([model(**forward_kwargs([row])).logits[0] for row in rows])
         check_isolation(model, 900)
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()))
-
-
-def test_flash_attention_is_told_the_borders_of_rows(monkeypatch):
-    """Its variable-length kernel needs a GPU; a stand-in with the same arguments attends within the borders it gets."""
-    from transformers import modeling_flash_attention_utils as flash
-
-    calls = []
-
-    def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False):
-        assert causal and torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q.dtype == torch.int32
-        assert int(max_seqlen_q) == int(max_seqlen_k) == int(cu_seqlens_q.diff().max())
-        calls.append(cu_seqlens_q.tolist())
-        rows = [[x[a:b].transpose(0, 1)[None] for x in (q, k, v)] for a, b in pairwise(cu_seqlens_q.tolist())]
-        out = [
-            scaled_dot_product_attention(*row, is_causal=True, scale=softmax_scale, enable_gqa=True)[0] for row in rows
-        ]
-        return torch.cat(out, 1).transpose(0, 1)
-
-    monkeypatch.setattr(flash, "_lazy_imports", lambda *_, **__: (None, varlen, None, None, None))
-    monkeypatch.setattr(flash, "_loaded_implementation", None)
-    model = small_model().eval()
-    rng = np.random.default_rng(7)
-    kwargs = forward_kwargs([make_row(k, rng) for k in ("text", "image", "text")])
-    use_row_attention(model)
-    with torch.no_grad():
-        expected = model(**kwargs).logits
-        model.config.get_text_config()._attn_implementation = "flash_attention_2"
-        found = model(**kwargs).logits
-        check_isolation(model, 900)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    assert calls[:2] == [kwargs["cu_seq_lens_q"].tolist()] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,10 +101,10 @@ def test_dummy_media_change_nothing_but_reach_the_towers(model):
 
 
 def test_choices_that_cannot_run_are_refused():
-    assert choose_attention("auto", "cpu", torch.float32) == "sdpa"
-    for wanted in ("flash_attention_2", "flex_attention"):
-        with pytest.raises(OmniprepError, match="sdpa"):
-            choose_attention(wanted, "cpu", torch.float32)
+    model, cpu = small_model(), torch.device("cpu")
+    assert choose_attention("auto", model, cpu, half=False) == "sdpa"
+    with pytest.raises(OmniprepError, match="--attn flex_attention needs a GPU; use --attn sdpa"):
+        choose_attention("flex_attention", model, cpu, half=False)
 
 
 def test_token_ids_of_the_small_model_are_used():

@@ -9,7 +9,7 @@ from train_helpers import forward_kwargs, make_row, small_model, write_dataset
 from omniprep.data import PackedDataset, collate
 from omniprep.data.loss import logits_loss, predicted
 from omniprep.train import loss as loss_module
-from omniprep.train.attention import use_row_attention
+from omniprep.train.attention_choice import use_attention
 from omniprep.train.batches import Batcher
 from omniprep.train.batches import forward_kwargs as batch_kwargs
 from omniprep.train.loss import token_loss
@@ -29,7 +29,7 @@ def reference_loss(logits, labels, loss_scale, count):
 def test_the_step_loss_is_the_references(tmp_path, weighted):
     dataset = PackedDataset(str(write_dataset(tmp_path / "d", bins=2, weighted=weighted)))
     model = small_model().eval()
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     batcher = Batcher(dataset.layout.modalities)
     batches = [batcher([dataset[i]]) for i in range(2)]
     count = sum(len(b["targets"]) for b in batches)
@@ -52,7 +52,7 @@ def test_the_step_loss_is_the_references(tmp_path, weighted):
 def test_two_bins_in_one_pass_are_two_passes(tmp_path):
     dataset = PackedDataset(str(write_dataset(tmp_path / "d", bins=3, weighted=True)))
     model = small_model().eval()
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     batcher = Batcher(dataset.layout.modalities)
 
     def losses(bins):
@@ -99,7 +99,7 @@ def test_no_row_predicts_the_next_and_no_label_is_lost():
 
 def test_a_bin_with_nothing_to_learn_gives_zero_and_gradients():
     model = small_model()
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     empty = torch.zeros(0, dtype=torch.int64)
     out = model(**forward_kwargs([make_row("text", np.random.default_rng(0))]), logits_to_keep=empty, targets=empty)
     out.losses.sum().backward()

@@ -9,7 +9,8 @@ from train_helpers import forward_kwargs, make_row, small_family, small_model, w
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.train import attention, isolation
-from omniprep.train.attention import row_attention, use_row_attention
+from omniprep.train.attention import row_attention
+from omniprep.train.attention_choice import use_attention
 from omniprep.train.config import TrainConfig
 from omniprep.train.isolation import borders, check_isolation, check_rows, media_rows, text_ids, text_row
 from omniprep.train.model import load_base, load_trainable
@@ -54,13 +55,13 @@ def test_sliding_windows_are_those_of_each_row_alone(case, queries, monkeypatch)
     lengths = [5, 70, 16, 17, 33]
     ids = text_ids(sum(lengths), WORDS, torch.device("cpu"))[None]
     positions = torch.cat([torch.arange(n) for n in lengths]).expand(4, 1, -1)
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     with torch.no_grad():
         packed = model(ids, position_ids=positions, use_cache=False, **borders(lengths, ids.device)).logits[0]
         model.config.get_text_config()._attn_implementation = "eager"
         alone = torch.cat([model(row, use_cache=False).logits[0] for row in ids.split(lengths, 1)])
     torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max()))
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     check_isolation(model, WORDS)
     row = text_row(model, WORDS, 512)
     assert row["input_ids"].shape == (1, 64), "four times the window"
@@ -80,7 +81,7 @@ def test_a_model_that_asks_for_more_is_refused_by_name(what):
     """Soft caps, sinks, bidirectional and chunked masks: none is computed row by row, none is left out in silence."""
     name, options = REFUSED[what]
     model = language_model(name, **options)
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     kind = model.config.model_type
     with pytest.raises(OmniprepError) as caught:
         check_isolation(model, WORDS)
@@ -99,7 +100,7 @@ def test_masks_of_image_blocks_are_refused():
     positions = torch.arange(12).expand(4, 1, -1)
     given = {"position_ids": positions, **borders([12], ids.device), "use_cache": False}
     of_image = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0]])
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     with torch.no_grad():
         model(ids, **given)
         with pytest.raises(OmniprepError, match="not plainly causal"):
@@ -135,7 +136,7 @@ def test_an_unknown_argument_of_an_attention_layer_is_refused(name):
     [
         ({"is_causal": False}, "is_causal=False"),
         ({"attention_mask": torch.ones(1, 1, 6, 6, dtype=torch.bool)}, "attention_mask"),
-        ({"attention_mask": torch.tensor([[[[3]]]]), "sliding_window": 4}, "window of 4 with a mask of one of 3"),
+        ({"attention_mask": torch.empty(1, 1, 0, 3), "sliding_window": 4}, "window of 4 with a mask of one of 3"),
         ({"row_lengths": [4, 1]}, "whose rows fill it"),
         ({"row_lengths": None}, "got no row borders"),
     ],
@@ -165,7 +166,7 @@ def test_scaling_and_dropout_are_not_ignored(window):
 
 def test_padding_or_a_cache_beside_packing_is_refused():
     model = language_model("Qwen2")
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     ids = text_ids(6, WORDS, torch.device("cpu"))[None]
     with pytest.raises(OmniprepError, match="without padding"):
         model(ids, attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1]]), use_cache=False, **borders([6], ids.device))
@@ -212,7 +213,7 @@ def test_a_modality_of_late_bins_is_found_by_the_table_of_rows(tmp_path, monkeyp
 
 def test_a_forward_pass_refuses_what_it_would_ignore():
     model = small_model().eval()
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     kwargs = forward_kwargs([make_row("text", np.random.default_rng(0))])
     model(**kwargs, labels=None, output_attentions=False, use_cache=True)
     for name, value in {"labels": kwargs["input_ids"], "loss_scale": torch.ones(1), "output_attentions": True}.items():
@@ -229,7 +230,7 @@ def test_a_family_without_a_hook_trains_as_transformers_loads_it(tmp_path):
         name="plain", cls=SimpleNamespace(load_model=""), config={"architectures": ["Qwen2ForCausalLM"]}
     )
     model = load_base(ctx, str(tmp_path / "m"), torch.float32, "sdpa")
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     check_isolation(model, WORDS)
     check_rows(model, {"a row of text": text_row(model, WORDS, 512)})
     for hook, message in (("nowhere:load", "'nowhere:load' is no function"), ("nowhere", "is no function")):

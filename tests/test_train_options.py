@@ -16,7 +16,7 @@ from omniprep.progress import QuietReporter
 from omniprep.train import compiling
 from omniprep.train import run as run_module
 from omniprep.train.arguments import training_arguments
-from omniprep.train.attention import use_row_attention
+from omniprep.train.attention_choice import use_attention
 from omniprep.train.batches import Batcher
 from omniprep.train.batches import forward_kwargs as batch_kwargs
 from omniprep.train.compiling import compile_layers, padded
@@ -152,7 +152,7 @@ def test_ranks_that_would_wait_for_ever_are_refused(trained, options, fits):
 
 def test_padding_to_one_length_changes_no_loss(dataset):
     model = small_model().eval()
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     plain, longer = Batcher(dataset.layout.modalities), Batcher(dataset.layout.modalities, length=400)
     for number in range(len(dataset)):
         short, long = plain([dataset[number]]), longer([dataset[number]])
@@ -192,7 +192,7 @@ def test_layers_are_compiled_once_for_all_bins(dataset, monkeypatch):
 
 def test_row_by_row_attention_is_not_compiled():
     model = small_model()
-    with pytest.raises(OmniprepError, match="flash_attention_2"):
+    with pytest.raises(OmniprepError, match="use --attn varlen"):
         compile_layers(model, ("thinker.model.language_model",), "sdpa")
 
 
@@ -221,7 +221,7 @@ def liger(monkeypatch) -> list[str]:
 
 def test_liger_replaces_every_norm_and_swiglu_and_changes_nothing(liger):
     model = small_model().eval()
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     kwargs = forward_kwargs([make_row("mixed", np.random.default_rng(0))])
     with torch.no_grad():
         before = model(**kwargs).logits

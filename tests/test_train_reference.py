@@ -13,7 +13,7 @@ from omniprep.config import BuildConfig
 from omniprep.data.loss import predicted
 from omniprep.media.audio import decode_track
 from omniprep.media.source import Source
-from omniprep.train.attention import use_row_attention
+from omniprep.train.attention_choice import use_attention
 from omniprep.train.config import InferConfig
 from omniprep.train.infer import answer, left_padded
 from omniprep.train.qwen2_5_omni import load_model
@@ -135,10 +135,10 @@ def test_the_loss_of_a_row_is_transformers_own(checkpoint, model, kind):
     if sound:
         batch, labels = with_sound(batch, ours["input_ids"], row, checkpoint), ours["labels"]
     assert ("input_features" in ours) == (kind in ("audio", "video with sound"))
-    use_row_attention(model, False)
+    model.config.get_text_config()._attn_implementation = "sdpa"
     with torch.no_grad():
         theirs = model.thinker(**batch, labels=labels, use_cache=False, use_audio_in_video=sound).loss
-        use_row_attention(model)
+        use_attention(model, "sdpa")
         positions, targets, _ = predicted(ours["labels"][0])
         kwargs = {k: v for k, v in ours.items() if k != "labels"}
         out = model(**kwargs, logits_to_keep=positions, targets=targets)
@@ -152,14 +152,14 @@ def test_an_answer_does_not_depend_on_its_neighbors_and_is_what_the_forward_pass
         encode_prompt(row_of(kind), ctx, build, str(SAMPLES)) for kind in ("text", "audio", "image", "text", "audio")
     ]
     config = InferConfig(max_new_tokens=4)
-    use_row_attention(model, False)
+    model.config.get_text_config()._attn_implementation = "sdpa"
     together = answer(model, rows, ctx, config, torch.float32)
     assert len(set(together)) > 1
     for row, expected in zip(rows, together, strict=True):
         assert answer(model, [row], ctx, config, torch.float32) == [expected]
-    use_row_attention(model)
+    use_attention(model, "sdpa")
     first = [int(model(**{k: v for k, v in row.items() if k != "labels"}).logits[0, -1].argmax()) for row in rows[:3]]
-    use_row_attention(model, False)
+    model.config.get_text_config()._attn_implementation = "sdpa"
     batch = left_padded(rows[:3], 151643)
     new = model.generate(**batch, do_sample=False, max_new_tokens=1, pad_token_id=151643)[:, -1].tolist()
     assert new == first

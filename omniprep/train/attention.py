@@ -1,40 +1,46 @@
 """Packed attention: the rows of a bin never see each other, whatever kernel computes it.
 
-Four ways, chosen by `choose_attention`:
-- flash_attention_2: its variable-length kernel, told the row borders by cu_seq_lens_q/k and max_length_q/k.
-- sdpa: one call of torch's scaled_dot_product_attention for each row (`ROWS`, registered with transformers). The cost
-  is the sum of the squared row lengths instead of the squared bin length, and no mask is made: a dense mask of a 32k
-  bin is 1 GiB, and with one torch leaves its flash kernel. The result for a row is that of the row alone, bit for bit.
-- flex_attention, eager: transformers makes the block mask from the text positions (first of the four rows of
-  position_ids). transformers 5.23 does so only without attention mask and with use_cache=False, else it mixes rows
-  without a word.
+Two attention functions of our own, as transformers calls them, each with borders of rows instead of a mask:
+- `VARLEN`: one call of a variable-length kernel (varlen.py) for all rows of a bin, or for all windows, images and clips
+  of a tower.
+- `ROWS`: one call of torch's scaled_dot_product_attention for each row. The cost is the sum of the squared row lengths
+  instead of the squared bin length, and no mask is made: a dense mask of a 32k bin is 1 GiB, and with one torch leaves
+  its flash kernel. The result for a row is that of the row alone, bit for bit. Many short rows are many short kernels,
+  so that a GPU has `VARLEN` where it can.
 
-`ROWS` computes causal attention, sliding windows, grouped heads, scaling and dropout. Whatever else a model asks for
-(soft caps, sinks, position biases, masks of image blocks or chunks) is refused by name: an argument that is ignored
-would only show as a worse model. `row_mask` sees every mask that a model asks transformers to make, `row_attention`
-every argument of its layers; isolation.py compares the outcome with the model's own forward pass.
+`VARLEN` and `ROWS` compute causal attention, sliding windows, grouped heads, scaling and, where the kernel does, soft
+caps and dropout. Whatever else a model asks for (sinks, position biases, masks of image blocks or chunks) is refused by
+name: an argument that is ignored would only show as a worse model. `row_mask` sees every mask that a model asks
+transformers to make, the attention functions every argument of its layers; isolation.py compares the outcome with the
+model's own forward pass.
 """
 
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
 
 from omniprep.errors import OmniprepError
+from omniprep.train.varlen import VarlenKernel, attend_segments
 
-__all__ = ["ROWS", "choose_attention", "use_row_attention", "uses_rows"]
+__all__ = ["KERNELS", "ROWS", "VARLEN", "row_attention", "uses_borders", "varlen_attention"]
 
 ROWS = "omniprep_rows"
+VARLEN = "omniprep_flash_varlen"
+"""Towers of transformers give borders to an attention whose name has "flash" in it, and loop over the others."""
+KERNELS = ("varlen", "flash_attention_3", "flash_attention_2")
+"""Names in `--attn` of the kernels of `VARLEN`, the preferred one first."""
 
 # Arguments that transformers' models hand through to their attention and that change no result: the borders, which
-# `row_attention` has already, switches about outputs and caches, and the number of tokens for the loss.
+# the functions here have already, switches about outputs and caches, and the number of tokens for the loss.
 NEUTRAL = frozenset(
     {
         "position_ids", "cache_position", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache", "return_dict",
         "output_hidden_states", "output_router_logits", "logits_to_keep", "num_items_in_batch", "deterministic",
+        "row_lengths",
     }
 )  # fmt: skip
 
@@ -43,49 +49,89 @@ NEUTRAL = frozenset(
 QUERIES = 2048
 
 
-def choose_attention(wanted: str, device: str, dtype: torch.dtype) -> str:
-    """Resolve `--attn`.
-
-    Args:
-        wanted: auto, flash_attention_2, sdpa, flex_attention or eager.
-        device: Device type, "cuda" or "cpu".
-        dtype: Type of the weights.
-
-    Returns:
-        flash_attention_2, sdpa, flex_attention or eager.
-
-    Raises:
-        OmniprepError: The implementation cannot run here.
-    """
-    half = dtype in (torch.float16, torch.bfloat16)
-    installed = importlib.util.find_spec("flash_attn") is not None
-    if wanted == "auto":
-        return "flash_attention_2" if device == "cuda" and half and installed else "sdpa"
-    if wanted == "flash_attention_2":
-        if not installed:
-            raise OmniprepError("--attn flash_attention_2: the package flash-attn is not installed; use --attn sdpa")
-        if device != "cuda" or not half:
-            raise OmniprepError("--attn flash_attention_2 needs a GPU and --dtype bfloat16; use --attn sdpa")
-    if wanted == "flex_attention" and device != "cuda":
-        raise OmniprepError("--attn flex_attention needs a GPU; use --attn sdpa")
-    return wanted
-
-
-def row_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | Tensor | None = None,
+    *,
+    kernel: VarlenKernel,
+    **others: object,
+) -> tuple[Tensor, None]:
+    """Attention within borders by one call of a kernel; an attention function as transformers calls it.
+
+    It reads nothing of the module that differs between layers (such as layer_idx), so that one graph of torch.compile
+    is that of all layers.
+
+    Args:
+        module: The attention layer, of a language model or of a tower.
+        query: (1, heads, L, d).
+        key: (1, key heads, L, d).
+        value: As key.
+        attention_mask: What `row_mask` gave: None, or a window.
+        dropout: Probability of dropping a weight.
+        scaling: Factor of the scores (default 1/sqrt(d)).
+        is_causal: Whether a token sees only those before it (default: as the layer says).
+        sliding_window: Tokens that a token sees, itself included (default: all of its row).
+        softcap: Cap of the scores.
+        cu_seq_lens_q: int32 (R+1) borders of the rows, or of a tower's windows, images or clips.
+        max_length_q: The longest of them, or more: a number, or the first size of a tensor (compiling.py).
+        kernel: Computes it.
+        others: What else the layer names; refused unless it is None, False or `NEUTRAL`.
+
+    Returns:
+        (1, L, heads, d), and None for the weights.
+
+    Raises:
+        OmniprepError: The model asks for something that the kernel does not compute, or gives no borders.
+    """
+    asked = {"softcap": None if kernel.has_softcap else softcap, "dropout": None if kernel.has_dropout else dropout}
+    window = common_window(module, attention_mask, sliding_window, others | asked, kernel.name)
+    if window is not None and not kernel.has_window:
+        raise OmniprepError(refusal(type(module).__name__, module.config, "a sliding window", kernel.name))
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise OmniprepError("packed attention got no row borders: the model does not pass cu_seq_lens_q to its layers")
+    if query.shape[0] != 1:
+        raise OmniprepError("packed attention takes one bin, whose rows fill it")
+    out = attend_segments(
+        kernel,
+        query,
+        key,
+        value,
+        cu_seq_lens_q,
+        max_length_q.shape[0] if isinstance(max_length_q, Tensor) else max_length_q,
+        causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
+        scale=scaling,
+        window=window,
+        softcap=softcap or 0.0,
+        dropout=dropout,
+    )
+    return out, None
+
+
+def row_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
     row_lengths: Sequence[int] | None = None,
     **others: object,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention of each row of a bin alone; an attention function as transformers calls it.
+) -> tuple[Tensor, None]:
+    """Causal attention of each row of a bin alone, by SDPA; arguments, result and errors as `varlen_attention`.
 
     Args:
         module: The attention layer.
@@ -95,43 +141,26 @@ def row_attention(
         attention_mask: What `row_mask` gave: None, or a window.
         dropout: Probability of dropping a weight.
         scaling: Factor of the scores (default 1/sqrt(d)).
-        is_causal: Whether a token sees only those before it (default: as the layer says).
+        is_causal: Must not be False (default: as the layer says).
         sliding_window: Tokens that a token sees, itself included (default: all before it).
         cu_seq_lens_q: int32 (R+1) row borders.
         row_lengths: The same as R host integers, where the caller has them (saves a device wait in every layer).
         others: What else the layer names; refused unless it is None, False or `NEUTRAL`.
-
-    Returns:
-        (1, L, heads, d), and None for the weights.
-
-    Raises:
-        OmniprepError: The model asks for something that is not computed here, or gives no borders.
     """
-    for name, given in others.items():
-        if name not in NEUTRAL and given is not None and given is not False:
-            raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), name))
+    window = common_window(module, attention_mask, sliding_window, others, "sdpa")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), "is_causal=False"))
+        raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), "is_causal=False", "sdpa"))
     if row_lengths is None:
         if cu_seq_lens_q is None:
             raise OmniprepError(
                 "packed attention got no row borders: the model does not pass cu_seq_lens_q to its layers"
             )
         row_lengths = cu_seq_lens_q.diff().tolist()
-    if attention_mask is not None:
-        if attention_mask.numel() != 1:
-            raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), "attention_mask"))
-        masked = int(attention_mask)
-        if sliding_window not in (None, masked):
-            raise OmniprepError(
-                f"{type(module).__name__} asks for a sliding window of {sliding_window} with a mask of one of {masked}"
-            )
-        sliding_window = masked
     if query.shape[0] != 1 or sum(row_lengths) != query.shape[2]:
         raise OmniprepError("packed attention takes one bin, whose rows fill it")
     out = [
-        windowed_attention(q, k, v, dropout, scaling, sliding_window)
-        if sliding_window is not None and q.shape[2] > sliding_window
+        windowed_attention(q, k, v, dropout, scaling, window)
+        if window is not None and q.shape[2] > window
         else scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
@@ -140,9 +169,41 @@ def row_attention(
     return torch.cat(out, 2).transpose(1, 2).contiguous(), None
 
 
+def common_window(
+    module: nn.Module,
+    attention_mask: Tensor | None,
+    sliding_window: int | None,
+    others: Mapping[str, object],
+    kernel: str,
+) -> int | None:
+    """The window that a layer's mask and arguments agree on, once nothing else is asked for.
+
+    Raises:
+        OmniprepError: The layer asks for something that is not computed, or for two windows.
+    """
+    for name, given in others.items():
+        if name not in NEUTRAL and given is not None and given is not False and not is_zero(name, given):
+            raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), name, kernel))
+    if attention_mask is None:
+        return sliding_window
+    if attention_mask.shape[:3] != (1, 1, 0):
+        raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), "attention_mask", kernel))
+    masked = attention_mask.shape[3]
+    if sliding_window not in (None, masked):
+        raise OmniprepError(
+            f"{type(module).__name__} asks for a sliding window of {sliding_window} with a mask of one of {masked}"
+        )
+    return masked
+
+
+def is_zero(name: str, given: object) -> bool:
+    """Whether an argument of a layer is a number that switches it off."""
+    return name in ("dropout", "softcap") and given == 0.0
+
+
 def windowed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None, window: int
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int
+) -> Tensor:
     """Causal attention of one row to the last `window` tokens, the token itself included; shapes as `row_attention`."""
     shared = query.shape[1] // key.shape[1]
     if shared > 1:  # with a mask, torch's fast kernels do not take grouped heads
@@ -166,11 +227,12 @@ def windowed_attention(
     return torch.cat(parts, 2)
 
 
-def refusal(who: str, config: Any, what: str) -> str:
-    """Why a model cannot train with `ROWS`, and with what it can."""
+def refusal(who: str, config: Any, what: str, kernel: str) -> str:
+    """Why a model cannot train with an attention, and with which it can."""
     kind = getattr(config, "model_type", "") or "unknown"
+    computed_by = "SDPA row by row" if kernel == "sdpa" else f"the kernel of --attn {kernel}"
     return (
-        f"{who} (model type {kind}) attends with {what}, which SDPA row by row does not compute: use --attn eager, "
+        f"{who} (model type {kind}) attends with {what}, which {computed_by} does not compute: use --attn eager, "
         "or --attn flex_attention on a GPU"
     )
 
@@ -182,11 +244,11 @@ def row_mask(
     q_offset: int = 0,
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
-    attention_mask: torch.Tensor | None = None,
+    attention_mask: Tensor | None = None,
     config: Any = None,
     **hints: object,
-) -> torch.Tensor | None:
-    """The mask of a bin for `ROWS`; a mask function as transformers calls it.
+) -> Tensor | None:
+    """The mask of a bin for `ROWS` and `VARLEN`; a mask function as transformers calls it.
 
     Args:
         batch_size: 1.
@@ -200,7 +262,8 @@ def row_mask(
         hints: How to make a mask tensor (dtype, device, use_vmap, which masks may be left out); none is made here.
 
     Returns:
-        None for causal attention, the window (1, 1, 1, 1) on the host for a sliding one.
+        None for causal attention. For a sliding window a tensor without elements, (1, 1, 0, window): its shape is read
+        without waiting for a device, and as a constant by torch.compile.
 
     Raises:
         OmniprepError: Another mask, or padding, or a cache.
@@ -210,8 +273,8 @@ def row_mask(
     known = causal_window(mask_function)
     if known is None or not known[0]:
         name = getattr(mask_function, "__qualname__", repr(mask_function)).split(".")[0]
-        raise OmniprepError(refusal("the model", config, f"a mask that is not plainly causal ({name})"))
-    return None if known[1] is None else torch.tensor(known[1]).reshape(1, 1, 1, 1)
+        raise OmniprepError(refusal("the model", config, f"a mask that is not plainly causal ({name})", "sdpa"))
+    return None if known[1] is None else torch.empty(1, 1, 0, known[1])
 
 
 # Masks of transformers are closures, and say what they are by the code that made them. A closure that is none of
@@ -252,18 +315,13 @@ def causal_window(mask_function: Callable[..., Any]) -> tuple[bool, int | None] 
 
 AttentionInterface.register(ROWS, row_attention)
 AttentionMaskInterface.register(ROWS, row_mask)
+AttentionMaskInterface.register(VARLEN, row_mask)
 
 
-def use_row_attention(model: PreTrainedModel, on: bool = True) -> None:
-    """Let the language model of `model` attend row by row (training), or by plain SDPA again (generation)."""
-    text = model.config.get_text_config()
-    text._attn_implementation = ROWS if on else "sdpa"
-
-
-def uses_rows(model: PreTrainedModel) -> bool:
-    """Whether the language model of `model` attends row by row.
+def uses_borders(model: PreTrainedModel) -> bool:
+    """Whether the language model of `model` attends within the borders of rows that it is given.
 
     It then needs no text positions (the first of the four rows of position_ids): transformers would make the borders of
     rows of them, and wait for the device for it.
     """
-    return bool(model.config.get_text_config()._attn_implementation == ROWS)
+    return model.config.get_text_config()._attn_implementation in (ROWS, VARLEN)

@@ -2,8 +2,9 @@
 
 Bins are nearly full but not all of one length, so `padded` adds a row of padding up to the bin length: one shape, one
 compilation. Layers are compiled one by one (regional compilation: seconds instead of minutes, all layers share the
-code); the towers are not, since every bin has other images. Borders of rows would be other numbers in every bin; what
-the attention does not read is taken off before the layers see it.
+code); the towers are not, since every bin has other images. How many rows a bin has and how long the longest is differ
+from bin to bin: `VARLEN` gets both as sizes that are marked as dynamic, so that the graph has them as symbols; other
+attentions do not read borders, which are taken off before the layers see them.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from omniprep.errors import OmniprepError
+from omniprep.train.attention import KERNELS
 
 __all__ = ["compile_layers", "padded"]
 
 BACKEND = "inductor"
-_BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+_BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "row_lengths")
 
 
 def compile_layers(model: PreTrainedModel, language_model: Sequence[str], attention: str) -> int:
@@ -27,15 +29,15 @@ def compile_layers(model: PreTrainedModel, language_model: Sequence[str], attent
     Args:
         model: Has an attention implementation other than SDPA row by row.
         language_model: Prefixes of the language model's modules.
-        attention: Name of the attention implementation.
+        attention: Name of the attention implementation, as `choose_attention` gives it.
 
     Raises:
         OmniprepError: The attention has other shapes in every bin, or no layer is found.
     """
     if attention == "sdpa":
         raise OmniprepError(
-            "--torch-compile: SDPA row by row has other shapes in every bin; use --attn flash_attention_2 or "
-            "flex_attention (eager on the CPU)"
+            "--torch-compile: SDPA row by row has other shapes in every bin; use --attn varlen (torch 2.10 or later) "
+            "or flex_attention, on a GPU (eager on the CPU)"
         )
     kinds = set(model._no_split_modules or ())
     layers = [
@@ -45,18 +47,35 @@ def compile_layers(model: PreTrainedModel, language_model: Sequence[str], attent
     ]
     if not layers:
         raise OmniprepError(f"--torch-compile: {type(model).__name__} does not say which of its modules are layers")
-    unread = ("row_lengths", *(() if attention == "flash_attention_2" else _BORDERS))
-
-    def drop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {name: value for name, value in kwargs.items() if name not in unread}
-
     for layer in layers:
         layer.compile(backend=BACKEND)
     for prefix in language_model:
         module = model.get_submodule(prefix)
         if any(layer in layers for layer in module.modules()):
-            module.register_forward_pre_hook(drop, with_kwargs=True)
+            module.register_forward_pre_hook(
+                _dynamic_borders if attention in KERNELS else _without_borders, with_kwargs=True
+            )
     return len(layers)
+
+
+def _without_borders(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {name: value for name, value in kwargs.items() if name not in _BORDERS}
+
+
+def _dynamic_borders(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The borders of rows with sizes that torch.compile takes as symbols.
+
+    A number would be a constant of the graph. As the first size of a tensor without elements it is a symbol; at least
+    2, since torch.compile takes sizes of 0 and 1 for constants in any case.
+    """
+    args, kept = _without_borders(module, args, kwargs)
+    borders: Tensor | None = kwargs.get("cu_seq_lens_q")
+    if borders is not None:
+        longest = borders.new_empty(max(int(kwargs["max_length_q"]), 2), 0)
+        for tensor in (borders, longest):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        kept |= {"cu_seq_lens_q": borders, "max_length_q": longest}
+    return args, kept
 
 
 def padded(stacked: dict[str, Any], length: int) -> dict[str, Any]:

@@ -85,9 +85,11 @@ class TrainConfig:
     """Type of the weights (auto: bfloat16 on a GPU, float32 on the CPU)."""
     amp: bool = False
     """Compute in bfloat16 over float32 weights (use with --dtype float32)."""
-    attn: Literal["auto", "flash_attention_2", "sdpa", "flex_attention", "eager"] = "auto"
-    """Attention of the language model; each keeps the rows of a bin apart (auto: flash-attention 2 where it is
-    installed, else SDPA row by row)."""
+    attn: Literal["auto", "varlen", "flash_attention_2", "flash_attention_3", "sdpa", "flex_attention", "eager"] = (
+        "auto"
+    )
+    """Attention; each keeps the rows of a bin apart (auto: on a GPU the variable-length kernel of torch 2.10 or later,
+    or of flash-attn, else flex_attention; SDPA row by row elsewhere)."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them."""
     liger: bool = False

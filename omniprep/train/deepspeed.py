@@ -17,7 +17,7 @@ from transformers.core_model_loading import PrefixChange
 
 from omniprep.errors import OmniprepError
 
-__all__ = ["PRESETS", "deepspeed_config", "gathered", "keep_names", "numel"]
+__all__ = ["PRESETS", "deepspeed_config", "gathered", "is_shared_out", "keep_names", "numel"]
 
 PRESETS = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 _BUCKET = 200_000_000

@@ -22,6 +22,7 @@ from torch import Tensor
 from omniprep.data import PackedDataset, stack, to_model
 from omniprep.data.collate import cut_row
 from omniprep.errors import OmniprepError
+from omniprep.train.attention_choice import own_attention
 
 __all__ = ["check_isolation", "check_rows", "media_rows", "text_row"]
 
@@ -78,7 +79,7 @@ def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
             where = compared_positions(model, row)
             ours = logits_at(model, row, where)
             theirs = plain_logits(model, row, where)
-            allowed = ROUNDING.get(next(model.parameters()).dtype, 2e-2)
+            allowed = ROUNDING.get(computing_type(model), 2e-2)
             found = distance(ours, theirs)
             if found > allowed and allowed > ROUNDING[torch.float32]:
                 rounding = distance(plain_logits(model, row, where, "sdpa"), theirs)
@@ -89,6 +90,13 @@ def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
                     f"the row alone (logits differ by {found:.2g} of their size, rounding is {allowed:.2g}): use "
                     "--attn eager, and please report it"
                 )
+
+
+def computing_type(model: torch.nn.Module) -> torch.dtype:
+    """The type that a model's layers compute in: autocast's, where that is on, or that of the weights."""
+    weights = next(model.parameters())
+    kind = weights.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights.dtype
 
 
 def text_row(model: Any, vocabulary: int, longest: int, *, mrope: bool = True) -> dict[str, Any]:
@@ -218,20 +226,16 @@ def plain_logits(model: Any, row: Row, where: Tensor, attention: str = "eager") 
         where: (K) positions.
         attention: eager, which is how a model is defined, or sdpa, which a model may not have: it is eager again then.
     """
-    text = model.config.get_text_config()
-    before = text._attn_implementation
     packing = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
     alone = {k: v for k, v in row.items() if k not in packing}
     wanted = "sdpa" if row["input_ids"].shape[1] > EAGER else attention
     for name in (wanted, "eager") if model._supports_sdpa else ("eager",):
-        text._attn_implementation = name
         try:
-            return logits_at(getattr(model, "plain_forward", model), alone, where)
+            with own_attention(model, name):
+                return logits_at(getattr(model, "plain_forward", model), alone, where)
         except ValueError as error:  # transformers' SDPA refuses soft caps so
             if name == "eager" or isinstance(error, OmniprepError):
                 raise
-        finally:
-            text._attn_implementation = before
     raise AssertionError("eager attention was not tried")
 
 

@@ -17,24 +17,36 @@ from transformers.utils import find_adapter_config_file
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.families.loading import named_function
-from omniprep.train.attention import choose_attention, use_row_attention
+from omniprep.train.attention import KERNELS
+from omniprep.train.attention_choice import check_attention, choose_attention, use_attention
 from omniprep.train.compiling import compile_layers
 from omniprep.train.config import TrainConfig
-from omniprep.train.deepspeed import gathered, keep_names
+from omniprep.train.deepspeed import gathered, is_shared_out, keep_names
 from omniprep.train.freeze import Parts, freeze, lora_regex, resolve_parts
 from omniprep.train.isolation import check_isolation, check_rows, media_rows, text_row
 from omniprep.train.liger import use_liger
 from omniprep.train.loss import make_loss_head
+from omniprep.train.varlen import HALF_TYPES
 from omniprep.train.vision_text import model_class, take_plain_positions
 
 __all__ = ["add_lora", "load_base", "load_qwen2_5_omni", "load_trainable", "weights_dtype"]
 
 
 def weights_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Type of the weights: as asked, or bfloat16 on a GPU and float32 on the CPU."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and not config.amp else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    """Type of the weights: as asked, or bfloat16 on a GPU and float32 on the CPU.
+
+    Raises:
+        OmniprepError: A GPU that computes bfloat16 only by emulation (those before Ampere), for a run in bfloat16.
+    """
+    wanted = config.dtype
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" and not config.amp else "float32"
+    in_half = config.amp or wanted == "bfloat16"
+    if device.type == "cuda" and in_half and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise OmniprepError(
+            f"this GPU ({torch.cuda.get_device_name(device)}) has no bfloat16: use --dtype float32, without --amp"
+        )
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
 
 
 def load_base(
@@ -120,16 +132,19 @@ def load_trainable(
         OmniprepError: The model cannot be loaded, or computes something else on bins than on rows.
     """
     dtype = weights_dtype(config, device)
-    attention = choose_attention(config.attn, device.type, dtype)
-    model = load_base(ctx, path, dtype, attention, trust_remote_code=config.trust_remote_code)
+    half = config.amp or dtype in HALF_TYPES
+    check_attention(config.attn, device, half=half)
+    # Towers are loaded with sdpa: they have no flex attention. `use_attention` sets the language model's.
+    loaded = "eager" if config.attn == "eager" else "sdpa"
+    model = load_base(ctx, path, dtype, loaded, trust_remote_code=config.trust_remote_code)
     model.config.use_cache = False
     keep_names(model)
-    if attention == "sdpa":
-        use_row_attention(model)
-    make_loss_head(model.get_output_embeddings())
     parts = resolve_parts(model, ctx.arch)
-    with gathered(model):
-        if not config.deepspeed:  # flash-attention runs on a GPU alone; and there the rows take no time
+    attention = choose_attention(config.attn, model, device, half=half)
+    use_attention(model, attention, parts.towers)
+    make_loss_head(model.get_output_embeddings())
+    with gathered(model), torch.autocast(device.type, torch.bfloat16, enabled=config.amp and attention in KERNELS):
+        if not is_shared_out(model):  # kernels run on a GPU alone; and there the rows take no time
             model.to(device)
         check_packing(model, datasets, dtype)
         if config.fsdp:  # it moves the weights itself, a part to each rank

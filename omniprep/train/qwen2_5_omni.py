@@ -20,7 +20,7 @@ from transformers import Qwen2_5OmniForConditionalGeneration as Omni
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from omniprep.errors import OmniprepError
-from omniprep.train.attention import uses_rows
+from omniprep.train.attention import uses_borders
 from omniprep.train.loss import TokenLoss, token_loss
 from omniprep.train.vision_text import refuse_arguments
 
@@ -107,7 +107,7 @@ class Qwen2_5OmniForConditionalGeneration(Omni):  # type: ignore[misc]  # the na
         embeds = self._hear(input_ids, embeds, input_features, feature_attention_mask)
         if row_lengths is None and cu_seq_lens_q is not None:
             row_lengths = cu_seq_lens_q.diff().tolist()
-        if position_ids is not None and len(position_ids) == 4 and uses_rows(self):
+        if position_ids is not None and len(position_ids) == 4 and uses_borders(self):
             position_ids = position_ids[1:]
         hidden = thinker.language_model(
             inputs_embeds=embeds,

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from omniprep.errors import OmniprepError
-from omniprep.train.attention import uses_rows
+from omniprep.train.attention import uses_borders
 from omniprep.train.loss import TokenLoss, token_loss
 
 __all__ = ["Packed", "keep_borders", "load_model", "model_class", "refuse_arguments", "take_plain_positions"]
@@ -71,7 +71,7 @@ class Packed:
         refuse_arguments(type(self).__name__, {name: arguments.pop(name, None) for name in ("labels", "loss_scale")})
         arguments["use_cache"] = False
         positions = arguments.get("position_ids")
-        if positions is not None and len(positions) == 4 and self.mrope and uses_rows(cast(PreTrainedModel, self)):
+        if positions is not None and len(positions) == 4 and self.mrope and uses_borders(cast(PreTrainedModel, self)):
             arguments["position_ids"] = positions[1:]
         # Always pictures before sound before text: the order of the calls must be the same on every rank, too.
         seen = _see(core, arguments)

@@ -1,0 +1,168 @@
+"""Which attention a run takes (`--attn`), and how a model is set to it.
+
+`choose_attention` takes the first of these that can run:
+- varlen, flash_attention_3, flash_attention_2: one call of a variable-length kernel for all rows (`VARLEN`); vision and
+  audio towers attend by it too.
+- flex_attention: transformers makes the block mask from the text positions (first of the four rows of position_ids).
+  transformers 5.23 does so only without attention mask and with use_cache=False, else it mixes rows without a word.
+- sdpa: row by row (`ROWS`).
+- eager, only by name: how transformers defines a model, with a mask as for flex_attention.
+"""
+
+import importlib.util
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from omniprep.errors import OmniprepError
+from omniprep.train.attention import KERNELS, ROWS, VARLEN, varlen_attention
+from omniprep.train.varlen import LARGEST_HEAD, VarlenKernel, find_kernel
+
+__all__ = ["check_attention", "choose_attention", "own_attention", "use_attention"]
+
+
+def check_attention(wanted: str, device: torch.device, *, half: bool) -> None:
+    """Refuse an `--attn` that cannot run here, before a model is loaded.
+
+    Args:
+        wanted: As for `choose_attention`.
+        device: Where training runs.
+        half: Whether attention computes in 16 bits: weights of 16 bits, or autocast.
+
+    Raises:
+        OmniprepError: The implementation cannot run here.
+    """
+    if wanted in KERNELS:
+        if device.type != "cuda" or not half:
+            raise OmniprepError(f"--attn {wanted} needs a GPU and --dtype bfloat16 (or --amp); use --attn sdpa")
+        if find_kernel(wanted) is None:
+            missing = {
+                "varlen": f"torch {torch.__version__} has no torch.nn.attention.varlen (from 2.10 on it does)",
+                "flash_attention_2": "the package flash-attn is not installed",
+                "flash_attention_3": "the package flash-attn-3 (flash_attn_interface) is not installed",
+            }[wanted]
+            raise OmniprepError(f"--attn {wanted}: {missing}; use --attn auto")
+    if wanted == "flex_attention" and device.type != "cuda":
+        raise OmniprepError("--attn flex_attention needs a GPU; use --attn sdpa")
+
+
+def choose_attention(wanted: str, model: PreTrainedModel, device: torch.device, *, half: bool) -> str:
+    """Resolve `--attn` for a loaded model.
+
+    Args:
+        wanted: auto, or one of the names in this module's docstring.
+        model: Its language model's configuration and heads are read.
+        device: Where training runs.
+        half: As for `check_attention`.
+
+    Returns:
+        One of the names.
+
+    Raises:
+        OmniprepError: The implementation that was asked for cannot compute this model.
+    """
+    check_attention(wanted, device, half=half)
+    if wanted in KERNELS:
+        kernel = find_kernel(wanted)
+        assert kernel is not None
+        lacking = what_kernel_lacks(kernel, model)
+        if lacking:
+            raise OmniprepError(f"--attn {wanted}: {lacking}; use --attn auto, or --attn sdpa")
+        return wanted
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda" or not half:
+        return "sdpa"
+    for name in KERNELS:
+        kernel = find_kernel(name)
+        if kernel is not None and not what_kernel_lacks(kernel, model):
+            return name
+    width = head_width(language_model(model))
+    # Older versions of flex attention take heads whose width is a power of two, and all need Triton.
+    compiles = importlib.util.find_spec("triton") is not None and width >= 16 and width & (width - 1) == 0
+    return "flex_attention" if compiles and width <= LARGEST_HEAD else "sdpa"
+
+
+def what_kernel_lacks(kernel: VarlenKernel, model: PreTrainedModel) -> str:
+    """Why a variable-length kernel cannot compute a language model; "" where it can."""
+    config = model.config.get_text_config()
+    width = head_width(language_model(model))
+    if width > LARGEST_HEAD:
+        return f"heads of {width} values are more than the {LARGEST_HEAD} that the kernel takes"
+    if getattr(config, "attn_logit_softcapping", None) and not kernel.has_softcap:
+        return "its kernel has no soft cap of scores, which this model has"
+    kinds = getattr(config, "layer_types", None)
+    windowed = "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None) is not None
+    if windowed and not kernel.has_window:
+        return f"its kernel in torch {torch.__version__} takes no sliding window, which this model has"
+    if getattr(config, "attention_dropout", 0.0) and not kernel.has_dropout:
+        return f"its kernel drops no attention weights, and the model's attention_dropout is {config.attention_dropout}"
+    return ""
+
+
+def language_model(model: PreTrainedModel) -> nn.Module:
+    """The module of the language model: the one that has its configuration; the whole model where none does."""
+    text = model.config.get_text_config()
+    return next((m for m in model.modules() if getattr(m, "config", None) is text and m is not model), model)
+
+
+def head_width(module: nn.Module) -> int:
+    """Values of the widest attention head in a module; 0 where its layers do not say."""
+    widths = (getattr(layer, "head_dim", None) for layer in module.modules())
+    return max((width for width in widths if isinstance(width, int)), default=0)
+
+
+def use_attention(model: PreTrainedModel, name: str, towers: Iterable[str] = ()) -> None:
+    """Let a model attend by an implementation, each row of a bin alone.
+
+    The model must have been loaded with transformers' sdpa (or eager): towers that do not give borders to their
+    attention keep that.
+
+    Args:
+        model: The model.
+        name: As `choose_attention` gives it.
+        towers: Prefixes of its vision and audio towers.
+    """
+    text = model.config.get_text_config()
+    if next(model.parameters()).is_cuda or torch.cuda.is_available():
+        # cuDNN plans anew for each length that it has not seen: 98 ms each, where the kernel itself takes 0.3.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    if name not in KERNELS:
+        text._attn_implementation = ROWS if name == "sdpa" else name
+        return
+    kernel = find_kernel(name)
+    assert kernel is not None
+    AttentionInterface.register(VARLEN, partial(varlen_attention, kernel=kernel))
+    text._attn_implementation = VARLEN
+    for prefix in towers:
+        tower = model.get_submodule(prefix)
+        config = getattr(tower, "config", None)
+        if config is not None and config is not text and takes_borders(tower) and head_width(tower) <= LARGEST_HEAD:
+            config._attn_implementation = VARLEN
+
+
+def takes_borders(tower: nn.Module) -> bool:
+    """Whether a tower's layers are told where windows, images and clips end."""
+    return any("cu_seqlens" in inspect.signature(type(layer).forward).parameters for layer in tower.modules())
+
+
+@contextmanager
+def own_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The language model with transformers' own attention `name`, and the towers as they were loaded (sdpa)."""
+    text = model.config.get_text_config()
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)} | {id(text): text}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            if config is not text and config._attn_implementation == VARLEN:
+                config._attn_implementation = "sdpa"
+        text._attn_implementation = name
+        yield
+    finally:
+        for key, config in configs.items():  # not by the setter, which would change the parts of a configuration too
+            config._attn_implementation_internal = before[key]
