@@ -126,10 +126,15 @@ def fast_paths() -> Iterator[Finding]:
         yield Finding(name, "ok" if fast else "slow", text, "" if fast else fix)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     yield Finding("gpu", "ok" if gpu else "absent", gpu or "none: training runs on the CPU")
-    flash = importlib.util.find_spec("flash_attn") is not None
-    if gpu or flash:
-        text = "flash-attention 2" if flash else "torch's SDPA, row by row"
-        yield Finding("attention", "ok" if flash else "slow", text, "" if flash else "pip install flash-attn")
+    kernels = {
+        "torch's variable-length kernel": "torch.nn.attention.varlen",
+        "flash-attention 3": "flash_attn_interface",
+        "flash-attention 2": "flash_attn",
+    }
+    kernel = next((name for name, module in kernels.items() if importlib.util.find_spec(module) is not None), "")
+    if gpu:
+        fix = "" if kernel else "pip install 'torch>=2.10'"
+        yield Finding("attention", "ok" if kernel else "slow", kernel or "torch's SDPA, row by row", fix)
     token = bool(os.environ.get("HF_TOKEN")) or _has_hub_token()
     text = "logged in" if token else "not logged in: omniprep push, and checkpoints behind a form, need it"
     yield Finding("Hugging Face Hub", "ok" if token else "absent", text, "" if token else "hf auth login")
