@@ -29,7 +29,8 @@ from omniprep.families.qwen.vision import Limits, image_patches, image_size, pla
 from omniprep.families.registry import MediaMeta
 from omniprep.media.audio import decode_audio
 from omniprep.media.image import decode_image
-from omniprep.media.resample import image_is_fast, resize_frames, resize_image, video_is_fast
+from omniprep.media.resample import image_is_fast, video_is_fast
+from omniprep.media.resample import resize as resize_picture
 from omniprep.media.source import Source
 from omniprep.media.video import open_video
 from omniprep.shards.schema import Bin, arrow_schema
@@ -65,7 +66,7 @@ def image_parts(photo: Path, ctx: Any, folder: Path) -> list[dict[str, Any]]:
         source, name = Source(data=buffer.getvalue()), f"image {width}x{height}"
         image = decode_image(source)
         h, w = image_size(height, width, Limits())
-        pixels = resize_image(image, w, h)
+        pixels = resize_picture(image, (w, h))
         assert np.array_equal(pixels, np.asarray(image.resize((w, h))))
         patches = image_patches(pixels)
         rows += [
@@ -73,7 +74,7 @@ def image_parts(photo: Path, ctx: Any, folder: Path) -> list[dict[str, Any]]:
             line(
                 name,
                 "resize",
-                lambda image=image, w=w, h=h: resize_image(image, w, h),
+                lambda image=image, w=w, h=h: resize_picture(image, (w, h)),
                 lambda image=image, w=w, h=h: np.asarray(image.resize((w, h))),
             ),
             line(name, "patches", lambda pixels=pixels: image_patches(pixels)),
@@ -128,13 +129,13 @@ def video_parts(path: Path) -> list[dict[str, Any]]:
     def reference() -> torch.Tensor:
         return resize(tensor, [plan.height, plan.width], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
-    small = resize_frames(frames, plan.height, plan.width)
+    small = resize_picture(frames, (plan.width, plan.height))
     assert np.array_equal(small, reference().permute(0, 2, 3, 1).numpy())
     name = f"video {meta.width}x{meta.height}, {meta.frames} frames, {len(frames)} taken"
     return [
         line(name, "open, first frame", lambda: open_video(source)),
         line(name, "decode (decord)", lambda: open_video(source).read(list(plan.indices))),
-        line(name, "resize", lambda: resize_frames(frames, plan.height, plan.width), reference),
+        line(name, "resize", lambda: resize_picture(frames, (plan.width, plan.height)), reference),
         line(name, "patches", lambda: video_patches(small)),
     ]
 

@@ -42,7 +42,7 @@ PROFILED = {
     "omniprep.families.qwen.media": ("map_image", "map_video"),
     "omniprep.families.qwen.vision": ("image_patches", "video_patches"),
     "omniprep.media.image": ("decode_image",),
-    "omniprep.media.resample": ("resize_image", "_whole", "_across", "resize_frames"),
+    "omniprep.media.resample": ("resize", "_resize_image", "_pass_across", "_resize_frames"),
     "omniprep.media.audio": ("decode_audio",),
     "omniprep.families.mel": ("log_mel",),
     "omniprep.compiler.encode.shard_file": (

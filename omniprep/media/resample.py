@@ -1,28 +1,101 @@
-"""Images and video frames resized to the bytes of Pillow and of torchvision, two to three times faster.
+"""`resize`: images and video frames, bicubic, to the bytes of Pillow and of torchvision, four times faster.
 
-The weights are Pillow's formula, or read off torch itself. Each pair of lengths (Pillow) or sizes (torch) is tried out
-once in every process, on noise, and only where the library's results are equal to ours in every bit do our kernels
-(omniprep/media/kernels.py) take its place. So a library that computes differently, or a machine without numba, costs
-time and never a bit. Where the kernels must be compiled first, which takes some ten seconds once on a machine, the
-libraries do the first `FEW` pictures of a process: a small build is over before that would pay.
+Our kernels (omniprep/media/kernels.py) replace a library only where they give the same bits: the weights are Pillow's
+formula, or read from torch's own answers, and each pair of lengths (Pillow) or sizes (torch) is tried on noise once in
+every process. A library that computes differently, or a machine without numba, costs time and never a bit.
 """
 
 import math
+import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["KERNELS_AFTER", "Pixels", "image_is_fast", "resize", "resize_bytes", "video_is_fast"]
+
 Pixels = NDArray[np.uint8]
-Weights = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
+Size = tuple[int, int]
+"""(width, height)."""
+PillowPass = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""First input of each output (outputs,), and the weights from there on (outputs, a multiple of 4), zeros at the end."""
+TorchPass = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
 """First input of each output (outputs,), groups of four of its weights (outputs,), the weights, zeros at the end."""
 
+KERNELS_AFTER = 128
+"""Pictures of a process that the libraries resize before numba is imported. Importing and loading compiled kernels
+takes 1.5 s, compiling them 14 s once on a machine (numba keeps the code in __pycache__ or NUMBA_CACHE_DIR); a kernel
+saves 6 to 30 ms a picture. So small builds never wait, and large ones lose at most what loading costs."""
+STRIP_PIXELS = 4 << 20
+"""Pillow stores larger images in several blocks, so they are copied; the first pass copies them strip by strip."""
+_MAX_ASPECT = 100
+"""Taller images go to Pillow, which may do the vertical pass first."""
 
-@lru_cache(maxsize=1)
+_resized_by_libraries = 0
+
+
+def resize(picture: Any, size: Size) -> Pixels:
+    """Resize a picture as the reference does, antialiased bicubic.
+
+    Args:
+        picture: An 8-bit RGB image of Pillow, resized as by `image.resize(size)`; or video frames (T, H, W, 3) uint8,
+            resized as by torchvision's `resize`.
+        size: New (width, height).
+
+    Returns:
+        uint8 (height, width, 3) of an image, (T, height, width, 3) of frames. It may be a view whose rows have their
+        channels apart, which is what cutting into patches reads fastest.
+    """
+    if isinstance(picture, np.ndarray):
+        if picture.shape[1:3] == size[::-1]:
+            return picture
+        passes = _torch_passes(picture.shape[2:0:-1], size) if _kernels_pay(len(picture)) else None
+        return _resize_with_torchvision(picture, size) if passes is None else _resize_frames(picture, passes)
+    if picture.mode == "RGB" and picture.height <= _MAX_ASPECT * picture.width and _kernels_pay(1):
+        across, down = (_pillow_pass(*lengths) for lengths in zip(picture.size, size, strict=True))
+        if across is not False and down is not False and (across or down):
+            return _resize_image(picture, across, down)
+    return np.asarray(picture.resize(size), np.uint8)
+
+
+def resize_bytes(frames: Pixels, size: Size) -> Pixels:
+    """Frames (T, H, W, 3) resized by torch's antialiased bicubic kernel of integers.
+
+    Version 2 of torchvision's functions, which the processors of transformers call, uses it for uint8 tensors.
+    """
+    import torch
+
+    if frames.shape[1:3] == size[::-1]:
+        return frames
+    tensor = torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(tensor, size=size[::-1], mode="bicubic", antialias=True)
+    pixels: Pixels = resized.permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
+
+
+def image_is_fast(old: Size = (640, 480), new: Size = (448, 336)) -> bool:
+    """Whether images of this size are resized by our kernels here, once `KERNELS_AFTER` is reached."""
+    passes = [_pillow_pass(*lengths) for lengths in zip(old, new, strict=True)]
+    return False not in passes and any(passes)
+
+
+def video_is_fast(old: Size = (320, 180), new: Size = (196, 112)) -> bool:
+    """Whether video frames of this size are, likewise."""
+    return _torch_passes(old, new) is not None
+
+
+def _kernels_pay(pictures: int) -> bool:
+    """Whether to use the kernels: where they are loaded already, or many pictures were resized without."""
+    global _resized_by_libraries
+    if "omniprep.media.kernels" in sys.modules or _resized_by_libraries >= KERNELS_AFTER:
+        return True
+    _resized_by_libraries += pictures
+    return False
+
+
 def _kernels() -> Any:
-    """The compiled kernels, or None where numba is absent or cannot be used."""
+    """The compiled kernels; None where numba is absent or cannot be used (it has no folder for compiled code, say)."""
     try:
         from omniprep.media import kernels
     except (ImportError, RuntimeError, OSError):
@@ -30,66 +103,16 @@ def _kernels() -> Any:
     return kernels
 
 
-FEW = 256
-_done = 0
-"""Pictures that the libraries resized in this process while no compiled kernels were there."""
+def _channels_last(rows: NDArray[Any]) -> NDArray[Any]:
+    """A view (..., H, W, 3) of rows (..., H, 3 * W) that have their channels apart."""
+    return np.moveaxis(rows.reshape(*rows.shape[:-1], 3, -1), -2, -1)
 
 
-@lru_cache(maxsize=2)
-def _compiled(kernel: str) -> bool:
-    """Whether numba keeps code of this very kernel on the disk (a wrong guess costs time alone)."""
-    kernels = _kernels()
-    if kernels is None:
-        return True
-    made = Path(kernels.__file__).stat().st_mtime
-    folder = Path(getattr(kernels, kernel).stats.cache_path)
-    return any(path.stat().st_mtime >= made for path in folder.glob(f"kernels.{kernel}-*.nbi"))
+# ---- images, as Pillow
 
 
-def _worth_it(kernel: str, pictures: int) -> bool:
-    """Whether to use a kernel for some more pictures, compiling it where it is not."""
-    global _done
-    if _done >= FEW or _compiled(kernel):
-        return True
-    _done += pictures
-    return False
-
-
-def image_is_fast() -> bool:
-    """Whether pictures are resized by our kernels here (tried on one pair of lengths); for `omniprep doctor`."""
-    return bool(_side(640, 448))
-
-
-def video_is_fast() -> bool:
-    """Whether frames are, likewise."""
-    return _checked(180, 320, 112, 196) is not None
-
-
-def resize_image(image: Any, width: int, height: int) -> Pixels:
-    """`image.resize((width, height))`, which is bicubic, as an array (height, width, 3).
-
-    Args:
-        image: 8-bit RGB image of Pillow.
-        width: New width.
-        height: New height.
-    """
-    # Of a very tall image, Pillow may take the passes the other way round.
-    if image.height > 100 * image.width or not _worth_it("whole_across", 1):
-        return np.asarray(image.resize((width, height)), np.uint8)
-    across, down = (_side(*pair) for pair in zip(image.size, (width, height), strict=True))
-    if image.mode != "RGB" or across is False or down is False or (across is None and down is None):
-        return np.asarray(image.resize((width, height)), np.uint8)
-    return _whole(image, across, down)
-
-
-STRIP_PIXELS = 4 << 20
-"""Larger pictures go through the first pass in strips: Pillow holds them in pieces, so they must be copied."""
-Whole = tuple[NDArray[np.int32], NDArray[np.int32]]
-"""First input of each output (outputs,), and the weights from there on (outputs, a multiple of 4), zeros at the end."""
-
-
-def _whole(image: Any, across: Whole | None, down: Whole | None) -> Pixels:
-    """Pillow's two passes. The rows of the result have their channels apart, which is how patches want them."""
+def _resize_image(image: Any, across: PillowPass | None, down: PillowPass | None) -> Pixels:
+    """Pillow's horizontal, then vertical pass; None for a length that stays."""
     kernels = _kernels()
     if across is None:
         assert down is not None
@@ -98,58 +121,63 @@ def _whole(image: Any, across: Whole | None, down: Whole | None) -> Pixels:
         kernels.whole_down(pixels.reshape(len(pixels), -1), *down, 0, result.reshape(len(result), -1))
         return result
     top, bottom = 0, image.height
-    if down is not None:  # the second pass may not need all rows
+    if down is not None:  # the vertical pass may not need all rows
         top, bottom = int(down[0][0]), min(int(down[0][-1]) + down[1].shape[1], bottom)
-    between = _across(image, across, top, bottom)
-    size = 3 * len(across[0])
+    between = _pass_across(image, across, top, bottom)
+    row_bytes = 3 * len(across[0])
     if down is None:
-        return _channels_last(between[:, :size])
-    result = np.empty((len(down[0]), size), np.uint8)
+        return _channels_last(between[:, :row_bytes])
+    result = np.empty((len(down[0]), row_bytes), np.uint8)
     kernels.whole_down(between, *down, top, result)
     return _channels_last(result)
 
 
-def _across(image: Any, weights: Whole, top: int, bottom: int) -> Pixels:
-    """Rows top..bottom after the first pass, (rows, 3 * w and up to 7 bytes more)."""
+def _pass_across(image: Any, weights: PillowPass, top: int, bottom: int) -> Pixels:
+    """Rows top..bottom after the horizontal pass, (rows, 3 * w and up to 7 bytes more)."""
     kernels = _kernels()
     rows = bottom - top
     result = np.empty((-(-rows // kernels.ROWS) * kernels.ROWS, -(-3 * len(weights[0]) // 8) * 8), np.uint8)
     words = result.view(np.uint64)
     if image.width * image.height <= STRIP_PIXELS:
-        kernels.whole_across(_words(image), *weights, top, rows, words)
+        kernels.whole_across(_pixel_words(image), *weights, top, rows, words)
         return result[:rows]
     step = max(STRIP_PIXELS // image.width // kernels.ROWS, 1) * kernels.ROWS
     for start in range(0, rows, step):
         end = min(start + step, rows)
         strip = image.crop((0, top + start, image.width, top + end))
-        kernels.whole_across(_words(strip), *weights, 0, end - start, words[start:])
+        kernels.whole_across(_pixel_words(strip), *weights, 0, end - start, words[start:])
     return result[:rows]
 
 
-def _channels_last(rows: NDArray[Any]) -> NDArray[Any]:
-    """A view (..., H, W, 3) of rows (..., H, 3 * W) that have their channels apart."""
-    return np.moveaxis(rows.reshape(*rows.shape[:-1], 3, -1), -2, -1)
-
-
-def _words(image: Any) -> NDArray[np.uint32]:
-    """The pixels of an RGB image of Pillow, four bytes each, (H, W): Pillow's own memory where it is in one piece."""
+def _pixel_words(image: Any) -> NDArray[np.uint32]:
+    """The pixels of an RGB image, four bytes each, (H, W): Pillow's own memory where it is one block, else a copy."""
     import pyarrow as pa
 
     try:
         data = pa.array(image).values.buffers()[1]
-    except (ValueError, TypeError, pa.ArrowInvalid):  # several pieces; a Pillow older than 11.2
+    except (ValueError, TypeError, pa.ArrowInvalid):  # several blocks; a Pillow older than 11.2
         data = image.tobytes("raw", "RGBX")
     return np.frombuffer(data, np.uint32)[: image.width * image.height].reshape(image.height, image.width)
 
 
-def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    x = np.abs(x)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * -0.5
-    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+@lru_cache(maxsize=4096)
+def _pillow_pass(old: int, new: int) -> PillowPass | Literal[False] | None:
+    """Weights of one pass; None where the length stays, False where Pillow computes otherwise or numba is absent."""
+    from PIL import Image
+
+    if old == new:
+        return None
+    if _kernels() is None:
+        return False
+    weights = _pillow_weights(old, new)
+    noise = np.random.default_rng(0).integers(0, 256, (2, old, 3), np.uint8)
+    wide, tall = Image.fromarray(noise), Image.fromarray(np.ascontiguousarray(noise.transpose(1, 0, 2)))
+    same = np.array_equal(_resize_image(wide, weights, None), np.asarray(wide.resize((new, 2))))
+    same = same and np.array_equal(_resize_image(tall, None, weights), np.asarray(tall.resize((2, new))))
+    return weights if same else False
 
 
-def _whole_weights(old: int, new: int) -> Whole:
+def _pillow_weights(old: int, new: int) -> PillowPass:
     """Weights of one pass (Pillow: Resample.c precompute_coeffs, normalize_coeffs_8bpc)."""
     scale = old / new
     support = 2.0 * max(scale, 1.0)
@@ -160,7 +188,7 @@ def _whole_weights(old: int, new: int) -> Whole:
     weights = _bicubic((taps + first[:, None] - centers[:, None] + 0.5) * (1.0 / max(scale, 1.0)))
     weights[taps >= count[:, None]] = 0.0
     total = np.zeros(new)
-    for tap in taps:  # one after the other, as the C loop adds
+    for tap in taps:  # in order, as the C loop adds
         total += weights[:, tap]
     weights = weights / np.where(total == 0.0, 1.0, total)[:, None] * (1 << 22)
     whole = np.trunc(np.where(weights < 0, weights - 0.5, weights + 0.5)).astype(np.int32)
@@ -168,69 +196,65 @@ def _whole_weights(old: int, new: int) -> Whole:
     return first.astype(np.int32), np.ascontiguousarray(whole[:, :used])
 
 
-@lru_cache(maxsize=4096)
-def _side(old: int, new: int) -> Whole | Literal[False] | None:
-    """Weights of one pass; None where it is none, False where Pillow computes otherwise."""
-    from PIL import Image
-
-    if old == new:
-        return None
-    if _kernels() is None:
-        return False
-    weights = _whole_weights(old, new)
-    noise = np.random.default_rng(0).integers(0, 256, (2, old, 3), np.uint8)
-    wide, tall = Image.fromarray(noise), Image.fromarray(np.ascontiguousarray(noise.transpose(1, 0, 2)))
-    same = np.array_equal(_whole(wide, weights, None), np.asarray(wide.resize((new, 2))))
-    same = same and np.array_equal(_whole(tall, None, weights), np.asarray(tall.resize((2, new))))
-    return weights if same else False
+def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def resize_bytes(frames: Pixels, height: int, width: int) -> Pixels:
-    """Frames (T, H, W, 3) resized by torch's antialiased bicubic kernel of whole numbers (torchvision's functions of
-    version 2, which the processors call).
-    """
-    import torch
-
-    if frames.shape[1:3] == (height, width):
-        return frames
-    tensor = torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2)
-    small = torch.nn.functional.interpolate(tensor, size=(height, width), mode="bicubic", antialias=True)
-    result: Pixels = small.permute(0, 2, 3, 1).contiguous().numpy()
-    return result
+# ---- video frames, as torchvision
 
 
-def resize_frames(frames: Pixels, height: int, width: int) -> Pixels:
-    """Frames (T, H, W, 3) resized by torchvision's antialiased bicubic kernel on uint8, as the reference does."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    weights = _checked(frames.shape[1], frames.shape[2], height, width) if _worth_it("across", len(frames)) else None
-    if weights is None:
-        return _torchvision(frames, height, width)
+def _resize_frames(frames: Pixels, passes: tuple[TorchPass, TorchPass]) -> Pixels:
+    """The horizontal, then the vertical pass of torch, and rounding."""
     kernels = _kernels()
+    width, height = (len(first) for first, *_ in passes)
     result = np.empty((len(frames), height, 3 * width), np.uint8)
-    between = np.empty((frames.shape[1], width * 3), np.float32)
-    total = np.empty((height, width * 3), np.float32)
-    for frame, out in zip(frames, result, strict=True):  # one by one: what is between the passes stays in the cache
-        kernels.across(frame.reshape(len(frame), -1), *weights[0], between)
-        kernels.down(between, *weights[1], total)
+    between = np.empty((frames.shape[1], 3 * width), np.float32)
+    total = np.empty((height, 3 * width), np.float32)
+    for frame, out in zip(frames, result, strict=True):  # one by one, so that `between` stays in the CPU's cache
+        kernels.across(frame.reshape(len(frame), -1), *passes[0], between)
+        kernels.down(between, *passes[1], total)
         kernels.to_bytes(total, out)
     return _channels_last(result)
 
 
-def _torchvision(frames: Pixels, height: int, width: int) -> Pixels:
+def _resize_with_torchvision(frames: Pixels, size: Size) -> Pixels:
     import torch
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resize
 
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    small = resize(tensor, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    result: Pixels = small.permute(0, 2, 3, 1).contiguous().numpy()
-    return result
+    resized = resize(tensor, list(size[::-1]), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    pixels: Pixels = resized.permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
 
 
 @lru_cache(maxsize=1024)
-def _weights(old: int, new: int) -> Weights:
-    """Weights of one pass, as torch's kernel answers single bright pixels; their windows as its source has them."""
+def _torch_passes(old: Size, new: Size) -> tuple[TorchPass, TorchPass] | None:
+    """Weights of both passes; None where torch computes otherwise or numba is absent."""
+    import torch
+
+    kernels = _kernels()
+    if kernels is None:
+        return None
+    across, down = (_torch_weights(*lengths) for lengths in zip(old, new, strict=True))
+    noise = np.random.default_rng(0).integers(0, 256, (old[1], old[0], 3), np.uint8)
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(noise).permute(2, 0, 1)[None].float(), size=new[::-1], mode="bicubic", antialias=True
+    )
+    ours = np.empty((new[1], 3 * new[0]), np.float32)
+    between = np.empty((old[1], 3 * new[0]), np.float32)
+    kernels.across(noise.reshape(old[1], -1), *across, between)
+    kernels.down(between, *down, ours)
+    same = np.array_equal(_channels_last(ours), theirs[0].permute(1, 2, 0).numpy())
+    return (across, down) if same else None
+
+
+@lru_cache(maxsize=1024)
+def _torch_weights(old: int, new: int) -> TorchPass:
+    """Weights of one pass, which are torch's answers to single bright pixels; their windows as in its source."""
     import torch
 
     basis = torch.eye(old)[None, None]
@@ -243,24 +267,3 @@ def _weights(old: int, new: int) -> Weights:
     taps = first[:, None] + np.arange(int(count.max()) + 3)
     weights = np.where(taps < old, np.take_along_axis(answer, np.minimum(taps, old - 1), axis=1), 0)
     return first.astype(np.int32), ((count - 1) // 4).astype(np.int32), np.ascontiguousarray(weights, np.float32)
-
-
-@lru_cache(maxsize=1024)
-def _checked(old_height: int, old_width: int, height: int, width: int) -> tuple[Weights, Weights] | None:
-    """Weights of both passes, or None where torch computes otherwise."""
-    import torch
-
-    kernels = _kernels()
-    if kernels is None:
-        return None
-    across, down = _weights(old_width, width), _weights(old_height, height)
-    noise = np.random.default_rng(0).integers(0, 256, (old_height, old_width, 3), np.uint8)
-    theirs = torch.nn.functional.interpolate(
-        torch.from_numpy(noise).permute(2, 0, 1)[None].float(), size=(height, width), mode="bicubic", antialias=True
-    )
-    ours = np.empty((height, width * 3), np.float32)
-    between = np.empty((old_height, width * 3), np.float32)
-    kernels.across(noise.reshape(old_height, -1), *across, between)
-    kernels.down(between, *down, ours)
-    same = np.array_equal(_channels_last(ours), theirs[0].permute(1, 2, 0).numpy())
-    return (across, down) if same else None

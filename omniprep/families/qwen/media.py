@@ -22,11 +22,10 @@ from omniprep.families.qwen.vision import (
     most_image_tokens,
     most_video_tokens,
     plan_video,
-    resize_frames,
     video_patches,
 )
 from omniprep.families.registry import REGISTRY, Decoded, Field, MediaMeta, Sample, SupportsMultiModal
-from omniprep.media.resample import resize_bytes, resize_image
+from omniprep.media.resample import resize, resize_bytes
 
 if TYPE_CHECKING:
     from omniprep.families.context import FamilyContext
@@ -141,7 +140,7 @@ def map_image(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
     patches = []
     for item, (_, h, w) in zip(items, grids, strict=True):
         height, width = fetched_size(ctx, item.meta)
-        pixels = resize_bytes(resize_image(item.image, width, height)[None], h * patch, w * patch)
+        pixels = resize_bytes(resize(item.image, (width, height))[None], (w * patch, h * patch))
         patches.append(image_patches(pixels[0], patch))
     return {"image_grid_thw": np.array(grids, np.int32), "pixel_values": _joined(patches)}
 
@@ -155,10 +154,10 @@ def map_video(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
         if item.frames is None:
             frames = frame_list(item, plan, (plan.width, plan.height))
         else:
-            frames = resize_frames(item.frames(list(plan.indices)), plan.height, plan.width)
+            frames = resize(item.frames(list(plan.indices)), (plan.width, plan.height))
         height, width = final_size(ctx, "video", plan.height, plan.width)
         grids.append((len(frames) // 2, height // patch, width // patch))
-        patches.append(video_patches(resize_bytes(frames, height, width), patch))
+        patches.append(video_patches(resize_bytes(frames, (width, height)), patch))
     return {"video_grid_thw": np.array(grids, np.int32), "pixel_values_videos": _joined(patches)}
 
 
@@ -168,7 +167,7 @@ def _joined(patches: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def frame_list(item: Decoded, plan: VideoPlan, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The frames (T, H, W, 3) of a video given as images, each resized to (width, height); the last fills a pair."""
-    pictures = [resize_image(item.images[i], *size) for i in dict.fromkeys(plan.indices)]
+    pictures = [resize(item.images[i], size) for i in dict.fromkeys(plan.indices)]
     return np.stack([*pictures, *pictures[-1:] * (len(plan.indices) - len(pictures))])
 
 

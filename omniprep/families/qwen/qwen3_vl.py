@@ -29,10 +29,10 @@ from omniprep.families.qwen.vision import (
     frame_size,
     most_video_tokens,
     plan_video,
-    resize_frames,
     video_patches,
 )
 from omniprep.families.registry import REGISTRY, Decoded, Expansion, MediaMeta, ModelArch, Sample, TemplateMeta
+from omniprep.media.resample import resize
 
 if TYPE_CHECKING:
     from omniprep.families.context import FamilyContext
@@ -122,7 +122,7 @@ def map_video(ctx: "FamilyContext", items: list[Decoded]) -> dict[str, NDArray[A
         else:
             frames = item.frames(list(chosen.indices))
         grids.append(_video_grid(ctx, item.meta))
-        patches.append(video_patches(resize_frames(frames, chosen.height, chosen.width), patch_size(ctx)))
+        patches.append(video_patches(resize(frames, (chosen.width, chosen.height)), patch_size(ctx)))
     return {"video_grid_thw": np.array(grids, np.int32), "pixel_values_videos": np.concatenate(patches)}
 
 

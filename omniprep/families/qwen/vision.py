@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.registry import MediaMeta
-from omniprep.media.resample import resize_frames as resize_frames
 
 MAX_RATIO = 200
 FRAME_FACTOR = 2
