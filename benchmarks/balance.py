@@ -11,7 +11,8 @@ import argparse
 import numpy as np
 from record import record
 
-from omniprep.packing import balanced_order, bin_cost, pack, permutation
+from omniprep.compiler.costs import bin_cost
+from omniprep.packing import balanced_order, pack, permutation
 
 GOAL = 1.05
 

@@ -23,8 +23,8 @@ class Modality:
     work: Literal["patches", "audio_frames"]
     """Column of rows.parquet that counts what a tower works on."""
     bytes: int
-    """A unit of work in a shard, about. A plan does not count patches of images (588 bytes: 14 x 14 x 3) and of videos
-    (1,176: two frames) apart, so both have the number between; an audio frame is 128 mel bands in bfloat16."""
+    """A unit of work in a shard: a patch of an image (14 x 14 x 3) or of a video (two frames of that), before
+    --pixel-codec; an audio frame (128 mel bands in bfloat16). Families with larger patches take more."""
     seconds: float
     """Of one core to decode and encode a unit of work, about (benchmarks/results/build.json). A video is decoded up to
     the last frame that is taken; films of an hour take far longer. An audio frame is 10 ms of sound."""
@@ -33,9 +33,9 @@ class Modality:
 
 
 MODALITIES: dict[str, Modality] = {
-    "image": Modality(column="images", work="patches", bytes=900, seconds=8e-6, color="#b07aa1"),
+    "image": Modality(column="images", work="patches", bytes=588, seconds=8e-6, color="#b07aa1"),
     "audio": Modality(column="audios", work="audio_frames", bytes=256, seconds=24e-6, color="#2a9d8f"),
-    "video": Modality(column="videos", work="patches", bytes=900, seconds=43e-6, color="#e9a23b"),
+    "video": Modality(column="videos", work="patches", bytes=1176, seconds=43e-6, color="#e9a23b"),
 }
 MEDIA_COLUMNS = tuple(modality.column for modality in MODALITIES.values())
 KINDS = ("text", *MODALITIES, "mixed")

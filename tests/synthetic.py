@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from omniprep.packing import bin_cost, pack, rows_by_bin
+from omniprep.compiler.costs import bin_cost
+from omniprep.packing import pack, rows_by_bin
 from omniprep.shards.index import IndexEntry, write_index, write_rows
 from omniprep.shards.schema import Bin, Column, arrow_schema
 from omniprep.shards.writer import ShardWriter

@@ -68,7 +68,7 @@ def fail_at(module: str, name: str, call: int) -> None:
     [
         ("omniprep.compiler.run.stages", "to_batch", 2),
         ("omniprep.compiler.run.stages", "_encode_bin", 3),
-        ("omniprep.compiler.build", "place", 1),
+        ("omniprep.compiler.build", "assign_bins", 1),
         ("omniprep.compiler.output.manifest", "write_rows", 1),
     ],
     ids=["plan", "encode", "pack", "finish"],

@@ -1,5 +1,6 @@
 """Risk: a row lost, a bin overfull or half empty, an order that varies by machine, ranks that wait for others."""
 
+import json
 import tracemalloc
 from itertools import pairwise
 
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from omniprep.compiler import pack as packstage
-from omniprep.compiler.pack import Rows, place
+from omniprep.compiler.costs import CostModel, bin_cost
+from omniprep.compiler.pack import Rows, assign_bins
 from omniprep.config import BuildConfig
-from omniprep.packing import CostModel, balanced_order, bin_cost, pack, permutation, rows_by_bin
+from omniprep.packing import balanced_order, pack, permutation, rows_by_bin
 
 
 def log_normal(n: int, bin_length: int, seed: int = 0) -> np.ndarray:
@@ -231,20 +234,21 @@ def test_large_plans_are_packed_in_windows(monkeypatch):
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 3000, 5000).astype(np.int32)
     facts = {"length": lengths} | {n: (rng.integers(0, 900, 5000) * (lengths > 0)) for n in ("patches", "audio_frames")}
+    facts |= dict.fromkeys(("images", "audios", "videos"), np.zeros(5000, np.int32))
     rows = Rows(np.zeros(5000, np.int32), np.arange(5000, dtype=np.int32), facts)
     config = BuildConfig(inputs=("a",), model="m", bin_length=4096, out="o", shard_size=1 << 20, max_bin_patches=4000)
-    whole = place(rows, config)
+    whole = assign_bins(rows, config)
     monkeypatch.setattr(packstage, "WINDOW_ROWS", 700)
     monkeypatch.setattr(packstage, "WINDOW_BINS", 256)
-    parts = place(rows, config)
+    parts = assign_bins(rows, config)
     kept = np.flatnonzero(lengths)
-    for placement in (whole, parts):
-        assert np.array_equal(np.sort(placement.order), kept)
-        assert placement.offsets[0] == 0 and placement.offsets[-1] == len(kept)
-        begins = placement.offsets[:-1]
-        assert np.add.reduceat(lengths[placement.order], begins).max() <= 4096
-        assert np.add.reduceat(facts["patches"][placement.order], begins).max() <= 4000
-        assert placement.shard_bins[0] == 0 and placement.shard_bins[-1] == placement.bins
+    for assignment in (whole, parts):
+        assert np.array_equal(np.sort(assignment.order), kept)
+        assert assignment.offsets[0] == 0 and assignment.offsets[-1] == len(kept)
+        begins = assignment.offsets[:-1]
+        assert np.add.reduceat(lengths[assignment.order], begins).max() <= 4096
+        assert np.add.reduceat(facts["patches"][assignment.order], begins).max() <= 4000
+        assert assignment.shard_bins[0] == 0 and assignment.shard_bins[-1] == assignment.bins
     assert parts.bins <= 1.02 * whole.bins
     # A window's rows lie together, and so do those of a shard, which is cut from one window or two.
     edges = packstage._windows(lengths[kept], 4096)
@@ -252,3 +256,26 @@ def test_large_plans_are_packed_in_windows(monkeypatch):
     for begin, end in pairwise(edges):
         assert end - begin >= 700 and lengths[kept][begin:end].sum() >= 256 * 4096
         assert set(parts.order[begin:end]) == set(kept[begin:end])
+
+
+def photograph(side: int, seed: int) -> Image.Image:
+    """An image that compresses as photographs that were resized do, to two fifths: smooth areas and some grain."""
+    rng = np.random.default_rng(seed)
+    smooth = Image.fromarray(rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8)).resize((side, side))
+    grain = rng.normal(0, 2, (side, side, 1)) + rng.normal(0, 0.6, (side, side, 3))
+    return Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("codec", ["raw", "delta", "webp"])
+def test_shards_have_about_the_size_that_was_asked_for(codec, omniprep, model_dir, tmp_path):
+    with open(tmp_path / "a.jsonl", "w") as file:
+        for number in range(24):
+            photograph(392, number).save(tmp_path / f"{number}.png")
+            chat = [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "a photograph"}]
+            file.write(json.dumps({"messages": chat, "images": [f"{number}.png"]}) + "\n")
+    options = ("--model", model_dir, "--bin-length", 256, "--workers", 0, "--pixel-codec", codec, "--quiet")
+    done = omniprep("build", tmp_path / "a.jsonl", *options, "--shard-size", 1 << 20, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    sizes = [shard["bytes"] for shard in json.loads((tmp_path / "out" / "manifest.json").read_text())["shards"]]
+    assert len(sizes) > 2
+    assert all(0.6 < size / (1 << 20) < 1.4 for size in sizes[:-1]), sizes

@@ -25,7 +25,7 @@ from omniprep.compiler.output.folder import Listed, check_unchanged, describe, l
 from omniprep.compiler.output.lease import Lease, LostLeaseError, hold
 from omniprep.compiler.output.manifest import finish
 from omniprep.compiler.output.ownfiles import sweep
-from omniprep.compiler.pack import Placement, Rows, freeze, gather, place
+from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze, gather
 from omniprep.compiler.plan.probe import item_limits
 from omniprep.compiler.run.error_budget import FirstErrors, check_error_rate
 from omniprep.compiler.run.stages import encode_shard, merge_unread, plan_split
@@ -54,7 +54,7 @@ class Planned:
     inputs: list[dict[str, Any]]
     receipts: list[dict[str, Any]]
     rows: Rows
-    placement: Placement
+    assignment: Assignment
     plan_hash: str
     generation: str = ""
     """Part of the names of the plans (omniprep/compiler/output/folder.py)."""
@@ -110,7 +110,7 @@ def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease
         planned.unread,
         planned.generation,
     )
-    manifest = finish(config, origin, planned.rows, planned.placement, shards, planned.plan_hash)
+    manifest = finish(config, origin, planned.rows, planned.assignment, shards, planned.plan_hash)
     _write_report(config.out, ctx, progress)
     return manifest
 
@@ -163,11 +163,11 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
     check_error_rate(config, rejected, read, "omniprep plan with the same options shows examples of each code")
     rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation)
     progress.start("pack", int(rows.packed.sum()), "rows")
-    placement = place(rows, config)
-    plan_hash = freeze(config.out, rows, placement, config, generation)
+    assignment = assign_bins(rows, config)
+    plan_hash = freeze(config.out, rows, assignment, config, generation)
     progress.advance("pack", int(rows.packed.sum()))
     progress.finish("pack")
-    return Planned(ctx, spec, splits, listed.inputs, receipts, rows, placement, plan_hash, generation)
+    return Planned(ctx, spec, splits, listed.inputs, receipts, rows, assignment, plan_hash, generation)
 
 
 def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
@@ -191,20 +191,20 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
 def _encode(
     config: BuildConfig, planned: Planned, progress: Reporter, lease: Lease | None = None
 ) -> list[dict[str, Any]]:
-    placement, rows = planned.placement, planned.rows
+    assignment, rows = planned.assignment, planned.rows
     run = uuid.uuid4().hex
     worker_config = replace(config, inputs=())
     tasks = []
-    for shard in range(len(placement.shard_bins) - 1):
-        first, last = placement.shard_bins[shard : shard + 2]
-        order = placement.order[placement.offsets[first] : placement.offsets[last]]
+    for shard in range(assignment.shards):
+        first, last = assignment.shard_bins[shard : shard + 2]
+        order = assignment.order[assignment.offsets[first] : assignment.offsets[last]]
         tasks.append(
             ShardTask(
                 number=shard,
                 splits=rows.split[order],
                 rows=rows.within[order],
                 row_ids=order,
-                offsets=placement.offsets[first : last + 1] - placement.offsets[first],
+                offsets=assignment.offsets[first : last + 1] - assignment.offsets[first],
                 run=run,
                 spec=planned.spec,
                 config=worker_config,
@@ -224,14 +224,7 @@ def _encode(
 
 def _efforts(rows: Rows, tasks: Sequence[ShardTask]) -> list[float]:
     """What the shards take to encode: with the dearest first, no worker is left with one when the others are done."""
-    facts = rows.facts
-    efforts = []
-    for task in tasks:
-        at = task.row_ids
-        has_video = facts["videos"][at] > 0
-        seconds = encode_seconds(facts["length"][at], facts["patches"][at], facts["audio_frames"][at], has_video)
-        efforts.append(float(seconds.sum()))
-    return efforts
+    return [float(encode_seconds(rows.columns(task.row_ids)).sum()) for task in tasks]
 
 
 def run_stage(

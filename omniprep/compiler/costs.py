@@ -1,34 +1,97 @@
-"""What a token, a patch and an audio frame take: bytes in a shard, and seconds of one core to encode.
+"""What rows cost: bytes in a shard, seconds of one core to encode, and work of the model that trains on them.
 
-One table for all that must guess before anything is encoded: where shards are cut (`--shard-size`), which shard a
-worker takes first, and what `omniprep plan` promises. The prices of media stand in omniprep/modalities.py. Seconds are
-from benchmarks/results/build.json: CPU time of whole builds on one core of the machine named there. They only rank
-tasks and give an order of magnitude; `plan --measure` times real rows.
+The only place for such guesses: where shards are cut (`--shard-size`), which shard a worker takes first, what
+`omniprep plan` promises, and which bins `BinSampler` puts into one step. The prices of media stand in
+omniprep/modalities.py, the share of the pixels' bytes that a codec needs beside the codec. Seconds are CPU time of
+whole builds on one core (benchmarks/results/build.json names the machine): they rank tasks and give an order of
+magnitude; `plan --measure` times real rows.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.modalities import MODALITIES
+from omniprep.shards.codecs import stored_share
+
+__all__ = ["CostModel", "bin_cost", "encode_seconds", "stored_bytes"]
 
 TOKEN_BYTES = 20
 """input_ids, labels and three position ids of four bytes each; a loss scale is not counted, few builds have one."""
 TOKEN_SECONDS = 2.6e-6
 
-
-def stored_bytes(
-    tokens: NDArray[np.int64], patches: NDArray[np.int64], audio_frames: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Bytes that rows take in a shard, about; all arrays are int64 (rows,)."""
-    return tokens * TOKEN_BYTES + patches * MODALITIES["image"].bytes + audio_frames * MODALITIES["audio"].bytes
+Facts = Mapping[str, NDArray[Any]]
+"""Columns of rows, (rows,) each: length, patches, audio_frames, and the number of items of each modality."""
 
 
-def encode_seconds(
-    tokens: NDArray[np.int64], patches: NDArray[np.int64], audio_frames: NDArray[np.int64], has_video: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Seconds that one core takes to encode rows, about: float64 (rows,).
+def stored_bytes(facts: Facts, pixel_codec: str) -> NDArray[np.int64]:
+    """Bytes that rows take in a shard, about: int64 (rows,)."""
+    pixels = _patch_price(facts, "bytes") * stored_share(pixel_codec) * facts["patches"]
+    others = TOKEN_BYTES * facts["length"].astype(np.int64) + MODALITIES["audio"].bytes * facts["audio_frames"]
+    return (others + pixels).astype(np.int64)
 
-    A row's patches are priced as video patches where it holds a video: the plan does not count them apart.
+
+def encode_seconds(facts: Facts) -> NDArray[np.float64]:
+    """Seconds that one core takes to encode rows, about: float64 (rows,)."""
+    pixels = _patch_price(facts, "seconds") * facts["patches"]
+    return TOKEN_SECONDS * facts["length"] + pixels + MODALITIES["audio"].seconds * facts["audio_frames"]
+
+
+def _patch_price(facts: Facts, unit: str) -> NDArray[np.float64]:
+    """A row's patches have the price of video patches where it holds a video: the plan does not count them apart."""
+    image, video = (float(getattr(MODALITIES[name], unit)) for name in ("image", "video"))
+    return np.where(facts[MODALITIES["video"].column] > 0, video, image)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostModel:
+    """Work in units of one text token through the language model, forward and backward.
+
+    The defaults are Qwen2.5-Omni-7B's thinker with a trained language model and frozen towers (forward only, a
+    third), from its config: 28 layers of width 3584, 6.5 G parameters and the head make 14.1 GFLOP a token; causal
+    attention 2*3584*28 FLOP a pair of tokens; the vision tower (32 layers of width 1280, 0.65 G parameters) 1.3 GFLOP
+    a patch, with its windows of 64 patches; the audio tower (32 layers of width 1280, 0.64 G parameters, half a
+    position a frame, chunks of 200 frames) 0.65 GFLOP a frame.
     """
-    patch_seconds = np.where(has_video, MODALITIES["video"].seconds, MODALITIES["image"].seconds)
-    return TOKEN_SECONDS * tokens + patch_seconds * patches + MODALITIES["audio"].seconds * audio_frames
+
+    token: float = 1.0
+    """Linear layers and head, for each token."""
+    pair: float = 1.42e-5
+    """Attention, for the square of each row's length."""
+    patch: float = 0.031
+    """Vision tower, for each patch (of 14 x 14 pixels, twice that in a video)."""
+    audio_frame: float = 0.0155
+    """Audio tower, for each frame of the spectrogram (10 ms)."""
+
+
+def bin_cost(
+    lengths: np.ndarray,
+    bins: np.ndarray,
+    patches: np.ndarray | None = None,
+    audio_frames: np.ndarray | None = None,
+    model: CostModel | None = None,
+) -> np.ndarray:
+    """Work of each bin.
+
+    Args:
+        lengths: Tokens of each row, (n,).
+        bins: Bin of each row, (n,).
+        patches: Vision patches of each row, (n,), or None for none.
+        audio_frames: Spectrogram frames of each row, (n,), or None for none.
+        model: What things cost (default: Qwen2.5-Omni-7B, towers frozen).
+
+    Returns:
+        float64 (bins,), in text tokens.
+    """
+    model = model or CostModel()
+    tokens = np.asarray(lengths, np.float64)
+    work = model.pair * tokens * tokens
+    work = model.token * tokens + work
+    del tokens
+    for amount, price in ((patches, model.patch), (audio_frames, model.audio_frame)):
+        if amount is not None:
+            work += price * np.asarray(amount, np.float64)
+    return np.bincount(np.asarray(bins, np.int64), weights=work)

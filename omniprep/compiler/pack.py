@@ -1,7 +1,8 @@
 """The pack stage, in the driver: lengths and costs of all rows → bins → shards, frozen with a hash.
 
-Only numbers are held: 50 bytes a row and 8 of its placement. The placement is written to plan/placement.arrow, so a
-build that goes on later works on the same plan, and plan/plan.json holds its hash.
+Only numbers are held: 50 bytes a row, and 8 for the bin that it goes to. The assignment is written to
+plan/placement.arrow and plan/bins.arrow, and plan/plan.json holds its hash: a build that goes on later must come to the
+same.
 """
 
 import hashlib
@@ -22,17 +23,18 @@ from omniprep.compiler.run.tasks import of_generation, plan_path
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
 from omniprep.modalities import MODALITIES
-from omniprep.packing import pack
-from omniprep.packing.order import rows_by_bin
+from omniprep.packing import pack, rows_by_bin
 
 
 @dataclass(slots=True)
 class Rows:
-    """Facts of every input row, in input order; row number = index."""
+    """Facts of every input row, in input order; the index of a row is its number."""
 
     split: NDArray[np.int32]
     within: NDArray[np.int32]
+    """Number of the row within its split."""
     facts: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """A column for each of `FACTS`."""
 
     @property
     def packed(self) -> NDArray[np.bool_]:
@@ -44,9 +46,14 @@ class Rows:
         """Input rows."""
         return len(self.split)
 
+    def columns(self, chosen: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """What chosen rows cost (omniprep/compiler/costs.py): by row numbers or a mask, as int64."""
+        names = ("length", "patches", "audio_frames", *(modality.column for modality in MODALITIES.values()))
+        return {name: self.facts[name][chosen].astype(np.int64) for name in names}
+
 
 @dataclass(slots=True)
-class Placement:
+class Assignment:
     """Bins and shards of the kept rows.
 
     `order[offsets[b]:offsets[b+1]]` are the row numbers of bin b; shard s holds bins shard_bins[s] to shard_bins[s+1].
@@ -61,6 +68,11 @@ class Placement:
         """Number of bins."""
         return len(self.offsets) - 1
 
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return len(self.shard_bins) - 1
+
 
 def gather(out: str, sizes: Sequence[int], generation: str = "") -> Rows:
     """Facts of all rows from the plans of all splits.
@@ -70,16 +82,16 @@ def gather(out: str, sizes: Sequence[int], generation: str = "") -> Rows:
         sizes: Rows of each split, as its receipt says.
         generation: Part of the names of its plans.
     """
-    begins = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     rows = Rows(
         split=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-        within=np.empty(begins[-1], np.int32),
-        facts={name: np.empty(begins[-1], dtype) for name, dtype in FACTS.items()},
+        within=np.empty(starts[-1], np.int32),
+        facts={name: np.empty(starts[-1], dtype) for name, dtype in FACTS.items()},
     )
-    # Split by split into arrays that are there already: what a split gives is gone before the next.
+    # Split by split into arrays that exist already, so that what a split gives is freed before the next is read.
     for number, size in enumerate(sizes):
-        at = slice(begins[number], begins[number + 1])
-        rows.within[at] = np.arange(size)
+        own = slice(starts[number], starts[number + 1])
+        rows.within[own] = np.arange(size)
         uri = plan_path(out, number, ".arrow", generation)
         for name, values in read_facts(uri).items():
             if len(values) != size:
@@ -87,7 +99,7 @@ def gather(out: str, sizes: Sequence[int], generation: str = "") -> Rows:
                     f"{uri}: {len(values)} rows, but its receipt says {size}; remove this "
                     "file, and the same command plans it again"
                 )
-            rows.facts[name][at] = values
+            rows.facts[name][own] = values
     return rows
 
 
@@ -97,97 +109,84 @@ parts of the plan: a worker reads each part once, not a part for each row, and p
 rows. Each window leaves one bin that is not full."""
 
 
-def place(rows: Rows, config: BuildConfig) -> Placement:
+def assign_bins(rows: Rows, config: BuildConfig) -> Assignment:
     """Pack the kept rows: a pure function of their lengths and costs, the bin length, the limits and the seed."""
     kept = np.flatnonzero(rows.packed)
     order = np.empty_like(kept)
-    offsets, before = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
-    edges = _windows(rows.facts["length"][kept], config.bin_length)
-    for begin, end in pairwise(edges):
-        window = kept[begin:end]
-        inner, ends, sizes = _place_window(rows, window, config)
-        order[begin:end] = window[inner]
-        offsets.append(begin + ends)
-        before.append(before[-1][-1] + np.cumsum(sizes))
-    bins, sums = np.concatenate(offsets), np.concatenate(before)
-    cuts = [0]
-    while cuts[-1] < len(bins) - 1:
-        end = int(np.searchsorted(sums, sums[cuts[-1]] + config.shard_size, side="right")) - 1
-        cuts.append(max(end, cuts[-1] + 1))
-    return Placement(order, bins, np.array(cuts, np.int64))
+    offsets, byte_sums = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+    for start, end in pairwise(_windows(rows.facts["length"][kept], config.bin_length)):
+        window = kept[start:end]
+        window_order, window_offsets, sizes = _pack_window(rows, window, config)
+        order[start:end] = window[window_order]
+        offsets.append(start + window_offsets[1:])
+        byte_sums.append(byte_sums[-1][-1] + np.cumsum(sizes))
+    all_offsets, bytes_before = np.concatenate(offsets), np.concatenate(byte_sums)
+    shard_bins = [0]
+    while shard_bins[-1] < len(all_offsets) - 1:
+        first = shard_bins[-1]
+        end = int(np.searchsorted(bytes_before, bytes_before[first] + config.shard_size, side="right")) - 1
+        shard_bins.append(max(end, first + 1))  # a bin larger than a shard is one of its own
+    return Assignment(order, all_offsets, np.array(shard_bins, np.int64))
 
 
 def _windows(lengths: NDArray[np.int32], bin_length: int) -> list[int]:
-    """Where windows begin and end; what would be less than half of one belongs to the one before."""
+    """Borders of the windows; what would be less than half of one belongs to the one before."""
     tokens = np.cumsum(lengths, dtype=np.int64)
-    edges = [0]
-    while edges[-1] < len(lengths):
-        begin = edges[-1]
-        enough = (tokens[begin - 1] if begin else 0) + WINDOW_BINS * bin_length
-        end = max(begin + WINDOW_ROWS, int(np.searchsorted(tokens, enough)) + 1)
-        edges.append(len(lengths) if len(lengths) - end < (end - begin) // 2 else end)
-    return edges
+    borders = [0]
+    while borders[-1] < len(lengths):
+        start = borders[-1]
+        enough = (tokens[start - 1] if start else 0) + WINDOW_BINS * bin_length
+        end = max(start + WINDOW_ROWS, int(np.searchsorted(tokens, enough)) + 1)
+        borders.append(len(lengths) if len(lengths) - end < (end - start) // 2 else end)
+    return borders
 
 
-def _place_window(
+def _pack_window(
     rows: Rows, window: NDArray[np.int64], config: BuildConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Order of some rows, where each of their bins ends in it, and about how many bytes each bin takes."""
-    lengths, patches, frames = (
-        rows.facts[name][window].astype(np.int64) for name in ("length", "patches", "audio_frames")
-    )
-    limits = [
-        (costs, limit)
-        for costs, limit in ((patches, config.max_bin_patches), (frames, config.max_bin_audio_frames))
-        if limit is not None
-    ]
-    costs = np.stack([c for c, _ in limits], axis=1) if limits else None
-    bins = pack(
-        lengths, config.bin_length, config.seed, costs, np.array([limit for _, limit in limits]) if limits else None
-    )
+    """Order of a window's rows, the offset at which each bin begins in it, and about how many bytes each bin takes."""
+    columns = rows.columns(window)
+    limits = {"patches": config.max_bin_patches, "audio_frames": config.max_bin_audio_frames}
+    limited = {name: limit for name, limit in limits.items() if limit is not None}
+    costs = np.stack([columns[name] for name in limited], axis=1) if limited else None
+    bins = pack(columns["length"], config.bin_length, config.seed, costs, np.array([*limited.values()]))
     order, offsets = rows_by_bin(bins, config.seed)
-    size = stored_bytes(lengths, patches, frames)
-    return order, offsets[1:], np.add.reduceat(size[order], offsets[:-1])
+    sizes = stored_bytes(columns, config.pixel_codec)
+    return order, offsets, np.add.reduceat(sizes[order], offsets[:-1])
 
 
-def freeze(out: str, rows: Rows, placement: Placement, config: BuildConfig, generation: str = "") -> str:
-    """Write the placement and plan.json; return the plan's hash.
+def freeze(out: str, rows: Rows, assignment: Assignment, config: BuildConfig, generation: str = "") -> str:
+    """Write the assignment and plan.json; return the plan's hash.
 
-    The hash covers the options, every row's length and code, and where each row goes.
+    The hash covers the options, every row's length, and where each row goes.
     """
-    table = pa.table({"order": placement.order})
-    bins = pa.table({"offsets": placement.offsets})
     digest = hashlib.sha256(config_hash(config).encode())
-    for array in (rows.facts["length"], placement.order, placement.offsets, placement.shard_bins):
+    for array in (rows.facts["length"], assignment.order, assignment.offsets, assignment.shard_bins):
         digest.update(np.ascontiguousarray(array).tobytes())
-    _check_frozen(out, digest.hexdigest(), generation)
-    for name, part in (("placement", table), ("bins", bins)):
+    plan_hash = digest.hexdigest()
+    _check_frozen(out, plan_hash, generation)
+    tables = {"placement": pa.table({"order": assignment.order}), "bins": pa.table({"offsets": assignment.offsets})}
+    for name, table in tables.items():
         path = io.join(out, "plan", of_generation(name, generation, ".arrow"))
-        with io.atomic_writer(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), part.schema) as writer:
-            writer.write_table(part)
-    plan = {
-        "hash": digest.hexdigest(),
-        "rows": len(rows),
-        "bins": placement.bins,
-        "shards": len(placement.shard_bins) - 1,
-    }
-    io.write_atomic(
-        io.join(out, "plan", of_generation("plan", generation, ".json")), json.dumps(plan, indent=1).encode()
-    )
-    return digest.hexdigest()
+        with io.atomic_writer(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
+            writer.write_table(table)
+    plan = {"hash": plan_hash, "rows": len(rows), "bins": assignment.bins, "shards": assignment.shards}
+    path = io.join(out, "plan", of_generation("plan", generation, ".json"))
+    io.write_atomic(path, json.dumps(plan, indent=1).encode())
+    return plan_hash
 
 
-def _check_frozen(out: str, now: str, generation: str) -> None:
+def _check_frozen(out: str, plan_hash: str, generation: str) -> None:
     """The plan of an earlier run, where shards may have been made of it, must be this one."""
     uri = io.join(out, "plan", of_generation("plan", generation, ".json"))
     ending = of_generation("", generation, ".json")
     if not io.exists(uri) or not any(name.endswith(ending) for name in io.list_folder(io.join(out, "receipts"))):
         return
     try:
-        before = json.loads(io.read_bytes(uri))["hash"]
+        earlier = json.loads(io.read_bytes(uri))["hash"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedDataError(f"{uri}: is damaged ({error}); --overwrite begins anew") from error
-    if before != now:
+    if earlier != plan_hash:
         raise DamagedDataError(
             f"{out}: the plan differs from the one that its shards were made of (a split was planned again and gave "
             "other rows); --overwrite begins anew"

@@ -30,7 +30,7 @@ from omniprep.compiler.output.folder import told
 from omniprep.compiler.output.lease import Lease
 from omniprep.compiler.output.manifest import finish, versions
 from omniprep.compiler.output.ownfiles import refuse_overlap, sweep
-from omniprep.compiler.pack import Placement, Rows, freeze, place
+from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze
 from omniprep.compiler.run.tasks import receipt_path, shard_is_whole
 from omniprep.config import BuildConfig, Trust, build_config, refuse_undecoded, shaping
 from omniprep.data.dataset import PackedDataset
@@ -116,13 +116,13 @@ def _repack(
     progress: Reporter,
 ) -> dict[str, Any]:  # fmt: skip
     rows = _rows(chosen, config)
-    placement = place(rows, config)
-    digest = freeze(config.out, rows, placement, config, lease.generation)
+    assignment = assign_bins(rows, config)
+    digest = freeze(config.out, rows, assignment, config, lease.generation)
     reader = RowReader(datasets)
-    tasks = [_ShardCopy(number, config.out, lease.generation) for number in range(len(placement.shard_bins) - 1)]
+    tasks = [_ShardCopy(number, config.out, lease.generation) for number in range(assignment.shards)]
     receipts = run_stage(
         "repack",
-        lambda task: _shard(task, placement, chosen, reader, datasets[0], config),
+        lambda task: _shard(task, assignment, chosen, reader, datasets[0], config),
         tasks,
         dataclasses.replace(config, workers=0),
         progress,
@@ -134,7 +134,7 @@ def _repack(
     sweep(config.out)
     seconds = sum(receipt["seconds"] for receipt in receipts)
     return finish(
-        config, CopiedRows(datasets, chosen, rows, config, identity, seconds), rows, placement, receipts, digest
+        config, CopiedRows(datasets, chosen, rows, config, identity, seconds), rows, assignment, receipts, digest
     )
 
 
@@ -239,7 +239,12 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
 
 
 def _shard(
-    task: _ShardCopy, placement: Placement, chosen: Chosen, reader: RowReader, like: PackedDataset, config: BuildConfig
+    task: _ShardCopy,
+    assignment: Assignment,
+    chosen: Chosen,
+    reader: RowReader,
+    like: PackedDataset,
+    config: BuildConfig,
 ) -> dict[str, Any]:
     companions = {column.companion for column in like.layout.columns if column.companion}
     columns = tuple(column for column in like.layout.columns if column.name not in companions)
@@ -248,10 +253,10 @@ def _shard(
     schema = arrow_schema(
         columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted, mrope=layout.mrope
     )
-    first, last = (int(b) for b in placement.shard_bins[task.number : task.number + 2])
+    first, last = (int(b) for b in assignment.shard_bins[task.number : task.number + 2])
     with ShardFile(task.out, task.number, schema, task.generation) as shard:
         for b in range(first, last):
-            ids = placement.order[placement.offsets[b] : placement.offsets[b + 1]]
+            ids = assignment.order[assignment.offsets[b] : assignment.offsets[b + 1]]
             rows = [reader.read(int(chosen.dataset[row]), int(chosen.line[row])) for row in ids]
             shard.put(b - first, make_bin(rows, ids.tolist(), columns, weighted=layout.weighted))
     return shard.finish([])

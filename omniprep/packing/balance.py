@@ -8,67 +8,14 @@ ranks, so a run may go on with another; a number that is no power of two, or an 
 straddle two blocks.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from omniprep.packing.order import permutation
 
-__all__ = ["CostModel", "balanced_order", "bin_cost"]
+__all__ = ["balanced_order"]
 
 TIGHT = 1.05  # a group whose dearest bin costs at most this times its cheapest may be in any order
 JITTER = 0.01  # costs are blurred by half of this either way, so that blocks differ from epoch to epoch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostModel:
-    """Work in units of one text token through the language model, forward and backward.
-
-    The defaults are Qwen2.5-Omni-7B's thinker with a trained language model and frozen towers (forward only, a
-    third), from its config: 28 layers of width 3584, 6.5 G parameters and the head make 14.1 GFLOP a token; causal
-    attention 2*3584*28 FLOP a pair of tokens; the vision tower (32 layers of width 1280, 0.65 G parameters) 1.3 GFLOP
-    a patch, with its windows of 64 patches; the audio tower (32 layers of width 1280, 0.64 G parameters, half a
-    position a frame, chunks of 200 frames) 0.65 GFLOP a frame.
-    """
-
-    token: float = 1.0
-    """Linear layers and head, for each token."""
-    pair: float = 1.42e-5
-    """Attention, for the square of each row's length."""
-    patch: float = 0.031
-    """Vision tower, for each patch (of 14 x 14 pixels, twice that in a video)."""
-    audio_frame: float = 0.0155
-    """Audio tower, for each frame of the spectrogram (10 ms)."""
-
-
-def bin_cost(
-    lengths: np.ndarray,
-    bins: np.ndarray,
-    patches: np.ndarray | None = None,
-    audio_frames: np.ndarray | None = None,
-    model: CostModel | None = None,
-) -> np.ndarray:
-    """Work of each bin.
-
-    Args:
-        lengths: Tokens of each row, (n,).
-        bins: Bin of each row, (n,).
-        patches: Vision patches of each row, (n,), or None for none.
-        audio_frames: Spectrogram frames of each row, (n,), or None for none.
-        model: What things cost (default: Qwen2.5-Omni-7B, towers frozen).
-
-    Returns:
-        float64 (bins,), in text tokens.
-    """
-    model = model or CostModel()
-    tokens = np.asarray(lengths, np.float64)
-    work = model.pair * tokens * tokens
-    work = model.token * tokens + work
-    del tokens
-    for amount, price in ((patches, model.patch), (audio_frames, model.audio_frame)):
-        if amount is not None:
-            work += price * np.asarray(amount, np.float64)
-    return np.bincount(np.asarray(bins, np.int64), weights=work)
 
 
 def balanced_order(costs: np.ndarray, seed: int, epoch: int) -> np.ndarray:

@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.compiler.pack import Placement, Rows, item_counts
+from omniprep.compiler.costs import bin_cost
+from omniprep.compiler.pack import Assignment, Rows, item_counts
 from omniprep.compiler.run.error_budget import check_error_rate
 from omniprep.config import BuildConfig, config_hash, shaping
 from omniprep.errors import DamagedDataError
 from omniprep.families.context import FamilyContext
-from omniprep.packing import bin_cost
 from omniprep.rows.columns import Note
 from omniprep.shards.index import IndexEntry, write_index, write_rows
 
@@ -73,7 +73,7 @@ class Origin(Protocol):
 
 
 def finish(
-    config: BuildConfig, origin: Origin, rows: Rows, placement: Placement, receipts: list[dict[str, Any]],
+    config: BuildConfig, origin: Origin, rows: Rows, assignment: Assignment, receipts: list[dict[str, Any]],
     plan_hash: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the tables and the manifest; returns the manifest."""
@@ -83,9 +83,9 @@ def finish(
         codes[number] = reject["code"]
     packed = rows.packed.copy()
     packed[list(late)] = False
-    entries = index_entries(rows, placement, packed, receipts)
+    entries = index_entries(rows, assignment, packed, receipts)
     write_index(io.join(config.out, "index.parquet"), entries)
-    _write_row_table(config.out, origin, rows, packed, codes, placement)
+    _write_row_table(config.out, origin, rows, packed, codes, assignment)
     with io.atomic_writer(io.join(config.out, "rejected.jsonl")) as file:
         for piece in origin.rejected(np.flatnonzero(~packed), late):
             file.write(piece)
@@ -110,10 +110,10 @@ def finish(
 
 
 def _write_row_table(
-    out: str, origin: Origin, rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any], placement: Placement
+    out: str, origin: Origin, rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any], assignment: Assignment
 ) -> None:
     """rows.parquet, part by part: its texts are many times the numbers that they are made of."""
-    where = places(rows, placement, packed)
+    where = places(rows, assignment, packed)
 
     def part(at: slice) -> pa.Table:
         status = pa.DictionaryArray.from_arrays((~packed[at]).astype(np.int8), ["packed", "rejected"])
@@ -178,41 +178,41 @@ def fill(counts: dict[str, Any], bin_length: int) -> float:
     return round(counts["tokens"] / (counts["bins"] * bin_length), 6) if counts["bins"] else 0.0
 
 
-def places(rows: Rows, placement: Placement, packed: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
+def places(rows: Rows, assignment: Assignment, packed: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
     """Bin and first token of each packed row, with rows that failed while encoding taken out."""
     bin_of, start = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-    kept = packed[placement.order]
-    lengths = np.where(kept, rows.facts["length"][placement.order], 0).astype(np.int64)
+    kept = packed[assignment.order]
+    lengths = np.where(kept, rows.facts["length"][assignment.order], 0).astype(np.int64)
     before = np.cumsum(lengths) - lengths
-    counts = np.diff(placement.offsets)
-    final = np.cumsum(_nonempty(placement, kept)) - 1
-    bin_of[placement.order] = np.repeat(final, counts)
-    start[placement.order] = before - np.repeat(before[placement.offsets[:-1]] if len(before) else before, counts)
+    counts = np.diff(assignment.offsets)
+    final = np.cumsum(_nonempty(assignment, kept)) - 1
+    bin_of[assignment.order] = np.repeat(final, counts)
+    start[assignment.order] = before - np.repeat(before[assignment.offsets[:-1]] if len(before) else before, counts)
     return {"bin": bin_of, "start": start}
 
 
-def _nonempty(placement: Placement, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _nonempty(assignment: Assignment, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     total = np.concatenate([[0], np.cumsum(kept)])
-    return total[placement.offsets[1:]] > total[placement.offsets[:-1]]
+    return total[assignment.offsets[1:]] > total[assignment.offsets[:-1]]
 
 
 def index_entries(
-    rows: Rows, placement: Placement, packed: NDArray[np.bool_], receipts: list[dict[str, Any]]
+    rows: Rows, assignment: Assignment, packed: NDArray[np.bool_], receipts: list[dict[str, Any]]
 ) -> list[IndexEntry]:
     """The lines of index.parquet, from where the receipts say that the bins are."""
-    order, which = placement.order, np.repeat(np.arange(placement.bins), np.diff(placement.offsets))
+    order, which = assignment.order, np.repeat(np.arange(assignment.bins), np.diff(assignment.offsets))
     if not packed.all():
         kept = packed[order]
         order, which = order[kept], which[kept]
     facts = {name: rows.facts[name][order] for name in ("length", "patches", "audio_frames")}
     sums = {
-        name: np.bincount(which, facts[name], placement.bins).astype(np.int64) for name in ("patches", "audio_frames")
+        name: np.bincount(which, facts[name], assignment.bins).astype(np.int64) for name in ("patches", "audio_frames")
     }
     cost = bin_cost(facts["length"], which, facts["patches"], facts["audio_frames"]) if len(order) else np.zeros(0)
     del order, which, facts
     entries = []
     for shard, receipt in enumerate(receipts):
-        first = int(placement.shard_bins[shard])
+        first = int(assignment.shard_bins[shard])
         for entry in receipt["bins"]:
             b = first + entry["bin"]
             entries.append(

@@ -1,8 +1,9 @@
 """What a plan promises: rows, tokens, bins, bytes, and about how long encoding takes.
 
-Counts are exact, but for rows that only decoding finds damaged. Bytes are within a tenth or so. Seconds are an order of
-magnitude, unless rows were timed (compiler/plan/measure.py): they depend on the machine, and on how much larger the
-files are than what the model sees of them. The prices are those of omniprep/compiler/costs.py.
+Counts are exact, but for rows that only decoding finds damaged. Bytes follow from the prices of
+omniprep/compiler/costs.py: right to a tenth for raw pixels, and for photographs to a third for other codecs. Seconds
+are an order of magnitude, unless rows were timed (compiler/plan/measure.py): they depend on the machine, and on how
+much larger the files are than what the model sees of them.
 """
 
 from collections import Counter
@@ -58,25 +59,24 @@ class Estimate:
 def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int] | None = None) -> Estimate:
     """The numbers of a plan; `timed` is what `omniprep.compiler.plan.measure` gives."""
     facts, kept = planned.rows.facts, planned.rows.packed
-    lengths = facts["length"][kept].astype(np.int64)
-    patches, audio_frames = (facts[name][kept].astype(np.int64) for name in ("patches", "audio_frames"))
-    seconds = encode_seconds(lengths, patches, audio_frames, facts["videos"][kept] > 0)
+    columns = planned.rows.columns(kept)
+    lengths = columns["length"]
     points = np.percentile(lengths, [0, 50, 90, 99, 100]).round().astype(int).tolist() if len(lengths) else [0] * 5
     return Estimate(
         read=len(planned.rows),
         packed=int(kept.sum()),
         codes=Counter(code for code in facts["code"] if code),
-        items={name: int(facts[modality.column][kept].sum()) for name, modality in MODALITIES.items()},
+        items={name: int(columns[modality.column].sum()) for name, modality in MODALITIES.items()},
         tokens=int(lengths.sum()),
         trained=int(facts["trained"][kept].sum()),
         lengths=(points[0], points[1], points[2], points[3], points[4]),
-        bins=planned.placement.bins,
+        bins=planned.assignment.bins,
         bin_length=config.bin_length,
-        shards=len(planned.placement.shard_bins) - 1,
-        bytes=int(stored_bytes(lengths, patches, audio_frames).sum()),
-        patches=int(patches.sum()),
-        audio_frames=int(audio_frames.sum()),
-        core_seconds=timed[0] if timed else float(seconds.sum()),
+        shards=planned.assignment.shards,
+        bytes=int(stored_bytes(columns, config.pixel_codec).sum()),
+        patches=int(columns["patches"].sum()),
+        audio_frames=int(columns["audio_frames"].sum()),
+        core_seconds=timed[0] if timed else float(encode_seconds(columns).sum()),
         notes={name: int(noted[kept].sum()) for name, noted in note_columns(planned.rows).items()},
         unread=planned.unread,
         timed=timed[1] if timed else 0,

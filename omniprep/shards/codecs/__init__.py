@@ -21,7 +21,7 @@ from omniprep.shards.codecs.picture import pictures_of_item, pictures_of_items
 from omniprep.shards.codecs.webp import WebpCodec
 from omniprep.shards.schema import Column, Layout
 
-__all__ = ["CODECS", "codec_of", "decode_pixels", "encode_pixels", "with_codec", "without_codec"]
+__all__ = ["CODECS", "codec_of", "decode_pixels", "encode_pixels", "stored_share", "with_codec", "without_codec"]
 
 _BY_NAME: dict[str, PixelCodec] = {codec.name: codec for codec in (DeltaCodec(), WebpCodec(), JxlCodec())}
 CODECS = ("raw", *_BY_NAME)
@@ -54,6 +54,11 @@ def with_codec(columns: Sequence[Column], codec: str) -> tuple[Column, ...]:
 def without_codec(layout: Layout) -> Layout:
     """The layout of the same bins with their pixels stored raw: equal for bins that differ in the codec alone."""
     return replace(layout, columns=with_codec(layout.columns, "raw"))
+
+
+def stored_share(codec: str) -> float:
+    """Stored bytes by bytes of the patches, about; `codec` is one of `CODECS`."""
+    return 1.0 if codec == "raw" else _BY_NAME[codec].share
 
 
 def codec_of(column: Column) -> PixelCodec | None:

@@ -19,6 +19,9 @@ class PixelCodec(ABC):
 
     name: ClassVar[str]
     """As `--pixel-codec` and the column's params have it."""
+    share: ClassVar[float]
+    """Stored bytes by bytes of the patches, for photographs; where shards are cut depends on it. Drawings and screens
+    take a quarter of that."""
     longest_side: ClassVar[int]
     """Pixels; a picture with a longer side is stored uncompressed."""
 

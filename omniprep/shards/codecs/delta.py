@@ -25,6 +25,7 @@ class DeltaCodec(PixelCodec):
     """Planes (R-G, G, B-G) mod 256, gradient residuals, one zstd frame a picture."""
 
     name: ClassVar[str] = "delta"
+    share: ClassVar[float] = 0.4
     longest_side: ClassVar[int] = 1 << 24
 
     def library(self) -> str:

@@ -18,6 +18,7 @@ class WebpCodec(PixelCodec):
     """Frames of a picture below each other, as one lossless WebP."""
 
     name: ClassVar[str] = "webp"
+    share: ClassVar[float] = 0.4
     longest_side: ClassVar[int] = 16_383
     format: ClassVar[str] = "WEBP"
 
