@@ -14,8 +14,10 @@ from omniprep.packing.order import permutation
 
 __all__ = ["balanced_order"]
 
-TIGHT = 1.05  # a group whose dearest bin costs at most this times its cheapest may be in any order
-JITTER = 0.01  # costs are blurred by half of this either way, so that blocks differ from epoch to epoch
+TIGHT = 1.05
+"""A group whose dearest bin costs at most this times its cheapest may be in any order."""
+JITTER = 0.01
+"""Costs are blurred by half of this either way, so that blocks differ from epoch to epoch."""
 
 
 def balanced_order(costs: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -61,14 +63,15 @@ def _blocks_in_order(bins: np.ndarray, costs: np.ndarray, block: int, seed: int,
 
 def _inner_keys(costs: np.ndarray, raw: np.ndarray) -> np.ndarray:
     """Sort keys inside blocks of rising cost: a tight group is shuffled, any other becomes its two halves in a random
-    order.
+    order, and so on within the halves.
 
-    So fewer ranks than a block has bins still find equal ones side by side in blocks that are not tight.
+    So a run with fewer ranks than a block has bins finds bins of equal cost side by side, in blocks that are not tight
+    too.
     """
     blocks, width = costs.shape
     keys = raw >> np.uint64(11)
     tight = np.zeros(costs.shape, bool)
-    places = np.arange(width)
+    columns = np.arange(width)
     bit = np.uint64(63)
     size = width
     while size > 1:
@@ -76,7 +79,7 @@ def _inner_keys(costs: np.ndarray, raw: np.ndarray) -> np.ndarray:
         alike = groups.max(axis=2) <= TIGHT * groups.min(axis=2)
         tight |= np.repeat(alike, size, axis=1)
         swap = np.repeat(raw.reshape(blocks, -1, size)[:, :, 0] >> bit, size, axis=1)
-        half = (places // (size // 2) % 2).astype(np.uint64)
+        half = (columns // (size // 2) % 2).astype(np.uint64)
         keys |= np.where(tight, raw >> bit & np.uint64(1), (half ^ swap) & np.uint64(1)) << bit
         bit -= np.uint64(1)
         size //= 2

@@ -1,14 +1,14 @@
 """Global best-fit-decreasing packing of row lengths into bins of one length.
 
-Lengths are integers, so bins with the same space left are alike: open bins are kept by their space left, and equal
-rows are placed together. One step moves many rows: c rows of length l go to the bins with the least space r >= l, r
-// l rows into each, which is exactly what placing them one by one would do. "The least space >= l" is a search in a
-bitmap of two levels. There are at most n steps, and never more than (distinct lengths) x (distinct spaces): 1,000,000
-rows take about a second on one core, 10,000,000 about ten, in 60 bytes a row. Log-normal lengths fill bins to 99.9 %
-and better.
+Lengths are integers, so bins with the same space left are interchangeable: open bins are kept by their space left, and
+rows of equal length are packed together. One step packs many rows: c rows of length l go to the bins with the least
+space r >= l, r // l rows into each, which is exactly what packing them one by one would do. "The least space >= l" is a
+search in a bitmap of two levels. There are at most n steps, and never more than (distinct lengths) x (distinct spaces):
+1,000,000 rows take about a second on one core, 10,000,000 about ten, in 60 bytes a row. Log-normal lengths fill bins to
+99.9 % and better.
 
-Ties are fixed by the seed: equal rows are taken in a seeded order, and the bins are numbered by a seeded permutation,
-so that bins with neighboring numbers have nothing in common.
+The seed decides ties: rows of equal length are taken in a seeded order, and the bins are numbered by a seeded
+permutation, so that bins with neighboring numbers have nothing in common.
 """
 
 import numpy as np
@@ -73,9 +73,8 @@ def _pack_limited(sizes: np.ndarray, bin_length: int, seed: int, costs: np.ndarr
     if costs.ndim != 2 or costs.shape != (len(sizes), len(limits)) or (costs < 0).any() or (limits < 1).any():
         raise ValueError(f"costs {costs.shape} must be (rows, limits), not negative, and limits positive")
     costs, limits = np.ceil(costs).astype(np.int64), np.floor(limits).astype(np.int64)
-    shares = (-(-costs * bin_length // limits)).max(
-        axis=1, initial=0
-    )  # largest share of a limit, in tokens, rounded up
+    # The largest share of a limit that each row uses, in tokens of the bin, rounded up.
+    shares = (-(-costs * bin_length // limits)).max(axis=1, initial=0)
     free = np.logical_not(costs.any(axis=1))
     heavy = shares > sizes
     bins = np.zeros(len(sizes), np.int64)
@@ -89,37 +88,36 @@ def _pack_limited(sizes: np.ndarray, bin_length: int, seed: int, costs: np.ndarr
         if not free[rows[0]] and len(used):
             left = np.maximum(limits - used[:, 1:], 0) * bin_length // limits
             space = np.minimum(space, left.min(axis=1))
-        bins[rows] = placed = _best_fit(as_long, bin_length, space, seed)
-        grown = np.zeros((max(len(used), int(placed.max()) + 1), used.shape[1]), np.int64)
+        bins[rows] = chosen = _best_fit(as_long, bin_length, space, seed)
+        grown = np.zeros((max(len(used), int(chosen.max()) + 1), used.shape[1]), np.int64)
         grown[: len(used)] = used
-        np.add.at(grown, placed, weights[rows])
+        np.add.at(grown, chosen, weights[rows])
         used = grown
     return bins
 
 
 def _best_fit(sizes: np.ndarray, bin_length: int, space: np.ndarray, seed: int) -> np.ndarray:
-    """Best-fit-decreasing into open bins with that much space left, numbered 0.., and then into new ones."""
+    """Best-fit-decreasing into open bins, `space[b]` tokens left in bin b, and then into new ones."""
     order = permutation(len(sizes), seed, 0)
     falling = sizes[order]
     np.negative(falling, out=falling)
     order = order[np.argsort(falling, kind="stable")]
     del falling
     values, counts = np.unique(sizes, return_counts=True)
-    placed = _fill(values[::-1].tolist(), counts[::-1].tolist(), bin_length, space)
     bins = np.empty(len(sizes), np.int64)
-    bins[order] = placed
+    bins[order] = _fill(values[::-1].tolist(), counts[::-1].tolist(), bin_length, space)
     return bins
 
 
 def _fill(values: list[int], counts: list[int], bin_length: int, space: np.ndarray) -> np.ndarray:
     """Bins of the rows in falling order of length; `values` falls, `counts` says how many rows have each length."""
     smallest = values[-1]
-    stacks: dict[int, list[int]] = {}
+    stacks: dict[int, list[int]] = {}  # space left -> open bins
     bitmap = _Bitmap(bin_length + 1)
-    placed: list[int] = []
+    result: list[int] = []
 
-    def put(bins: list[int], left: int) -> None:
-        if left < smallest or not bins:
+    def keep_open(bins: list[int], left: int) -> None:
+        if left < smallest or not bins:  # no row fits any more
             return
         if left in stacks:
             stacks[left] += bins
@@ -128,7 +126,7 @@ def _fill(values: list[int], counts: list[int], bin_length: int, space: np.ndarr
             bitmap.add(left)
 
     for number in np.argsort(-space, kind="stable").tolist():
-        put([number], int(space[number]))
+        keep_open([number], int(space[number]))
     opened = len(space)
     for value, count in zip(values, counts, strict=True):
         waiting = count
@@ -149,14 +147,14 @@ def _fill(values: list[int], counts: list[int], bin_length: int, space: np.ndarr
                     bitmap.remove(least)
             each = least // value
             whole = min(len(bins), waiting // each)
-            placed += bins[:whole] * each
+            result += bins[:whole] * each
             waiting -= whole * each
             if whole < len(bins):
-                placed += bins[whole:] * waiting
-                put(bins[whole:], least - waiting * value)
+                result += bins[whole:] * waiting
+                keep_open(bins[whole:], least - waiting * value)
                 waiting = 0
-            put(bins[:whole], least - each * value)
-    return np.array(placed, np.int64)
+            keep_open(bins[:whole], least - each * value)
+    return np.array(result, np.int64)
 
 
 class _Bitmap:

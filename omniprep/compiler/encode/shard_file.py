@@ -32,7 +32,9 @@ class UnwritableBinError(OmniprepError):
 
 
 class ShardFile:
-    """Context manager that writes one shard, one bin behind; `finish` comes after the block.
+    """Context manager that writes one shard; a thread writes a bin while the next one is made.
+
+    Call `finish` after the block.
 
     Args:
         out: The dataset's folder.
@@ -46,7 +48,7 @@ class ShardFile:
         self._name, self._receipt = shard_name(number, generation), receipt_path(out, number, generation)
         self._writer = ShardWriter(io.join(out, "shards", self._name), schema)
         self._thread = ThreadPoolExecutor(1, "omniprep-shard")
-        self._under_way: tuple[dict[str, int], Future[BatchEntry]] | None = None
+        self._writing: tuple[dict[str, int], Future[BatchEntry]] | None = None
         self._bins: list[dict[str, int]] = []
         self._began = time.perf_counter()
 
@@ -68,31 +70,31 @@ class ShardFile:
         """
         self._wait()
         facts = {"bin": number, "tokens": len(item.input_ids), "rows": len(item.row_ids)}
-        self._under_way = facts, self._thread.submit(self._writer.write, item)
+        self._writing = facts, self._thread.submit(self._writer.write, item)
         if sum(array.nbytes for arrays in item.media.values() for array in arrays) > BEHIND_BYTES:
             self._wait()
 
     def _wait(self) -> None:
-        if self._under_way is not None:
-            facts, written = self._under_way
-            self._under_way = None
+        if self._writing is not None:
+            facts, written = self._writing
+            self._writing = None
             try:
                 entry = written.result()
             except (OSError, MemoryError, OmniprepError):
                 raise
             except Exception as error:
                 raise UnwritableBinError(facts["bin"], error) from error
-            place = {"offset": entry.offset, "length": entry.length, "checksum": entry.checksum}
-            self._bins.append({**facts, **place})
+            batch = {"offset": entry.offset, "length": entry.length, "checksum": entry.checksum}
+            self._bins.append({**facts, **batch})
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """End the file, or remove it where the block failed."""
         try:
             if kind is None:
                 self._wait()
-        except BaseException as late:  # Ctrl-C too: the file is removed, and it goes on at once
+        except BaseException as last_error:  # Ctrl-C too: the file is removed first
             self._thread.shutdown()
-            self._writer.__exit__(type(late), late, late.__traceback__)
+            self._writer.__exit__(type(last_error), last_error, last_error.__traceback__)
             raise
         self._thread.shutdown()
         self._writer.__exit__(kind, error, trace)

@@ -1,4 +1,7 @@
-"""One row alone: the same functions as the build, without files. For tests, `verify --deep`, `doctor` and `infer`."""
+"""One row as a bin or a batch of its own, by the functions of the build and without files.
+
+For tests, `verify --deep`, `doctor` and `infer`.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from omniprep.compiler.encode.rows import MediaCache, encode_planned, make_bin
+from omniprep.compiler.encode.rows import IGNORE, MediaCache, encode_planned, make_bin
 from omniprep.compiler.plan.rows import plan_rows
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject
@@ -60,29 +63,31 @@ def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: s
     Raises:
         Reject: The row cannot be used.
     """
-    standard = normalize(row, parse_columns(config.columns))
-    while standard.messages and standard.messages[-1]["role"] in ("assistant", "tool_call"):
-        standard.messages.pop()
-    system = [] if standard.system is None else [{"role": "system", "content": standard.system}]
+    chat = normalize(row, parse_columns(config.columns))
+    while chat.messages and chat.messages[-1]["role"] in ("assistant", "tool_call"):
+        chat.messages.pop()
+    system = [] if chat.system is None else [{"role": "system", "content": chat.system}]
     prompt = {
-        "messages": [*system, *standard.messages],
-        "images": standard.images,
-        "audios": standard.audios,
-        "videos": standard.videos,
-        "objects": standard.objects,
-        "tools": standard.tools,
-        "chat_template_kwargs": standard.kwargs,
+        "messages": [*system, *chat.messages],
+        "images": chat.images,
+        "audios": chat.audios,
+        "videos": chat.videos,
+        "objects": chat.objects,
+        "tools": chat.tools,
+        "chat_template_kwargs": chat.kwargs,
     }
+    prompt = {name: value for name, value in prompt.items() if value or name == "messages"}
     config = replace(config, columns=())  # the columns have their standard names now
-    item = encode_bin({k: v for k, v in prompt.items() if v or k == "messages"}, ctx, config, base_dir, generate=True)
-    item.labels = np.full_like(item.labels, -100)
-    return _arguments(item, ctx, config)
+    encoded = encode_bin(prompt, ctx, config, base_dir, generate=True)
+    encoded.labels = np.full_like(encoded.labels, IGNORE)
+    return _arguments(encoded, ctx, config)
 
 
-def _arguments(item: Bin, ctx: FamilyContext, config: BuildConfig) -> dict[str, torch.Tensor]:
+def _arguments(encoded: Bin, ctx: FamilyContext, config: BuildConfig) -> dict[str, torch.Tensor]:
     from omniprep.data.collate import collate
 
     weighted = parse_strategy(config.loss_scale).weighted
     schema = arrow_schema(ctx.columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted, mrope=ctx.mrope)
-    arguments: dict[str, torch.Tensor] = collate([decode(serialize_bin(item, schema), schema, read_layout(schema))])
+    stored = decode(serialize_bin(encoded, schema), schema, read_layout(schema))
+    arguments: dict[str, torch.Tensor] = collate([stored])
     return arguments

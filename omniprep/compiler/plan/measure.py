@@ -1,6 +1,6 @@
-"""How long encoding takes here: some rows of each kind are encoded and written to a folder that is thrown away.
+"""How long encoding takes on this machine: some rows of each kind are encoded and written to a temporary folder.
 
-This is the only part of `plan` that decodes. Rows are spread over the whole input; each kind gets `ROWS` of them or
+The only part of `plan` that decodes. The rows are spread over the whole input; each kind gets `ROWS` of them or
 `SECONDS`, whichever ends first, so it takes at most half a minute.
 """
 
@@ -17,6 +17,7 @@ from omniprep.compiler.plan.file import PlanReader
 from omniprep.compiler.run.workers import single_threaded
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
+from omniprep.modalities import MEDIA_COLUMNS, row_kinds
 from omniprep.shards.codecs import with_codec
 from omniprep.shards.schema import arrow_schema
 from omniprep.shards.writer import ShardWriter
@@ -38,16 +39,16 @@ def measure(planned: "Planned", config: BuildConfig) -> tuple[float, int]:
         config: Of the build.
 
     Returns:
-        CPU seconds that encoding all rows would take on one core, and how many rows were timed.
+        CPU seconds that all rows would take on one core, and how many rows were timed.
 
     Raises:
         OmniprepError: No row could be encoded.
     """
-    facts = planned.rows.facts
-    kinds = (facts["images"] > 0) + 2 * (facts["audios"] > 0) + 4 * (facts["videos"] > 0)
+    facts, packed = planned.rows.facts, planned.rows.packed
+    kinds = row_kinds([facts[column] for column in MEDIA_COLUMNS])
     total, timed = 0.0, 0
-    for kind in np.unique(kinds[planned.rows.packed]):
-        rows = np.flatnonzero((kinds == kind) & planned.rows.packed)
+    for kind in np.unique(kinds[packed]):
+        rows = np.flatnonzero((kinds == kind) & packed)
         seconds, count = _time(planned, config, rows)
         if count == 0:
             raise OmniprepError("--measure: of one kind no row could be encoded; `omniprep build` says why")
@@ -57,29 +58,30 @@ def measure(planned: "Planned", config: BuildConfig) -> tuple[float, int]:
 
 
 def _time(planned: "Planned", config: BuildConfig, rows: NDArray[np.int64]) -> tuple[float, int]:
-    """CPU seconds of some of the rows, the first apart (it compiles and fills caches), and how many they were."""
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ROWS + 1)).round().astype(int))]
+    """CPU seconds that some of the rows took, and how many they were."""
+    spread = np.linspace(0, len(rows) - 1, min(len(rows), ROWS + 1))
+    first, *others = rows[np.unique(spread.round().astype(int))].tolist()
     columns = with_codec(planned.ctx.columns, config.pixel_codec)
     weighted = parse_strategy(config.loss_scale).weighted
     schema = arrow_schema(columns, family=planned.ctx.name, modalities=planned.ctx.modalities, weighted=weighted)
     reader = PlanReader(config.out, planned.generation)
 
-    def encode(at: int) -> EncodedRow | None:
+    def encode(number: int) -> EncodedRow | None:
         try:
-            row = reader.read(int(planned.rows.split[at]), int(planned.rows.within[at]))
+            row = reader.read(int(planned.rows.split[number]), int(planned.rows.within[number]))
             return encode_planned(row, planned.ctx, config, MediaCache(0))
         except Reject:
-            return None  # the build tells of it
+            return None  # `omniprep build` reports it
 
     with tempfile.TemporaryDirectory(prefix="omniprep-measure-") as folder, single_threaded():
-        encode(int(chosen[0]))
-        count, began, limit = 0, time.process_time(), time.monotonic() + SECONDS
+        encode(first)  # not timed: it compiles kernels and fills caches
+        count, cpu_start, deadline = 0, time.process_time(), time.monotonic() + SECONDS
         with ShardWriter(str(Path(folder) / "rows.arrow"), schema) as writer:
-            for at in chosen[1:] if len(chosen) > 1 else chosen:
-                row = encode(int(at))
+            for number in others or [first]:
+                row = encode(number)
                 if row is not None:
                     writer.write(make_bin([row], [0], planned.ctx.columns, weighted=weighted))
                     count += 1
-                if time.monotonic() > limit:
+                if time.monotonic() > deadline:
                     break
-        return time.process_time() - began, count
+        return time.process_time() - cpu_start, count

@@ -1,4 +1,4 @@
-"""What the text of a row may not hold: tokens of the model typed by people, and characters that UTF-8 cannot write."""
+"""What the text of a row may not hold: tokens of the model typed by people, and characters that UTF-8 cannot encode."""
 
 import re
 from collections.abc import Iterable
@@ -11,16 +11,18 @@ from omniprep.families.context import FamilyContext
 from omniprep.rows.literal import json_text, parse_json
 from omniprep.rows.normalize import Row
 from omniprep.template.agent import parse_tools
-from omniprep.template.loss import Pieces
 
 __all__ = ["check_text", "check_unicode"]
 
 
 @dataclass(frozen=True, slots=True)
 class _TypedTokens:
-    """How to find tokens that people typed: a text without any of their first characters holds none."""
+    """Patterns of tokens that people may have typed.
 
-    first: re.Pattern[str]
+    A text without any of the first characters holds none: most texts are done after that one search.
+    """
+
+    first_characters: re.Pattern[str]
     media: re.Pattern[str]
     control: re.Pattern[str]
 
@@ -28,17 +30,18 @@ class _TypedTokens:
 @lru_cache(maxsize=8)
 def _typed_tokens(ctx: FamilyContext) -> _TypedTokens:
     def any_of(words: Iterable[str]) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
+        longest_first = sorted(filter(None, words), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     control = ctx.encoder.special_tokens - set(ctx.media_tokens)
-    first = {token[0] for token in (*control, *ctx.media_tokens) if token}
-    return _TypedTokens(any_of(first), any_of(filter(None, ctx.media_tokens)), any_of(filter(None, control)))
+    first_characters = {token[:1] for token in (*control, *ctx.media_tokens)}
+    return _TypedTokens(any_of(first_characters), any_of(ctx.media_tokens), any_of(control))
 
 
 def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
     """Whether control tokens are typed in the text; media tokens reject the row.
 
-    Tools and calls are looked at as they will be written: their JSON text may spell a token with escapes.
+    Tools and tool calls are checked as they will be written, since their JSON text may spell a token with escapes.
 
     Raises:
         Reject: special_token_in_text, bad_message or bad_tools.
@@ -53,14 +56,11 @@ def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
             texts.append(content)
     if row.tools:
         texts.append(json_text(parse_tools(row.tools), RejectCode.BAD_TOOLS, "a tool"))
-    found = False
+    has_control = False
     for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise Reject(RejectCode.BAD_MESSAGE, f"the text is not valid Unicode: {error.reason}") from error
+        check_unicode((text,))
         text = ctx.encoder.as_matched(text)
-        if not typed.first.search(text):
+        if not typed.first_characters.search(text):
             continue
         if match := typed.media.search(text):
             raise Reject(
@@ -70,21 +70,21 @@ def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
         if match := typed.control.search(text):
             if config.special_tokens_in_text == "reject":
                 raise Reject(RejectCode.SPECIAL_TOKEN_IN_TEXT, f"the text contains the control token {match.group()!r}")
-            found = True
-    return found
+            has_control = True
+    return has_control
 
 
-def check_unicode(runs: Pieces) -> None:
-    """Refuse text that UTF-8 cannot write, since the tokenizer takes no other.
+def check_unicode(texts: Iterable[str]) -> None:
+    """Reject text that UTF-8 cannot encode, since the tokenizer takes no other.
 
-    The reader of JSON refuses half characters that stand in the row itself; text that is parsed once more (tools,
-    arguments of calls, messages given as text) may bring them too.
+    The JSON reader rejects half characters (lone surrogates) in the row itself; text that is parsed a second time
+    (tools, arguments of calls, messages given as text) may bring them too.
 
     Raises:
         Reject: bad_message.
     """
     try:
-        for text, _ in runs:
+        for text in texts:
             text.encode()
     except UnicodeEncodeError as error:
         raise Reject(RejectCode.BAD_MESSAGE, f"the text is not valid Unicode: {error.reason}") from error
