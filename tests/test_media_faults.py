@@ -27,7 +27,7 @@ from omniprep.media.audio import decode_audio, probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.guard import library_faults, said
 from omniprep.media.image import decode_image, probe_image
-from omniprep.media.recognise import describe
+from omniprep.media.recognize import describe
 from omniprep.media.source import Source
 from omniprep.media.video import open_video
 from tests.media_files import PICTURES, SOUNDS, VIDEOS, picture, sound, video

@@ -1,9 +1,9 @@
-"""Files for FFmpeg: refused where they would make a demuxer open other files, and opened with named formats alone.
+"""Open files with FFmpeg in a way that can never read another file.
 
-FFmpeg looks at content and at names. A text file called clip.mp4 may list any file of the machine (HLS, DASH, IMF,
-concat, SDP, VobSub), and a video called `v%d.png` is a pattern of image2 that reads the files beside it. So the first
-bytes are looked at before any demuxer sees them; what is opened is an open file, never a name; and the demuxers are
-those of `FORMATS`, with no protocol for anything further.
+FFmpeg chooses a demuxer by content and by name. A text file called clip.mp4 may list any file of the machine (HLS,
+DASH, IMF, concat, SDP, VobSub), and a video called `v%d.png` is an image2 pattern that reads the files beside it. So
+the first bytes are checked before FFmpeg sees them, FFmpeg gets an open file instead of a name, and it may use only
+the demuxers in `FORMATS` and no protocols.
 """
 
 import re
@@ -14,22 +14,23 @@ from typing import TYPE_CHECKING, BinaryIO
 from omniprep.errors import Reject, RejectCode
 from omniprep.media.guard import library_faults
 from omniprep.media.mp4 import check_sample_counts
-from omniprep.media.recognise import HEAD_BYTES as SNIFFED_BYTES
-from omniprep.media.recognise import unreadable
+from omniprep.media.recognize import HEAD_BYTES as SNIFFED_BYTES
+from omniprep.media.recognize import unreadable
 from omniprep.media.source import Source
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
 HEAD_BYTES = 64 << 10
+"""How far into a file the marks of a playlist are searched for."""
 FORMATS = (
     "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "apng", "asf", "au", "avi", "caf", "dsf", "dts", "dv", "eac3",
     "flac", "flv", "gif", "h264", "hevc", "ivf", "loas", "m4v", "matroska", "mjpeg", "mov", "mp3", "mpc", "mpc8",
     "mpeg", "mpegts", "mpegvideo", "nut", "obu", "ogg", "rm", "sox", "tak", "truehd", "tta", "voc", "w64", "wav",
     "webm", "wv",
 )  # fmt: skip
-"""FFmpeg's demuxers for what people keep sound and video in. None opens a second file: left out are the lists (hls,
-dash, concat, imf, sdp, webm_dash_manifest, vobsub), the patterns (image2 and its kin) and what no training data are."""
+"""FFmpeg's demuxers for the usual containers of sound and video. Left out are those that open further files: playlists
+(hls, dash, concat, imf, sdp, webm_dash_manifest, vobsub) and file name patterns (image2 and its variants)."""
 _LISTS = re.compile(
     rb"\A(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat|\[playlist\]|# VobSub|\[reference\]|\[demuxer\])|dash:profile|<MPD\b"
     rb"|CompositionPlaylist|^[mc]=(IN IP|video|audio)|^v=0\s*$",
@@ -39,12 +40,12 @@ _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
 def check_container(file: BinaryIO, source: Source, kind: str) -> None:
-    """Look at a file before FFmpeg does, in whatever shape: PyAV, the program, or decord.
+    """Check a file before FFmpeg reads it (through PyAV, the ffmpeg program or decord).
 
     Args:
-        file: It, open.
+        file: The open file; its position changes.
         source: For messages.
-        kind: What it should be, for the message: "audio" or "a video".
+        kind: What the file should be, for messages: "audio" or "a video".
 
     Raises:
         Reject: bad_media for a list of other files, for text, and for a header that would fill the memory.
@@ -62,7 +63,7 @@ def check_container(file: BinaryIO, source: Source, kind: str) -> None:
 
 @contextmanager
 def open_container(file: BinaryIO, source: Source, kind: str) -> "Iterator[InputContainer]":
-    """The file opened by PyAV, with the demuxers of `FORMATS` alone.
+    """Open a file with PyAV, which may use the demuxers in `FORMATS` only.
 
     Raises:
         Reject: bad_media where no demuxer takes the file, and as `check_container`.

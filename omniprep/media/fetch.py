@@ -16,7 +16,7 @@ from typing import Any
 
 from omniprep import io
 from omniprep.errors import Reject, RejectCode
-from omniprep.media.recognise import HEAD_BYTES, describe
+from omniprep.media.recognize import HEAD_BYTES, describe
 from omniprep.media.source import Source, file_type, is_inside, os_errors_as_rejects
 
 __all__ = ["MediaRoots"]

@@ -1,9 +1,9 @@
-"""The one place where what a media library raises becomes a reject.
+"""Turns what media libraries raise into rejects.
 
 A damaged file makes decoders raise almost anything: Pillow's plugins alone raise ZeroDivisionError, struct.error,
 AttributeError, NotImplementedError and zlib.error. A list of types is never complete, and `except Exception` would
-call our own defects damaged files. So it is told by where the exception was raised: in a frame of the library (or of
-what the library calls), it is the file's fault; in a frame of omniprep, it goes on as it is.
+blame files for our own bugs. What decides is where the exception was raised: in a frame of a library, the file is to
+blame; in a frame of omniprep, the exception is a bug and propagates.
 """
 
 import os
@@ -15,28 +15,26 @@ from types import TracebackType
 from omniprep.errors import OmniprepError, Reject, RejectCode
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-# Objects of this process in a library's message ("<_io.BufferedReader name=7>", "... at 0x7f..."): rejected.jsonl must
-# be the same in every build.
+# Objects in a library's message ("<_io.BufferedReader name=7>", "... at 0x7f...") differ from run to run, but
+# rejected.jsonl must be the same in every build.
 _OBJECT = re.compile(r"'?(<_io\.[^<>]*>|<[^<>]* at 0x[0-9a-fA-F]+>|/dev/fd/\d+)'?")
-
-# FFmpeg's numbers, and the number of an open file in place of its name.
+# FFmpeg's error numbers, and a file descriptor where the message would have a file name.
 _NUMBERS = re.compile(r"\[Errno \d{5,}\] |: '\d*'$")
-_PLAINLY = {
+# decord begins a message with the time and a line of its own source.
+_PREFIX = re.compile(r"^\s*\[[\d:]+\] \S+:\d+: *")
+_PLAIN_TEXTS = {
     "Internal psf_fseek() failed.": "the file is cut or damaged, or of a kind in which libsndfile cannot move about"
 }
-"""Messages of libraries that say nothing to a reader, and what they mean."""
-
-_PREFIX = re.compile(r"^\s*\[[\d:]+\] \S+:\d+: *")
-"""What decord writes before a message: the time, and a line of its own source."""
+"""What a library's internal message means."""
 
 
 @contextmanager
 def library_faults(label: str, code: RejectCode) -> Iterator[None]:
-    """Call a media library on a file inside the block; what it raises rejects the row.
+    """Turn what a media library raises in the block into a reject.
 
     Args:
-        label: What the file is called in messages.
-        code: Of the reject.
+        label: The file's name in messages.
+        code: Code of the reject.
 
     Raises:
         Reject: With `code`.
@@ -52,17 +50,17 @@ def library_faults(label: str, code: RejectCode) -> Iterator[None]:
 
 
 def said(error: Exception) -> str:
-    """What a library's exception says, on one line and without anything that differs from run to run."""
+    """The message of a library's exception on one line, without anything that differs from run to run."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = " ".join(_PREFIX.sub("", lines[-1]).split()) if lines else ""
     text = _NUMBERS.sub("", _OBJECT.sub("the file", text))[:300]
-    text = _PLAINLY.get(text, text)
-    plain = isinstance(error, OSError | ValueError | RuntimeError) and text
-    return text if plain else f"{type(error).__name__}: {text}".rstrip(": ")
+    text = _PLAIN_TEXTS.get(text, text)
+    speaks_for_itself = isinstance(error, OSError | ValueError | RuntimeError) and text
+    return text if speaks_for_itself else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def raised_by_library(error: Exception) -> bool:
-    """Whether an exception was raised outside omniprep: its innermost frame is none of ours."""
+    """Whether the innermost frame of an exception's traceback lies outside omniprep."""
     trace: TracebackType | None = error.__traceback__
     filename = ""
     while trace is not None:

@@ -1,12 +1,12 @@
-"""Images with Pillow: size from the header, RGB pixels as ms-swift's load_image gives them.
+"""Images with Pillow: the size from the header, and RGB pixels as ms-swift's load_image returns them.
 
 The reference opens the file and converts to RGB before resizing (swift/llm/template/vision_utils.py load_image):
-transparency is dropped, EXIF orientation ignored, animated files give their first frame. `exif="apply"` and
+transparency is dropped, EXIF orientation ignored, and an animated file stands for its first frame. `exif="apply"` and
 `alpha="white"` depart from that.
 
-Pillow reads 40 formats. Some start a program on what the file says (EPS: Ghostscript; WMF and EMF: a drawing engine),
-some have no signature and take any bytes (TGA, PCD, IM), and few people look for faults in the rest. Files are opened
-with the formats of `FORMATS` alone (docs/security.md).
+Pillow reads 40 formats. Some run a program on the file's content (EPS: Ghostscript; WMF and EMF: a drawing engine),
+some accept any bytes for lack of a signature (TGA, PCD, IM), and the rare ones are little tested for security. Only
+those in `FORMATS` are read (docs/security.md).
 """
 
 import warnings
@@ -16,22 +16,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.media.guard import library_faults
-from omniprep.media.recognise import HEAD_BYTES, unreadable
+from omniprep.media.recognize import HEAD_BYTES, unreadable
 from omniprep.media.source import Source
 
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PPM", "PNG", "AVIF", "ICO", "JPEG2000", "TIFF", "WEBP")
-"""In the order in which Pillow tries them by itself, so that a file that two plugins take is read by the same one. JPEG
-includes MPO (several JPEGs in one file)."""
-# Pillow refuses twice its MAX_IMAGE_PIXELS; the same bound here, told from the header.
+"""In Pillow's own order, so that a file that two plugins accept is read by the same one. JPEG includes MPO."""
 MAX_PIXELS = 178_956_970
-# Plugins such as WebP's hold the whole file in memory; a picture of MAX_PIXELS is 0.5 GiB uncompressed.
+"""Twice Pillow's MAX_IMAGE_PIXELS, from where on Pillow refuses an image; checked on the header."""
 MAX_FILE_BYTES = 2 << 30
+"""Plugins such as WebP's hold the whole file in memory; an image of MAX_PIXELS is 0.5 GiB uncompressed."""
 _ORIENTATION = 0x0112
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
 def _open(file: BinaryIO, source: Source) -> Image.Image:
-    """The image of an open file, not decoded yet: of a format that we name, and not too large.
+    """Open an image without decoding it; its format and size are checked.
 
     Raises:
         Reject: bad_media, image_too_large, media_too_large.
@@ -73,14 +72,14 @@ def _check_pixels(width: int, height: int, source: Source) -> None:
 
 
 def _check_canvas(head: bytes, source: Source) -> None:
-    """Look at the canvas of an animated WebP: libwebp allocates it twice before Pillow can tell its size."""
+    """Check the canvas of an animated WebP: libwebp allocates it twice before Pillow knows its size."""
     if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) >= 30:
-        width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+        width, height = (int.from_bytes(head[start : start + 3], "little") + 1 for start in (24, 27))
         _check_pixels(width, height, source)
 
 
 def probe_image(source: Source, *, exif: str = "ignore") -> tuple[int, int]:
-    """(width, height) of the image as it will be decoded, from its header.
+    """(width, height) that `decode_image` will return, from the header.
 
     Raises:
         Reject: bad_media, media_not_found, image_too_large.
@@ -97,17 +96,17 @@ def _orientation(image: Image.Image) -> int:
         with library_faults("EXIF", RejectCode.BAD_MEDIA):
             return int(image.getexif().get(_ORIENTATION, 1))
     except (Reject, ValueError, TypeError):
-        return 1  # unreadable EXIF data is no orientation, as for Pillow's own exif_transpose
+        return 1  # as in Pillow's exif_transpose, unreadable EXIF data means no orientation
 
 
 def decode_image(source: Source, *, exif: str = "ignore", alpha: str = "drop") -> Image.Image:
-    """The image, 8-bit RGB.
+    """Decode an image to 8-bit RGB.
 
     Args:
-        source: Where it is.
-        exif: "apply" turns it as its EXIF orientation says.
-        alpha: "drop"; "white" lays every kind of transparency on white; "frames" does so for RGBA alone, as
-            qwen_omni_utils' to_rgb does for videos given as images.
+        source: The image file.
+        exif: "apply" rotates the image by its EXIF orientation; "ignore" does not.
+        alpha: "drop" ignores transparency; "white" puts every transparent image on white; "frames" does so for RGBA
+            only, as qwen_omni_utils' to_rgb does for videos given as images.
 
     Raises:
         Reject: decode_error for damaged files, and what `probe_image` raises.

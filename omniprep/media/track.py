@@ -1,8 +1,8 @@
 """Sound through FFmpeg: containers that libsndfile cannot read (m4a, webm), and the sound of videos.
 
-16-bit samples as librosa's fallback makes them (audioread on the ffmpeg program): by that program where it is
-installed, else by PyAV, whose newer decoders may differ in the last bit; the manifest names which. Samples come in
-pieces, so counting holds none of them, and a file that promises too many is left as soon as it has given too many.
+Gives the 16-bit samples of librosa's fallback (audioread on the ffmpeg program): by that program where it is installed,
+else by PyAV, whose newer decoders may differ in the last bit; the manifest names the one used. Samples are decoded in
+pieces, so counting them takes no memory and a file that is too long is rejected once that much of it is decoded.
 """
 
 import shutil
@@ -21,25 +21,26 @@ from numpy.typing import NDArray
 from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.media.container import FORMATS, open_container
 from omniprep.media.guard import library_faults
-from omniprep.media.recognise import HEAD_BYTES, unreadable
+from omniprep.media.recognize import HEAD_BYTES, unreadable
 from omniprep.media.source import Source, device_name
 
 Waveform = NDArray[np.float32]
-# Longer than any model takes; a bound on what a hostile header can make us decode.
 MAX_SECONDS = 24 * 3600
-# Of the decoded samples and the resampled ones together (float32): 37 minutes of 48 kHz in six channels, 100 in stereo.
+"""Longer than any model accepts; limits what a hostile header can make us decode."""
 MAX_SOUND_BYTES = 2 << 30
-# 768 kHz is the highest rate that recorders write. The resampler's filter grows with the ratio of the rates.
+"""Most bytes of the decoded and the resampled samples together (float32): at 48 kHz, 37 minutes of six channels or 100
+of stereo."""
 MAX_RATE = 768_000
+"""The highest rate that recorders write; the resampler's filter grows with the ratio of the rates."""
 MIN_RATE = 100
-"""A clip of one second at 1 Hz would become 16,000 samples of nothing; telemetry, no sound."""
+"""Lower rates are telemetry, not sound: a second at 1 Hz would become 16,000 samples of nothing."""
 _FFMPEG_SECONDS = 3600.0
 _PIECE = 1 << 20
 
 
 @dataclass(slots=True)
 class _Track:
-    """A stream of sound: `pieces` are interleaved 16-bit samples."""
+    """A sound being decoded: `pieces` are bytes of interleaved 16-bit samples."""
 
     rate: int
     channels: int
@@ -47,23 +48,23 @@ class _Track:
 
 
 def sound_decoder(asked: str = "auto") -> Literal["ffmpeg", "pyav"]:
-    """What decodes containers that libsndfile cannot read: "ffmpeg" (the program) or "pyav".
+    """Which decoder reads containers that libsndfile cannot read: "ffmpeg" (the program) or "pyav".
 
     Raises:
         OmniprepError: ffmpeg is asked for and absent.
     """
-    found = shutil.which("ffmpeg") is not None
-    if asked == "ffmpeg" and not found:
+    installed = shutil.which("ffmpeg") is not None
+    if asked == "ffmpeg" and not installed:
         raise OmniprepError(
             "--audio-decoder ffmpeg: the program is not on PATH of this machine; install it or use --audio-decoder pyav"
         )
     if asked == "auto":
-        return "ffmpeg" if found else "pyav"
+        return "ffmpeg" if installed else "pyav"
     return "ffmpeg" if asked == "ffmpeg" else "pyav"
 
 
 def check_sound(frames: int, channels: int, rate: int, target: int, label: str) -> None:
-    """Hold a sound's size against the limits; called before memory is taken for it.
+    """Reject a sound beyond the limits; called before memory is allocated for it.
 
     Raises:
         Reject: audio_too_long, bad_media for a rate that no sound has.
@@ -85,13 +86,13 @@ def check_sound(frames: int, channels: int, rate: int, target: int, label: str) 
 
 
 def count_track(source: Source, target: int, decoder: str, first_error: str | None) -> tuple[int, int]:
-    """(frames, rate) of the sound, decoded and not kept.
+    """(frames, rate) of a sound, by decoding it piece by piece.
 
     Args:
         source: The file.
         target: Rate that the sound will be resampled to, for the limits.
         decoder: "auto", "ffmpeg" or "pyav".
-        first_error: What libsndfile said of a file that should be audio; None for the sound of a video.
+        first_error: libsndfile's message about a file that should be audio; None for the sound of a video.
 
     Raises:
         Reject: bad_media, no_audio_track, decode_error, audio_too_long.
@@ -102,7 +103,7 @@ def count_track(source: Source, target: int, decoder: str, first_error: str | No
 
 
 def decode_track_frames(source: Source, target: int, decoder: str, first_error: str | None) -> tuple[Waveform, int]:
-    """The samples, float32 (frames, channels), and their rate; arguments and errors as of `count_track`."""
+    """Samples, float32 (frames, channels), and their rate; arguments and errors are those of `count_track`."""
     with _open_track(source, decoder, first_error) as track:
         data = b"".join(_bounded(track, target, source.label))
         rate, channels = track.rate, track.channels
@@ -111,7 +112,11 @@ def decode_track_frames(source: Source, target: int, decoder: str, first_error: 
 
 
 def _bounded(track: _Track, target: int, label: str) -> Iterator[bytes]:
-    """The pieces, until they are more than the limits allow."""
+    """The pieces of a track, up to the limits.
+
+    Raises:
+        Reject: audio_too_long, or decode_error where there are none.
+    """
     size = 0
     for piece in track.pieces:
         size += len(piece)
@@ -134,7 +139,7 @@ def _open_track(source: Source, decoder: str, first_error: str | None) -> Iterat
 
 
 def _check_streams(file: BinaryIO, source: Source, first_error: str | None) -> tuple[int, int]:
-    """(rate, channels) of the first sound in the file, as its header has them.
+    """(rate, channels) of the file's first audio stream, from its header.
 
     Raises:
         Reject: bad_media, no_audio_track.
@@ -180,7 +185,7 @@ def _pyav_track(file: BinaryIO, source: Source, rate: int, channels: int) -> Ite
 
 @contextmanager
 def _readable_name(file: BinaryIO) -> Iterator[str]:
-    """A name by which another program can open the file: the open file itself, or a copy of what is in memory."""
+    """A name under which another program can open the file: /dev/fd/N, or a copy of a file in memory."""
     name = device_name(file)
     if name is not None:
         yield name
@@ -194,8 +199,8 @@ def _readable_name(file: BinaryIO) -> Iterator[str]:
 
 @contextmanager
 def _ffmpeg_track(name: str, file: BinaryIO, source: Source) -> Iterator[_Track]:
-    """16-bit samples of the program's best audio stream, as audioread asks for them; a wav header tells rate and
-    channels.
+    """The audio stream that the ffmpeg program chooses, with audioread's options; rate and channels come from the WAV
+    header that it writes first.
     """
     command = [
         "ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", ",".join(FORMATS),
@@ -204,39 +209,34 @@ def _ffmpeg_track(name: str, file: BinaryIO, source: Source) -> Iterator[_Track]
     inherited = (file.fileno(),) if name.startswith("/dev/fd/") else ()
     with tempfile.TemporaryFile(prefix="omniprep-") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, pass_fds=inherited)
-        late = threading.Event()
+        stdout = process.stdout
+        assert stdout is not None
+        timed_out = threading.Event()
 
-        def end() -> None:
-            late.set()
+        def kill() -> None:
+            timed_out.set()
             process.kill()
 
-        alarm = threading.Timer(_FFMPEG_SECONDS, end)
-        alarm.start()
+        timer = threading.Timer(_FFMPEG_SECONDS, kill)
+        timer.start()
         try:
-            assert process.stdout is not None
-            facts = _read_wav_header(process.stdout)
-            if facts is None:
+            rate_and_channels = _read_wav_header(stdout)
+            if rate_and_channels is None:
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no samples"]
-                raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: {said[0].replace(name, 'the file')}")
-            yield _Track(*facts, _pieces(process.stdout))
-            if late.is_set():
+                message = (errors.read().decode(errors="replace").strip().splitlines() or ["no samples"])[-1]
+                raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: {message.replace(name, 'the file')}")
+            yield _Track(*rate_and_channels, iter(lambda: stdout.read(_PIECE), b""))
+            if timed_out.is_set():
                 raise Reject(RejectCode.DECODE_TIMEOUT, f"{source.label}: ffmpeg did not end within an hour")
         finally:
-            alarm.cancel()
+            timer.cancel()
             process.kill()
-            if process.stdout is not None:
-                process.stdout.close()
+            stdout.close()
             process.wait()
 
 
-def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    while piece := stream.read(_PIECE):
-        yield piece
-
-
 def _read_wav_header(stream: IO[bytes]) -> tuple[int, int] | None:
-    """(rate, channels) of a wav that is being written to a pipe, read up to its samples; None where there is none."""
+    """Read a WAV from a pipe up to its samples: (rate, channels), or None where the stream ends before them."""
     rate = channels = 0
     if len(stream.read(12)) < 12:
         return None

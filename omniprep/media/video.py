@@ -1,8 +1,7 @@
-"""Videos: frame count and rate from the container, frames at chosen indices.
+"""Videos: number of frames, frame rate and size; frames at chosen indices.
 
-decord where it is installed (the reader the reference uses), else PyAV; readers give slightly different pixels, so the
-manifest names the one used. Only asked-for frames are returned; a reader is opened once for facts and frames. Readers
-get the open file, never its name (omniprep/media/source.py, omniprep/media/container.py).
+Read by decord where it is installed, as in the reference, else by PyAV. Their pixels differ slightly, so the manifest
+names the one used. Both get the open file, never its name (omniprep/media/source.py, omniprep/media/container.py).
 """
 
 import importlib.util
@@ -23,15 +22,15 @@ Frames = NDArray[np.uint8]
 MAX_FRAMES = 10_000_000
 MAX_SECONDS = 24 * 3600
 MAX_FRAME_PIXELS = 1 << 26
-"""Of one frame: twice 8K (33 million). A decoder holds up to 17 frames at once, whatever the file's size."""
+"""Largest frame: twice 8K (33 million). A decoder holds up to 17 frames at once, whatever the file's size."""
 MAX_READ_BYTES = 8 << 30
-"""Of the frames that a row asks for at once, before they are resized: 768 frames of 1080p are 4.5 GiB."""
-# libavutil's AVERROR_DECODER_NOT_FOUND, which decord writes into its message as a number.
+"""Most bytes of the frames of one video, before they are resized; 768 frames of 1080p have 4.5 GiB."""
+# libavutil's AVERROR_DECODER_NOT_FOUND, which decord puts into its message as a number.
 _NO_DECODER = "-1128613112"
 
 
 class VideoReader(Protocol):
-    """An opened video."""
+    """An open video; sizes are in pixels, `frames` is their number."""
 
     frames: int
     fps: float
@@ -44,7 +43,7 @@ class VideoReader(Protocol):
 
 
 def backend() -> str:
-    """What reads videos here: "decord" or "pyav"."""
+    """The library that reads videos on this machine: "decord" or "pyav"."""
     return "decord" if importlib.util.find_spec("decord") is not None else "pyav"
 
 
@@ -52,9 +51,9 @@ def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoRead
     """Open a video.
 
     Args:
-        source: Where it is.
-        size: (width, height) where the plan knows them and found the streams good: no frame is decoded to learn them,
-            but frames of another size are rejected when they are read.
+        source: The video file.
+        size: (width, height) as planned, for a file whose streams the plan has checked. No frame is then decoded to
+            learn the size, but `read` rejects frames of another one.
 
     Raises:
         Reject: bad_media, no_video_stream, media_not_found, decode_error.
@@ -70,7 +69,7 @@ def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoRead
 
 
 def check_streams(source: Source) -> bool:
-    """Whether the file has sound; a file without pictures is rejected here, before a decoder sees it.
+    """Whether a video has sound. Rejects a file without pictures, or with too many, before a decoder opens it.
 
     Raises:
         Reject: bad_media, no_video_stream, video_too_long, image_too_large, decode_error.
@@ -84,10 +83,11 @@ def check_streams(source: Source) -> bool:
                 raise Reject(
                     RejectCode.VIDEO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s or {MAX_FRAMES} frames"
                 )
-            codec = stream.codec_context  # None where PyAV knows no decoder
+            codec = stream.codec_context  # None where PyAV has no decoder
             if codec:
                 _check_frame(codec.width, codec.height, source)
-            # What is missing of an MJPEG frame stays as the memory was: the only codec here without concealment.
+            # MJPEG is the only codec here without error concealment: the missing part of a frame would show whatever
+            # was in the memory, different in each build.
             if codec and codec.name == "mjpeg" and any(packet.is_corrupt for packet in container.demux(stream)):
                 raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: a frame is cut short")
             return bool(container.streams.audio)
@@ -102,7 +102,7 @@ def _check_frame(width: int, height: int, source: Source) -> None:
 
 
 def _check_read(frames: int, width: int, height: int, source: Source) -> None:
-    """Look at the size of the frames together before the reader allocates them."""
+    """Reject frames that are too large together, before the reader allocates them."""
     _check_frame(width, height, source)
     if frames * width * height * 3 > MAX_READ_BYTES:
         raise Reject(
@@ -118,6 +118,8 @@ def _size_changed(source: Source, width: int, height: int, new_width: int, new_h
 
 
 class _Decord:
+    """A video opened by decord."""
+
     def __init__(self, source: Source, size: tuple[int, int] | None = None) -> None:
         import decord
 
@@ -125,14 +127,14 @@ class _Decord:
         self._source = source
         with source.open() as file:
             if size is not None:
-                check_container(file, source, "a video")  # the file may be another since the plan
+                check_container(file, source, "a video")  # again: the file may have been replaced since the plan
             file.seek(0)
-            # The open file under a name without a suffix: decord's FFmpeg cannot be given a list of formats, and would
-            # take `v%d.png` for a pattern. Files in memory are copied by decord.
+            # /dev/fd/N has no suffix: decord cannot restrict FFmpeg's formats, which would take `v%d.png` for a pattern
+            # of file names. A file in memory has no such name; decord copies it.
             name: Any = device_name(file) or file
             try:
                 with library_faults(source.label, RejectCode.DECODE_ERROR):
-                    # One thread: a worker has one core, and the shard's bytes must not depend on their number.
+                    # One thread, because a worker has one core.
                     self._reader: Any = decord.VideoReader(name, num_threads=1)
                     self.frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
                     first: tuple[int, int] = self._reader[0].shape[1::-1] if size is None and self.frames else (0, 0)
@@ -153,7 +155,7 @@ class _Decord:
         return frames
 
     def _explained(self, message: str) -> str:
-        """What decord says, and what it means where it has no decoder for the pictures."""
+        """The message, or what it means where decord has no decoder for the pictures."""
         if _NO_DECODER not in message:
             return message
         return (
@@ -163,13 +165,15 @@ class _Decord:
 
 
 def _codec(source: Source) -> str:
-    """The video codec's name as FFmpeg knows it, in capitals ("AV1")."""
+    """FFmpeg's name of the video codec in capitals, such as "AV1"."""
     with source.open() as file, open_container(file, source, "a video") as container:
         codec = container.streams.video[0].codec_context
         return "its codec" if codec is None else codec.codec.canonical_name.upper()
 
 
 class _PyAV:
+    """A video opened by PyAV, which decodes all frames to count them: headers of some containers do not say."""
+
     def __init__(self, source: Source) -> None:
         self._source = source
         self.width = self.height = self.frames = 0
@@ -193,16 +197,16 @@ class _PyAV:
     def read(self, indices: list[int]) -> Frames:
         _check_read(len(indices), self.width, self.height, self._source)
         wanted, last = set(indices), max(indices)
-        kept: dict[int, Frames] = {}
+        pictures: dict[int, Frames] = {}
         with self._source.open() as file, closing(self._decode(file)) as frames:
             for number, (frame, _) in enumerate(frames):
                 if number in wanted:
                     if (frame.width, frame.height) != (self.width, self.height):
                         raise _size_changed(self._source, self.width, self.height, frame.width, frame.height)
                     with library_faults(self._source.label, RejectCode.DECODE_ERROR):
-                        kept[number] = frame.to_ndarray(format="rgb24")
+                        pictures[number] = frame.to_ndarray(format="rgb24")
                 if number == last:
                     break
-        if missing := wanted - kept.keys():
+        if missing := wanted - pictures.keys():
             raise Reject(RejectCode.DECODE_ERROR, f"{self._source.label}: frame {min(missing)} cannot be decoded")
-        return np.stack([kept[i] for i in indices])
+        return np.stack([pictures[i] for i in indices])

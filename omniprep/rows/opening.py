@@ -1,6 +1,6 @@
 """From the bytes of a JSON file to its text: what it is compressed with, its encoding, and lines of bounded length.
 
-Files that are not UTF-8 are recognised by their first bytes and read as what they are (UTF-16 and UTF-32, with or
+Files that are not UTF-8 are recognized by their first bytes and read as what they are (UTF-16 and UTF-32, with or
 without a byte order mark); nothing is guessed line by line. Compressed files are read as streams: a file that is cut,
 or has something behind its end, stops the build, and no line is held that is longer than the limit.
 """

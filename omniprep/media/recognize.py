@@ -1,12 +1,12 @@
-"""What a file is, by its first bytes: so that a message can say "a Git LFS pointer" instead of "not an image".
+"""Names what a file is by its first bytes, so that a message can say "a Git LFS pointer" instead of "not an image".
 
-For messages alone. Whether a file can be used is what its decoder says; nothing here accepts or refuses one.
+Used for messages only: whether a file can be read is decided by its decoder.
 """
 
 import re
 
 HEAD_BYTES = 512
-"""Bytes that `describe` looks at."""
+"""How many bytes `describe` needs."""
 _CONVERT = "convert it to JPEG or PNG"
 _PICTURES = f" (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PPM and ICO can); {_CONVERT}"
 _MARKS: tuple[tuple[bytes, str], ...] = (
@@ -63,13 +63,13 @@ _TEXT_MARKS: tuple[tuple[bytes, str], ...] = (
     (rb"[\[{]\s*[\"{\[\]}]", f"a JSON text: {_DOWNLOAD}"),
 )
 _TEXT_PATTERNS = tuple((re.compile(pattern, re.DOTALL | re.IGNORECASE), text) for pattern, text in _TEXT_MARKS)
-_BOTH = ("Matroska", "QuickTime", "Ogg", "ASF", "ID3")
-"""Files that may hold sound, pictures or both."""
+_SOUND_OR_VIDEO = ("Matroska", "QuickTime", "Ogg", "ASF", "ID3")
+"""Containers of sound, of video, or of both."""
 _PRINTABLE = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+")
 
 
 def describe(head: bytes) -> str | None:
-    """What a file with these first bytes is, and what to do about it; None where nothing is known."""
+    """What a file with these first bytes is and what to do about it; None where it is not recognized."""
     if not head:
         return "an empty file"
     if not head.strip(b"\0"):
@@ -95,19 +95,23 @@ def _is_text(head: bytes) -> bool:
 
 
 def unreadable(head: bytes, kind: str, detail: str = "") -> str:
-    """The words for a file that cannot be read as what the row says it is.
+    """The message for a file that cannot be read as the kind of media that the row names it for.
 
     Args:
         head: Its first bytes.
-        kind: What it should be: "an image", "audio", "a video".
-        detail: What the library said, where that tells more.
+        kind: "an image", "audio" or "a video".
+        detail: The library's message, if it has one.
     """
     what, more = describe(head), f" ({detail})" if detail else ""
     if what is None:
         return f"not {kind} that can be read{more}" + (_PICTURES if kind == "an image" and not more else "")
     if ";" in what or ":" in what or "program" in what or "pickle" in what:
-        return what  # says what to do about it
-    own = {"an image": ("picture",), "audio": ("sound", *_BOTH), "a video": ("video", "GIF", *_BOTH)}[kind]
-    if any(word in what for word in own):  # of the right kind, so the damage is what matters
+        return what  # which already says what to do about it
+    expected = {
+        "an image": ("picture",),
+        "audio": ("sound", *_SOUND_OR_VIDEO),
+        "a video": ("video", "GIF", *_SOUND_OR_VIDEO),
+    }
+    if any(word in what for word in expected[kind]):  # the right kind of file, but damaged
         return f"{what} that cannot be read{more}"
     return f"{what}, not {kind}"
