@@ -24,9 +24,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from omniprep.families.context import resolve_family
+from omniprep.families.kinds import MediaMeta
 from omniprep.families.mel import log_mel
 from omniprep.families.qwen.vision import Limits, image_patches, image_size, plan_video, video_patches
-from omniprep.families.registry import MediaMeta
 from omniprep.media.audio import decode_audio
 from omniprep.media.image import decode_image
 from omniprep.media.resample import image_is_fast, video_is_fast

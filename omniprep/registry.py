@@ -2,22 +2,15 @@
 
 from omniprep.errors import Reject
 from omniprep.families import errors
+from omniprep.families.base import Family
 from omniprep.families.context import FamilyContext, resolve_family
 from omniprep.families.errors import FamilyError
-from omniprep.families.registry import (
-    REGISTRY,
-    Decoded,
-    Expansion,
-    Field,
-    Item,
-    MediaMeta,
-    ModelArch,
-    Registry,
-    Sample,
-    SupportsMultiModal,
-    TemplateMeta,
-)
+from omniprep.families.kinds import Decoded, Expansion, Field, Item, MediaMeta, ModelArch, Sample
+from omniprep.families.registry import REGISTRY, Registry
+from omniprep.template.chat import TemplateMeta
 
+SupportsMultiModal = Family
+"""The name that serving engines have for the base class."""
 register_template = REGISTRY.register_template
 register_model_arch = REGISTRY.register_model_arch
 
@@ -25,6 +18,7 @@ __all__ = [
     "REGISTRY",
     "Decoded",
     "Expansion",
+    "Family",
     "FamilyContext",
     "FamilyError",
     "Field",

@@ -30,7 +30,7 @@ DEADLY = {
 }
 PLUGIN = f"""
 import os, signal, time
-from omniprep.families.qwen.qwen2_5_omni import Qwen25Omni, count_image, map_image
+from omniprep.families.qwen.qwen2_5_omni import Qwen25Omni
 from omniprep.registry import REGISTRY
 
 D = {DEADLY!r}
@@ -46,12 +46,12 @@ def die(how):
 def count(ctx, meta):
     for name, width in D.items():
         if name.startswith("plan_") and meta.width == width: die(name[5:])
-    return count_image(ctx, meta)
+    return Qwen25Omni.count_tokens(ctx, "image", meta)
 
 def mapped(ctx, items):
     for name, width in D.items():
         if not name.startswith("plan_") and items[0].meta.width == width: die(name)
-    return map_image(ctx, items)
+    return Qwen25Omni.map_items(ctx, "image", items)
 
 @REGISTRY.register_family("deadly")
 @REGISTRY.register_token_counter("image", count)

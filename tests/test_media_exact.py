@@ -19,8 +19,11 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 
 from omniprep.data.device import unpack_pixels
 from omniprep.errors import Reject
+from omniprep.families.kinds import MediaMeta
 from omniprep.families.mel import audio_frames, log_mel
-from omniprep.families.qwen.qwen2_5_omni import MEAN, STD, audio_tokens
+from omniprep.families.qwen.audio import audio_tokens
+from omniprep.families.qwen.media import CLIP_MEAN as MEAN
+from omniprep.families.qwen.media import CLIP_STD as STD
 from omniprep.families.qwen.vision import (
     Limits,
     frame_count,
@@ -32,7 +35,6 @@ from omniprep.families.qwen.vision import (
     smart_resize,
     video_patches,
 )
-from omniprep.families.registry import MediaMeta
 from omniprep.media.audio import decode_audio, probe_audio, resampled_length
 from omniprep.media.source import Source
 from tests.media_files import SOUNDS, id3_tag, sound, wav_of, waveform

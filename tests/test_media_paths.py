@@ -14,7 +14,7 @@ from PIL import Image
 from omniprep.compiler.plan.file import PlanReader, to_batch, write_plan
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.errors import Reject
-from omniprep.families.registry import Item, MediaMeta
+from omniprep.families.kinds import Item, MediaMeta
 from omniprep.media.audio import decode_audio, decode_track, probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import decode_image, probe_image

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -17,11 +18,19 @@ from omniprep.config import BuildConfig
 from omniprep.errors import Reject, UsageError
 from omniprep.families import errors
 from omniprep.families.checks import check_packages
-from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.families.loading import load_families
-from omniprep.families.registry import Expansion, Field, ModelArch, Registry, TemplateMeta
+from omniprep.families.records import FamilySpec
 from omniprep.media.fetch import MediaRoots
-from omniprep.registry import REGISTRY, SupportsMultiModal
+from omniprep.registry import (
+    REGISTRY,
+    Expansion,
+    Field,
+    MediaMeta,
+    ModelArch,
+    Registry,
+    SupportsMultiModal,
+    TemplateMeta,
+)
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.sources import find_splits
 
@@ -53,7 +62,8 @@ def family(model, base):
             cls = decorate(registry)(cls)
         registry.register_family("odd", hf_architectures=["ToyVL"])(cls)
         spec = FamilySpec(model=str(model), options=tuple(options))
-        return FamilyContext(registry.families["odd"], spec, {"architectures": ["ToyVL"]})
+        record = registry.families["odd"]
+        return record.cls(record, spec, {"architectures": ["ToyVL"]})
 
     return make
 
@@ -128,15 +138,23 @@ def test_a_missing_registration(family, body, said):
 
 
 @pytest.mark.parametrize(
-    ("missing", "call"), [("mapper", "input_mapper"), ("counter", "token_counter"), ("max", "max_multimodal_tokens")]
+    ("missing", "call"),
+    [("mapper", "input_mapper"), ("counter", "token_counter"), ("maximum", "max_multimodal_tokens")],
 )
 def test_each_registration_of_a_modality_is_needed(family, base, missing, call):
-    store = {k: v for k, v in base.__omniprep__.items() if not k.startswith(missing)}
+    toy_module = sys.modules[base.__module__]
+    decorators = {
+        "mapper": lambda r: r.register_image_input_mapper(toy_module.map_image),
+        "counter": lambda r: r.register_token_counter("image", toy_module.image_tokens),
+        "maximum": lambda r: r.register_max_image_tokens(toy_module.max_image),
+    }
     body = {k: getattr(base, k) for k in ("limits", "placeholders", "fields", "options")}
+    assert family(body, *decorators.values(), bases=(SupportsMultiModal,)).modalities == ("image",)
+    del decorators[missing]
     with pytest.raises(
         errors.MissingRegistrationError, match=rf"supports image but registers no .*register_{call}\('image'"
     ):
-        family({**body, "__omniprep__": store}, bases=(SupportsMultiModal,))
+        family(body, *decorators.values(), bases=(SupportsMultiModal,))
 
 
 def test_only_images_have_a_default_mapper(family):
@@ -216,7 +234,7 @@ def test_a_package_that_is_needed(need):
     registry = Registry()
     registry.register_family("odd", requires=[need])(type("Odd", (SupportsMultiModal,), {}))
     with pytest.raises(errors.MissingPackageError, match=f"'odd' needs {need}.*pip install '{need}'"):
-        check_packages(registry.families["odd"])
+        check_packages("odd", registry.families["odd"].requires)
 
 
 def test_mistakes_before_a_build_are_usage_errors():
@@ -294,11 +312,9 @@ def test_a_dummy_that_is_not_what_was_asked_for(family, dummy, said):
         family({}, lambda r: r.register_dummy_data(dummy)).dummy(4096, {"image": 1})
 
 
-def test_no_dummy(family, base):
-    store = {k: v for k, v in base.__omniprep__.items() if k != "dummy"}
-    body = {k: getattr(base, k) for k in ("limits", "placeholders", "fields", "options")}
+def test_no_dummy(family):
     with pytest.raises(errors.DummyError, match="registers no dummy data; add @REGISTRY.register_dummy_data"):
-        family({**body, "__omniprep__": store}, bases=(SupportsMultiModal,)).dummy(64, {})
+        family({"dummy_data": SupportsMultiModal.dummy_data}).dummy(64, {})
 
 
 def test_stop_iteration_never_leaves_a_callback(family, rows):
@@ -352,7 +368,7 @@ def test_registrations_are_inherited_one_by_one(family, base, rows):
     ctx = family({}, lambda r: r.register_token_counter("image", lambda ctx, meta: 12))
     assert ctx.count("image", None) == 12 and ctx.maxima["image"] == 1024
     assert len(encode(ctx, rows).media["pixels"]) == 1
-    assert "register" not in base.__dict__ and "counter:image" in base.__omniprep__
+    assert family({}).count("image", MediaMeta(kind="image", width=64, height=64)) == 4  # the base has its own still
 
 
 def test_templates_by_name_by_decorator_and_inherited(family):

@@ -12,7 +12,7 @@ from omniprep.compiler.encode.single_row import encode_row
 from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject
-from omniprep.families.qwen.qwen2_5_omni import audio_tokens
+from omniprep.families.qwen.audio import audio_tokens
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data_samples"
 OPTION_SETS = {

@@ -82,7 +82,8 @@ def try_families(model: str | None, family: str | None, plugin: tuple[str, ...])
     """Print what dummy rows give, family by family; returns the number of faults."""
     from omniprep.doctor.families import small_checkpoint, try_family
     from omniprep.errors import OmniprepError
-    from omniprep.families.context import load_families, resolve_family
+    from omniprep.families.context import resolve_family
+    from omniprep.families.loading import load_families
     from omniprep.registry import REGISTRY
 
     load_families(plugin)

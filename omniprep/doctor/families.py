@@ -13,7 +13,7 @@ import numpy as np
 
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
-from omniprep.families.registry import FamilyRecord
+from omniprep.families.records import FamilyRecord
 
 __all__ = ["Trial", "small_checkpoint", "try_family"]
 

@@ -93,7 +93,7 @@ class Field:
     sizes: Any = None
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
-    load: str = "array"
+    load: Literal["array", "patches", "mel", "none"] = "array"
     params: Any = field(default_factory=dict)
     """What `load` needs to know: a mapping, or a function of the context that gives one."""
 

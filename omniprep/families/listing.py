@@ -1,8 +1,7 @@
 """What is registered, as text: for `omniprep families`."""
 
-from typing import Any
-
-from omniprep.families.registry import FamilyRecord, registered
+from omniprep.families.base import Family
+from omniprep.families.records import FamilyRecord
 from omniprep.modalities import MODALITIES
 
 __all__ = ["describe"]
@@ -10,7 +9,7 @@ __all__ = ["describe"]
 
 def describe(record: FamilyRecord) -> list[str]:
     """A family in a few lines: origin, what it answers to, its modalities with their limits and maxima, its options."""
-    cls: Any = record.cls
+    cls: type[Family] = record.cls
     lines = [f"{record.name}  (version {record.version}, from {record.origin})"]
     if record.checkpoints:
         lines.append(f"  checkpoints    {', '.join(record.checkpoints)}")
@@ -21,9 +20,9 @@ def describe(record: FamilyRecord) -> list[str]:
     for modality in MODALITIES:
         if modality not in cls.limits:
             continue
-        most, tokens = cls.limits[modality], registered(cls, f"max:{modality}")
+        most, tokens = cls.limits[modality], cls.most_tokens.get(modality)
         limit = "any number a row" if most is None else f"at most {most} a row"
-        size = f"at most {tokens} tokens each" if isinstance(tokens, int) else "size as the options say"
+        size = "size as the options say" if tokens is None else f"at most {tokens} tokens each"
         lines.append(f"  {modality:13}  {limit}, {size}, {cls.placeholders.get(modality)}")
     options = ", ".join(f"{name}={value}" for name, value in sorted(cls.options.items()))
     lines.append(f"  options        {options or 'none'}")

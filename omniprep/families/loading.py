@@ -4,10 +4,8 @@ A plug-in's text travels to the workers, so nodes need not have its file. A call
 before it in this process replaces those: what is registered is what the command at hand has asked for.
 """
 
-import hashlib
 import importlib
 import importlib.util
-import json
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,9 +15,8 @@ from typing import Any, cast
 
 from omniprep.errors import OmniprepError
 from omniprep.families.errors import PluginImportError, UnknownFunctionError
-from omniprep.families.guess import guess_model
+from omniprep.families.records import text_hash
 from omniprep.families.registry import REGISTRY
-from omniprep.template.tokens import Encoder
 
 BUILT_IN = ("qwen.qwen2_5_omni", "qwen.qwen2_vl", "qwen.qwen3_vl", "qwen.qwen2_audio", "qwen.qwen3_omni")
 _loaded: dict[str, str] = {}  # path of a plug-in → its text
@@ -100,11 +97,6 @@ def named_function(family: str, attribute: str, hook: Any) -> Callable[..., Any]
     return cast(Callable[..., Any], found)
 
 
-def plugin_hash(text: str) -> str:
-    """SHA-256 (hex) of a plug-in's text."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _load_plugins(texts: dict[str, str]) -> None:
     """Import plug-ins in order, in place of those of an earlier call; the same ones again are left as they are."""
     if not texts or list(texts.values()) == list(_loaded.values()):
@@ -119,7 +111,7 @@ def _load_plugins(texts: dict[str, str]) -> None:
 
 
 def _load_plugin(path: str, text: str) -> None:
-    name, origin = f"omniprep_plugin_{plugin_hash(text)[:16]}", f"--plugin {path}"
+    name, origin = f"omniprep_plugin_{text_hash(text)[:16]}", f"--plugin {path}"
     spec = importlib.util.spec_from_loader(name, loader=None)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -141,95 +133,3 @@ def _where(error: Exception, path: str | None) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
     return f"{type(error).__name__}: {error}" + ("" if line is None else f" (line {line})")
-
-
-@lru_cache(maxsize=16)
-def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
-    """A JSON file of a checkpoint, None where it has no such file.
-
-    Raises:
-        OmniprepError: No such checkpoint, or the Hub cannot be reached, or the file is not JSON.
-    """
-    folder = Path(model)
-    if folder.is_dir():
-        path = folder / name
-        return _json(path) if path.is_file() else None
-    if not _is_hub_name(model):
-        raise OmniprepError(f"model {model!r}: no such folder, and not a Hub name (ORG/NAME){guess_model(model)}")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    from omniprep.hub.client import fault_of
-
-    try:
-        return _json(Path(hf_hub_download(model, name)))
-    except LocalEntryNotFoundError as error:
-        raise OmniprepError(
-            f"model {model!r}: no such folder, the Hub cannot be reached and the checkpoint is not in the local cache"
-            f"{guess_model(model)}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise OmniprepError(
-            f"model {model!r}: no such checkpoint on the Hub (or no access: hf auth login){guess_model(model)}"
-        ) from error
-    except EntryNotFoundError:
-        return None
-    except Exception as error:
-        # A connection that breaks within the file is an error of the HTTP library, which huggingface_hub passes on.
-        if fault_of(error) is None and not isinstance(error, HFValidationError):
-            raise
-        raise OmniprepError(f"model {model!r}: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise OmniprepError(f"{path}: not a JSON file ({error})") from error
-
-
-def _is_hub_name(model: str) -> bool:
-    parts = model.split("/")
-    return len(parts) <= 2 and all(parts) and not model.startswith((".", "~"))
-
-
-__all__ = ["BUILT_IN", "checkpoint_file", "load_families", "named_function", "plugin_hash", "plugin_texts"]
-
-
-def load_encoder(model: str, trust_remote_code: bool) -> Encoder:
-    """The tokenizer of a checkpoint; kept, so that contexts that differ in their options alone share it.
-
-    Args:
-        model: Checkpoint folder or Hub name.
-        trust_remote_code: Let the checkpoint's own Python code run.
-
-    Raises:
-        OmniprepError: It cannot be loaded, or is no fast tokenizer.
-    """
-    # The time of change is part of the key, so that another checkpoint at the same place is not taken for this one.
-    path = Path(model) / "tokenizer.json"
-    return _load_encoder(model, trust_remote_code, path.stat().st_mtime_ns if path.is_file() else 0)
-
-
-@lru_cache(maxsize=2)
-def _load_encoder(model: str, trust_remote_code: bool, changed: int) -> Encoder:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError, StrictDataclassError) as error:
-        # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being read.
-        try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-        except (ValueError, KeyError, OSError, TypeError, AttributeError):
-            reason = " ".join(str(error).split())[:300]
-            raise OmniprepError(f"model {model!r}: its tokenizer cannot be loaded: {reason}") from error
-    if not tokenizer.is_fast:
-        raise OmniprepError(f"model {model!r}: only fast tokenizers (tokenizer.json) are supported")
-    return Encoder(tokenizer)

@@ -17,7 +17,7 @@ from typing import Any
 from omniprep import io
 from omniprep.config import BuildConfig, RowOptions
 from omniprep.errors import DamagedDataError, OmniprepError
-from omniprep.families.loading import checkpoint_file
+from omniprep.families.checkpoint import checkpoint_file
 from omniprep.shards.manifest import TRUST_FLAGS, Manifest, row_options_as_json
 from omniprep.shards.typed import parse_json, typed_record
 

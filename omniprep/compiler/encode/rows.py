@@ -16,7 +16,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError, TokenCountMismatchError
-from omniprep.families.registry import Decoded, Item, MediaMeta, Sample, as_json
+from omniprep.families.kinds import Decoded, Item, MediaMeta, Sample, as_json
 from omniprep.lru import BoundedCache
 from omniprep.media.audio import decode_audio, decode_track
 from omniprep.media.image import decode_image
@@ -73,14 +73,14 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
                     array = arguments[column.name]
                     media[column.name].append(array[0] if column.kind == "items" else array)
     has_media = any(row.items.values())
-    expansions = ctx.expand(Sample(row.ids, row.items)) if has_media else []
+    expansions = ctx.expand_row(Sample(row.ids, row.items)) if has_media else []
     ids, weights, is_media = expand(row.ids, row.weights(), expansions)
     if len(ids) != row.length:
         raise TokenCountMismatchError(
             f"family {ctx.name!r}: the counters promised {row.length} tokens for a row, its expansion gives {len(ids)}"
         )
     labels = np.where((weights > 0) & ~is_media, ids, np.int32(IGNORE)).astype(np.int32, copy=False)
-    positions = ctx.positions(Sample(ids, row.items)) if has_media else None
+    positions = ctx.row_positions(Sample(ids, row.items)) if has_media else None
     return EncodedRow(ids, labels, weights, positions, [len(row.items[m]) for m in ctx.modalities], media)
 
 

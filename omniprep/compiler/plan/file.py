@@ -21,7 +21,7 @@ from omniprep import io
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.compiler.run.tasks import plan_path
 from omniprep.errors import DamagedDataError, Reject
-from omniprep.families.registry import Item, as_json, from_json
+from omniprep.families.kinds import Item, as_json, from_json
 from omniprep.lru import BoundedCache
 from omniprep.media.source import Source
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES

@@ -8,7 +8,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode, UsageError
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
-from omniprep.families.registry import Item, MediaMeta
+from omniprep.families.kinds import Item, MediaMeta
 from omniprep.media.audio import count_sound_of_video, probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import probe_image
@@ -36,7 +36,7 @@ class _Setting:
 
     def item(self, sources: list[Source], meta: MediaMeta) -> Item:
         """An item of one modality, counted where its own facts suffice."""
-        counted_later = meta.kind == "audio" and self.ctx.attribute("pads_clips")  # by _pad_clips
+        counted_later = meta.kind == "audio" and self.ctx.pads_clips  # by _pad_clips
         return Item(meta.kind, meta, 0 if counted_later else self.ctx.count(meta.kind, meta), sources=sources)
 
 
@@ -65,7 +65,7 @@ def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: M
                 raise Reject(reject.code, f"{modality} {position} of {len(media)}: {reject.message}") from reject
             except FamilyError as error:
                 raise error.within(f"{modality} {position} of {len(media)}") from error
-    if ctx.attribute("pads_clips"):
+    if ctx.pads_clips:
         _pad_clips(probed, ctx)
     return probed
 
@@ -115,7 +115,7 @@ def item_limits(ctx: FamilyContext, given: tuple[str, ...]) -> dict[str, int | N
     Raises:
         UsageError: A limit that is not MODALITY=NUMBER, or of a modality that the family does not support.
     """
-    limits: dict[str, int | None] = dict(ctx.attribute("limits"))
+    limits: dict[str, int | None] = dict(ctx.limits)
     for text in given:
         modality, _, number = text.partition("=")
         if modality not in MODALITIES or not number.isdigit():

@@ -22,7 +22,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
-from omniprep.families.registry import Item, MediaMeta, Sample
+from omniprep.families.kinds import Item, MediaMeta, Sample
 from omniprep.media.fetch import MediaRoots
 from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import Note, parse_columns
@@ -166,7 +166,7 @@ def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> Non
         return
     if not isinstance(row.kwargs, dict):
         raise Reject(RejectCode.BAD_OPTION, "chat_template_kwargs must be an object")
-    known = {k: v for k, v in row.kwargs.items() if v is not None and k in ctx.attribute("row_options")}
+    known = {k: v for k, v in row.kwargs.items() if v is not None and k in ctx.row_options}
     if len(known) < sum(value is not None for value in row.kwargs.values()):
         row.notes |= Note.IGNORED_OPTIONS
     row.kwargs = known
@@ -231,14 +231,14 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
 
 
 def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:
-    size = getattr(ctx.cls, "resized_image", None)
+    # Of the class: a plug-in may have written it as a static method of (family, meta).
+    size = ctx.cls.resized_image(ctx, meta)
     if size is None:
         raise Reject(
             RejectCode.BAD_OBJECTS,
             f"family {ctx.name!r} does not say the size images are resized to; use --norm-bbox norm1000",
         )
-    result: tuple[int, int] = size(ctx, meta)
-    return result
+    return size
 
 
 @lru_cache(maxsize=8)
@@ -252,7 +252,7 @@ def _turn_end(ctx: FamilyContext, use_chat_template: bool) -> list[int]:
 def _wrapping(ctx: FamilyContext) -> dict[str, tuple[int, int]]:
     """How many tokens of each tag stand before and after its placeholder: vision_start and vision_end, and the like."""
     tags = {modality: ctx.tag(modality) for modality in ctx.modalities}
-    if "video" in tags and "video_audio" in ctx.cls.tags:  # type: ignore[attr-defined]
+    if "video" in tags and "video_audio" in ctx.tags:
         tags["video_audio"] = ctx.tag("video_audio")
     wrapping = {}
     for name, text in tags.items():
@@ -334,7 +334,7 @@ def _fit(
     if config.truncation == "raise":
         length = len(ids) - len(sizes) + int(sizes.sum())
         raise Reject(RejectCode.ROW_TOO_LONG, f"{length} tokens, the limit is {config.row_limit}")
-    texts = text_tokens(ids, ctx.expand(Sample(ids, items)) if placeholders else [])[indices]
+    texts = text_tokens(ids, ctx.expand_row(Sample(ids, items)) if placeholders else [])[indices]
     wrapping = [around for _, _, around in placeholders]
     return kept_tokens(len(ids), indices, sizes, texts, config.row_limit, config.truncation, wrapping)
 

@@ -33,9 +33,9 @@ def _typed_tokens(ctx: FamilyContext) -> _TypedTokens:
         longest_first = sorted(filter(None, words), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    control = ctx.encoder.special_tokens - set(ctx.media_tokens)
-    first_characters = {token[:1] for token in (*control, *ctx.media_tokens)}
-    return _TypedTokens(any_of(first_characters), any_of(ctx.media_tokens), any_of(control))
+    control = ctx.encoder.special_tokens - set(ctx.reserved_tokens)
+    first_characters = {token[:1] for token in (*control, *ctx.reserved_tokens)}
+    return _TypedTokens(any_of(first_characters), any_of(ctx.reserved_tokens), any_of(control))
 
 
 def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:

@@ -10,17 +10,14 @@ width, and counts fractions of seconds. They differ for videos only. `--family-o
 second.
 """
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import UsageError
-from omniprep.families.qwen.media import MERGE, QwenVision, grid_of, reading_order, video_plan, vision_options
-from omniprep.families.registry import REGISTRY, Item, ModelArch, Sample, TemplateMeta
-
-if TYPE_CHECKING:
-    from omniprep.families.context import FamilyContext
+from omniprep.families.kinds import Item, ModelArch, Sample
+from omniprep.families.qwen.media import QwenVision, vision_options
+from omniprep.families.registry import REGISTRY
+from omniprep.template.chat import TemplateMeta
 
 
 def vision_positions(
@@ -64,37 +61,6 @@ def video_times(steps: int, seconds: float, per_second: float, *, whole: bool) -
     return (np.arange(steps, dtype=np.float32) * interval).astype(np.int64)
 
 
-def _times(ctx: "FamilyContext", item: Item, steps: int) -> NDArray[np.int64]:
-    per_second = ctx.config.get("vision_config", {}).get("tokens_per_second", ctx.attribute("tokens_per_second"))
-    if per_second is None or item.modality == "image":
-        return np.arange(steps)
-    seconds = 2.0 / video_plan(ctx, item.meta).sample_fps
-    return video_times(steps, seconds, per_second, whole=ctx.opt.rope == ctx.opt.video_timing == "reference")
-
-
-def rope(ctx: "FamilyContext", sample: Sample) -> NDArray[np.int32] | None:
-    """M-rope ids (3, L); None (the plain range) for rows without pictures."""
-    if ctx.opt.rope not in ("reference", "transformers5"):
-        raise UsageError(f"--family-option rope={ctx.opt.rope}: it is reference or transformers5")
-    found = reading_order(ctx, sample, ctx.modalities)
-    if not found:
-        return None
-    items = [sample.items[modality][number] for _, modality, number in found]
-    grids = [(t, h // MERGE, w // MERGE) for t, h, w in (grid_of(ctx, item.meta) for item in items)]
-    times = [_times(ctx, item, grid[0]) for item, grid in zip(items, grids, strict=True)]
-    starts = [start for start, _, _ in found]
-    return vision_positions(len(sample.ids), starts, grids, times, spatial=ctx.opt.rope == "transformers5")
-
-
-def token_types(ctx: "FamilyContext", ids: NDArray[Any]) -> NDArray[np.int64]:
-    """mm_token_type_ids of transformers 5: 1 at image tokens, 2 at video tokens, 3 at audio tokens, else 0."""
-    result = np.zeros(len(ids), np.int64)
-    for number, modality in enumerate(("image", "video", "audio"), 1):
-        if modality in ctx.modalities:
-            result[np.asarray(ids) == ctx.placeholder_id(modality)] = number
-    return result
-
-
 @REGISTRY.register_family(
     "qwen2_vl",
     hf_architectures=["Qwen2VLForConditionalGeneration"],
@@ -102,20 +68,38 @@ def token_types(ctx: "FamilyContext", ids: NDArray[Any]) -> NDArray[np.int64]:
     checkpoints=["Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-72B-Instruct"],
     requires=["transformers>=4.57"],
 )
-@REGISTRY.register_template(TemplateMeta(default_system="You are a helpful assistant.", norm_bbox="norm1000"))
-@REGISTRY.register_model_arch(
-    ModelArch(
-        language_model=("model.language_model",), vision_tower=("model.visual",), aligner=("model.visual.merger",)
-    )
-)
-@REGISTRY.register_positions(rope)
 class Qwen2VL(QwenVision):
     """Qwen2-VL: one temporal position a pair of frames."""
 
     tokens_per_second: float | None = None
+    """Temporal positions a second of video, where the checkpoint does not say; None: one a pair of frames."""
     options = {**vision_options(28), "rope": "reference"}
+    chat_template = TemplateMeta(default_system="You are a helpful assistant.", norm_bbox="norm1000")
+    model_arch = ModelArch(
+        language_model=("model.language_model",), vision_tower=("model.visual",), aligner=("model.visual.merger",)
+    )
     load_model = "omniprep.train.vision_text:load_model"
     init_model = "omniprep.testing.small_models:init_qwen2_vl"
+
+    def positions(self, sample: Sample) -> NDArray[np.int32] | None:
+        """M-rope ids (3, L); None (the plain range) for rows without pictures."""
+        if self.opt.rope not in ("reference", "transformers5"):
+            raise UsageError(f"--family-option rope={self.opt.rope}: it is reference or transformers5")
+        runs = self.media_blocks(sample)
+        if not runs:
+            return None
+        items = [sample.items[modality][number] for _, modality, number in runs]
+        grids = [self.token_grid(item.meta) for item in items]
+        times = [self._times(item, steps) for item, (steps, _, _) in zip(items, grids, strict=True)]
+        starts = [start for start, _, _ in runs]
+        return vision_positions(len(sample.ids), starts, grids, times, spatial=self.opt.rope == "transformers5")
+
+    def _times(self, item: Item, steps: int) -> NDArray[np.int64]:
+        per_second = self.config.get("vision_config", {}).get("tokens_per_second", self.tokens_per_second)
+        if per_second is None or item.modality == "image":
+            return np.arange(steps)
+        seconds = 2.0 / self.video_plan(item.meta).sample_fps
+        return video_times(steps, seconds, per_second, whole=self.opt.rope == self.opt.video_timing == "reference")
 
 
 @REGISTRY.register_family(
@@ -125,9 +109,9 @@ class Qwen2VL(QwenVision):
     checkpoints=["Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct"],
     requires=["transformers>=4.57"],
 )
-@REGISTRY.register_template(TemplateMeta(default_system="You are a helpful assistant.", norm_bbox="none"))
 class Qwen25VL(Qwen2VL):
     """Qwen2.5-VL: temporal positions are seconds times `tokens_per_second` of the checkpoint."""
 
     tokens_per_second = 4.0
+    chat_template = TemplateMeta(default_system="You are a helpful assistant.", norm_bbox="none")
     init_model = "omniprep.testing.small_models:init_qwen2_5_vl"

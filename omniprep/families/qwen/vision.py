@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.families.registry import MediaMeta
+from omniprep.families.kinds import MediaMeta
 
 MAX_RATIO = 200
 FRAME_FACTOR = 2

@@ -1,0 +1,152 @@
+"""What is read of a checkpoint, a folder or a Hub name: its JSON files, its tokenizer, its image processor."""
+
+import json
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from omniprep.errors import OmniprepError
+from omniprep.families.errors import UnknownTokenError
+from omniprep.families.guess import guess_model
+from omniprep.template.identity import tokenizer_sha256
+from omniprep.template.tokens import Encoder
+
+__all__ = ["Checkpoint", "checkpoint_file"]
+
+
+class Checkpoint:
+    """A checkpoint that a family is on: its settings and its tokenizer.
+
+    Attributes:
+        name: Name of the family, for messages.
+        config: config.json.
+        preprocessor: preprocessor_config.json ({} where absent).
+        video_preprocessor: video_preprocessor_config.json ({} where absent).
+    """
+
+    def __init__(self, name: str, model: str, config: dict[str, Any], *, trust_remote_code: bool) -> None:
+        self.name, self.config, self._model, self._trust_remote_code = name, config, model, trust_remote_code
+        self.preprocessor = checkpoint_file(model, "preprocessor_config.json") or {}
+        self.video_preprocessor = checkpoint_file(model, "video_preprocessor_config.json") or {}
+        self._token_ids: dict[str, int] = {}
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Batched tokenization; families on one checkpoint share it, whatever their options.
+
+        Raises:
+            OmniprepError: The tokenizer cannot be loaded, or is no fast one.
+        """
+        # The time of change is part of the key, so that another checkpoint at the same path is not taken for this one.
+        path = Path(self._model) / "tokenizer.json"
+        changed_ns = path.stat().st_mtime_ns if path.is_file() else 0
+        return _load_encoder(self._model, self._trust_remote_code, changed_ns)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's fast tokenizer (loaded at first use)."""
+        return self.encoder.tokenizer
+
+    @cached_property
+    def image_processor(self) -> Any:
+        """The checkpoint's own Hugging Face image processor."""
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(self._model, trust_remote_code=self._trust_remote_code)
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Hash of what the tokenizer does, whatever wrote it."""
+        return tokenizer_sha256(self.tokenizer.backend_tokenizer)
+
+    def token_id(self, token: str) -> int:
+        """The id of one token.
+
+        Raises:
+            UnknownTokenError: The text is not exactly one token.
+        """
+        if token not in self._token_ids:
+            ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
+            unknown = len(ids) == 1 and ids[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token
+            if len(ids) != 1 or unknown:
+                what = "unknown to the tokenizer" if unknown else f"{len(ids)} tokens"
+                raise UnknownTokenError(
+                    f"family {self.name!r}: {token!r} is {what} of {self._model!r}, it must be one token; "
+                    "use a token of this tokenizer or add it there"
+                )
+            self._token_ids[token] = int(ids[0])
+        return self._token_ids[token]
+
+
+@lru_cache(maxsize=16)
+def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
+    """A JSON file of a checkpoint, None where it has no such file.
+
+    Raises:
+        OmniprepError: No such checkpoint, or the Hub cannot be reached, or the file is not JSON.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        path = folder / name
+        return _read_json(path) if path.is_file() else None
+    if not _is_hub_name(model):
+        raise OmniprepError(f"model {model!r}: no such folder, and not a Hub name (ORG/NAME){guess_model(model)}")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    from omniprep.hub.client import fault_of
+
+    try:
+        return _read_json(Path(hf_hub_download(model, name)))
+    except LocalEntryNotFoundError as error:
+        raise OmniprepError(
+            f"model {model!r}: no such folder, the Hub cannot be reached and the checkpoint is not in the local cache"
+            f"{guess_model(model)}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise OmniprepError(
+            f"model {model!r}: no such checkpoint on the Hub (or no access: hf auth login){guess_model(model)}"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:
+        # A connection that breaks within the file is an error of the HTTP library, which huggingface_hub passes on.
+        if fault_of(error) is None and not isinstance(error, HFValidationError):
+            raise
+        raise OmniprepError(f"model {model!r}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise OmniprepError(f"{path}: not a JSON file ({error})") from error
+
+
+def _is_hub_name(model: str) -> bool:
+    parts = model.split("/")
+    return len(parts) <= 2 and all(parts) and not model.startswith((".", "~"))
+
+
+@lru_cache(maxsize=2)
+def _load_encoder(model: str, trust_remote_code: bool, changed_ns: int) -> Encoder:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError, StrictDataclassError) as error:
+        # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being read.
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+        except (ValueError, KeyError, OSError, TypeError, AttributeError):
+            reason = " ".join(str(error).split())[:300]
+            raise OmniprepError(f"model {model!r}: its tokenizer cannot be loaded: {reason}") from error
+    if not tokenizer.is_fast:
+        raise OmniprepError(f"model {model!r}: only fast tokenizers (tokenizer.json) are supported")
+    return Encoder(tokenizer)

@@ -1,0 +1,73 @@
+"""The shard columns of a family, from its `fields`; what a field does not say is learned from a blank item."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from omniprep.families.kinds import Array, Decoded, Field, MediaMeta
+from omniprep.shards.schema import Column
+
+__all__ = ["blank_image", "blank_item", "shard_columns"]
+
+_KINDS: dict[str, Literal["items", "flat"]] = {"item": "items", "flat": "flat"}
+
+
+def shard_columns(
+    fields: Mapping[str, Field],
+    modalities: Collection[str],
+    map_item: Callable[[str, Decoded], dict[str, Array]],
+    family: Any,
+) -> tuple[Column, ...]:
+    """The columns of the modalities that a family supports, in the order of `fields`.
+
+    Args:
+        fields: Of the family.
+        modalities: That it supports.
+        map_item: Maps a decoded item of a modality.
+        family: What a field's function `params` gets.
+    """
+    learned: dict[str, Array] = {}
+    columns = []
+    for name, entry in fields.items():
+        if entry.modality not in modalities:
+            continue
+        dtype, shape = entry.dtype, entry.shape
+        if dtype is None or shape is None:
+            if name not in learned:
+                learned.update(map_item(entry.modality, blank_item(entry.modality)))
+            array = learned[name]
+            shape = tuple(array.shape[1:]) if shape is None else shape
+            # Grids and counts are stored in 32 bits, whatever the mapper computes them in.
+            counts = entry.layout == "item" and array.dtype.kind in "iu"
+            dtype = ("int32" if counts else str(array.dtype)) if dtype is None else dtype
+        columns.append(
+            Column(
+                name=name,
+                modality=entry.modality,
+                kind=_KINDS[entry.layout],
+                dtype=dtype,
+                shape=shape,
+                sizes=entry.sizes if isinstance(entry.sizes, str) else "",
+                load=entry.load,
+                params=entry.params(family) if callable(entry.params) else dict(entry.params),
+            )
+        )
+    return tuple(columns)
+
+
+def blank_image(width: int, height: int) -> Any:
+    """A black RGB PIL image."""
+    from PIL import Image
+
+    return Image.new("RGB", (width, height))
+
+
+def blank_item(modality: str) -> Decoded:
+    """A small decoded item of a modality, to learn shapes from."""
+    if modality == "image":
+        return Decoded(MediaMeta(kind="image", width=64, height=64), image=blank_image(64, 64))
+    if modality == "audio":
+        return Decoded(MediaMeta(kind="audio", samples=16000), waveform=np.zeros(16000, np.float32))
+    meta = MediaMeta(kind="video", width=64, height=64, frames=4, fps=2.0)
+    return Decoded(meta, frames=lambda indices: np.zeros((len(indices), 64, 64, 3), np.uint8))
