@@ -7,6 +7,7 @@ import torch
 from train_helpers import KINDS, forward_kwargs, make_row
 
 from omniprep.data.host_numbers import BinNumbers, map_tensors
+from omniprep.train.audio_input import audio_states
 from omniprep.train.tower_numbers import bin_numbers, tower_geometry
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_5_omni", "qwen3_omni", "qwen2_audio")
@@ -66,10 +67,8 @@ def test_towers_give_the_same_bits_with_the_numbers_as_without(core):
         mask = batch["feature_attention_mask"]
         features = torch.randn(len(mask), 128, mask.shape[1]) * mask[:, None]
         alone = core.get_audio_features(features, mask, return_dict=True).last_hidden_state
-        audio, chunk = numbers.audio, numbers.audio.chunk_frames
-        cut = torch.nn.functional.pad(features, (0, -mask.shape[1] % chunk)).unflatten(2, (-1, chunk)).transpose(1, 2)
-        chunks = cut.flatten(0, 1)[audio.chunk_index][:, :, : audio.longest_chunk]
-        given = core.audio_tower(None, padded_feature=chunks, **audio.arguments).last_hidden_state
+        audio = numbers.audio
+        given = audio_states(core, features, mask, audio)
         assert torch.equal(given, alone)
         assert sum(audio.segment_lengths) == len(audio.arguments["valid_indices"])
 

@@ -87,7 +87,7 @@ class BinNumbers:
     audio_index: Tensor | None = None
     """The same of the audio placeholders."""
     visual_index: Tensor | None = None
-    """The same of image and video placeholders together."""
+    """The same of the image placeholders and then those of videos: the order in which the vision tower gives them."""
     vision: VisionNumbers | None = None
     """Of the images and videos; None without any, and for models of which no numbers are made."""
     audio: AudioNumbers | None = None

@@ -22,7 +22,14 @@ from transformers.vision_utils import (
 
 from omniprep.data.host_numbers import AudioNumbers, BinNumbers, Grid, VisionNumbers
 
-__all__ = ["TowerGeometry", "bin_numbers", "tower_geometry", "vision_numbers"]
+__all__ = ["TowerGeometry", "audio_numbers", "bin_numbers", "tower_geometry", "vision_numbers"]
+
+
+VISION_MODULES = frozenset(
+    f"modeling_{name}"
+    for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni_moe")
+)
+"""Modules whose vision tower takes the arguments of `vision_numbers`; that of another class computes them itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +66,7 @@ def tower_geometry(core: nn.Module, config: Any) -> TowerGeometry:
     visual, audio = getattr(core, "visual", None), getattr(core, "audio_tower", None)
     ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "audio")}
     sizes: dict[str, Any] = {}
-    if visual is not None:
+    if visual is not None and tower_module(visual).split(".")[-1] in VISION_MODULES:
         sizes["merge_size"] = visual.spatial_merge_size
         sizes["patch_size"] = visual.config.patch_size
         if hasattr(visual, "fullatt_block_indexes"):
@@ -68,10 +75,15 @@ def tower_geometry(core: nn.Module, config: Any) -> TowerGeometry:
             sizes["position_side"] = visual.num_grid_per_side
             sizes["interpolation"] = (visual.interpolation_mode, visual.interpolation_align_corners)
     if audio is not None:
-        sizes["audio_module"] = next(c.__module__ for c in type(audio).__mro__ if "transformers." in c.__module__)
+        sizes["audio_module"] = tower_module(audio)
         sizes["n_window"] = getattr(audio, "n_window", 0)
         sizes["n_window_infer"] = getattr(audio, "n_window_infer", 0)
     return TowerGeometry(token_ids={k: v for k, v in ids.items() if v is not None}, **sizes)
+
+
+def tower_module(tower: nn.Module) -> str:
+    """The module that defines the class of a tower, looking through what FSDP puts in front of it."""
+    return next(cls.__module__ for cls in type(tower).__mro__ if not cls.__module__.startswith("torch."))
 
 
 def bin_numbers(batch: Mapping[str, Any], geometry: TowerGeometry | None) -> BinNumbers:
@@ -82,25 +94,25 @@ def bin_numbers(batch: Mapping[str, Any], geometry: TowerGeometry | None) -> Bin
         geometry: Of the model's towers; None makes the numbers that need no model (rows, grids, audio lengths).
     """
     borders: Tensor = batch["cu_seq_lens_q"]
+    row_lengths = tuple(borders.diff().tolist())
     grids = [_grids(batch.get(name)) for name in ("image_grid_thw", "video_grid_thw")]
     mask: Tensor | None = batch.get("feature_attention_mask")
     lengths = () if mask is None else tuple(mask.sum(-1).tolist())
     indices: dict[str, Tensor | None] = {}
     vision = audio = None
     if geometry is not None:
-        ids = batch["input_ids"][0]
-        found = {kind: ids == token for kind, token in geometry.token_ids.items()}
-        if "image" in found and "video" in found:
-            found["visual"] = found["image"] | found["video"]
-        indices = {f"{kind}_index": _positions(here) for kind, here in found.items()}
+        ids = batch["input_ids"].flatten()
+        indices = {f"{kind}_index": positions_of(ids, token) for kind, token in geometry.token_ids.items()}
+        visual = [x for x in (indices.get("image_index"), indices.get("video_index")) if x is not None]
+        indices["visual_index"] = torch.cat(visual) if visual else None
         if geometry.merge_size and any(grids):
             vision = vision_numbers([*grids[0], *grids[1]], geometry)
         if geometry.audio_module and lengths:
             assert mask is not None
-            audio = _audio_numbers(lengths, mask.shape[-1], geometry)
+            audio = audio_numbers(lengths, mask.shape[-1], geometry)
     return BinNumbers(
-        row_lengths=tuple(borders.diff().tolist()),
-        max_row_length=int(batch["max_length_q"]),
+        row_lengths=row_lengths,
+        max_row_length=max(row_lengths),
         cu_seqlens=borders,
         image_grids=grids[0],
         video_grids=grids[1],
@@ -145,12 +157,13 @@ def _grids(grid: Tensor | None) -> tuple[Grid, ...]:
     return () if grid is None else tuple((t, h, w) for t, h, w in grid.tolist())
 
 
-def _positions(here: Tensor) -> Tensor | None:
-    positions = here.nonzero()[:, 0]
+def positions_of(ids: Tensor, token: int) -> Tensor | None:
+    """int64 (n): where a token stands, ascending; None where it does not."""
+    positions = (ids == token).nonzero()[:, 0]
     return positions if len(positions) else None
 
 
-def _audio_numbers(lengths: tuple[int, ...], width: int, geometry: TowerGeometry) -> AudioNumbers:
+def audio_numbers(lengths: tuple[int, ...], width: int, geometry: TowerGeometry) -> AudioNumbers:
     """What the audio tower needs of clips of `lengths` frames that lie padded to `width` frames each."""
     if not geometry.n_window:
         states = (width - 1) // 2 + 1

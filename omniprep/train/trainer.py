@@ -31,6 +31,7 @@ from omniprep.train.deepspeed import numel
 from omniprep.train.facts import RowFacts, write_facts
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
 from omniprep.train.meter import Meter
+from omniprep.train.prefetch import moved
 from omniprep.train.refuse import check_ranks
 from omniprep.train.stream import BinStream
 
@@ -91,6 +92,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         self.fused_loss = "touch_towers" in dir(type(base))
         trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
         if self.fused_loss:
+            batcher.geometry = base.geometry  # before a reader process starts with it
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
             base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
         elif args.world_size > 1 and parts.towers:
@@ -131,7 +133,8 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         kwargs = forward_kwargs(batch, device, self.weights_dtype)
         positions, targets = batch["positions"].to(device), batch["targets"].to(device)
         if self.fused_loss:
-            out = model(**kwargs, row_lengths=batch["numbers"].row_lengths, logits_to_keep=positions, targets=targets)
+            numbers = moved(batch["numbers"], device)
+            out = model(**kwargs, numbers=numbers, logits_to_keep=positions, targets=targets)
             return out.losses, out.correct
         logits = model(**kwargs).logits[0]
         return logits_loss(logits[positions], targets)

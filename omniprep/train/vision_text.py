@@ -1,16 +1,17 @@
-"""Models of transformers on bins as they are: one wrapper for the Qwen families that have a class of their own there.
+"""Models of transformers on bins as they are: one wrapper for the Qwen families.
 
 `load_model` takes the class that the checkpoint names and puts `Packed` in front of it. What that changes:
-- borders of rows are kept from the towers (which have borders of their own under the same names);
-- images and videos go through the vision tower in one call, and `touch_towers` runs the smallest possible media, times
-  zero, where a bin has none, so that every rank of a job makes the same calls and none waits for the others' gradients
-  or shards of weights;
-- logits are made only where a token is predicted.
+- images and videos go through the vision tower in one call, clips through the audio tower in one, and what comes out is
+  copied to the placeholders by indices that the reader made (`BinNumbers`), so that no step waits for the device;
+- `touch_towers` runs the smallest possible media, times zero, where a bin has none, so that every rank of a job makes
+  the same calls and none waits for the others' gradients or shards of weights;
+- borders of rows reach the language model alone: towers have borders of their own under the same names;
+- logits are made only where a token is predicted: for 32k tokens and 152k words they would be 10 GB in bf16.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
-from types import SimpleNamespace
+from types import MethodType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -19,11 +20,22 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from omniprep.data.host_numbers import BinNumbers, map_tensors
 from omniprep.errors import OmniprepError
 from omniprep.train.attention import uses_borders
+from omniprep.train.audio_input import audio_states
 from omniprep.train.loss import TokenLoss, token_loss
+from omniprep.train.tower_numbers import TowerGeometry, audio_numbers, bin_numbers, tower_geometry, vision_numbers
 
-__all__ = ["Packed", "keep_borders", "load_model", "model_class", "refuse_arguments", "take_plain_positions"]
+__all__ = [
+    "Packed",
+    "keep_borders",
+    "load_model",
+    "model_class",
+    "prepare_core",
+    "refuse_arguments",
+    "take_plain_positions",
+]
 
 _BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "row_lengths", "use_cache")
 
@@ -39,51 +51,124 @@ class Packed:
     """Whether the language model takes the three m-rope rows of position_ids."""
     model: Any
     lm_head: nn.Module
+    _geometry: TowerGeometry | None = None
+    _blank_inputs: tuple[torch.device, dict[str, Any]] | None = None
 
     def core(self) -> tuple[Any, nn.Module]:
         """The module that holds towers and language model, and the output head."""
         return self.model, self.lm_head
 
+    @property
+    def geometry(self) -> TowerGeometry:
+        """Of the towers, for the numbers of batches."""
+        if self._geometry is None:
+            core, _ = self.core()
+            self._geometry = tower_geometry(core, core.config)
+        return self._geometry
+
     def forward(
         self,
         input_ids: Tensor,
-        row_lengths: Sequence[int] | None = None,
+        position_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        attention_mask: Tensor | None = None,
+        numbers: BinNumbers | None = None,
         logits_to_keep: Tensor | None = None,
         targets: Tensor | None = None,
-        **arguments: Any,
+        **unused: Any,
     ) -> CausalLMOutputWithPast | TokenLoss:
         """One bin.
 
         Args:
             input_ids: (1, L).
-            row_lengths: The rows' lengths on the host, if known.
+            position_ids: (4, 1, L): text positions, then the three m-rope rows; (1, L) for models without m-rope.
+            pixel_values: (patches, C * T * patch_size**2) of all images.
+            image_grid_thw: int64 (images, 3).
+            pixel_values_videos: As for images.
+            video_grid_thw: As for images.
+            input_features: (clips, 128, T) spectrograms.
+            feature_attention_mask: (clips, T).
+            cu_seq_lens_q: int32 (R+1) row borders.
+            cu_seq_lens_k: The same.
+            max_length_q: The longest row.
+            max_length_k: The same.
+            attention_mask: (1, L) for a plain forward pass of one row; None for bins.
+            numbers: What the reader knows of the batch; without it, it is read from the device, which waits.
             logits_to_keep: (K) positions to predict from (default: all).
-            targets: (K) the ids to predict there; with them the result is a `TokenLoss`.
-            arguments: What else `omniprep.collate` gives, as the model's own forward pass takes it.
+            targets: (K) the ids to predict there; with them the result is a `TokenLoss`, without a logit left.
+            unused: Arguments that PEFT and transformers always name; they must be None or off (use_cache may be on:
+                there is no cache here in any case).
 
         Returns:
             Logits (1, K, words), or the losses of the targets.
+
+        Raises:
+            OmniprepError: An argument that this forward pass does not compute with, such as labels.
         """
+        refuse_arguments(type(self).__name__, unused)
         core, head = self.core()
-        borders = arguments.get("cu_seq_lens_q")
-        if row_lengths is None and borders is not None:
-            row_lengths = borders.diff().tolist()
-        refuse_arguments(type(self).__name__, {name: arguments.pop(name, None) for name in ("labels", "loss_scale")})
-        arguments["use_cache"] = False
-        positions = arguments.get("position_ids")
-        if positions is not None and len(positions) == 4 and self.mrope and uses_borders(cast(PreTrainedModel, self)):
-            arguments["position_ids"] = positions[1:]
+        pixels = [x for x in (pixel_values, pixel_values_videos) if x is not None]
+        if numbers is None:
+            numbers = self.count_numbers(
+                input_ids, image_grid_thw, video_grid_thw, feature_attention_mask, cu_seq_lens_q
+            )
+        embeds = core.get_input_embeddings()(input_ids)
         # Always pictures before sound before text: the order of the calls must be the same on every rank, too.
-        seen = _see(core, arguments)
-        zero = self._touched(core, arguments, seen) if self.touch_towers else None
-        hidden = core(input_ids=input_ids, row_lengths=row_lengths, **arguments).last_hidden_state
-        if zero is not None:
-            hidden = hidden + zero.to(hidden.device, hidden.dtype)
+        embeds, deepstack = self.see(core, embeds, pixels, (image_grid_thw, video_grid_thw), numbers)
+        embeds = self.hear(core, embeds, input_features, feature_attention_mask, numbers)
+        if (
+            position_ids is not None
+            and len(position_ids) == 4
+            and self.mrope
+            and uses_borders(cast(PreTrainedModel, self))
+        ):
+            position_ids = position_ids[1:]
+        hidden = core.language_model(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            cu_seq_lens_q=cu_seq_lens_q,
+            cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q,
+            max_length_k=max_length_k,
+            row_lengths=None if cu_seq_lens_q is None else numbers.row_lengths,
+            **deepstack,
+        ).last_hidden_state
         if logits_to_keep is not None:
             hidden = hidden[:, logits_to_keep]
         if targets is not None:
             return token_loss(hidden[0], head, targets)
         return CausalLMOutputWithPast(logits=head(hidden))
+
+    def count_numbers(
+        self,
+        input_ids: Tensor,
+        image_grid: Tensor | None,
+        video_grid: Tensor | None,
+        audio_mask: Tensor | None,
+        borders: Tensor | None,
+    ) -> BinNumbers:
+        """The numbers of a batch that came without them; arguments as `forward`. Waits for the device."""
+        batch: dict[str, Any] = {
+            "input_ids": input_ids,
+            "image_grid_thw": image_grid,
+            "video_grid_thw": video_grid,
+            "feature_attention_mask": audio_mask,
+            "cu_seq_lens_q": torch.tensor([0, input_ids.numel()], dtype=torch.int32) if borders is None else borders,
+        }
+        numbers = bin_numbers(map_tensors(batch, Tensor.cpu), self.geometry)
+        moved: BinNumbers = map_tensors(numbers, lambda tensor: tensor.to(input_ids.device))
+        return moved
 
     def bare(self) -> Any:
         """The model as the class behind this one, on the same modules."""
@@ -101,51 +186,79 @@ class Packed:
         """
         return cast(Tensor, self.bare().generate(**kwargs))
 
-    def _touched(self, core: Any, arguments: dict[str, Any], seen: bool) -> Tensor:
-        """Zero, through every tower that the arguments do not use."""
-        visual, ears = getattr(core, "visual", None), getattr(core, "audio_tower", None)
-        zero = torch.zeros((), device=next(core.parameters()).device)
-        if visual is not None and not seen:
-            merge = visual.spatial_merge_size
-            patch = visual.config
-            width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
-            blank = zero.new_zeros(merge * merge, width, dtype=visual.dtype)
-            nothing = visual(blank, grid_thw=torch.tensor([[1, merge, merge]], device=zero.device))
-            zero = zero + sum(part.float().sum() for part in _tensors(nothing)) * 0
-        if ears is not None and arguments.get("input_features") is None:
-            zero = zero + self.heard_nothing(core, ears, zero).float().sum() * 0
-        return zero
+    def see(
+        self,
+        core: Any,
+        embeds: Tensor,
+        pixels: list[Tensor],
+        grids: tuple[Tensor | None, Tensor | None],
+        numbers: BinNumbers,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Put the vision tower's output into the embeddings (1, L, H) at image and video placeholders.
 
-    def heard_nothing(self, core: Any, ears: Any, zero: Tensor) -> Tensor:
-        """What the audio tower makes of the shortest clip that it takes, as the language model would get it."""
-        frames = 2 * ears.config.max_source_positions
-        blank = zero.new_zeros(1, ears.config.num_mel_bins, frames, dtype=ears.dtype)
-        heard: Tensor = core.multi_modal_projector(ears(blank).last_hidden_state)
-        return heard
+        Returns:
+            The embeddings, and further arguments of the language model: features for its first layers (DeepStack).
+        """
+        visual = getattr(core, "visual", None)
+        if visual is None:
+            return embeds, {}
+        if not pixels:
+            if not self.touch_towers:
+                return embeds, {}
+            blank = self._blanks(core, embeds.device)["visual"]
+            zero = torch.stack([part.float().mean() for part in _tensors(visual(**blank))]).sum() * 0
+            return embeds + zero.to(embeds.dtype), {}
+        given = {} if numbers.vision is None else numbers.vision.arguments
+        grid = torch.cat([grid for grid in grids if grid is not None])
+        seen = visual(torch.cat(pixels).to(visual.dtype), grid_thw=grid, **given)
+        assert numbers.visual_index is not None
+        embeds = put_at(embeds, numbers.visual_index, seen.pooler_output)
+        deep = getattr(seen, "deepstack_features", None)
+        if not deep:
+            return embeds, {}
+        return embeds, {"visual_pos_masks": numbers.visual_index, "deepstack_visual_embeds": deep}
+
+    def hear(
+        self, core: Any, embeds: Tensor, features: Tensor | None, mask: Tensor | None, numbers: BinNumbers
+    ) -> Tensor:
+        """Put the audio tower's output into the embeddings (1, L, H) at audio placeholders."""
+        if getattr(core, "audio_tower", None) is None:
+            return embeds
+        if features is None or mask is None:
+            if not self.touch_towers:
+                return embeds
+            blank = self._blanks(core, embeds.device)["audio"]
+            return embeds + audio_states(core, **blank).mean().to(embeds.dtype) * 0
+        assert numbers.audio is not None and numbers.audio_index is not None
+        return put_at(embeds, numbers.audio_index, audio_states(core, features, mask, numbers.audio))
+
+    def _blanks(self, core: Any, device: torch.device) -> dict[str, Any]:
+        """The smallest media that the towers take, on the device; made once, since copies from the host would wait."""
+        if self._blank_inputs is None or self._blank_inputs[0] != device:
+            blanks: dict[str, Any] = {}
+            if (visual := getattr(core, "visual", None)) is not None:
+                side, patch = visual.spatial_merge_size, visual.config
+                width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
+                blanks["visual"] = {
+                    "hidden_states": torch.zeros(side * side, width, dtype=visual.dtype),
+                    "grid_thw": torch.tensor([[1, side, side]]),
+                    **(vision_numbers([(1, side, side)], self.geometry).arguments if self.geometry.merge_size else {}),
+                }
+            if (audio := getattr(core, "audio_tower", None)) is not None:
+                # Chunked towers take 4 frames, which are one token; that of Qwen2-Audio takes 30 s in any case.
+                frames = 4 if self.geometry.n_window else 2 * audio.config.max_source_positions
+                blanks["audio"] = {
+                    "features": torch.zeros(1, audio.config.num_mel_bins, frames, dtype=audio.dtype),
+                    "mask": torch.ones(1, frames, dtype=torch.int64),
+                    "numbers": audio_numbers((frames,), frames, self.geometry),
+                }
+            self._blank_inputs = device, map_tensors(blanks, lambda tensor: tensor.to(device))
+        return self._blank_inputs[1]
 
 
-def _see(core: Any, arguments: dict[str, Any]) -> bool:
-    """Put what the vision tower makes of all pictures, in one call, in the place of their pixels; whether there are
-    any.
-    """
-    names = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
-    pictures = {
-        kind: (arguments.pop(pixels), arguments[grid])
-        for kind, (pixels, grid) in names.items()
-        if arguments.get(pixels) is not None
-    }
-    if not pictures:
-        return False
-    visual = core.visual
-    pixels = torch.cat([p for p, _ in pictures.values()]).to(visual.dtype)
-    seen = visual(pixels, grid_thw=torch.cat([g for _, g in pictures.values()]))
-    sizes = [int(g.prod(-1).sum()) // visual.spatial_merge_size**2 for _, g in pictures.values()]
-    deeper = [torch.split(part, sizes) for part in getattr(seen, "deepstack_features", None) or ()]
-    arguments["mm_encoder_outputs"] = {
-        kind: SimpleNamespace(pooler_output=(part,), deepstack_features=[(layer[n],) for layer in deeper])
-        for n, (kind, part) in enumerate(zip(pictures, torch.split(seen.pooler_output, sizes), strict=True))
-    }
-    return True
+def put_at(embeds: Tensor, index: Tensor, states: Tensor) -> Tensor:
+    """Embeddings (1, L, H) with `states` (n, H) at the positions `index` (n)."""
+    return embeds.index_copy(1, index, states.to(embeds.dtype)[None])
 
 
 def refuse_arguments(who: str, given: Mapping[str, Any]) -> None:
@@ -200,6 +313,39 @@ def keep_borders(core: Any, *, mrope: bool) -> None:
         core.language_model.register_forward_pre_hook(_plain_positions, with_kwargs=True)
 
 
+def prepare_core(core: Any, *, mrope: bool) -> None:
+    """Make towers and language model of a class of transformers ready for `Packed`.
+
+    Raises:
+        OmniprepError: It is built otherwise.
+    """
+    if not hasattr(core, "language_model"):
+        raise OmniprepError(
+            f"{type(core).__name__} has no part `language_model`: the hook vision_text:load_model cannot train it"
+        )
+    keep_borders(core, mrope=mrope)
+    text = core.language_model
+    if hasattr(text, "_deepstack_process"):
+        text._deepstack_process = MethodType(add_deep_features, text)
+
+
+def add_deep_features(text: Any, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
+    """Add features of the vision tower to hidden states (1, L, H), in place of the language model's own method, which
+    finds the positions of a mask anew in each layer and waits for them.
+
+    Args:
+        text: The language model.
+        hidden_states: (1, L, H).
+        visual_pos_masks: int64 (n) positions; a bool mask from the model's own forward pass goes to its own method.
+        visual_embeds: (n, H).
+    """
+    if visual_pos_masks.dtype == torch.bool:
+        plain: Tensor = type(text)._deepstack_process(text, hidden_states, visual_pos_masks, visual_embeds)
+        return plain
+    states = hidden_states[0].index_select(0, visual_pos_masks) + visual_embeds.to(hidden_states.dtype)
+    return put_at(hidden_states, visual_pos_masks, states)
+
+
 def model_class(architectures: Any) -> type[PreTrainedModel] | None:
     """The class of transformers that a config.json names first; None for anything that is no model."""
     name = architectures[0] if isinstance(architectures, list) and architectures else None
@@ -226,5 +372,5 @@ def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTr
     load = PreTrainedModel.from_pretrained.__func__
     model = load(packed, path, config=config, dtype=dtype, attn_implementation=attn_implementation)
     model.mrope = has_mrope(config)
-    keep_borders(model.model, mrope=model.mrope)
+    prepare_core(model.model, mrope=model.mrope)
     return cast(PreTrainedModel, model)
