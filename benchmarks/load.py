@@ -102,10 +102,6 @@ def methods(folder: Path) -> dict[str, Callable[[], Iterator[object]]]:
         for number in range(len(dataset)):
             yield stack([dataset[number]])
 
-    def pairs() -> Iterator[object]:
-        for number in range(0, len(ds), 2):
-            yield stack(ds.__getitems__([number, number + 1]))
-
     loader = DataLoader(ds, collate_fn=stack, num_workers=1, prefetch_factor=2, persistent_workers=True)
 
     return {
@@ -114,7 +110,6 @@ def methods(folder: Path) -> dict[str, Callable[[], Iterator[object]]]:
         "memory map and a fresh copy": maps,
         "omniprep, one bin": lambda: loads(ds),
         "omniprep, one bin, checksum": lambda: loads(checked),
-        "omniprep, two bins joined": pairs,
         "omniprep, 1 DataLoader worker": lambda: iter(loader),
     }
 

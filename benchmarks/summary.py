@@ -26,12 +26,6 @@ CLAIMS: list[tuple[str, str, str, Callable[[Rows], tuple[Any, str]]]] = [
     ("build, video rows", "", "build", lambda r: _ratio(row(r, rows="video"))),
     ("build, 2 workers against 1", "≥ 1.8", "scale_workers", lambda r: _workers(row(r, workers=2))),
     ("loading, one bin, of a memory copy", "≥ 0.5", "load", lambda r: (_load(r, "omniprep, one bin"), "")),
-    (
-        "loading, two bins joined, of a memory copy",
-        "≥ 0.5",
-        "load",
-        lambda r: (_load(r, "omniprep, two bins joined"), ""),
-    ),
     ("loading, tokens/s against ms-swift's encode", "≥ 100", "build", lambda r: _loading(row(r, rows="all"))),
     ("bytes stored, of bf16, raw", "≤ 0.25", "storage", lambda r: (row(r, rows="all", codec="raw")["of_bf16"], "")),
     ("bytes stored, of bf16, webp", "≤ 0.10", "storage", lambda r: (row(r, rows="all", codec="webp")["of_bf16"], "")),

@@ -49,7 +49,7 @@ def use(folder):
         batch = to_model(stack([ds[number]]))
         assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape[-2:]
         assert int(batch["cu_seq_lens_q"][-1]) == batch["input_ids"].shape[1]
-    stack(ds.__getitems__(list(range(len(ds)))))
+    stack([ds[number] for number in range(len(ds))])
     rows = ds.rows.to_pylist()
     assert len(rows) == ds.rows.num_rows
     for row in rows[:2]:
@@ -245,8 +245,6 @@ def test_an_index_that_claims_too_much_takes_no_memory(tmp_path, where, columns,
     )
     with pytest.raises(DamagedDataError):
         PackedDataset(uri)[1]
-    with pytest.raises(DamagedDataError):
-        PackedDataset(uri).__getitems__([0, 1])
     assert all(np.prod(shape) < 1 << 20 for shape in taken)
 
 
@@ -285,8 +283,6 @@ def test_compressed_bodies_are_refused_before_they_are_unpacked(tmp_path, claime
     ds = PackedDataset(folder, verify="never")
     with pytest.raises(DamagedDataError, match=r"bin 1: .*00000\.arrow: .*compressed"):
         ds[1]
-    with pytest.raises(DamagedDataError, match="compressed"):
-        ds.__getitems__([0, 1])
 
 
 def test_a_table_cannot_claim_more_rows_than_its_bytes_hold(tmp_path):

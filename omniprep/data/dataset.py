@@ -7,7 +7,6 @@ be pickled or forked into DataLoader workers: each process opens the shards it n
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,7 +19,6 @@ from omniprep.data.collate import collate, cut_row
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.cache import BinCache
 from omniprep.shards.index import read_index, read_rows
-from omniprep.shards.joined import Place, read_joined
 from omniprep.shards.manifest import read_manifest
 from omniprep.shards.reader import ShardReader, decode, read_schema
 from omniprep.shards.schema import Layout, read_layout
@@ -95,46 +93,25 @@ class PackedDataset(Dataset[dict[str, Any]]):
             IndexError: No such bin.
             DamagedDataError: The shard is absent, short or damaged; names shard and bin.
         """
-        number = self._number(index)
-        place = self._place(number)
+        number = int(index) + len(self) * (index < 0)
+        if not 0 <= number < len(self):
+            raise IndexError(f"bin {index} of {len(self)}")
+        shard, offset, length = (int(self.index[name][number]) for name in ("shard", "offset", "length"))
+        if offset < 0 or length <= 0:
+            raise DamagedDataError(f"bin {number}: index.parquet says bytes {offset} to {offset + length}")
+        unverified = self.verify == "always" or (self.verify == "first" and not self._seen[number])
+        checksum = int(self.index["checksum"][number]) if unverified else None
         try:
             schema, layout = self.schema, self.layout
-            data = self._reader.read(place.shard, place.offset, place.length, place.checksum)
+            data = self._reader.read(shard, offset, length, checksum)
         except DamagedDataError as error:
             raise DamagedDataError(f"bin {number}: {error}") from error
         try:
             arrays = decode(data, schema, layout)
         except DamagedDataError as error:
-            raise DamagedDataError(f"bin {number}: {self._shards[place.shard]}: {error}") from error
+            raise DamagedDataError(f"bin {number}: {self._shards[shard]}: {error}") from error
         self._seen[number] = True
         return arrays
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Some bins, as a DataLoader asks for a batch of them: each as by itself, but their pixels end to end in one
-        buffer, so that `stack` has nothing to copy. Of remote shards, one after the other.
-        """
-        numbers = [self._number(index) for index in indices]
-        if len(numbers) < 2 or not io.is_local(self.uri):
-            return [self[number] for number in numbers]
-        try:
-            batch = read_joined(self._reader, [self._place(n) for n in numbers], self.schema, self.layout)
-        except DamagedDataError:
-            return [self[number] for number in numbers]  # says which bin it is
-        self._seen[numbers] = True
-        return batch
-
-    def _number(self, index: int) -> int:
-        number = int(index) + len(self) * (index < 0)
-        if not 0 <= number < len(self):
-            raise IndexError(f"bin {index} of {len(self)}")
-        return number
-
-    def _place(self, number: int) -> Place:
-        shard, offset, length = (int(self.index[name][number]) for name in ("shard", "offset", "length"))
-        if offset < 0 or length <= 0:
-            raise DamagedDataError(f"bin {number}: index.parquet says bytes {offset} to {offset + length}")
-        doubted = self.verify == "always" or (self.verify == "first" and not self._seen[number])
-        return Place(shard, offset, length, int(self.index["checksum"][number]) if doubted else None)
 
     @property
     def counts(self) -> dict[str, Any]:

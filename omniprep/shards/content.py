@@ -4,7 +4,7 @@ A checksum says that a bin is what its index was written with, not that whoever 
 look at borders, counts and sizes, a few numbers a row, and at no token or pixel; they take some 50 µs a bin.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,22 +45,21 @@ def check_rows(arrays: dict[str, Any], layout: Layout) -> None:
         arrays["position_ids"] = arrays["position_ids"].reshape(3, tokens)
 
 
-def check_media(arrays: Mapping[str, Any], layout: Layout, coded: Sequence[Column]) -> None:
+def check_media(arrays: Mapping[str, Any], layout: Layout, coded: Container[str]) -> None:
     """Check the media columns against the counts of items, and against the sizes that the items have.
 
     Args:
         arrays: Of a bin, after `check_rows`.
         layout: What the shard declares.
-        coded: Columns that are there with pixels in a codec, and are not decoded yet.
+        coded: Names of the columns whose pixels are in a codec and not decoded yet.
 
     Raises:
         DamagedDataError: A column is absent, or does not fit the others.
     """
     counts = dict(zip(layout.modalities, arrays["row_items"].sum(axis=0, dtype=np.int64).tolist(), strict=True))
-    undecoded = {column.name for column in coded}
     for column in layout.columns:
         count = counts[column.modality]
-        if (column.name in arrays or column.name in undecoded) != bool(count):
+        if (column.name in arrays or column.name in coded) != bool(count):
             raise DamagedDataError(f"column {column.name!r} does not fit {count} items of kind {column.modality}")
         if column.kind == "items" and count and len(arrays[column.name]) != count:
             raise DamagedDataError(f"column {column.name!r} has {len(arrays[column.name])} items, the rows {count}")
@@ -68,7 +67,7 @@ def check_media(arrays: Mapping[str, Any], layout: Layout, coded: Sequence[Colum
         if column.kind != "flat" or not counts[column.modality]:
             continue
         units, tokens = _units(column, arrays), len(arrays["input_ids"])
-        if column.name in undecoded:
+        if column.name in coded:
             if units > MOST_PATCHES_A_TOKEN * tokens:
                 raise DamagedDataError(f"column {column.name!r} would have {units:,} patches for {tokens:,} tokens")
         elif arrays[column.name].size != units * column.unit:

@@ -56,15 +56,6 @@ class Bins(Dataset[dict[str, Any]]):
         d, place = self._place(number)
         return self._told(number, d, self.datasets[d][place])
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """The bins of a batch; those of one dataset as `PackedDataset.__getitems__` gives them."""
-        places = [self._place(number) for number in numbers]
-        if len({d for d, _ in places}) != 1:
-            return [self[number] for number in numbers]
-        d = places[0][0]
-        found = self.datasets[d].__getitems__([place for _, place in places])
-        return [self._told(number, d, item) for number, item in zip(numbers, found, strict=True)]
-
     def _place(self, number: int) -> tuple[int, int]:
         """Which dataset, and which of its bins."""
         number = number if number >= 0 else ~number
