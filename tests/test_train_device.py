@@ -26,6 +26,8 @@ for width in (27, 54):  # patches of 3 x 3 pixels
             assert ours.dtype == dtype
             plain = unpack_pixels(patches, mean=mean, std=std, patch_size=3, dtype=dtype)
             assert torch.equal(ours, plain), (width, count, dtype)
+            wide = launch(patches, center.flatten(), scale.flatten(), 9, 54 // width, dtype, largest_int32=0, block=256)
+            assert torch.equal(wide, plain), ("64-bit indices", width, count, dtype)
 print("equal")
 """
 
@@ -44,10 +46,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from omniprep.data.pixels import _kernel
 types = {"patches": "*u8", "center": "*fp32", "scale": "*fp32", "out": "*bf16"}
-types |= dict.fromkeys(("total", "channels", "frames", "area"), "i32")
-source = ASTSource(_kernel, signature=types | {"COPIES": "constexpr", "BLOCK": "constexpr"},
-                   constexprs={"COPIES": 2, "BLOCK": 1024})
-print(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"])
+for total, wide in (("i32", False), ("i64", True)):
+    constants = {"CHANNELS": 3, "FRAMES": 1, "AREA": 196, "COPIES": 2, "BLOCK": 1024, "WIDE": wide}
+    signature = types | {"total": total} | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(_kernel, signature=signature, constexprs=constants)
+    print(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"])
 """
 
 
@@ -56,7 +59,10 @@ def test_the_fused_kernel_compiles_for_a_gpu_and_divides_exactly():
     pytest.importorskip("triton", reason="triton comes with torch for Linux only")
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count(".entry") == 2
     assert "div.rn.f32" in done.stdout and "div.full" not in done.stdout
+    narrow = done.stdout.split(".entry")[1]
+    assert "div.s" not in narrow and "div.u" not in narrow, "an integer division that is no multiplication"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -121,3 +127,27 @@ def test_batches_arrive_on_the_gpu():
     batches = [{"x": torch.full((1 << 20,), n).pin_memory()} for n in range(8)]
     sums = [int(b["x"].sum()) for b in on_device(iter(batches), torch.device("cuda"))]
     assert sums == [n << 20 for n in range(8)]
+
+
+def test_a_batch_of_one_buffer_is_the_batch(tmp_path):
+    """Every tensor, its type and its place in the nested dicts and records, through one copy to the device."""
+    import numpy as np
+    from train_helpers import MODALITIES, write_dataset
+
+    from omniprep.data import PackedDataset
+    from omniprep.train.batches import Batcher, Bins
+    from omniprep.train.prefetch import PinnedBatch
+
+    bins = Bins([PackedDataset(str(write_dataset(tmp_path / "d", weighted=True)))])
+    batch = Batcher(MODALITIES)([bins[0], bins[1]])
+    packed = PinnedBatch(batch, pin=False)
+    there, buffer = packed.to(torch.device("cpu"))
+    assert there["tokens"] == batch["tokens"] and there["numbers"].row_lengths == batch["numbers"].row_lengths
+    assert there["stacked"]["columns"] == batch["stacked"]["columns"]
+    pairs = list(zip(tensors(there), tensors(batch), strict=True))
+    assert len(pairs) > 10 and {ours.dtype for ours, _ in pairs} >= {torch.uint8, torch.bfloat16, torch.int64}
+    storage = buffer.untyped_storage().data_ptr()
+    for ours, theirs in pairs:
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        assert ours.untyped_storage().data_ptr() == storage and ours.data_ptr() % 128 == buffer.data_ptr() % 128
+    assert np.array_equal(there["numbers"].cu_seqlens, batch["numbers"].cu_seqlens)

@@ -8,13 +8,14 @@ them. `collate` gives none of this: its dict is what a class of transformers tak
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["AudioNumbers", "BinNumbers", "VisionNumbers", "map_tensors"]
+__all__ = ["AudioNumbers", "BinNumbers", "VisionNumbers", "map_leaves", "map_tensors"]
 
 Grid = tuple[int, int, int]
+Leaf = TypeVar("Leaf")
 HOST = {"host": True}
 """Metadata of fields whose tensors stay in host memory."""
 
@@ -98,13 +99,20 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """`value` with every tensor of its dicts and records replaced by what `function` gives; tensors of `HOST` fields
     stay as they are.
     """
-    if isinstance(value, Tensor):
+    return map_leaves(value, Tensor, function)
+
+
+def map_leaves(value: Any, kind: type[Leaf], function: Callable[[Leaf], Any]) -> Any:
+    """As `map_tensors`, for values of a type; dicts and records must hold them, lists and tuples are not searched."""
+    if isinstance(value, kind):
         return function(value)
     if isinstance(value, Mapping):
-        return {name: map_tensors(part, function) for name, part in value.items()}
+        return {name: map_leaves(part, kind, function) for name, part in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        moved = {
-            f.name: map_tensors(getattr(value, f.name), function) for f in fields(value) if not f.metadata.get("host")
+        changed = {
+            f.name: map_leaves(getattr(value, f.name), kind, function)
+            for f in fields(value)
+            if not f.metadata.get("host")
         }
-        return replace(value, **moved)
+        return replace(value, **changed)
     return value

@@ -14,18 +14,33 @@ import triton.language as tl
 
 __all__ = ["launch"]
 
-BLOCK = 1024
+BLOCK = 2048
+"""Values of one program: 16 bytes are loaded at once by each of 128 threads."""
+LARGEST_INT32 = 2**31 - 1
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
-    patches, center, scale, out, total, channels, frames, area, COPIES: tl.constexpr, BLOCK: tl.constexpr
+    patches,
+    center,
+    scale,
+    out,
+    total,
+    CHANNELS: tl.constexpr,
+    FRAMES: tl.constexpr,
+    AREA: tl.constexpr,
+    COPIES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    here = at < total
-    plane = at // area  # (patch, channel, frame) of the value
-    channel = (plane // frames) % channels
-    value = tl.load(patches + at, mask=here, other=0).to(tl.float32)
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    index = program * BLOCK + tl.arange(0, BLOCK)
+    inside = index < total
+    plane = index // AREA  # (patch, channel, frame) of the value
+    channel = (plane // FRAMES) % CHANNELS
+    value = tl.load(patches + index, mask=inside, other=0).to(tl.float32)
     value = tl.div_rn(value - tl.load(center + channel), tl.load(scale + channel))
     if out.dtype.element_ty == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
@@ -33,13 +48,21 @@ def _kernel(  # type: ignore[no-untyped-def]
         value = bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         value = value.to(out.dtype.element_ty)
-    first = plane * COPIES * area + at % area
+    first = plane * (COPIES * AREA) + index % AREA
     for copy in tl.static_range(COPIES):
-        tl.store(out + first + copy * area, value, mask=here)
+        tl.store(out + first + copy * AREA, value, mask=inside)
 
 
 def launch(
-    patches: torch.Tensor, center: torch.Tensor, scale: torch.Tensor, area: int, copies: int, dtype: torch.dtype
+    patches: torch.Tensor,
+    center: torch.Tensor,
+    scale: torch.Tensor,
+    area: int,
+    copies: int,
+    dtype: torch.dtype,
+    *,
+    block: int = BLOCK,
+    largest_int32: int = LARGEST_INT32,
 ) -> torch.Tensor:
     """Normalize patches.
 
@@ -50,17 +73,22 @@ def launch(
         area: Pixels of a plane of a patch.
         copies: How often each plane is written, one after the other.
         dtype: Type of the result.
+        block: Values of one program, a power of two (for benchmarks).
+        largest_int32: Where indices need 64 bits (for tests).
 
     Returns:
         dtype (n, C * T * copies * area).
     """
     n, width = patches.shape
     out = torch.empty(n, width * copies, dtype=dtype, device=patches.device)
+    if not patches.numel():
+        return out
     channels = center.numel()
-    grid = (triton.cdiv(patches.numel(), BLOCK),)
-    if patches.numel():
-        _kernel[grid](
-            patches.contiguous(), center, scale, out, patches.numel(), channels, width // channels // area, area,
-            COPIES=copies, BLOCK=BLOCK,
-        )  # fmt: skip
+    # Sizes are constants of the compiled kernel: divisions become multiplications, and stores of neighbors one store.
+    # With sizes as arguments and 64-bit indices it ran at 22 % of the speed of a copy, so at 86 % (H200).
+    _kernel[(triton.cdiv(patches.numel(), block),)](
+        patches.contiguous(), center, scale, out, patches.numel(),
+        CHANNELS=channels, FRAMES=width // channels // area, AREA=area, COPIES=copies, BLOCK=block,
+        WIDE=out.numel() + block * copies > largest_int32,
+    )  # fmt: skip
     return out

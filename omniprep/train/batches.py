@@ -18,7 +18,7 @@ from omniprep.data import PackedDataset, stack, to_model
 from omniprep.data.loss import predicted
 from omniprep.errors import OmniprepError
 from omniprep.train.compiling import padded
-from omniprep.train.prefetch import on_device
+from omniprep.train.prefetch import HostBatch, on_device
 from omniprep.train.stream import BinStream
 from omniprep.train.tower_numbers import TowerGeometry, bin_numbers
 
@@ -149,12 +149,26 @@ class Batcher:
         )
 
 
+class PinnedBatcher:
+    """A `Batcher` whose batches are pinned as one buffer."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self.batcher = batcher
+
+    def __call__(self, bins: list[dict[str, Any]]) -> HostBatch:
+        """As the batcher."""
+        return HostBatch(self.batcher(bins))
+
+
 def make_loader(bins: Bins, stream: BinStream, batcher: Batcher, num_workers: int, pin: bool) -> DataLoader[Any]:
-    """A DataLoader with its own random generator, so that reading draws nothing from the one that training resumes."""
+    """A DataLoader with its own random generator, so that reading draws nothing from the one that training resumes.
+
+    With `pin` it gives `PinnedBatch`es.
+    """
     return DataLoader(
         bins,
         batch_sampler=stream,
-        collate_fn=batcher,
+        collate_fn=PinnedBatcher(batcher) if pin else batcher,
         num_workers=num_workers,
         pin_memory=pin,
         generator=torch.Generator(),

@@ -9,15 +9,19 @@ begin only after them. It spends its time in calls that release the interpreter.
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
-from omniprep.data.host_numbers import map_tensors
+from omniprep.data.host_numbers import map_leaves, map_tensors
 
-__all__ = ["DEPTH", "on_device", "prefetched"]
+__all__ = ["DEPTH", "HostBatch", "PinnedBatch", "on_device", "prefetched"]
 
 DEPTH = 2
+ALIGNMENT = 128
+"""Bytes that the tensors of a `PinnedBatch` begin at multiples of; kernels load up to 16 at once."""
+Leaf = TypeVar("Leaf")
 _END = object()
 
 
@@ -61,18 +65,81 @@ def prefetched(source: Iterator[Any], move: Callable[[Any], Any], depth: int = D
         closed.set()
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tensor lies in the buffer of a `PinnedBatch`."""
+
+    start: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+class PinnedBatch:
+    """A batch in one buffer of pinned memory: one copy to the device instead of one for each tensor.
+
+    Copies of single tensors start some 5 ms apart from each other when the host is busy; a batch has 20 to 30.
+
+    Args:
+        batch: Nested dicts and records with tensors.
+        pin: Whether the buffer is pinned (without a GPU it cannot be).
+    """
+
+    def __init__(self, batch: dict[str, Any], pin: bool = True) -> None:
+        self.size = 0
+        self.layout = map_leaves(batch, torch.Tensor, self._slot)
+        self.buffer = torch.empty(self.size, dtype=torch.uint8, pin_memory=pin)
+        for tensor, slot in zip(tensors(batch), leaves(self.layout, Slot), strict=True):
+            view_of(self.buffer, slot).copy_(tensor)
+
+    def _slot(self, tensor: torch.Tensor) -> Slot:
+        start = -(-self.size // ALIGNMENT) * ALIGNMENT
+        self.size = start + tensor.numel() * tensor.element_size()
+        return Slot(start, tensor.dtype, tensor.shape)
+
+    def to(self, device: torch.device) -> tuple[dict[str, Any], torch.Tensor]:
+        """The batch on a device, its tensors views of one buffer, and that buffer; does not wait."""
+        buffer = self.buffer.to(device, non_blocking=True)
+        batch: dict[str, Any] = map_leaves(self.layout, Slot, lambda slot: view_of(buffer, slot))
+        return batch, buffer
+
+
+class HostBatch:
+    """A batch of tensors in host memory, which the DataLoader's pinning thread turns into a `PinnedBatch`.
+
+    Args:
+        batch: Nested dicts and records with tensors.
+    """
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self.batch = batch
+
+    def pin_memory(self) -> PinnedBatch:
+        """Called by `DataLoader(pin_memory=True)`."""
+        return PinnedBatch(self.batch)
+
+
+def view_of(buffer: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """The tensor that lies in a slot."""
+    size = slot.shape.numel() * slot.dtype.itemsize
+    return buffer[slot.start : slot.start + size].view(slot.dtype).view(slot.shape)
+
+
 def on_device(source: Iterator[Any], device: torch.device) -> Iterator[Any]:
-    """Batches of (pinned) host tensors as batches on a GPU, safe to use on the current stream."""
+    """Batches of host tensors, or `PinnedBatch`es, as batches on a GPU, safe to use on the current stream."""
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def copy(batch: Any) -> tuple[Any, Any]:
+    def copy(batch: Any) -> tuple[Any, list[torch.Tensor], Any]:
         with torch.cuda.stream(side):
-            return moved(batch, device), side.record_event()
+            if isinstance(batch, PinnedBatch):
+                there, buffer = batch.to(device)
+                return there, [buffer], side.record_event()
+            there = moved(batch, device)
+            return there, tensors(there), side.record_event()
 
-    for batch, arrived in prefetched(source, copy):
+    for batch, owners, arrived in prefetched(source, copy):
         stream = torch.cuda.current_stream(device)
         stream.wait_event(arrived)
-        for tensor in tensors(batch):
+        for tensor in owners:
             tensor.record_stream(stream)  # else its memory could be filled again while this stream still reads it
         yield batch
 
@@ -84,6 +151,11 @@ def moved(value: Any, device: torch.device) -> Any:
 
 def tensors(value: Any) -> list[torch.Tensor]:
     """All tensors of nested dicts and records."""
-    found: list[torch.Tensor] = []
-    map_tensors(value, found.append)
+    return leaves(value, torch.Tensor)
+
+
+def leaves(value: Any, kind: type[Leaf]) -> list[Leaf]:
+    """All values of a type in nested dicts and records, in the order of `map_leaves`."""
+    found: list[Leaf] = []
+    map_leaves(value, kind, found.append)
     return found
