@@ -178,11 +178,11 @@ def test_clashing_columns_reject_the_row_and_unused_ones_are_told(build: Any) ->
     rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert [(r["line"], r["code"]) for r in rejected] == [(1, "bad_column")] and "'images'" in rejected[0]["message"]
     both = normalize(chat("q", a=["x.png"], b=["y.mp4"]), parse_columns(["images=a", "videos=b"]))
-    assert (both.images, both.videos) == (["x.png"], ["y.mp4"])
+    assert (both.media["image"], both.media["video"]) == (["x.png"], ["y.mp4"])
     swapped = normalize(
         chat("q", images=["y.mp4"], videos=["x.png"]), parse_columns(["images=videos", "videos=images"])
     )
-    assert (swapped.images, swapped.videos) == (["x.png"], ["y.mp4"])
+    assert (swapped.media["image"], swapped.media["video"]) == (["x.png"], ["y.mp4"])
 
 
 def test_parts_of_messages_that_nobody_reads_are_named() -> None:

@@ -60,8 +60,8 @@ class Row:
     """One chat, in the reference's standard form.
 
     `messages` hold role (user, assistant, tool_call, tool), content (str, or None for a missing last answer) and, where
-    the row set it, loss. `images`, `audios` and `videos` hold what names each item: a path, URI, base64 string, bytes,
-    a dict {bytes, path}, or (videos) a list of frames. `kwargs` are the row's own media limits (chat_template_kwargs).
+    the row set it, loss. `media` holds, by modality, what names each item: a path, URI, base64 string, bytes, a dict
+    {bytes, path}, or (videos) a list of frames. `kwargs` are the row's own media limits (chat_template_kwargs).
     `notes` and `unread` are what the build reports about the row; `unread` names columns and items with media that
     nothing reads, each with the --columns option that reads it ("" where none does). `control_tokens`: its text holds
     control tokens of the model that people typed.
@@ -70,19 +70,12 @@ class Row:
     messages: list[dict[str, Any]]
     system: str | None = None
     tools: Any = None
-    images: list[Any] = field(default_factory=list)
-    audios: list[Any] = field(default_factory=list)
-    videos: list[Any] = field(default_factory=list)
+    media: dict[str, list[Any]] = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
     objects: dict[str, Any] = field(default_factory=dict)
     kwargs: dict[str, Any] = field(default_factory=dict)
     notes: Note = field(default_factory=lambda: Note(0))
     unread: dict[str, str] = field(default_factory=dict)
     control_tokens: bool = False
-
-    def media(self, modality: str) -> list[Any]:
-        """The items of a modality ("image", "audio" or "video")."""
-        items: list[Any] = getattr(self, f"{modality}s")
-        return items
 
 
 def normalize(raw: Any, columns: Columns = ()) -> Row:
@@ -147,9 +140,7 @@ def normalize(raw: Any, columns: Columns = ()) -> Row:
         messages=messages,
         system=system,
         tools=row.get("tools"),
-        images=media["image"],
-        audios=media["audio"],
-        videos=media["video"],
+        media=media,
         objects=_objects(row.get("objects"), dataset_path=not direct),
         kwargs=row.get("chat_template_kwargs") or {},
         notes=notes,

@@ -88,14 +88,14 @@ def merge_tool_calls(messages: list[dict[str, Any]], style: str) -> list[dict[st
 
 def add_missing_tags(row: Row) -> None:
     """Media without a tag get one before the first message; surplus tags stay text (base.py _add_default_tags)."""
-    if not (row.images or row.audios or row.videos):
+    if not any(row.media.values()):
         return
     text = "\n".join(message["content"] or "" for message in row.messages)
     if row.system:
         text = f"{row.system}\n{text}"
     first = row.messages[0]
     for modality in MODALITIES:
-        missing = len(row.media(modality)) - text.count(TAGS[modality])
+        missing = len(row.media[modality]) - text.count(TAGS[modality])
         if missing > 0:
             first["content"] = TAGS[modality] * missing + (first["content"] or "")
 
@@ -107,7 +107,7 @@ def surplus_tags(row: Row) -> str:
     """
     texts = [row.system or "", *(message["content"] or "" for message in row.messages)]
     for modality in MODALITIES:
-        tags, items = sum(text.count(TAGS[modality]) for text in texts), len(row.media(modality))
+        tags, items = sum(text.count(TAGS[modality]) for text in texts), len(row.media[modality])
         if tags > items:
             return f"{tags} {TAGS[modality]} tags, but {items} {modality} items"
     return ""
@@ -255,10 +255,11 @@ def prepare(row: Row, is_file: Any, agent_template: str = "hermes") -> Row:
     """
     row.tools = parse_tools(row.tools)
     row.messages = merge_tool_calls(row.messages, agent_template)
-    if not row.images:
+    if not row.media["image"]:
         for message in row.messages:
             if message["content"] and "<img>" in message["content"]:
-                row.images += [path for path in _LEGACY_IMAGE.findall(message["content"]) if is_file(path)]
+                paths = _LEGACY_IMAGE.findall(message["content"])
+                row.media["image"] += [path for path in paths if is_file(path)]
                 message["content"] = _LEGACY_IMAGE.sub("<image>", message["content"])
     last = row.messages[-1]
     if last["role"] == "user" and last["content"].endswith("<start-image>"):

@@ -15,6 +15,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import Reject
 from omniprep.families.context import FamilyContext
 from omniprep.media.fetch import MediaRoots
+from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import parse_columns
 from omniprep.rows.normalize import normalize
 from omniprep.shards.reader import decode
@@ -69,9 +70,7 @@ def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: s
     system = [] if chat.system is None else [{"role": "system", "content": chat.system}]
     prompt = {
         "messages": [*system, *chat.messages],
-        "images": chat.images,
-        "audios": chat.audios,
-        "videos": chat.videos,
+        **{MODALITIES[modality].column: items for modality, items in chat.media.items()},
         "objects": chat.objects,
         "tools": chat.tools,
         "chat_template_kwargs": chat.kwargs,

@@ -51,7 +51,7 @@ def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: M
     limits = item_limits(ctx, config.limit_mm_per_row)
     probed: Probed = {}
     for modality in MODALITIES:
-        media = row.media(modality)
+        media = row.media[modality]
         if media and modality not in ctx.modalities:
             raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"family {ctx.name!r} takes no {modality}")
         most = limits.get(modality)

@@ -183,7 +183,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
             raise Reject(RejectCode.PLACEHOLDER_MISMATCH, surplus)
         row.notes |= Note.SURPLUS_TAGS
     loss_scale = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
-    if any(row.media(modality) for modality in MODALITIES):
+    if any(row.media.values()):
         with row_limit("a row's media"):
             probed = find_media(row, ctx, config, media_roots)
     else:
@@ -200,7 +200,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
         return ctx.tag("video_audio", number + 1)
 
     def boxes() -> list[Any]:
-        if not row.objects or not row.images:
+        if not row.objects or not row.media["image"]:
             return list(row.objects.get("bbox") or [])
         metas = [item.meta for item, _ in probed["image"]]
         original = [(meta.width, meta.height) for meta in metas]
