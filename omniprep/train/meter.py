@@ -1,5 +1,7 @@
 """What a run says about itself: loss by kind of row, token accuracy, tokens/s, time lost waiting for data, MFU.
 
+MFU is this rank's counted operations (flops.py) over the time of the span, waiting included, and the device's peak.
+
 Sums stay on the device between two log lines; a log line costs one reduction over the ranks and one wait for the
 device.
 """
@@ -9,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from omniprep.train.flops import StepWork
 
 __all__ = ["Meter"]
 
@@ -32,16 +36,13 @@ class Meter:
         kinds: Names of the kinds of rows.
         sources: Names of the sources, where losses are wanted by source.
         device: Where losses are.
-        weights: Number of weights a token passes through, for MFU.
-        trains_all: Whether most weights have gradients (6 FLOP a weight and token instead of 4).
+        work: Counts operations, for MFU.
     """
 
-    def __init__(
-        self, kinds: Sequence[str], sources: Sequence[str], device: torch.device, weights: int, trains_all: bool
-    ) -> None:
+    def __init__(self, kinds: Sequence[str], sources: Sequence[str], device: torch.device, work: StepWork) -> None:
         self.kinds, self.device = len(kinds), device
         self.names = (*kinds, *(f"source_{s}" for s in sources))
-        self.flops_a_token = (6 if trains_all else 4) * weights
+        self.work = work
         name = torch.cuda.get_device_name() if device.type == "cuda" else ""
         self.peak = next((flops for mark, flops in PEAK.items() if mark in name), None)
         self.began, self.waited = time.perf_counter(), 0.0
@@ -52,7 +53,7 @@ class Meter:
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         self.counts = torch.zeros_like(self.sums)
         self.hits = torch.zeros(1, dtype=torch.float64, device=self.device)
-        self.tokens = 0
+        self.tokens, self.flops = 0, 0.0
 
     def add(self, losses: torch.Tensor, correct: torch.Tensor, batch: dict[str, Any]) -> None:
         """One forward pass: (K) losses and hits, and the batch that they are of."""
@@ -64,6 +65,7 @@ class Meter:
             self.counts.index_add_(0, where, torch.ones_like(losses))
         self.hits += correct.sum()
         self.tokens += batch["tokens"]
+        self.flops += self.work.of(batch)
 
     def take(self, waited: float, steps: int, reduce: Any) -> dict[str, float]:
         """The log values of the span, and a new span.
@@ -90,7 +92,7 @@ class Meter:
             if len(present) > 1:
                 out |= {f"loss_{self.names[k]}": sums[k] / counts[k] for k in present}
         if self.peak is not None:
-            out["mfu"] = self.flops_a_token * self.tokens / seconds / self.peak
+            out["mfu"] = self.flops / seconds / self.peak
         self.began, self.waited = now, waited
         self.reset()
         return out

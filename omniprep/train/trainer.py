@@ -27,8 +27,8 @@ from omniprep.errors import OmniprepError
 from omniprep.train.batches import Batcher, BatchLoader, forward_kwargs
 from omniprep.train.checkpoint import complete, write_position
 from omniprep.train.config import TrainConfig
-from omniprep.train.deepspeed import numel
 from omniprep.train.facts import RowFacts, write_facts
+from omniprep.train.flops import StepWork
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
 from omniprep.train.meter import Meter
 from omniprep.train.prefetch import moved
@@ -86,9 +86,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model=model, args=args, eval_dataset=evaluation)
         self.loss_is_scaled_for_ga = True
         base: Any = model.get_base_model() if config.lora else model  # type: ignore[operator]
-        weights = sum(numel(p) for n, p in base.named_parameters() if parts.of(n) == "llm" and "lora_" not in n)
-        whole = not (config.lora or config.freeze_llm)
-        self.meter = Meter(batcher.kinds, batcher.sources, args.device, weights, whole)
+        self.meter = Meter(batcher.kinds, batcher.sources, args.device, StepWork(base, parts))
         self.fused_loss = "touch_towers" in dir(type(base))
         trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
         if self.fused_loss:
