@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -22,7 +23,17 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 
-__all__ = ["Parts", "freeze", "keep_frozen_in_eval", "lora_regex", "module_prefix", "parameter_groups", "resolve_parts"]
+__all__ = [
+    "Parts",
+    "compute_frozen_towers_without_gradients",
+    "freeze",
+    "keep_frozen_in_eval",
+    "keep_inputs_plain",
+    "lora_regex",
+    "module_prefix",
+    "parameter_groups",
+    "resolve_parts",
+]
 
 
 class Arch(Protocol):
@@ -115,6 +126,30 @@ def keep_frozen_in_eval(model: nn.Module) -> None:
         parameters = list(module.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             module.eval()
+
+
+def keep_inputs_plain(model: PreTrainedModel) -> None:
+    """Leave the outputs of embeddings and of the towers' first layers without gradients.
+
+    With gradient checkpointing transformers and PEFT hook these so that they require a gradient, which reentrant
+    checkpointing needs. Ours is not reentrant, and the hooks would have the whole backward pass of frozen towers
+    computed for nothing: 617 of 1,991 ms a step and 69 GiB on a 3B model with image bins of 16k tokens.
+    """
+    setattr(model, "enable_input_require_grads", lambda: None)  # noqa: B010  # mypy has no assignment to a method
+
+
+def compute_frozen_towers_without_gradients(model: nn.Module, parts: Parts) -> None:
+    """Run every tower none of whose weights train under no_grad; call it once it is settled what trains.
+
+    A tower of which a part trains, such as its aligner or adapters, keeps its gradients: autograd goes back no further
+    than to the first weight that trains.
+    """
+    wrapped: Any = model
+    base = wrapped.get_base_model() if hasattr(model, "get_base_model") else model  # inside of PEFT's wrapper
+    for prefix in parts.towers:
+        tower = base.get_submodule(prefix)
+        if not any(p.requires_grad for p in tower.parameters()):
+            tower.forward = torch.no_grad()(tower.forward)
 
 
 def lora_regex(model: nn.Module, parts: Parts, config: TrainConfig) -> str:

@@ -4,6 +4,7 @@ A family names a hook `load_model` ("module:function", or a function of path, dt
 checkpoint's own class cannot train on bins; any other is loaded as the class that its config.json names.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from omniprep.train.attention_choice import check_attention, choose_attention, u
 from omniprep.train.compiling import compile_layers
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import gathered, is_shared_out, keep_names
-from omniprep.train.freeze import Parts, freeze, lora_regex, resolve_parts
+from omniprep.train.freeze import Parts, freeze, keep_inputs_plain, lora_regex, resolve_parts
 from omniprep.train.isolation import check_isolation, check_rows, media_rows, text_row
 from omniprep.train.liger import use_liger
 from omniprep.train.loss import make_loss_head
@@ -138,6 +139,7 @@ def load_trainable(
     loaded = "eager" if config.attn == "eager" else "sdpa"
     model = load_base(ctx, path, dtype, loaded, trust_remote_code=config.trust_remote_code)
     model.config.use_cache = False
+    keep_inputs_plain(model)
     keep_names(model)
     parts = resolve_parts(model, ctx.arch)
     attention = choose_attention(config.attn, model, device, half=half)
@@ -186,17 +188,28 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoi
     """
     from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
+    targets = lora_regex(model, parts, config)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=lora_regex(model, parts, config),
+        target_modules=targets,
+        # In mixtures of experts PEFT 0.21 keeps of a regular expression the last parts of the names alone (q_proj),
+        # which frozen towers have too.
+        exclude_modules=f"(?!(?:{targets})$).*",
     )
+    wanted = {name for name, _ in model.named_modules() if re.fullmatch(targets, name)}
     try:
         adapted = get_peft_model(model, lora)
     except ValueError as error:
-        raise OmniprepError(f"--target-regex {config.target_regex!r}: {error}") from error
+        raise OmniprepError(f"--target-regex {config.target_regex!r}: {' '.join(str(error).split())[:300]}") from error
+    given = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    if given != wanted:
+        raise OmniprepError(
+            f"PEFT gives adapters to other modules than {targets!r:.200} names, such as "
+            f"{min(given ^ wanted)}: choose others by --target-regex"
+        )
     if checkpoint is not None:
         if not (checkpoint / "adapter_model.safetensors").is_file():
             raise OmniprepError(f"--resume {checkpoint}: no adapter there, but --lora is on")

@@ -24,7 +24,7 @@ from omniprep.train.data import RunData, open_datasets, prepare_data, step_of
 from omniprep.train.dry_run import dry_run
 from omniprep.train.facts import RowFacts, facts_of_manifest, write_facts
 from omniprep.train.folder import OPTIONS, prepare_folder
-from omniprep.train.freeze import Parts
+from omniprep.train.freeze import Parts, compute_frozen_towers_without_gradients
 from omniprep.train.memory import explain_memory
 from omniprep.train.model import add_lora, load_trainable, weights_dtype
 from omniprep.train.packages import check_packages
@@ -131,7 +131,9 @@ def make_model(
     whole = checkpoint is not None and not config.lora and (checkpoint / "config.json").is_file()
     model, parts = load_trainable(ctx, str(checkpoint) if whole else config.model, config, device, datasets)
     transformers.set_seed(config.seed)
-    return (add_lora(model, parts, config, checkpoint) if config.lora else model), parts
+    trained = add_lora(model, parts, config, checkpoint) if config.lora else model
+    compute_frozen_towers_without_gradients(trained, parts)
+    return trained, parts
 
 
 def make_trainer(
