@@ -1,1 +1,1 @@
-"""Raw rows of any shape, read from anywhere, made into one shape."""
+"""Reads inputs (JSON lines, JSON, Parquet, Hugging Face datasets) and normalizes their rows to one form."""

@@ -1,7 +1,7 @@
-"""Columns of raw rows: --columns, the names that the reference knows, and what of a row nobody reads.
+"""Names of columns: --columns, the aliases that the reference knows, and columns with media that are not read.
 
-Columns that look like media but have a name that the reference does not know are left unread, as there. The row
-then loses its media without an error, so such columns are found here, counted, and named in the build's summary.
+Like the reference, omniprep ignores columns whose names it does not know. A row may lose its media that way without an
+error, so columns that look like media are detected here, counted, and named in the build's summary.
 """
 
 import re
@@ -19,54 +19,41 @@ MESSAGE_ALIASES = {
     **dict.fromkeys(("messages", "conversation", "conversations"), "messages"),
     **_SYSTEM_ALIASES,
 }
-"""Names of columns of rows with messages, and what they mean (core.py MessagesPreprocessor)."""
+"""Column names of rows with messages → standard names (core.py MessagesPreprocessor)."""
 RESPONSE_ALIASES = {
     **_MEDIA_ALIASES,
     **_SYSTEM_ALIASES,
     **dict.fromkeys(("query", "prompt", "input", "instruction", "question", "problem"), "query"),
-    **dict.fromkeys(
-        (
-            "response",
-            "answer",
-            "output",
-            "targets",
-            "target",
-            "answer_key",
-            "answers",
-            "solution",
-            "text",
-            "completion",
-            "content",
-        ),
-        "response",
-    ),
+    **dict.fromkeys(("response", "answer", "output", "targets", "target", "answer_key", "answers"), "response"),
+    **dict.fromkeys(("solution", "text", "completion", "content"), "response"),
 }
-"""The same of rows with one question and one answer (core.py ResponsePreprocessor)."""
+"""Column names of rows with one question and one answer → standard names (core.py ResponsePreprocessor)."""
 _READ = frozenset(
     {*MESSAGE_ALIASES.values(), *RESPONSE_ALIASES.values(), "history", "tools", "objects", "chat_template_kwargs"}
 )
 TARGETS = frozenset({*_READ, *MESSAGE_ALIASES, *RESPONSE_ALIASES, *(f"content.{m}" for m in MODALITIES)})
-"""What --columns may rename to; `content.image` is the key of items of type image in content lists."""
+"""Names that --columns may rename to; `content.image` is the key of items of type image in content lists."""
 
 Columns = tuple[tuple[str, str], ...]
+"""The (new, old) pairs of --columns."""
 
 
 class Note(IntFlag):
-    """What the build counts among the rows that it packs: nothing is wrong, but it may not be what was meant."""
+    """Warnings about packed rows, which the build counts: nothing is wrong, but it may not be what was meant."""
 
     SURPLUS_TAGS = 1
-    """More media tags than media; the surplus stays text."""
+    """There are more media tags than media; the surplus tags stay text."""
     UNREAD_COLUMNS = 2
-    """Columns or typed items that hold media or a part of the chat, under a name that nobody reads."""
+    """Columns or typed items hold media, or a part of the chat, under a name that is not read."""
     IGNORED_OPTIONS = 4
-    """The row's own limits of pixels and frames, which the reference ignores."""
+    """The row sets limits of pixels or frames, which the reference ignores."""
 
 
 def parse_columns(texts: Sequence[str]) -> Columns:
     """The pairs (new, old) of --columns NEW=OLD.
 
     Raises:
-        UsageError: Not NEW=OLD, a NEW that no reader knows, or a name that is given twice.
+        UsageError: Not NEW=OLD, a NEW that is not in `TARGETS`, or a name that is given twice.
     """
     pairs: list[tuple[str, str]] = []
     for text in texts:
@@ -77,24 +64,20 @@ def parse_columns(texts: Sequence[str]) -> Columns:
             hint = did_you_mean(new, TARGETS) or f"; known: {', '.join(sorted(TARGETS))}"
             raise UsageError(f"--columns {text!r}: {new!r} is no name that a chat is read from{hint}")
         pairs.append((new.lower(), old))
-    # Typed items differ from one another, so a key of theirs may have several old names (path here, url there).
-    news = [new for new, _ in pairs if not new.startswith("content.")]
-    for names, what in ((news, "NEW"), ([_scoped(*pair) for pair in pairs], "OLD")):
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UsageError(f"--columns: {min(twice)!r} is given twice as {what}; a column can have one name only")
+    # A key of typed items may have several old names (path in some, url in others), one name for several types.
+    new_names = [new for new, _ in pairs if not new.startswith("content.")]
+    old_names = [f"{new}: {old.lower()}" if new.startswith("content.") else old.lower() for new, old in pairs]
+    for names, side in ((new_names, "NEW"), (old_names, "OLD")):
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise UsageError(f"--columns: {min(repeated)!r} is given twice as {side}; a column can have one name only")
     return tuple(pairs)
 
 
-def _scoped(new: str, old: str) -> str:
-    """OLD in lower case; a key of typed items may be renamed for each type of item apart."""
-    return f"{new}: {old.lower()}" if new.startswith("content.") else old.lower()
-
-
 def rename_columns(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """Apply --columns to a row; the names of its columns count without case, as in the reference.
+    """Apply --columns to a row. Names are compared without case, as in the reference.
 
     Raises:
-        Reject: bad_column, where the new name is that of another column of the row.
+        Reject: bad_column, where the row has another column of the new name.
     """
     names = {key.lower(): key for key in raw if isinstance(key, str) and raw[key] is not None}
     renames = {names[old.lower()]: new for new, old in columns if old.lower() in names}
@@ -106,12 +89,13 @@ def rename_columns(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
             raise Reject(
                 RejectCode.BAD_COLUMN, f"--columns {new}={old}: the row has a column {taken!r} already; rename one only"
             )
-    gone = {name for name in raw if isinstance(name, str) and raw[name] is None and name.lower() in renames.values()}
-    return {renames.get(key, key): value for key, value in raw.items() if key not in gone}
+    # A null column of the new name is dropped, or it might overwrite the renamed one.
+    dropped = {name for name in raw if isinstance(name, str) and raw[name] is None and name.lower() in renames.values()}
+    return {renames.get(key, key): value for key, value in raw.items() if key not in dropped}
 
 
 def renamed_item_value(item: Mapping[str, Any], kind: str, columns: Columns) -> Any:
-    """The value that --columns content.TYPE=OLD gives an item of a content list; None where it has no such key.
+    """The value that an item of a content list has under the OLD of --columns content.TYPE=OLD; None without one.
 
     Raises:
         Reject: bad_message, where the item has a value under its own type too.
@@ -125,7 +109,7 @@ def renamed_item_value(item: Mapping[str, Any], kind: str, columns: Columns) -> 
 
 
 def columns_of_row(raw: Any, columns: Columns) -> set[int]:
-    """Which of the pairs of --columns a row has something for, by their number."""
+    """Numbers of the pairs of --columns whose OLD the row has; the build refuses a pair that no row has."""
     if not isinstance(raw, dict):
         return set()
     names = {key.lower() for key in raw if isinstance(key, str)}
@@ -145,10 +129,11 @@ def columns_of_row(raw: Any, columns: Columns) -> set[int]:
 
 
 def standard_names(raw: dict[str, Any], aliases: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Case-insensitive renames (core.py safe_rename_columns); columns that are null are left out.
+    """Rename columns to their standard names, without regard to case (core.py safe_rename_columns).
 
     Returns:
-        The row, and what two columns stand for: the reference then renames neither.
+        The row without columns that are null; and the standard names that two columns claim, with those columns (the
+        reference then renames neither).
 
     Raises:
         Reject: bad_column, where two columns differ in case alone.
@@ -157,14 +142,16 @@ def standard_names(raw: dict[str, Any], aliases: Mapping[str, str]) -> tuple[dic
     for key in raw:
         if isinstance(key, str):
             names.setdefault(key.lower(), []).append(key)
-    found: dict[str, list[str]] = {}
+    sources: dict[str, list[str]] = {}
     for name, keys in names.items():
         if target := aliases.get(name):
             if sum(raw[key] is not None for key in keys) > 1:
                 raise Reject(RejectCode.BAD_COLUMN, f"the columns {' and '.join(map(repr, keys))} differ in case alone")
-            found.setdefault(target, []).append(next((key for key in keys if raw[key] is not None), keys[-1]))
-    renames = {keys[0]: target for target, keys in found.items() if len(keys) == 1}
-    clashes = {target: [key for key in keys if raw[key] is not None] for target, keys in found.items() if len(keys) > 1}
+            sources.setdefault(target, []).append(next((key for key in keys if raw[key] is not None), keys[-1]))
+    renames = {keys[0]: target for target, keys in sources.items() if len(keys) == 1}
+    clashes = {
+        target: [key for key in keys if raw[key] is not None] for target, keys in sources.items() if len(keys) > 1
+    }
     return {renames.get(key, key): value for key, value in raw.items() if value is not None}, clashes
 
 
@@ -182,22 +169,22 @@ _INLINE = re.compile(r"data:(?P<kind>image|audio|video)/")
 _MAGIC = {b"\x89PNG": "images", b"\xff\xd8\xff": "images", b"GIF8": "images", b"RIFF": "audios", b"fLaC": "audios"}
 _ITEM_KEYS = frozenset({"path", "url", "uri", "file", "src", "source", "data", "bytes", "base64"})
 _MESSAGE_KEYS = frozenset({"role", "content", "loss", "from", "value", "user", "human", "assistant", "gpt", "bot"})
-_PARTS = frozenset(
+_CHAT_KEYS = frozenset(
     {"tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "weight", "train", "loss_weight"}
 )
-"""Keys of messages with which other programs say a part of the chat, or what is trained on; the reference drops them
-(OpenAI's tool calls and weights, thoughts of vLLM and SGLang, axolotl's train)."""
-_TEXTS = frozenset({*_READ, *MESSAGE_ALIASES, *RESPONSE_ALIASES} - {*_MEDIA_ALIASES}) | {*MEDIA_COLUMNS}
-_LONGEST_NAME = 1024
-"""A longer text is prose or base64, not the name of a file."""
+"""Keys of messages that hold a part of the chat, or its weight, for other programs (OpenAI's tool calls and weights,
+thoughts of vLLM and SGLang, axolotl's train); the reference drops them."""
+_TEXT_COLUMNS = frozenset({*_READ, *MESSAGE_ALIASES, *RESPONSE_ALIASES} - {*_MEDIA_ALIASES}) | {*MEDIA_COLUMNS}
+_MAX_NAME_LENGTH = 1024
+"""Longer text is prose or base64, not the name of a file."""
 
 
 def _kind_of_value(value: Any, depth: int = 2) -> str:
-    """images, audios or videos, where a value is plainly the name or the bytes of a media file; else ""."""
+    """images, audios or videos, where a value is clearly the name or the bytes of a media file; else ""."""
     if isinstance(value, str):
         if match := _INLINE.match(value):
             return f"{match['kind']}s"
-        if len(value) > _LONGEST_NAME or "\n" in value:
+        if len(value) > _MAX_NAME_LENGTH or "\n" in value:
             return ""
         match = _FILE.search(value)
         return f"{match.lastgroup}s" if match else ""
@@ -213,7 +200,7 @@ def _kind_of_value(value: Any, depth: int = 2) -> str:
 
 
 def _kind_of_column(name: str, value: Any) -> str:
-    """images, audios or videos, where a column holds media by its value, or by its name; else ""."""
+    """images, audios or videos, where a column holds media judging by its value, else by its name; else ""."""
     if kind := _kind_of_value(value):
         return kind
     match = _NAME.fullmatch(name.lower())
@@ -225,40 +212,41 @@ def _kind_of_column(name: str, value: Any) -> str:
 
 
 def unread_columns(row: Mapping[str, Any], read: Collection[str]) -> dict[str, str]:
-    """Columns of media that nobody reads, each with the --columns option that makes them read ("" where none does).
+    """Columns with media that are not read, each with the --columns value that would read it ("" where none does).
 
     Args:
         row: The row with standard names.
-        read: Columns of media that have items: images, audios, videos.
+        read: Media columns that have items: images, audios, videos.
     """
-    found = {}
+    unread = {}
     for name, value in row.items():
-        if not isinstance(name, str) or name.lower() in _TEXTS or not (kind := _kind_of_column(name, value)):
+        if not isinstance(name, str) or name.lower() in _TEXT_COLUMNS or not (kind := _kind_of_column(name, value)):
             continue
         if kind not in read:
-            found[name] = f"{kind}={name}"
+            unread[name] = f"{kind}={name}"
         elif name.lower() in _MEDIA_ALIASES or name[-1].isdigit():
-            # Beside media that are read, only `image` beside `images` and image_2 are surely others; file_name or
-            # image_url mostly say once more what the first column says.
-            found[name] = ""
-    return found
+            # Beside media that are read, only `image` beside `images`, and image_2, surely hold others; file_name or
+            # image_url mostly repeat the first column.
+            unread[name] = ""
+    return unread
 
 
 def unread_message_keys(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Keys of messages that hold media, a part of the chat or its weight beside the content (no option reads them: only
-    columns of the row count).
+    """Keys of messages that hold media, a part of the chat or its weight beside the content.
+
+    No option reads them: --columns renames columns of the row and keys of typed items.
     """
     return {
         f"messages.{name}": ""
         for message in messages
         for name, value in message.items()
         if name not in _MESSAGE_KEYS
-        and ((name in _PARTS and value is not None and value not in ("", [])) or _kind_of_column(str(name), value))
+        and ((name in _CHAT_KEYS and value is not None and value not in ("", [])) or _kind_of_column(str(name), value))
     }
 
 
 def unread_item_keys(item: Mapping[str, Any], kind: str) -> dict[str, str]:
-    """Keys of a typed item without media of its type that hold them, each with the option that reads them."""
+    """Keys with media of a typed item that has none under its type, each with the --columns value that reads them."""
     return {
         f"content.{kind}.{name}": f"content.{kind}={name}"
         for name, value in item.items()

@@ -1,8 +1,8 @@
-"""What was given on the command line → the files to read: globs, folders with all below them, saved datasets' splits.
+"""Finds the files to read for the inputs of the command line: files, globs, folders, saved datasets, Hub datasets.
 
-Nothing is taken or left out in silence: how many files a folder or glob gave is said, hidden files are counted, and
-folders that are tables (Delta, Iceberg, Lance, Hudi) are refused, since their files hold rows that were deleted. A
-folder that holds several splits is asked about.
+Nothing is read or left out silently: the number of files of a folder or glob is printed, hidden files are counted, and
+the user must choose where a folder has several splits. Folders that are tables (Delta, Iceberg, Lance, Hudi) are
+refused, since their files also hold deleted rows.
 """
 
 import os
@@ -23,10 +23,10 @@ Kind = Literal["jsonl", "json", "parquet", "hf"]
 _KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
 _CODECS = {".gz": "gz", ".zst": "zst"}
 _UNKNOWN = f"not a kind of file that is known ({', '.join(_KINDS)}, with .gz or .zst after JSON)"
-_NO_ROWS = frozenset({"config.json", "dataset_info.json", "dataset_infos.json"})
-"""Files beside the data of datasets, passed over in folders as `datasets` does (data_files.FILES_TO_IGNORE)."""
+_METADATA_FILES = frozenset({"config.json", "dataset_info.json", "dataset_infos.json"})
+"""Files without rows beside the data of a dataset; `datasets` ignores them too (data_files.FILES_TO_IGNORE)."""
 _TABLES = {"_delta_log": "Delta", "_versions": "Lance", ".hoodie": "Hudi"}
-"""Folders that make the folder they lie in a table."""
+"""Names of folders that mark the folder they lie in as a table."""
 _ICEBERG = re.compile(r"(?:^|/)metadata/(?:[^/]*\.metadata\.json|version-hint\.text)$")
 _SPLIT_WORDS = {
     "train": "train|training",
@@ -42,52 +42,53 @@ class Input:
     """One file, or one split of a saved dataset."""
 
     source: str
-    """As the user named it, for rows.parquet and messages."""
+    """Name as the user gave it, for rows.parquet and messages."""
     kind: Kind
     codec: str = ""
+    """Compression: "gz", "zst" or nothing."""
     uri: str = ""
-    """Where it lies, where that is not `source`: the folder of the chosen split, the dataset on the Hub."""
+    """What to read where that is not `source`: the folder of the chosen split, the dataset on the Hub."""
     split: str = ""
-    """The split that was chosen, of an input that has splits."""
+    """The chosen split of an input that has splits."""
     base: str = ""
     """The folder that media paths are relative to."""
     draw: tuple[int, int] | None = None
-    """Of INPUT#N: its number on the command line, and N; the rows are drawn from all files that it gave."""
+    """For INPUT#N: its number on the command line, and N. The rows are drawn from all files of that argument."""
 
 
 def find_inputs(
     patterns: tuple[str, ...], split: str | None = None, say: Callable[[str], None] = lambda text: None
 ) -> list[Input]:
-    """Expand what was given on the command line, in the order given.
+    """Expand the inputs of the command line, in their order.
 
     Args:
-        patterns: Files, globs, folders, saved datasets, datasets on the Hub; each may end in :NAME, a split, and #N,
-            how many rows to draw.
-        split: The split of inputs that have splits and name none themselves.
-        say: Told how many files each folder and glob gave.
+        patterns: Files, globs, folders, saved datasets, datasets on the Hub; each may end in :NAME (a split) and #N
+            (the number of rows to draw).
+        split: The split of inputs that have splits and do not name one.
+        say: Called with a line of text for each folder and glob: how many files it has.
 
     Raises:
         OmniprepError: A file is absent, a glob matches nothing, a file is of no known kind, or a folder is a table.
     """
     search = _Search(split or "", say)
-    found: list[Input] = []
-    for number, given in enumerate(patterns):
-        pattern, rows = _drawn(given)
+    inputs: list[Input] = []
+    for number, argument in enumerate(patterns):
+        pattern, rows = _split_draw(argument)
         entries = search.find(pattern)
-        found += entries if rows is None else [replace(entry, draw=(number, rows)) for entry in entries]
-    if not found:
+        inputs += entries if rows is None else [replace(entry, draw=(number, rows)) for entry in entries]
+    if not inputs:
         raise OmniprepError("no input: give at least one .jsonl, .json or .parquet file, or a dataset folder")
-    for entry in found:
+    for entry in inputs:
         _check_name(entry.source)
-    found = list(dict.fromkeys(found))
-    twice = [source for source, count in Counter(entry.source for entry in found).items() if count > 1]
-    if twice:  # a row is known by source and line, which must be one row
-        raise OmniprepError(f"{twice[0]}: is given twice, with other numbers of rows to draw")
-    return found
+    inputs = list(dict.fromkeys(inputs))
+    repeated = [source for source, count in Counter(entry.source for entry in inputs).items() if count > 1]
+    if repeated:  # source and line must identify one row
+        raise OmniprepError(f"{repeated[0]}: is given twice, with other numbers of rows to draw")
+    return inputs
 
 
-def _drawn(pattern: str) -> tuple[str, int | None]:
-    """Name and N of INPUT#N; a name that exists with its # is no such thing."""
+def _split_draw(pattern: str) -> tuple[str, int | None]:
+    """Name and N of INPUT#N; N is None for other patterns, and for a local file whose name ends so."""
     name, mark, digits = pattern.rpartition("#")
     if not mark or not digits.isdecimal() or (io.is_local(pattern) and os.path.lexists(pattern)):
         return pattern, None
@@ -97,10 +98,10 @@ def _drawn(pattern: str) -> tuple[str, int | None]:
 
 
 def _check_name(name: str) -> None:
-    """Refuse names that are not UTF-8 (of archives packed under another encoding): no table or manifest can hold them.
+    """Refuse names that are not UTF-8 (from archives with another encoding): no table or manifest can hold them.
 
     Raises:
-        OmniprepError: It is not; shows the bytes.
+        OmniprepError: It is not; the message shows the bytes.
     """
     try:
         name.encode()
@@ -109,7 +110,7 @@ def _check_name(name: str) -> None:
 
 
 class _Search:
-    """One expansion: what it was asked for, and the folders it has looked into."""
+    """Expands patterns; remembers which folders are tables, since each look into a store is a request."""
 
     def __init__(self, split: str, say: Callable[[str], None]) -> None:
         self._split, self._say = split, say
@@ -122,7 +123,7 @@ class _Search:
         if any(letter in name for letter in "*?[") and not _ask(io.exists, name):
             return self._glob(name)
         if not _ask(io.exists, name):
-            raise OmniprepError(f"{name}: no such file{_near(name)}")
+            raise OmniprepError(f"{name}: no such file{_did_you_mean_file(name)}")
         if _ask(io.is_folder, name):
             return self._folder(name, split, pattern)
         if split:
@@ -133,7 +134,7 @@ class _Search:
         return [self._file(name, kind)]
 
     def _parts(self, pattern: str) -> tuple[str, str]:
-        """Name and split of FOLDER:NAME; a name that exists with its colon is no such thing."""
+        """Name and split of FOLDER:NAME; no split for other patterns, and for a local file whose name ends so."""
         head, _, tail = pattern.rpartition(":")
         if not head or not re.fullmatch(r"[\w.-]+", tail) or (io.is_local(pattern) and os.path.lexists(pattern)):
             return pattern, ""
@@ -151,75 +152,76 @@ class _Search:
         names = [
             (name, folder)
             for name, folder in _ask(io.expand, pattern)
-            if _hidden_parts(name + "/" * folder) <= _hidden_parts(pattern + "/" * folder)  # not asked for by name
+            # A hidden name matches only where the pattern itself spells it out.
+            if _hidden_parts(name + "/" * folder) <= _hidden_parts(pattern + "/" * folder)
         ]
         if not names:
             raise OmniprepError(f"{pattern}: no file matches")
-        found = []
+        inputs = []
         for name, folder in names:
             kind = None if folder else _kind(name)
             if kind is not None:
-                found.append(self._file(name, kind))
+                inputs.append(self._file(name, kind))
             elif folder:
-                found += self._folder(name, "", name)
+                inputs += self._folder(name, "", name)
             else:
                 raise OmniprepError(f"{name}: {_UNKNOWN} ({pattern} matches it)")
-        found = list(dict.fromkeys(found))
-        plain = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]  # the folders that were named as they are
-        named = _named_splits(entry.source.removeprefix(plain) for entry in found)
-        self._say(f"{pattern}: {_count(len(found), 'file')}{named}")
-        return found
+        inputs = list(dict.fromkeys(inputs))
+        literal = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]  # folders that the pattern names literally
+        splits = _describe_splits(entry.source.removeprefix(literal) for entry in inputs)
+        self._say(f"{pattern}: {_count_files(len(inputs))}{splits}")
+        return inputs
 
     def _folder(self, name: str, split: str, given: str) -> list[Input]:
         paths = _ask(io.walk, name)
-        inside: defaultdict[str, set[str]] = defaultdict(set)
+        names_in: defaultdict[str, set[str]] = defaultdict(set)
         for path in paths:
             folder, _, file = path.rpartition("/")
-            inside[folder].add(file)
-        if saved.is_saved(inside[""]):
+            names_in[folder].add(file)
+        if saved.is_saved(names_in[""]):
             return [self._saved(name, split, given)]
         _refuse_table_below(name, paths)
         self._refuse_table_above(name)
         datasets: list[str] = []
-        for folder in sorted(inside):
-            if saved.is_saved(inside[folder]) and not folder.startswith(tuple(f"{other}/" for other in datasets)):
+        for folder in sorted(names_in):
+            if saved.is_saved(names_in[folder]) and not folder.startswith(tuple(f"{outer}/" for outer in datasets)):
                 datasets.append(folder)
         loose = [path for path in paths if not path.startswith(tuple(f"{folder}/" for folder in datasets))]
-        left = Counter[str]()
+        left_out = Counter[str]()
         files = []
         for path in loose:
             hidden = _hidden_parts(path) > 0
-            known = _kind(path) is not None and path.rpartition("/")[2] not in _NO_ROWS
-            left["hidden"] += hidden
-            left["of other kinds"] += not hidden and not known
+            known = _kind(path) is not None and path.rpartition("/")[2] not in _METADATA_FILES
+            left_out["hidden"] += hidden
+            left_out["of other kinds"] += not hidden and not known
             files += [path] if known and not hidden else []
-        left["of other splits"] = len(files)
-        files, chosen = self._of_split(name, files, split)
-        left["of other splits"] -= len(files)
-        found = [self._file(io.join(name, path), _kind(path) or ("json", ""), chosen) for path in files]
-        found += [
+        left_out["of other splits"] = len(files)
+        files, chosen = self._choose_files(name, files, split)
+        left_out["of other splits"] -= len(files)
+        inputs = [self._file(io.join(name, path), _kind(path) or ("json", ""), chosen) for path in files]
+        inputs += [
             self._saved(io.join(name, folder), "", io.join(name, folder))
             for folder in datasets
             if not _hidden_parts(f"{folder}/")
         ]
-        more = ", ".join(f"{count} {what}" for what, count in left.items() if count)
-        if not found:
+        more = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+        if not inputs:
             raise OmniprepError(
                 f"{name}: a folder without .jsonl, .json or .parquet files, and not a saved Hugging Face dataset"
                 + (f" (files left out: {more})" if more else "")
             )
-        named = "" if chosen else _named_splits(files)
-        self._say(f"{name}: {_count(len(found), 'file')}{named}" + (f"; left out: {more}" if more else ""))
-        return found
+        splits = "" if chosen else _describe_splits(files)
+        self._say(f"{name}: {_count_files(len(inputs))}{splits}" + (f"; left out: {more}" if more else ""))
+        return inputs
 
-    def _of_split(self, folder: str, files: list[str], split: str) -> tuple[list[str], str]:
-        """The files of the split that was asked for, and its name; all where their names tell of no others.
+    def _choose_files(self, folder: str, files: list[str], split: str) -> tuple[list[str], str]:
+        """The files of the split to read, and its name; all files and no name where their names tell of no splits.
 
         Raises:
-            OmniprepError: There are several and none was chosen, or there is no such split.
+            OmniprepError: There are several splits and none was chosen, or there is no such split.
         """
-        of = {path: _split_of(path) for path in files}
-        names = sorted(set(of.values()) - {""})
+        split_of = {path: _split_of(path) for path in files}
+        names = sorted(set(split_of.values()) - {""})
         asked = split or (self._split if self._split in names else "")
         if not asked and "train" in names and len(names) > 1:
             raise OmniprepError(
@@ -228,7 +230,7 @@ class _Search:
             )
         if asked and asked not in names:
             raise OmniprepError(f"{folder}: no split {asked!r}; the names in it tell of {', '.join(names) or 'none'}")
-        return ([path for path in files if of[path] == asked] if asked else files), asked
+        return ([path for path in files if split_of[path] == asked] if asked else files), asked
 
     def _saved(self, folder: str, split: str, given: str) -> Input:
         chosen, name, others = saved.choose_split(folder, split, self._split)
@@ -237,41 +239,33 @@ class _Search:
         return Input(given, "hf", uri=chosen, split=name, base=io.local_path(folder))
 
     def _refuse_table_above(self, folder: str) -> None:
-        """Refuse a folder that is a table, or lies in one.
+        """Raise an OmniprepError for a folder that is a table, or lies in one."""
+        for parent in _with_parents(folder):
+            if parent not in self._tables:
+                self._tables[parent] = self._table_kind(parent)
+            if self._tables[parent]:
+                raise OmniprepError(_table_message(parent, self._tables[parent]))
 
-        Raises:
-            OmniprepError: It does.
-        """
-        for place in _with_parents(folder):
-            if place not in self._tables:
-                self._tables[place] = self._table(place)
-            if self._tables[place]:
-                raise OmniprepError(_table_text(place, self._tables[place]))
-
-    def _table(self, folder: str) -> str:
-        """What kind of table a folder is, by the names in it; empty for none."""
+    def _table_kind(self, folder: str) -> str:
+        """The kind of table that a folder is, judging by the names in it; empty for none."""
         try:
             names = io.list_folder(folder)
             mark = next((mark for mark in _TABLES if mark in names), None)
-            inside = io.list_folder(io.join(folder, "metadata")) if "metadata" in names and mark is None else []
-        except PermissionError:  # of a folder above: what lies in the input's own was listed, or is named in full
+            metadata = io.list_folder(io.join(folder, "metadata")) if "metadata" in names and mark is None else []
+        except PermissionError:  # only a parent folder: the input's own was listed, or its file was named
             self._say(f"{folder}: may not be listed, so whether it is a table of Delta, Iceberg or Lance is not known")
             return ""
         except OSError as error:
             raise OmniprepError(f"{folder}: {error}") from error
         if mark is not None:
             return _TABLES[mark]
-        return "Iceberg" if any(_ICEBERG.search(f"metadata/{name}") for name in inside) else ""
+        return "Iceberg" if any(_ICEBERG.search(f"metadata/{name}") for name in metadata) else ""
 
 
-def _ask(question: Callable[[str], T], name: str) -> T:
-    """Ask the disk or store about a name.
-
-    Raises:
-        OmniprepError: It does not answer; says why.
-    """
+def _ask(function: Callable[[str], T], name: str) -> T:
+    """Call a function of the file system or store; what it raises becomes an OmniprepError that names the input."""
     try:
-        return question(name)
+        return function(name)
     except PermissionError as error:
         raise OmniprepError(f"{error.filename or name}: no permission to read it ({error.strerror})") from error
     except OmniprepError as error:
@@ -280,8 +274,8 @@ def _ask(question: Callable[[str], T], name: str) -> T:
         raise OmniprepError(f"{name}: {error}") from error
 
 
-def _near(name: str) -> str:
-    """The file in the same folder that may have been meant."""
+def _did_you_mean_file(name: str) -> str:
+    """A hint at a file in the same folder with a similar name."""
     if not io.is_local(name):
         return ""
     folder, word = os.path.split(io.local_path(name))
@@ -289,6 +283,7 @@ def _near(name: str) -> str:
 
 
 def _kind(name: str) -> tuple[Kind, str] | None:
+    """Kind and compression of a file by its suffixes; None for files that are not read."""
     stem, suffix = os.path.splitext(name.lower())
     codec = _CODECS.get(suffix, "")
     if codec:
@@ -298,24 +293,24 @@ def _kind(name: str) -> tuple[Kind, str] | None:
 
 
 def _split_of(path: str) -> str:
-    """The split that the names in a path tell of; empty for none."""
+    """The split that a path belongs to, judging by the names in it; empty for none."""
     return next((name for name, words in _SPLITS.items() if words.search(path)), "")
 
 
-def _named_splits(paths: Iterable[str]) -> str:
-    """What to say of files that are all read though their names tell of splits that are not for training."""
+def _describe_splits(paths: Iterable[str]) -> str:
+    """Names the splits other than train among files that are all read; empty for none."""
     counts = Counter(split for path in paths if (split := _split_of(path)) not in ("", "train"))
-    told = ", ".join(f"{count} of the split {name}" for name, count in sorted(counts.items()))
-    return f", {told} (by their names)" if told else ""
+    splits = ", ".join(f"{count} of the split {name}" for name, count in sorted(counts.items()))
+    return f", {splits} (by their names)" if splits else ""
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _count_files(number: int) -> str:
+    return f"{number:,} file{'' if number == 1 else 's'}"
 
 
 def _hidden_parts(path: str) -> int:
-    """How many names in a path are hidden: those that begin with a dot (as `datasets` and globs have it), and folders
-    that begin with an underscore (`__MACOSX`; `_temporary` of Spark, where writes that failed lie).
+    """Number of hidden names in a path: those that begin with a dot (as for `datasets` and globs), and folders that
+    begin with an underscore (`__MACOSX`; Spark's `_temporary`, where failed writes remain).
     """
     *folders, name = path.split(io.REMOTE_MARK, 1)[-1].split("/")
     hidden = sum(part.startswith(("_", ".")) and part.strip(".") != "" for part in folders)
@@ -323,7 +318,7 @@ def _hidden_parts(path: str) -> int:
 
 
 def _with_parents(folder: str) -> Iterator[str]:
-    """A folder and those that it lies in, from within; of a store at most three, since each is a request."""
+    """A folder and its parents, innermost first; in a store at most three parents, since each is a request."""
     if io.is_local(folder):
         path = os.path.abspath(io.local_path(folder))
         yield path
@@ -335,27 +330,24 @@ def _with_parents(folder: str) -> Iterator[str]:
     if scheme in ("http", "https"):  # web servers list no folders
         return
     parts = path.rstrip("/").split("/")
-    root = 3 if scheme == "hf" else 1  # of a repository of the Hub: datasets/ORG/NAME
+    root = 3 if scheme == "hf" else 1  # a repository of the Hub is datasets/ORG/NAME
     for count in range(len(parts), max(root, len(parts) - 3) - 1, -1):
         yield f"{scheme}{io.REMOTE_MARK}{'/'.join(parts[:count])}"
 
 
 def _refuse_table_below(folder: str, paths: Iterable[str]) -> None:
-    """Refuse a folder that is a table or has one in it.
-
-    Raises:
-        OmniprepError: It is.
-    """
+    """Raise an OmniprepError for a folder that is a table, or has one in it that is not hidden."""
     for path in paths:
         parts = path.split("/")
-        for at, part in enumerate(parts[:-1]):
-            if part in _TABLES and not _hidden_parts("/".join([*parts[:at], ""])):
-                raise OmniprepError(_table_text(io.join(folder, *parts[:at]), _TABLES[part]))
-        if _ICEBERG.search(path) and not _hidden_parts("/".join([*parts[:-2], ""])):
-            raise OmniprepError(_table_text(io.join(folder, *parts[:-2]), "Iceberg"))
+        tables = [(parts[:depth], _TABLES[part]) for depth, part in enumerate(parts[:-1]) if part in _TABLES]
+        if _ICEBERG.search(path):
+            tables.append((parts[:-2], "Iceberg"))
+        for parents, kind in tables:
+            if not _hidden_parts("/".join([*parents, ""])):
+                raise OmniprepError(_table_message(io.join(folder, *parents), kind))
 
 
-def _table_text(folder: str, kind: str) -> str:
+def _table_message(folder: str, kind: str) -> str:
     return (
         f"{folder}: is a {kind} table; read file by file it would bring back rows that were deleted or replaced. "
         "Write its current rows to a folder of Parquet first, and give that"

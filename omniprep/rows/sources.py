@@ -1,15 +1,16 @@
-"""Inputs → splits → rows: where each row stands (source, line) and what it says.
+"""Cuts inputs into splits and reads the rows of a split.
 
-A split is the unit of planning: a byte range of a .jsonl file, cut at line ends, so one large file feeds many workers;
-a row group of a .parquet file; a range of a Hugging Face dataset; a whole compressed file or JSON array. Workers know
-line numbers only within their split; whoever reads all of them adds up (`numbered`, lines_before of
-omniprep/compiler/output/manifest.py). A line that cannot be parsed is a Reject, not the end.
+A split is the unit of planning: a byte range of a .jsonl file, cut at line ends, so that many workers read one large
+file; a row group of a .parquet file; a range of a Hugging Face dataset; a whole compressed file or JSON array. A worker
+numbers lines within its split; adding up the lines of the splits before gives the line of the source (`numbered` here,
+`lines_before` of omniprep/compiler/output/manifest.py). A line that cannot be parsed becomes a `Reject`.
 """
 
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Literal
 
@@ -25,50 +26,54 @@ from omniprep.rows.opening import MAX_LINE_BYTES, find_form, next_line, open_fil
 __all__ = ["RawRow", "Split", "count_lines", "find_splits", "fingerprint", "numbered", "read_split"]
 
 SPLIT_BYTES = 16 << 20
+"""Bytes of JSON lines in a split."""
 HF_ROWS = 2000
-_AT_ONCE = 16
-"""Files that are looked at together when a build begins."""
+"""Rows of a Hugging Face dataset in a split."""
+_OPEN_THREADS = 16
+"""Remote files whose headers are read at the same time; each costs some requests."""
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
     """A part of an input: bytes [start, end) of JSON lines, rows [start, end) of a dataset, or row group `start` of
-    parquet. Compressed lines, lines in another encoding than UTF-8, and JSON values are one split whatever their size.
+    Parquet. A compressed file, one in another encoding than UTF-8, and one of JSON values are a single split.
     """
 
     source: str
-    """As the user named the input."""
+    """The input's name as the user gave it."""
     kind: Literal["lines", "values", "parquet", "hf"]
     start: int
     end: int
     uri: str
-    """Where it lies."""
+    """The file, folder or dataset to read."""
     base: str
     """The folder that media paths are relative to."""
     codec: str = ""
+    """Compression: "gz", "zst" or nothing."""
     encoding: str = ""
-    """Of JSON text, where that is not UTF-8."""
+    """Encoding of JSON text; empty for UTF-8."""
     name: str = ""
-    """The split of a dataset on the Hub."""
+    """Name of the split of a Hugging Face dataset."""
     chosen: tuple[int, ...] | None = None
-    """Of INPUT#N: which rows of the split, counted from 0 without blank lines; None for all."""
+    """Rows that INPUT#N drew, counted from 0 without blank lines; None for all."""
 
     @property
     def in_ranges(self) -> bool:
-        """Whether it is a byte range, whose lines can be counted without reading them."""
+        """Whether this is a byte range of a file, whose lines can be counted without parsing them."""
         return self.kind == "lines" and not self.codec and not self.encoding
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as read: its line within the split (from 0), its content or why it cannot be read, and how many bytes it
-    took.
-    """
+    """A row as read."""
 
     line: int
+    """Line within the split, from 0."""
     content: Any
+    """The parsed row, or a `Reject`."""
     size: int
+    """Bytes that it took in the file, or about as many as its values take."""
 
 
 def find_splits(
@@ -79,32 +84,33 @@ def find_splits(
     Args:
         inputs: From `find_inputs`.
         split_bytes: Bytes of JSON lines in a split.
-        seed: Of the draw of INPUT#N.
-        say: Told how many rows were drawn of how many.
+        seed: Seed of the draw of INPUT#N.
+        say: Called with a line of text for each draw: how many rows of how many.
 
     Raises:
         OmniprepError: A file cannot be opened, is damaged, or is not what its name says; it has fewer rows than N.
     """
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        # In a store each file costs some requests.
+    with ThreadPoolExecutor(_OPEN_THREADS) as pool:
         remote = any(not io.is_local(entry.uri or entry.source) for entry in inputs)
         each: Any = pool.map if remote else map
-        found = list(each(lambda entry: list(_splits_of(entry, split_bytes)), inputs))
-        drawn = [split for entry, splits in zip(inputs, found, strict=True) if entry.draw for split in splits]
+        by_input = list(each(lambda entry: list(_splits_of(entry, split_bytes)), inputs))
+        drawn = [split for entry, splits in zip(inputs, by_input, strict=True) if entry.draw for split in splits]
         counts = dict(zip(drawn, each(_count_rows, drawn), strict=True))
-    groups: defaultdict[tuple[int, int], list[Split]] = defaultdict(list)
-    for entry, splits in zip(inputs, found, strict=True):
+    by_draw: defaultdict[tuple[int, int], list[Split]] = defaultdict(list)
+    for entry, splits in zip(inputs, by_input, strict=True):
         if entry.draw is not None:
-            groups[entry.draw] += splits
-    chosen = {split: rows for draw, splits in groups.items() for split, rows in _draw(draw, splits, counts, seed, say)}
-    return [chosen.get(split, split) for splits in found for split in splits]
+            by_draw[entry.draw] += splits
+    chosen = {split: rows for draw, splits in by_draw.items() for split, rows in _draw(draw, splits, counts, seed, say)}
+    return [chosen.get(split, split) for splits in by_input for split in splits]
 
 
 def _draw(
     draw: tuple[int, int], splits: list[Split], counts: dict[Split, int], seed: int, say: Callable[[str], None]
 ) -> Iterator[tuple[Split, Split]]:
-    """Each split of INPUT#N and what is drawn of it: a function of the seed, the input's place in the command line, N,
-    and how many rows there are; not of names, nor of how the files are cut into splits.
+    """Each split of INPUT#N, and the same split with the rows that were drawn.
+
+    Which rows depends on the seed, the input's number on the command line, N and the number of rows; not on names, nor
+    on how files are cut into splits.
     """
     number, rows = draw
     total = sum(counts[split] for split in splits)
@@ -116,14 +122,14 @@ def _draw(
     say(f"{name}: {rows:,} of {total:,} rows, drawn with seed {seed}")
     first = 0
     for split in splits:
-        last = first + counts[split]
-        inside = order[np.searchsorted(order, first) : np.searchsorted(order, last)] - first
+        end = first + counts[split]
+        inside = order[np.searchsorted(order, first) : np.searchsorted(order, end)] - first
         yield split, replace(split, chosen=tuple(inside.tolist()))
-        first = last
+        first = end
 
 
 def _count_rows(split: Split) -> int:
-    """Rows of a split: its lines that are not blank; one that cannot be parsed counts, since it will be a reject."""
+    """Rows of a split: its lines that are not blank, those that cannot be parsed included."""
     if split.kind == "lines":
         return sum(1 for _ in _read_lines(split, lambda lines: None, MAX_LINE_BYTES, parse=False))
     if split.kind == "hf":
@@ -143,7 +149,7 @@ def _splits_of(entry: Input, split_bytes: int) -> Iterator[Split]:
         for start in range(0, rows, HF_ROWS):
             yield Split(entry.source, "hf", start, min(start + HF_ROWS, rows), uri, entry.base, name=entry.split)
     else:
-        size = 0 if entry.codec else _size_of(uri)
+        size = 0 if entry.codec else _file_size(uri)
         form, encoding = find_form(uri, entry.codec, entry.kind, size)
         if form == "values" or entry.codec or encoding:
             yield Split(entry.source, form, 0, 0, uri, entry.base, entry.codec, encoding)
@@ -153,7 +159,7 @@ def _splits_of(entry: Input, split_bytes: int) -> Iterator[Split]:
 
 
 def fingerprint(split: Split) -> dict[str, Any]:
-    """What tells cheaply that the input of a split changed; nothing for a dataset on the Hub."""
+    """Facts that change when the input of a split does, cheap to get; empty for a dataset on the Hub."""
     if split.kind == "hf":
         return {} if saved.is_repository(split.uri) else saved.fingerprint(split.uri)
     return io.fingerprint(split.uri)
@@ -162,12 +168,14 @@ def fingerprint(split: Split) -> dict[str, Any]:
 def read_split(
     split: Split, ended: Callable[[int], None] = lambda lines: None, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[RawRow]:
-    """The rows of a split; blank lines are counted but are no rows. None is held while the next is read.
+    """Read the rows of a split. Blank lines are counted but are no rows.
+
+    No reference to a row is kept while the next is read: with inline media a row may have hundreds of MB.
 
     Args:
-        split: Of an input.
-        ended: Told at the end how many lines the split has.
-        max_line_bytes: Longest line that is read into memory; a longer one is rejected.
+        split: From `find_splits`.
+        ended: Called at the end with the number of lines of the split.
+        max_line_bytes: Longest line that is read into memory; a longer one becomes a reject.
 
     Raises:
         OmniprepError: The file cannot be opened, or is damaged as a whole (gzip, zstd, parquet, a JSON array).
@@ -187,41 +195,41 @@ def read_split(
 def _contents(split: Split, max_line_bytes: int) -> Iterator[tuple[Any, int]]:
     if split.kind == "values":
         with open_text(split.uri, split.codec, split.encoding) as file:
-            yield from read_values(_without_mark(file), split.uri, max_line_bytes)
+            yield from read_values(_skip_bom(file), split.uri, max_line_bytes)
         return
     if split.kind == "parquet":
         rows = _read_parquet(split)
     else:
         rows = saved.read_rows(split.uri, split.name, split.start, split.end)
     for content in rows:
-        yield content, _size(content)
+        yield content, _value_size(content)
         del content
 
 
-def _without_mark(file: BinaryIO) -> BinaryIO:
-    """The file behind its byte order mark; `file` is one that can look ahead."""
-    if file.peek(len(_BOM))[: len(_BOM)] == _BOM:  # type: ignore[attr-defined]  # all of open_text's are buffered
+def _skip_bom(file: BinaryIO) -> BinaryIO:
+    """Move past a byte order mark."""
+    if file.peek(len(_BOM))[: len(_BOM)] == _BOM:  # type: ignore[attr-defined]  # files of open_text are buffered
         file.read(len(_BOM))
     return file
 
 
-def _size(value: Any) -> int:
+def _value_size(value: Any) -> int:
     """About how many bytes a row takes, so that chunks of rows with inline media stay small."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, dict):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list) else 8
+        return sum(map(_value_size, value.values()))
+    return sum(map(_value_size, value)) if isinstance(value, list) else 8
 
 
 def numbered(
     splits: Iterable[Split], wanted: Callable[[range], bool] | None = None, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[tuple[Split, int, RawRow]]:
-    """The rows of splits with the lines of their sources, from 1, as in rows.parquet.
+    """The rows of splits with their lines in the source, from 1, as in rows.parquet.
 
     Args:
-        splits: All of a source, in order.
-        wanted: Whether any of these lines is needed; byte ranges without one are counted and not read.
+        splits: All splits of each source, in order.
+        wanted: Whether any line of a range is needed; splits without one are counted and not parsed.
         max_line_bytes: As for `read_split`.
     """
     before = Counter[str]()
@@ -238,16 +246,16 @@ def numbered(
 
 
 def count_lines(split: Split) -> int:
-    """Lines of a split of JSON lines, rows of another; used to number the lines of the next split."""
+    """Lines of a split of JSON lines, rows of any other; the next split's numbers begin behind them."""
     if not split.in_ranges:
-        found: list[int] = []
-        for _ in read_split(split, found.append):
+        counted: list[int] = []
+        for _ in read_split(split, counted.append):
             pass
-        return found[0]
+        return counted[0]
     with open_file(split.uri) as file:
         start = _first_line(file, split)
         file.seek(start)
-        # A line begins where the split's first does, and behind each line end that is not the split's last byte.
+        # One line begins at `start`, and one behind each line end except at the split's last byte.
         lines, left = int(start < split.end), split.end - 1 - start
         while left > 0 and (block := file.read(min(left, 8 << 20))):
             lines += block.count(b"\n")
@@ -256,18 +264,19 @@ def count_lines(split: Split) -> int:
 
 
 def _first_line(file: BinaryIO, split: Split) -> int:
-    """Where the first line of a byte range begins, or its end: a line belongs to the range that its first byte is in.
+    """Offset of the first line that begins in a byte range; the range's end where none does.
 
-    Not looked for beyond the range: a line of gigabytes would be read once for each range that it goes through.
+    A line belongs to the range that holds its first byte. The search ends with the range, since a line of gigabytes
+    would otherwise be read once for each range that it crosses.
     """
     if split.start == 0:
         return 0
-    at = split.start - 1
-    file.seek(at)
-    while at < split.end and (block := file.readline(min(1 << 20, split.end - at))):
-        at += len(block)
+    offset = split.start - 1
+    file.seek(offset)
+    while offset < split.end and (block := file.readline(min(1 << 20, split.end - offset))):
+        offset += len(block)
         if block.endswith(b"\n"):
-            return at
+            return offset
     return split.end
 
 
@@ -275,25 +284,25 @@ def _read_lines(
     split: Split, ended: Callable[[int], None], max_line_bytes: int, chosen: frozenset[int] | None = None, *,
     parse: bool = True,
 ) -> Iterator[RawRow]:  # fmt: skip
-    """Rows of lines; with `chosen` those rows alone, and without `parse` rows without content."""
+    """Rows of JSON lines: the `chosen` ones, or all; without `parse` they have no content."""
     number = 0
     with open_text(split.uri, split.codec, split.encoding) as file:
-        at, end = 0, sys.maxsize
+        offset, end = 0, sys.maxsize
         if split.in_ranges:
-            at, end = _first_line(file, split), split.end
-            file.seek(at)
+            offset, end = _first_line(file, split), split.end
+            file.seek(offset)
         line = 0
-        while at < end:
+        while offset < end:
             text, size = next_line(file, max_line_bytes)
             if not size:
                 break
-            at += size
+            offset += size
             row = None
             if text is None or not _is_blank(text):
                 if chosen is None or number in chosen:
                     row = _parse(line, text, size, max_line_bytes) if parse else RawRow(line, None, size)
                 number += 1
-            del text  # not held while the row is planned: with inline media it may be hundreds of MB
+            del text  # freed before the row is planned: with inline media it may have hundreds of MB
             line += 1
             if row is not None:
                 yield row
@@ -307,43 +316,44 @@ def _is_blank(text: bytes) -> bool:
 
 def _parse(line: int, text: bytes | None, size: int, max_line_bytes: int) -> RawRow:
     if text is None:
-        why = f"the line has {size:,} bytes, the limit is {max_line_bytes:,} (--max-line-bytes)"
-        return RawRow(line, Reject(RejectCode.LINE_TOO_LONG, why), 0)
-    # A mark may stand before any line: files that were put together have one inside.
+        message = f"the line has {size:,} bytes, the limit is {max_line_bytes:,} (--max-line-bytes)"
+        return RawRow(line, Reject(RejectCode.LINE_TOO_LONG, message), 0)
+    # Concatenated files have a byte order mark before a line in the middle.
     return RawRow(line, parse_row(text.removeprefix(_BOM)), size)
 
 
-def _size_of(uri: str) -> int:
+def _file_size(uri: str) -> int:
     try:
         return io.size(uri)
     except OSError as error:
         raise OmniprepError(f"{uri}: {error.strerror or error}") from error
 
 
-def _row_groups(uri: str) -> list[int]:
-    """Rows of each row group."""
+@contextmanager
+def _open_parquet(uri: str) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`; what is wrong with the file, also later in the block, is an OmniprepError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with open_file(uri) as file:
         try:
-            facts = pq.ParquetFile(file, pre_buffer=False).metadata
-            return [facts.row_group(number).num_rows for number in range(facts.num_row_groups)]
+            yield pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        except OmniprepError:  # a ValueError too: what a store's file says of itself
+            raise
         except (pa.ArrowException, OSError, ValueError) as error:
             raise OmniprepError(f"{uri}: damaged parquet file: {error}") from error
 
 
-def _read_parquet(split: Split) -> Iterator[Any]:
-    """The rows of a group, a few megabytes at a time, since a group may hold gigabytes of inline media."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _row_groups(uri: str) -> list[int]:
+    """Number of rows of each row group."""
+    with _open_parquet(uri) as table:
+        return [table.metadata.row_group(number).num_rows for number in range(table.metadata.num_row_groups)]
 
-    with open_file(split.uri) as file:
-        try:
-            table = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-            group = table.metadata.row_group(split.start)
-            rows = max(1, min(64, (8 << 20) * group.num_rows // max(group.total_byte_size, 1)))
-            for batch in table.iter_batches(rows, row_groups=[split.start], use_threads=False):
-                yield from saved.table_rows(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise OmniprepError(f"{split.uri}: damaged parquet file: {error}") from error
+
+def _read_parquet(split: Split) -> Iterator[Any]:
+    """The rows of a row group, a few MB at a time, since a group may hold gigabytes of inline media."""
+    with _open_parquet(split.uri) as table:
+        group = table.metadata.row_group(split.start)
+        rows = max(1, min(64, (8 << 20) * group.num_rows // max(group.total_byte_size, 1)))
+        for batch in table.iter_batches(rows, row_groups=[split.start], use_threads=False):
+            yield from saved.table_rows(batch)
