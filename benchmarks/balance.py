@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--bin-length", type=int, default=16384)
     options = parser.parse_args()
     lengths, patches, frames = corpus(options.rows, options.bin_length)
-    costs = bin_cost(lengths, pack(lengths, options.bin_length, 0), patches, frames)
+    facts = {"length": lengths, "patches": patches, "audio_frames": frames}
+    costs = bin_cost(facts, pack(lengths, options.bin_length, 0))
     rows = []
     for ranks in (8, 64):
         loads = {

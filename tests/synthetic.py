@@ -178,7 +178,8 @@ def make_dataset(
     kept = np.array([i for i in range(n_rows) if i % 13 != 12])
     bins = pack(lengths[kept], bin_length, seed)
     order, offsets = rows_by_bin(bins, seed)
-    costs = bin_cost(lengths[kept], bins)
+    no_media = np.zeros(len(bins), np.int64)
+    costs = bin_cost({"length": lengths[kept], "patches": no_media, "audio_frames": no_media}, bins)
     ids = [kept[order[offsets[b] : offsets[b + 1]]].tolist() for b in range(len(costs))]
     starts = {row: int(lengths[numbers[:at]].sum()) for numbers in ids for at, row in enumerate(numbers)}
     made = (make_bin([rows[i] for i in numbers], numbers, weighted) for numbers in ids)

@@ -190,7 +190,8 @@ def test_every_row_is_in_its_bin_once_in_random_order():
 
 def test_bin_cost_adds_up():
     model = CostModel(token=1, pair=0.5, patch=2, audio_frame=3)
-    cost = bin_cost([2, 4, 6], [1, 0, 1], patches=[0, 10, 0], audio_frames=[1, 0, 0], model=model)
+    facts = {"length": [2, 4, 6], "patches": [0, 10, 0], "audio_frames": [1, 0, 0]}
+    cost = bin_cost({name: np.array(values) for name, values in facts.items()}, np.array([1, 0, 1]), model)
     assert cost.tolist() == [4 + 8 + 20, 2 + 2 + 3 + 6 + 18]
 
 
@@ -200,7 +201,8 @@ def mixed_costs(n_rows: int = 60_000, bin_length: int = 16_384) -> np.ndarray:
     kind = rng.random(n_rows)
     patches = np.where(kind < 0.3, lengths * 3, 0)
     frames = np.where(kind > 0.7, lengths * 3, 0)
-    return bin_cost(lengths, pack(lengths, bin_length), patches, frames)
+    facts = {"length": lengths, "patches": patches, "audio_frames": frames}
+    return bin_cost(facts, pack(lengths, bin_length))
 
 
 @pytest.mark.parametrize("world", [8, 64])

@@ -67,31 +67,20 @@ class CostModel:
     """Audio tower, for each frame of the spectrogram (10 ms)."""
 
 
-def bin_cost(
-    lengths: np.ndarray,
-    bins: np.ndarray,
-    patches: np.ndarray | None = None,
-    audio_frames: np.ndarray | None = None,
-    model: CostModel | None = None,
-) -> np.ndarray:
+def bin_cost(facts: Facts, bins: NDArray[np.int64], model: CostModel | None = None) -> np.ndarray:
     """Work of each bin.
 
     Args:
-        lengths: Tokens of each row, (n,).
-        bins: Bin of each row, (n,).
-        patches: Vision patches of each row, (n,), or None for none.
-        audio_frames: Spectrogram frames of each row, (n,), or None for none.
+        facts: Of rows: length, patches, audio_frames.
+        bins: Bin of each row, (rows,).
         model: What things cost (default: Qwen2.5-Omni-7B, towers frozen).
 
     Returns:
         float64 (bins,), in text tokens.
     """
     model = model or CostModel()
-    tokens = np.asarray(lengths, np.float64)
-    work = model.pair * tokens * tokens
-    work = model.token * tokens + work
-    del tokens
-    for amount, price in ((patches, model.patch), (audio_frames, model.audio_frame)):
-        if amount is not None:
-            work += price * np.asarray(amount, np.float64)
-    return np.bincount(np.asarray(bins, np.int64), weights=work)
+    tokens = np.asarray(facts["length"], np.float64)
+    work = model.token * tokens + model.pair * tokens * tokens
+    work += model.patch * facts["patches"]
+    work += model.audio_frame * facts["audio_frames"]
+    return np.bincount(bins, weights=work)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep.compiler.plan.probe import RATE
@@ -21,8 +22,10 @@ from omniprep.lru import BoundedCache
 from omniprep.media.audio import decode_audio, decode_track
 from omniprep.media.image import decode_image
 from omniprep.media.video import open_video
-from omniprep.shards.schema import Bin, Column
+from omniprep.shards.codecs import with_codec
+from omniprep.shards.schema import Bin, Column, arrow_schema
 from omniprep.template.expand import expand
+from omniprep.template.loss import parse_strategy
 
 Array = NDArray[Any]
 IGNORE = -100
@@ -130,6 +133,17 @@ def _check_meta(actual: MediaMeta, item: Item) -> None:
     facts = ", ".join(f"{name} {old} → {new}" for name, (old, new) in sorted(changed.items()))
     label = item.sources[0].label
     raise Reject(RejectCode.DECODE_MISMATCH, f"{label}: decoding differs from the header ({facts})")
+
+
+def shard_schema(ctx: FamilyContext, config: BuildConfig) -> pa.Schema:
+    """The schema of a build's shards."""
+    return arrow_schema(
+        with_codec(ctx.columns, config.pixel_codec),
+        family=ctx.name,
+        modalities=ctx.modalities,
+        weighted=parse_strategy(config.loss_scale).weighted,
+        mrope=ctx.mrope,
+    )
 
 
 def make_bin(rows: list[EncodedRow], row_ids: list[int], columns: tuple[Column, ...], *, weighted: bool) -> Bin:

@@ -92,12 +92,12 @@ class ShardFile:
         try:
             if kind is None:
                 self._wait()
-        except BaseException as last_error:  # Ctrl-C too: the file is removed first
-            self._thread.shutdown()
-            self._writer.__exit__(type(last_error), last_error, last_error.__traceback__)
+        except BaseException as last_error:  # Ctrl-C too
+            kind, error, trace = type(last_error), last_error, last_error.__traceback__
             raise
-        self._thread.shutdown()
-        self._writer.__exit__(kind, error, trace)
+        finally:
+            self._thread.shutdown()
+            self._writer.__exit__(kind, error, trace)
 
     def finish(self, rejects: list[dict[str, Any]]) -> dict[str, Any]:
         """Write the receipt, by which the shard counts as done.

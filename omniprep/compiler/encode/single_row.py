@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from omniprep.compiler.encode.rows import IGNORE, MediaCache, encode_planned, make_bin
+from omniprep.compiler.encode.rows import IGNORE, MediaCache, encode_planned, make_bin, shard_schema
 from omniprep.compiler.plan.rows import plan_rows
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject
@@ -19,7 +19,7 @@ from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import parse_columns
 from omniprep.rows.normalize import normalize
 from omniprep.shards.reader import decode
-from omniprep.shards.schema import Bin, arrow_schema, read_layout
+from omniprep.shards.schema import Bin, read_layout
 from omniprep.shards.writer import serialize_bin
 from omniprep.template.loss import parse_strategy
 
@@ -85,8 +85,7 @@ def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: s
 def _arguments(encoded: Bin, ctx: FamilyContext, config: BuildConfig) -> dict[str, torch.Tensor]:
     from omniprep.data.collate import collate
 
-    weighted = parse_strategy(config.loss_scale).weighted
-    schema = arrow_schema(ctx.columns, family=ctx.name, modalities=ctx.modalities, weighted=weighted, mrope=ctx.mrope)
+    schema = shard_schema(ctx, replace(config, pixel_codec="raw"))  # what is read at once need not be compressed
     stored = decode(serialize_bin(encoded, schema), schema, read_layout(schema))
     arguments: dict[str, torch.Tensor] = collate([stored])
     return arguments

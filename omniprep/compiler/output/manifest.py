@@ -208,7 +208,7 @@ def index_entries(
     sums = {
         name: np.bincount(which, facts[name], assignment.bins).astype(np.int64) for name in ("patches", "audio_frames")
     }
-    cost = bin_cost(facts["length"], which, facts["patches"], facts["audio_frames"]) if len(order) else np.zeros(0)
+    cost = bin_cost(facts, which) if len(order) else np.zeros(0)
     del order, which, facts
     entries = []
     for shard, receipt in enumerate(receipts):

@@ -7,7 +7,7 @@ again.
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -80,37 +80,40 @@ def to_batch(lines: list[int], rows: list[PlannedRow | Reject], raws: list[bytes
         rows: What `plan_rows` made of each.
         raws: The row as JSON, where it was rejected.
     """
-    good = [row if isinstance(row, PlannedRow) else None for row in rows]
-    bad = [row if isinstance(row, Reject) else None for row in rows]
+    planned = [row if isinstance(row, PlannedRow) else None for row in rows]
+    rejects = [row if isinstance(row, Reject) else None for row in rows]
+
+    def numbers(value: Callable[[PlannedRow], int]) -> list[int]:
+        return [0 if row is None else int(value(row)) for row in planned]
+
     columns = [
-        pa.array(lines, pa.int64()),
-        pa.array([0 if row is None else row.length for row in good], pa.int32()),
-        pa.array([None if row is None else str(row.code) for row in bad], pa.string()),
-        pa.array([None if row is None else row.message for row in bad], pa.string()),
+        lines,
+        numbers(lambda row: row.length),
+        [None if reject is None else str(reject.code) for reject in rejects],
+        [None if reject is None else reject.message for reject in rejects],
         _texts(raws),
-        _lists([None if row is None else row.ids for row in good], np.int32),
-        _lists([None if row is None else row.run_lengths for row in good], np.int32),
-        _lists([None if row is None else row.run_weights for row in good], np.float32),
-        pa.array([0 if row is None else row.patches for row in good], pa.int64()),
-        pa.array([0 if row is None else row.audio_frames for row in good], pa.int64()),
-        *(
-            pa.array([0 if row is None else len(row.items[modality]) for row in good], pa.int32())
-            for modality in MODALITIES
-        ),
-        pa.array([0 if row is None else int(row.run_lengths[row.run_weights > 0].sum()) for row in good], pa.int32()),
-        pa.array([row is not None and row.control_tokens for row in good], pa.bool_()),
-        pa.array([0 if row is None else int(row.notes) for row in good], pa.uint8()),
-        _media(good),
+        *(_lists([None if row is None else getattr(row, name) for row in planned], name) for name in _LISTS),
+        numbers(lambda row: row.patches),
+        numbers(lambda row: row.audio_frames),
+        *(numbers(lambda row, modality=modality: len(row.items[modality])) for modality in MODALITIES),  # type: ignore[misc]
+        numbers(lambda row: row.run_lengths[row.run_weights > 0].sum()),
+        [row is not None and row.control_tokens for row in planned],
+        numbers(lambda row: row.notes),
+        _media(planned),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    arrays = [
+        pa.array(values, field.type) if isinstance(values, list) else values
+        for values, field in zip(columns, SCHEMA, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def _lists(arrays: list[NDArray[Any] | None], dtype: type[np.generic]) -> pa.Array:
-    lengths = np.array([0 if a is None else len(a) for a in arrays])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    present = [a for a in arrays if a is not None]
-    values = np.concatenate(present) if present else np.empty(0, dtype)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(dtype, copy=False)))
+def _lists(arrays: list[NDArray[Any] | None], name: str) -> pa.Array:
+    offsets = np.cumsum([0, *(0 if array is None else len(array) for array in arrays)], dtype=np.int32)
+    present = [array for array in arrays if array is not None]
+    dtype = SCHEMA.field(name).type.value_type.to_pandas_dtype()
+    values = np.concatenate(present).astype(dtype, copy=False) if present else np.empty(0, dtype)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 def _texts(values: list[bytes | None]) -> pa.LargeStringArray:

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.compiler.encode.rows import EncodedRow, MediaCache, encode_planned, make_bin
+from omniprep.compiler.encode.rows import EncodedRow, MediaCache, encode_planned, make_bin, shard_schema
 from omniprep.compiler.plan.file import PlanReader
 from omniprep.compiler.run.workers import single_threaded
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.modalities import MEDIA_COLUMNS, row_kinds
-from omniprep.shards.codecs import with_codec
-from omniprep.shards.schema import arrow_schema
 from omniprep.shards.writer import ShardWriter
 from omniprep.template.loss import parse_strategy
 
@@ -61,9 +59,7 @@ def _time(planned: "Planned", config: BuildConfig, rows: NDArray[np.int64]) -> t
     """CPU seconds that some of the rows took, and how many they were."""
     spread = np.linspace(0, len(rows) - 1, min(len(rows), ROWS + 1))
     first, *others = rows[np.unique(spread.round().astype(int))].tolist()
-    columns = with_codec(planned.ctx.columns, config.pixel_codec)
     weighted = parse_strategy(config.loss_scale).weighted
-    schema = arrow_schema(columns, family=planned.ctx.name, modalities=planned.ctx.modalities, weighted=weighted)
     reader = PlanReader(config.out, planned.generation)
 
     def encode(number: int) -> EncodedRow | None:
@@ -76,7 +72,7 @@ def _time(planned: "Planned", config: BuildConfig, rows: NDArray[np.int64]) -> t
     with tempfile.TemporaryDirectory(prefix="omniprep-measure-") as folder, single_threaded():
         encode(first)  # not timed: it compiles kernels and fills caches
         count, cpu_start, deadline = 0, time.process_time(), time.monotonic() + SECONDS
-        with ShardWriter(str(Path(folder) / "rows.arrow"), schema) as writer:
+        with ShardWriter(str(Path(folder) / "rows.arrow"), shard_schema(planned.ctx, config)) as writer:
             for number in others or [first]:
                 row = encode(number)
                 if row is not None:
