@@ -53,7 +53,8 @@ def receipts(tasks: list, lengths: np.ndarray) -> list[dict]:
 
 def worker(model: str, folder: Path, splits: int) -> None:
     from omniprep.compiler import build as run
-    from omniprep.compiler.run.stages import plan_path
+    from omniprep.compiler.output.paths import plan_path
+    from omniprep.compiler.run.stages import Stage
     from omniprep.config import BuildConfig
     from omniprep.progress import reporter
 
@@ -69,14 +70,14 @@ def worker(model: str, folder: Path, splits: int) -> None:
     base, begin = mebibytes(), time.process_time()
     answers: list[dict] = []
 
-    def stage(name: str, function: object, tasks: list, *_: object) -> list[dict]:
-        if name == "plan":
+    def run_stage(stage: Stage, tasks: list, efforts: object = ()) -> list[dict]:
+        if stage.name == "plan":
             return [small.receipts[0]] * len(tasks)
         answers.append({"stage": "packed, cut into tasks", "cpu_seconds": time.process_time() - begin})
         answers[-1]["peak_mib"] = mebibytes()
         return receipts(tasks, lengths)
 
-    run._run_stage = stage
+    Stage.run = run_stage
     listed = run.list_inputs(config)
     object.__setattr__(listed, "splits", listed.splits * splits)
     with reporter(quiet=True) as progress:

@@ -29,9 +29,11 @@ THROUGH = (
 )
 """Lines that call profiled methods, or functions under another name."""
 PROFILED = {
-    "omniprep.compiler.build": ("build", "_build", "plan", "_encode", "run_stage"),
-    "omniprep.compiler.run.workers": ("run_tasks", "_marked"),
-    "omniprep.compiler.run.stages": ("plan_split", "_plan_chunk", "encode_shard", "_encode_bin", "_encode_row"),
+    "omniprep.compiler.build": ("build", "_build", "plan", "_encode"),
+    "omniprep.compiler.run.stages": ("Stage.run",),
+    "omniprep.compiler.run.workers": ("run_tasks", "_run_marked", "_run"),
+    "omniprep.compiler.plan.split_task": ("PlanTask.run", "_Planning.run", "_Planning.plan_chunk"),
+    "omniprep.compiler.encode.shard_task": ("EncodeTask.run", "_Encoding.run", "_Encoding.encode_bin", "_encode_row"),
     "omniprep.compiler.plan.rows": ("plan_rows", "_render", "_assemble", "_find_placeholders", "_fit"),
     "omniprep.compiler.plan.text_checks": ("check_text",),
     "omniprep.compiler.plan.probe": ("find_media", "_probe"),

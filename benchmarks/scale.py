@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from record import record
 
-from omniprep.compiler.run.stages import CHUNK_ROWS
+from omniprep.compiler.plan.split_task import CHUNK_ROWS
 from omniprep.rows.sources import SPLIT_BYTES
 
 WORDS = [

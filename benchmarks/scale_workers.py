@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,9 +71,17 @@ def once(files: list[Path], model: str, workers: int, out: Path) -> dict[str, fl
     return stages.seconds
 
 
-def nothing(task: int) -> int:
+@dataclass(frozen=True)
+class EmptyTask:
     """A task without work."""
-    return task
+
+    out: str = ""
+    fence: None = None
+    isolate: bool = False
+
+    def run(self) -> dict[str, Any]:
+        """Do nothing."""
+        return {}
 
 
 def session(files: list[Path], model: str, workers: int, cores: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -97,7 +106,7 @@ def run_session(files: list[Path], model: str, workers: int, cores: int, rounds:
             if turn:  # the first warms the workers
                 seconds.append(stages["encode"])
         begin = time.perf_counter()
-        for _ in run_tasks(nothing, range(EMPTY_TASKS), workers, [], print):
+        for _ in run_tasks([EmptyTask()] * EMPTY_TASKS, workers, [], print):
             pass
         empty = (time.perf_counter() - begin) / EMPTY_TASKS
     print(json.dumps({"encode": seconds, "shards": [receipt["seconds"] for receipt in receipts], "empty_task": empty}))

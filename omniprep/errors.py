@@ -25,7 +25,7 @@ class DamagedDataError(OmniprepError):
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM). No ValueError: nothing that decodes a row may take it for a bad file."""
+    """The process was asked to end (SIGTERM). Not a ValueError, so decoders cannot catch it."""
 
 
 def unforeseen(where: str, error: BaseException) -> OmniprepError:

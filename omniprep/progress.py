@@ -1,4 +1,4 @@
-"""How long work tells what it does: a small protocol, and four ways of showing it on standard error.
+"""Progress of long work: a small protocol, and four ways of showing it on standard error.
 
 A stage has a name, a unit and perhaps a total; the worker functions know nothing of it, the driver that collects their
 results calls `advance`. A terminal gets one bar a stage with its rates and the time left, anything else gets a plain
@@ -12,12 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 from omniprep.printable import printable, printable_json
-
-if TYPE_CHECKING:
-    from omniprep.compiler.run.worker_status import Doing
 
 PLAIN_SECONDS = 5.0
 WORKERS = 8
@@ -27,11 +24,22 @@ LOG_JSON = "OMNIPREP_LOG_JSON"
 """Environment variable that asks for `JsonReporter`; `omniprep --log-json` sets it."""
 
 
+class WorkerStatus(NamedTuple):
+    """How far a worker is with its task."""
+
+    worker: str
+    """A number, or an id; "" is this process."""
+    task: str
+    done: int
+    total: int | None
+    unit: str
+
+
 class Reporter(Protocol):
     """What a stage of the build calls; every method returns at once."""
 
     nested: bool
-    """Whether `workers` shows anything; where it does not, nobody need gather what they are at."""
+    """Whether `workers` shows anything. False: skip collecting worker status."""
 
     def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
         """A stage begins; `total` units are ahead, or None where that is not known yet."""
@@ -42,8 +50,8 @@ class Reporter(Protocol):
     def finish(self, stage: str) -> None:
         """The stage is over, whether or not its total was reached."""
 
-    def workers(self, stage: str, doing: "Sequence[Doing]") -> None:
-        """What the workers of a stage are at now, in place of what was told before."""
+    def workers(self, stage: str, statuses: Sequence[WorkerStatus]) -> None:
+        """The status of each worker of a stage now, in place of those before."""
 
     def message(self, text: str) -> None:
         """A line for the person who watches; shown even when bars are not."""
@@ -135,7 +143,7 @@ class QuietReporter:
     def finish(self, stage: str) -> None:
         """Nothing to show."""
 
-    def workers(self, stage: str, doing: "Sequence[Doing]") -> None:
+    def workers(self, stage: str, statuses: Sequence[WorkerStatus]) -> None:
         """Nothing to show."""
 
     def message(self, text: str) -> None:
@@ -164,9 +172,9 @@ class PlainReporter(QuietReporter):
         now = time.monotonic()
         if now - self.shown[stage] >= self.interval:
             self.shown[stage] = now
-            of = f"/{state.total:,}" if state.total else ""
+            total = f"/{state.total:,}" if state.total else ""
             left = f", {state.remaining()} left" if state.remaining() else ""
-            self.message(f"{stage}: {state.done:,}{of} {state.unit}, {state.facts()}{left}")
+            self.message(f"{stage}: {state.done:,}{total} {state.unit}, {state.facts()}{left}")
 
     def finish(self, stage: str) -> None:
         """Print the stage's last line."""
@@ -188,19 +196,19 @@ class JsonReporter(PlainReporter):
         state.add(n, tokens, rejects)
         if time.monotonic() - self.shown[stage] >= self.interval:
             self.shown[stage] = time.monotonic()
-            self._tell("progress", state)
+            self._print_stage("progress", state)
 
     def finish(self, stage: str) -> None:
         """Print the stage's last line."""
         state = self.stages.pop(stage, None)
         if state is not None:
-            self._tell("finish", state)
+            self._print_stage("finish", state)
 
     def message(self, text: str) -> None:
         """Print the line as a message."""
         self._print({"event": "message", "text": text})
 
-    def _tell(self, event: str, state: Stage) -> None:
+    def _print_stage(self, event: str, state: Stage) -> None:
         names = ("done", "total", "unit", "tokens", "rejects")
         facts = {name: getattr(state, name) for name in names}
         self._print({"event": event, "stage": state.name, **facts, "seconds": round(state.seconds, 3)})
@@ -255,17 +263,18 @@ class RichReporter:
         if state is not None:
             self.progress.update(self.tasks[stage], total=state.done, completed=state.done, facts=state.facts())
 
-    def workers(self, stage: str, doing: "Sequence[Doing]") -> None:
+    def workers(self, stage: str, statuses: Sequence[WorkerStatus]) -> None:
         """A line for each worker; those beyond `WORKERS` are only counted."""
-        for at, entry in enumerate(doing[:WORKERS]):
-            if at == len(self.slots):
+        hidden = len(statuses) - WORKERS
+        for index, status in enumerate(statuses[:WORKERS]):
+            if index == len(self.slots):
                 self.slots.append(self.progress.add_task("", total=None, unit="", facts=""))
-            more = f", and {len(doing) - WORKERS} workers more" if at == WORKERS - 1 and len(doing) > WORKERS else ""
+            more = f", and {hidden} workers more" if index == WORKERS - 1 and hidden > 0 else ""
             self.progress.update(
-                self.slots[at], description=printable(f"  {entry.worker or 'here'}"), total=entry.total,
-                completed=entry.done, unit=entry.unit, facts=printable(entry.task) + more, visible=True,
+                self.slots[index], description=printable(f"  {status.worker or 'here'}"), total=status.total,
+                completed=status.done, unit=status.unit, facts=printable(status.task) + more, visible=True,
             )  # fmt: skip
-        for slot in self.slots[len(doing) :]:
+        for slot in self.slots[len(statuses) :]:
             self.progress.update(slot, visible=False)
 
     def message(self, text: str) -> None:

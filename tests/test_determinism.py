@@ -34,20 +34,18 @@ def test_a_second_time(tmp_path: Path, model_dir: Path, here) -> None:
 
 
 def test_tasks_in_any_order(tmp_path: Path, model_dir: Path, here) -> None:
-    """Tasks run, and end, in a shuffled order."""
-    import omniprep.compiler.build as run
+    """Tasks run, and end, in a shuffled order: each stage takes its tasks by effort, which is random here."""
+    from omniprep.compiler.run.stages import Stage
 
     for seed in range(3):
 
         def shuffled(seed: int = seed) -> None:
-            rng, real = random.Random(seed), run.run_tasks
+            rng, in_order = random.Random(seed), Stage.run
 
-            def in_disorder(function, tasks, workers, marks, *more):
-                order = rng.sample(range(len(tasks)), len(tasks))
-                for at, result in real(function, [tasks[n] for n in order], workers, [marks[n] for n in order], *more):
-                    yield order[at], result
+            def in_disorder(stage, tasks, efforts=()):
+                return in_order(stage, tasks, efforts=[rng.random() for _ in tasks])
 
-            run.run_tasks = in_disorder
+            Stage.run = in_disorder
 
         build(command(here[0], model_dir, tmp_path / str(seed)), tmp_path / "log", shuffled)
         assert outcome(tmp_path / str(seed)) == here[1]

@@ -15,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniprep import io
+from omniprep.compiler.encode.shard_task import EncodeTask
+from omniprep.compiler.output.paths import plan_path
 from omniprep.compiler.plan.file import PlanReader, read_facts, read_rejects
-from omniprep.compiler.run.tasks import PlanTask, ShardTask, plan_path, read_receipt
+from omniprep.compiler.plan.split_task import PlanTask
+from omniprep.compiler.run.tasks import read_receipt
 from omniprep.errors import DamagedDataError, OmniprepError
 from tests.reliability import command, in_fork, make_chats, outcome, run_cli, wait_for, warm
 
@@ -66,8 +69,8 @@ def fail_at(module: str, name: str, call: int) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("omniprep.compiler.run.stages", "to_batch", 2),
-        ("omniprep.compiler.run.stages", "_encode_bin", 3),
+        ("omniprep.compiler.plan.split_task", "to_batch", 2),
+        ("omniprep.compiler.encode.shard_task", "report_progress", 3),
         ("omniprep.compiler.build", "assign_bins", 1),
         ("omniprep.compiler.output.manifest", "write_rows", 1),
     ],
@@ -90,9 +93,9 @@ def test_an_exception_that_nothing_expects(tmp_path: Path, model_dir: Path, buil
 def test_an_exception_that_nothing_expects_on_ray(tmp_path: Path, model_dir: Path, built) -> None:
     plugin = tmp_path / "boom.py"
     plugin.write_text(
-        "import omniprep.compiler.run.stages as stages\n"
+        "import omniprep.compiler.encode.shard_task as encoding\n"
         "def boom(*args, **more): raise RuntimeError('the moon is full')\n"
-        "stages._encode_bin = boom\n"
+        "encoding.report_progress = boom\n"
     )
     args = command(built[0], model_dir, tmp_path / "out", "--workers", 1, "--plugin", plugin)
     status, said = run([*args], tmp_path / "log")
@@ -113,6 +116,17 @@ def test_receipts_that_are_none(tmp_path: Path, model_dir: Path, built, content:
     assert outcome(out) == outcome(built[1])
 
 
+def plan_task(out: Path | str, number: int) -> PlanTask:
+    """A task of which only the receipt is read."""
+    return PlanTask(number=number, out=str(out), split=None, spec=None, config=None)  # type: ignore[arg-type]
+
+
+def shard_task(out: Path | str, number: int) -> EncodeTask:
+    """The same for a shard."""
+    fields = dict.fromkeys(("splits", "rows_in_split", "row_ids", "offsets", "run_id", "spec", "config"))
+    return EncodeTask(number=number, out=str(out), **fields)  # type: ignore[arg-type]
+
+
 CONTENT = [b"", b"{", b"[]", b"null", b"7", b"{}", b'{"path": 1}', b"\xff\xfe", b'{"bins": [{}]}']
 
 
@@ -124,9 +138,7 @@ def test_receipts_with_a_field_that_is_wrong(tmp_path: Path, built, name: str) -
         (out / kind).mkdir(exist_ok=True)
         for path in (built[1] / kind).iterdir():
             (out / kind / path.name).write_bytes(path.read_bytes())
-    split = PlanTask(None, 0, None, None, str(out))  # type: ignore[arg-type]
-    shard = ShardTask(1, None, None, None, None, "", None, None, str(out))  # type: ignore[arg-type]
-    for task in (split, shard):
+    for task in (plan_task(out, 0), shard_task(out, 1)):
         receipt = read_receipt(task)
         assert receipt is not None
         if name not in receipt:
@@ -134,12 +146,12 @@ def test_receipts_with_a_field_that_is_wrong(tmp_path: Path, built, name: str) -
         for wrong in (None, "x", [None], {"a": 1}, -1, 1e300):
             if wrong == receipt[name] or (name == "seconds" and isinstance(wrong, int | float)):
                 continue
-            Path(task.receipt).write_text(json.dumps({**receipt, name: wrong}))
+            Path(task.receipt_path).write_text(json.dumps({**receipt, name: wrong}))
             assert read_receipt(task) is None, (name, wrong)
-        Path(task.receipt).write_text(json.dumps({k: v for k, v in receipt.items() if k != name}))
+        Path(task.receipt_path).write_text(json.dumps({k: v for k, v in receipt.items() if k != name}))
         assert read_receipt(task) is None
         for content in CONTENT:
-            Path(task.receipt).write_bytes(content)
+            Path(task.receipt_path).write_bytes(content)
             assert read_receipt(task) is None
 
 
@@ -307,7 +319,7 @@ def fuzz_plans(out: Path, good: dict[str, bytes], seed: int) -> None:
     rng = random.Random(seed)
     for name, data in good.items():
         (out / "plan" / name).write_bytes(mangle(data, rng) if rng.random() < 0.6 else data)
-    receipt = read_receipt(PlanTask(None, 0, None, None, str(out)))  # type: ignore[arg-type]
+    receipt = read_receipt(plan_task(out, 0))
     assert receipt is None or isinstance(receipt["rows"], int)
     read_everything(str(out), 20)
 
@@ -344,14 +356,9 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(["path", "bytes", "sha256", "bins", "rejects", "seconds", "rows"]), JSON))
 @settings(max_examples=300, deadline=None)
 def test_receipts_of_any_content(given: dict[str, Any]) -> None:
-    class Task:
-        number, out, receipt = 0, "memory://receipts", "memory://receipts/receipts/00000.json"
-
-        def is_whole(self, receipt: dict[str, Any]) -> bool:
-            return ShardTask.is_whole(self, receipt)  # type: ignore[arg-type]
-
-    io.write_atomic(Task.receipt, json.dumps(given).encode(errors="surrogatepass"))
-    assert read_receipt(Task()) is None
+    task = shard_task("memory://receipts", 0)
+    io.write_atomic(task.receipt_path, json.dumps(given).encode(errors="surrogatepass"))
+    assert read_receipt(task) is None
 
 
 def test_an_input_in_out_is_refused(tmp_path: Path, model_dir: Path, built, omniprep) -> None:

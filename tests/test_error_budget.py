@@ -91,16 +91,16 @@ def test_the_error_rate(build, inputs: Path) -> None:
 
 
 def test_inputs_that_change_while_they_are_read(build, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import omniprep.compiler.run.stages as stages
+    import omniprep.compiler.plan.split_task as planning
 
-    real = stages.read_split
+    real = planning.read_split
 
     def grows(split: sources.Split, *more):
         with (inputs / "second.jsonl").open("a") as file:
             file.write("\n")
         return real(split, *more)
 
-    monkeypatch.setattr(stages, "read_split", grows)
+    monkeypatch.setattr(planning, "read_split", grows)
     done = build("--out", inputs / "out")
     assert done.code == 1 and f"input {inputs / 'second.jsonl'} was changed while it was read" in done.err
     assert str(inputs / "first.jsonl") not in done.err.splitlines()[-1]

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "omniprep"
 LAYERS = (
     "errors lru modalities printable",
     "io",
+    "rows",  # below the options, which check --columns by the names that rows may have
     "config progress",
     "packing",
-    "rows",
     "media",
     "template",
     "shards",
@@ -35,12 +35,10 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split(
 
 
 NOT_YET = {
-    "config.py imports rows",
     "families/checkpoint.py imports hub",
     "families/qwen/agreement.py imports doctor",
     "inspect/describe.py imports hub",
     "inspect/sample.py imports report",
-    "progress.py imports compiler",
 }
 """To be turned round; this set only shrinks."""
 

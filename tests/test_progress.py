@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from omniprep.compiler.run.worker_status import Doing, heard_by, tell
+from omniprep.compiler.run.worker_status import progress_listener, report_progress
 from omniprep.compiler.run.workers import ray_session, run_tasks
 from omniprep.progress import (
     JsonReporter,
@@ -16,6 +16,7 @@ from omniprep.progress import (
     QuietReporter,
     RichReporter,
     Stage,
+    WorkerStatus,
     duration,
     reporter,
     short,
@@ -117,13 +118,13 @@ def test_workers_have_lines_of_their_own_below_the_stage(monkeypatch):
     with reporter() as progress:
         assert progress.nested
         progress.start("encode", 30, "shards")
-        many = [Doing(f"worker {n}", f"shard {n + 4}", n, 40, "bins") for n in range(1, 13)]
+        many = [WorkerStatus(f"worker {n}", f"shard {n + 4}", n, 40, "bins") for n in range(1, 13)]
         progress.workers("encode", many)
         progress.progress.refresh()
         shown = terminal.getvalue()
         assert "worker 8" in shown and "shard 12, and 4 workers more" in shown and "worker 9" not in shown
         terminal.truncate(0)
-        progress.workers("encode", [Doing("worker 2", "shard 40", 7, 9, "bins")])
+        progress.workers("encode", [WorkerStatus("worker 2", "shard 40", 7, 9, "bins")])
         progress.progress.refresh()
         assert "shard 40" in terminal.getvalue() and "worker 8" not in terminal.getvalue()
         progress.finish("encode")
@@ -134,13 +135,13 @@ def test_workers_have_lines_of_their_own_below_the_stage(monkeypatch):
 
 def test_what_a_task_tells_is_heard_now_and_then(monkeypatch):
     heard = []
-    tell("nobody", 1, 2, "bins")
-    with heard_by(lambda *told: heard.append(told)):
+    report_progress("nobody", 1, 2, "bins")
+    with progress_listener(lambda *told: heard.append(told)):
         for number in range(1000):
-            tell("shard 3", number, 1000, "bins")
-        with heard_by(None):
-            tell("deeper", 1, 2, "bins")
-    tell("after", 1, 2, "bins")
+            report_progress("shard 3", number, 1000, "bins")
+        with progress_listener(None):
+            report_progress("deeper", 1, 2, "bins")
+    report_progress("after", 1, 2, "bins")
     assert heard[0] == ("shard 3", 0, 1000, "bins") and len(heard) < 10
 
 
@@ -193,27 +194,29 @@ def test_json_lines_tell_what_the_plain_ones_tell():
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_whoever_runs_the_tasks_shows_what_is_under_way(tmp_path, workers):
     @dataclasses.dataclass(frozen=True)
-    class Task:  # in here, as `work` is, so that it travels to Ray's worker by value
+    class Task:  # in here, so that it travels to Ray's worker by value
         number: int
+        out: str = ""
+        fence: None = None
         isolate: bool = False
 
-    def work(task):
-        import time
+        def run(self):
+            import time
 
-        from omniprep.compiler.run.worker_status import tell
+            from omniprep.compiler.run.worker_status import report_progress
 
-        for number in range(4):
-            tell(f"shard {task.number}", number, 4, "bins")
-            time.sleep(0.35)
-        return task.number
+            for number in range(4):
+                report_progress(f"shard {self.number}", number, 4, "bins")
+                time.sleep(0.35)
+            return self.number
 
     shown = []
     tasks = [Task(7), Task(8)]
     marks = [str(tmp_path / str(task.number)) for task in tasks]
     with ray_session(workers, None):
-        results = dict(run_tasks(work, tasks, workers, marks, print, lambda doing: shown.append(list(doing))))
+        results = dict(run_tasks(tasks, workers, marks, print, lambda statuses: shown.append(list(statuses))))
     assert results == {0: 7, 1: 8}
-    told = [entry for doing in shown for entry in doing]
-    assert {entry.task for entry in told} == {"shard 7", "shard 8"} and {entry.total for entry in told} == {4}
-    assert {entry.worker for entry in told} == ({""} if workers == 0 else {"worker 1"})
-    assert max(entry.done for entry in told) > 0
+    reports = [status for statuses in shown for status in statuses]
+    assert {status.task for status in reports} == {"shard 7", "shard 8"} and {s.total for s in reports} == {4}
+    assert {status.worker for status in reports} == ({""} if workers == 0 else {"worker 1"})
+    assert max(status.done for status in reports) > 0

@@ -294,8 +294,8 @@ def test_a_defect_costs_its_row(
     where: str, omniprep: Any, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What nothing foresaw, in planning or in what is written, rejects the row with file and line; the rest is packed."""
+    from omniprep.compiler.encode import shard_task
     from omniprep.compiler.plan import rows as rowplan
-    from omniprep.compiler.run import stages
     from omniprep.data.dataset import PackedDataset
     from omniprep.shards import writer
     from omniprep.template.tokens import Encoder
@@ -304,7 +304,7 @@ def test_a_defect_costs_its_row(
     targets: dict[str, tuple[Any, str, Callable[..., bool]]] = {
         "tokenizer": (Encoder, "arrays", lambda _, texts: any("Zorn" in text for text in texts)),
         "assemble": (rowplan, "_assemble", lambda entry, tokens, *_: any(_holds(run, mark) for run in tokens)),
-        "lay": (stages, "make_bin", lambda rows, *_: any(_holds(row.input_ids, mark) for row in rows)),
+        "lay": (shard_task, "make_bin", lambda rows, *_: any(_holds(row.input_ids, mark) for row in rows)),
         "write": (writer, "_arrays", lambda item, *_: _holds(item.input_ids, mark)),
     }
     owner, name, is_bad = targets[where]
@@ -335,9 +335,9 @@ def test_a_defect_costs_its_row(
 def test_a_bin_that_no_row_is_to_blame_for_ends_the_build(
     omniprep: Any, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from omniprep.compiler.run import stages
+    from omniprep.compiler.encode import shard_task
 
-    monkeypatch.setattr(stages, "make_bin", broken(stages.make_bin, lambda rows, *_: len(rows) > 1))
+    monkeypatch.setattr(shard_task, "make_bin", broken(shard_task.make_bin, lambda rows, *_: len(rows) > 1))
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 4)
     options = ("--model", model_dir, "--bin-length", 256, "--workers", 0, "--out", tmp_path / "out", "--quiet")

@@ -9,7 +9,7 @@ import pytest
 
 from omniprep.compiler.encode.single_row import encode_row
 from omniprep.compiler.options import family_of
-from omniprep.compiler.run.stages import _chunks
+from omniprep.compiler.plan.split_task import row_chunks
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.rows.inputs import find_inputs
@@ -141,4 +141,4 @@ def test_groups_of_parquet_are_read_in_pieces(tmp_path: Path) -> None:
     found = list(read_split(split, ended.append))
     assert [row.content for row in found] == rows and ended == [8]
     assert all(row.size > 3 << 20 for row in found)
-    assert [len(chunk) for chunk in _chunks(iter(found))] == [3, 3, 2]
+    assert [len(chunk) for chunk in row_chunks(iter(found))] == [3, 3, 2]

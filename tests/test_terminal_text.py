@@ -111,13 +111,12 @@ def test_messages_of_progress(reporter: Any, capsys: pytest.CaptureFixture[str])
 
 
 def test_bars_take_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from omniprep.compiler.run.worker_status import Doing
-    from omniprep.progress import RichReporter
+    from omniprep.progress import RichReporter, WorkerStatus
 
     monkeypatch.setenv("TTY_COMPATIBLE", "0")
     bars = RichReporter()
     bars.start("plan", 2, "splits [/z]")
-    bars.workers("plan", [Doing(worker="host[/z]", task="[/z] split", done=0, total=1, unit="[/z]")])
+    bars.workers("plan", [WorkerStatus(worker="host[/z]", task="[/z] split", done=0, total=1, unit="[/z]")])
     bars.message(HOSTILE)
     bars.progress.refresh()
     bars.stop()

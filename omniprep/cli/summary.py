@@ -197,8 +197,8 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
 def print_examples(planned: "Planned", out: str) -> None:
     """A few rejects of each code, with where they are and what is wrong."""
     from omniprep.compiler.output.built_rows import lines_before
+    from omniprep.compiler.output.paths import plan_path
     from omniprep.compiler.plan.file import read_rejects
-    from omniprep.compiler.run.tasks import plan_path
 
     shown: Counter[str] = Counter()
     before = lines_before(planned.splits, [receipt["lines"] for receipt in planned.receipts])

@@ -11,14 +11,14 @@ Killed at any moment, the same command goes on; the bytes are those of a run tha
 
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from omniprep import io
 from omniprep.compiler.costs import encode_seconds
 from omniprep.compiler.driver import run_in_folder, stopped_by_signal
+from omniprep.compiler.encode.shard_task import EncodeTask
 from omniprep.compiler.options import family_of, family_spec
 from omniprep.compiler.output.built_rows import BuiltRows
 from omniprep.compiler.output.folder import Listed, check_unchanged, describe, list_inputs, prepare, told
@@ -27,21 +27,18 @@ from omniprep.compiler.output.manifest import finish
 from omniprep.compiler.output.ownfiles import sweep
 from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze, gather
 from omniprep.compiler.plan.probe import item_limits
+from omniprep.compiler.plan.split_task import PlanTask, merge_unread
 from omniprep.compiler.run.error_budget import FirstErrors, check_error_rate
-from omniprep.compiler.run.stages import encode_shard, merge_unread, plan_split
-from omniprep.compiler.run.tasks import PlanTask, ShardTask, Task, of_generation, read_receipt
-from omniprep.compiler.run.workers import ray_session, run_tasks
+from omniprep.compiler.run.stages import Stage
+from omniprep.compiler.run.workers import ray_session
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, UsageError
 from omniprep.families.context import FamilyContext, FamilySpec
-from omniprep.families.errors import FamilyError
 from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
 from omniprep.progress import Reporter
 from omniprep.rows.sources import Split
 from omniprep.shards.codecs import with_codec
-
-T = TypeVar("T", bound=Task)
 
 
 @dataclass(slots=True)
@@ -147,11 +144,20 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
     worker_config = replace(config, inputs=())
     generation, fence = (lease.generation, lease.fence) if lease else ("", None)
     tasks = [
-        PlanTask(split, number, spec, worker_config, config.out, generation=generation, fence=fence)
+        PlanTask(
+            number=number,
+            out=config.out,
+            generation=generation,
+            fence=fence,
+            split=split,
+            spec=spec,
+            config=worker_config,
+        )
         for number, split in enumerate(splits)
     ]
-    first = FirstErrors(progress.message, config, splits)
-    receipts = run_stage("plan", plan_split, tasks, config, progress, lease, first)
+    errors = FirstErrors(progress.message, config, splits)
+    stage = Stage(name="plan", out=config.out, workers=config.workers, progress=progress, lease=lease, errors=errors)
+    receipts = stage.run(tasks)
     check_unchanged(config.out, listed)
     if not sum(r["rows"] for r in receipts):
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
@@ -192,108 +198,39 @@ def _encode(
     config: BuildConfig, planned: Planned, progress: Reporter, lease: Lease | None = None
 ) -> list[dict[str, Any]]:
     assignment, rows = planned.assignment, planned.rows
-    run = uuid.uuid4().hex
+    run_id = uuid.uuid4().hex
     worker_config = replace(config, inputs=())
     tasks = []
     for shard in range(assignment.shards):
         first, last = assignment.shard_bins[shard : shard + 2]
         order = assignment.order[assignment.offsets[first] : assignment.offsets[last]]
         tasks.append(
-            ShardTask(
+            EncodeTask(
                 number=shard,
-                splits=rows.split[order],
-                rows=rows.within[order],
-                row_ids=order,
-                offsets=assignment.offsets[first : last + 1] - assignment.offsets[first],
-                run=run,
-                spec=planned.spec,
-                config=worker_config,
                 out=config.out,
                 generation=planned.generation,
                 fence=lease.fence if lease else None,
+                splits=rows.split[order],
+                rows_in_split=rows.within[order],
+                row_ids=order,
+                offsets=assignment.offsets[first : last + 1] - assignment.offsets[first],
+                run_id=run_id,
+                spec=planned.spec,
+                config=worker_config,
             )
         )
-    first = FirstErrors(
+    errors = FirstErrors(
         progress.message, config, planned.splits, lambda row: (int(rows.split[row]), int(rows.facts["line"][row]))
     )
     for number, receipt in enumerate(planned.receipts):
-        first.know(number, receipt)
-    efforts = _efforts(rows, tasks) if config.workers else ()
-    return run_stage("encode", encode_shard, tasks, config, progress, lease, first, efforts)
+        errors.record_line_count(number, receipt["lines"])
+    stage = Stage(name="encode", out=config.out, workers=config.workers, progress=progress, lease=lease, errors=errors)
+    return stage.run(tasks, _efforts(rows, tasks) if config.workers else ())
 
 
-def _efforts(rows: Rows, tasks: Sequence[ShardTask]) -> list[float]:
-    """What the shards take to encode: with the dearest first, no worker is left with one when the others are done."""
+def _efforts(rows: Rows, tasks: Sequence[EncodeTask]) -> list[float]:
+    """Seconds that the shards take to encode, about."""
     return [float(encode_seconds(rows.columns(task.row_ids)).sum()) for task in tasks]
 
 
-def run_stage(
-    stage: str, function: Callable[[T], dict[str, Any]], tasks: Sequence[T], config: BuildConfig, progress: Reporter,
-    lease: Lease | None = None, first: FirstErrors | None = None, effort: Sequence[float] = (),
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Run the tasks that have no receipt, those of most effort first; returns the receipts of all, in order.
-
-    Args:
-        stage: plan, encode or repack.
-        function: Does a task and returns its receipt.
-        tasks: Numbered from 0.
-        config: Its workers; none of them for a function that is not a module's.
-        progress: Told of each task.
-        lease: Looked at after each task.
-        first: Told of each task's rejects; None where the tasks decode nothing, and so reject nothing and kill nothing.
-        effort: About how long each task takes.
-    """
-    results: dict[int, dict[str, Any]] = {}
-    left = []
-    for number, task in enumerate(tasks):
-        done = read_receipt(task)
-        if done is None:
-            left.append(number)
-        else:
-            results[number] = done
-    if lease is not None:
-        lease.check()  # the receipts are this run's to trust: who takes the folder over changes its lease first
-    left.sort(key=lambda number: -effort[number] if effort else 0.0)
-    unit = "splits" if stage == "plan" else "shards"
-    progress.start(stage, len(tasks), unit)
-
-    def count(number: int, receipt: dict[str, Any]) -> None:
-        results[number] = receipt
-        _advance(progress, stage, receipt)
-        if first is not None:
-            first.show(tasks[number], receipt)
-
-    for number, result in [*results.items()]:
-        count(number, result)
-    if results:
-        progress.message(f"{stage}: {len(results)} of {len(tasks)} {unit} were done before")
-    folder = io.join(config.out, "plan")
-    found = [name for name in io.list_folder(folder) if name.startswith(f"{stage}-") and name.endswith(".begun")]
-    generation = lease.generation if lease else ""
-    marks = [
-        io.join(folder, of_generation(f"{stage}-{number:06d}", generation, ".begun"))
-        for number in (left if first is not None else ())
-    ]
-    # Reporters of other programs may know nothing of workers.
-    show = partial(progress.workers, stage) if getattr(progress, "nested", False) else None
-    chosen = [tasks[number] for number in left]
-    try:
-        for at, result in run_tasks(function, chosen, config.workers, marks, progress.message, show):
-            if lease is not None:
-                lease.check()
-            count(left[at], result)
-    except FamilyError as error:
-        raise (first.placed(error) if first is not None else error) from error
-    for name in found:  # of tasks that ended before their mark was removed, or that Ray did
-        io.remove(io.join(folder, name))
-    progress.finish(stage)
-    return [results[number] for number in range(len(tasks))]
-
-
-def _advance(progress: Reporter, stage: str, receipt: dict[str, Any]) -> None:
-    tokens = receipt.get("tokens", sum(b["tokens"] for b in receipt.get("bins", ())))
-    rejects = receipt["rejected"] if "rejected" in receipt else len(receipt["rejects"])
-    progress.advance(stage, 1, tokens=tokens, rejects=rejects)
-
-
-__all__ = ["Planned", "build", "plan", "plan_only", "run_stage"]
+__all__ = ["Planned", "build", "plan", "plan_only"]

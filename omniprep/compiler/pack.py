@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.compiler.costs import stored_bytes
+from omniprep.compiler.output.paths import of_generation, plan_path
 from omniprep.compiler.plan.file import FACTS, read_facts
-from omniprep.compiler.run.tasks import of_generation, plan_path
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
 from omniprep.modalities import MODALITIES

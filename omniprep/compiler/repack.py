@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 
 from omniprep import io
-from omniprep.compiler.build import run_stage
 from omniprep.compiler.driver import run_in_folder
 from omniprep.compiler.encode.rows import make_bin
 from omniprep.compiler.encode.shard_file import ShardFile
@@ -31,7 +30,8 @@ from omniprep.compiler.output.lease import Lease
 from omniprep.compiler.output.manifest import finish, versions
 from omniprep.compiler.output.ownfiles import refuse_overlap, sweep
 from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze
-from omniprep.compiler.run.tasks import receipt_path, shard_is_whole
+from omniprep.compiler.run.stages import Stage
+from omniprep.compiler.run.tasks import Receipt, ShardTask
 from omniprep.config import BuildConfig, Trust, build_config, refuse_undecoded, shaping
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
@@ -46,22 +46,31 @@ __all__ = ["Chosen", "choose", "repack"]
 FACTS = ("trained", "patches", "audio_frames", "control")
 
 
-@dataclass(frozen=True, slots=True)
-class _ShardCopy:
-    """A task: write one shard of copied rows."""
+@dataclass(frozen=True, kw_only=True)
+class CopyTask(ShardTask):
+    """Write one shard of copied rows, in this process."""
 
-    number: int
-    out: str
-    generation: str
+    reader: RowReader
+    chosen: Chosen
+    assignment: Assignment
+    pixel_codec: str
 
-    @property
-    def receipt(self) -> str:
-        """As `Task.receipt`."""
-        return receipt_path(self.out, self.number, self.generation)
-
-    def is_whole(self, receipt: dict[str, Any]) -> bool:
-        """As `Task.is_whole`."""
-        return shard_is_whole(self.out, self.number, self.generation, receipt)
+    def run(self) -> Receipt:
+        """As `Task.run`."""
+        assignment, layout = self.assignment, self.reader.datasets[0].layout
+        companions = {column.companion for column in layout.columns if column.companion}
+        columns = tuple(column for column in layout.columns if column.name not in companions)
+        columns = with_codec(columns, self.pixel_codec)
+        schema = arrow_schema(
+            columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted, mrope=layout.mrope
+        )
+        first, last = (int(number) for number in assignment.shard_bins[self.number : self.number + 2])
+        with ShardFile(self.out, self.number, schema, self.generation) as shard:
+            for number in range(first, last):
+                ids = assignment.order[assignment.offsets[number] : assignment.offsets[number + 1]]
+                rows = [self.reader.read(int(self.chosen.dataset[row]), int(self.chosen.line[row])) for row in ids]
+                shard.put(number - first, make_bin(rows, ids.tolist(), columns, weighted=layout.weighted))
+        return shard.finish([])
 
 
 def repack(
@@ -119,15 +128,19 @@ def _repack(
     assignment = assign_bins(rows, config)
     digest = freeze(config.out, rows, assignment, config, lease.generation)
     reader = RowReader(datasets)
-    tasks = [_ShardCopy(number, config.out, lease.generation) for number in range(assignment.shards)]
-    receipts = run_stage(
-        "repack",
-        lambda task: _shard(task, assignment, chosen, reader, datasets[0], config),
-        tasks,
-        dataclasses.replace(config, workers=0),
-        progress,
-        lease,
-    )
+    tasks = [
+        CopyTask(
+            number=number,
+            out=config.out,
+            generation=lease.generation,
+            reader=reader,
+            chosen=chosen,
+            assignment=assignment,
+            pixel_codec=config.pixel_codec,
+        )
+        for number in range(assignment.shards)
+    ]
+    receipts = Stage(name="repack", out=config.out, workers=0, progress=progress, lease=lease).run(tasks)
     for dataset, before in zip(datasets, identity["inputs"], strict=True):
         if _fingerprint(PackedDataset(dataset.uri)) != before:
             raise OmniprepError(f"{dataset.uri}: was changed while it was read; begin anew with --overwrite")
@@ -236,27 +249,3 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
             facts["notes"] |= np.where((lengths > 0) & table[name].to_numpy(), note.value, 0).astype(np.uint8)
     empty = np.zeros(len(lengths), np.int32)
     return Rows(split=empty, within=empty, facts=facts)
-
-
-def _shard(
-    task: _ShardCopy,
-    assignment: Assignment,
-    chosen: Chosen,
-    reader: RowReader,
-    like: PackedDataset,
-    config: BuildConfig,
-) -> dict[str, Any]:
-    companions = {column.companion for column in like.layout.columns if column.companion}
-    columns = tuple(column for column in like.layout.columns if column.name not in companions)
-    columns = with_codec(columns, config.pixel_codec)
-    layout = like.layout
-    schema = arrow_schema(
-        columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted, mrope=layout.mrope
-    )
-    first, last = (int(b) for b in assignment.shard_bins[task.number : task.number + 2])
-    with ShardFile(task.out, task.number, schema, task.generation) as shard:
-        for b in range(first, last):
-            ids = assignment.order[assignment.offsets[b] : assignment.offsets[b + 1]]
-            rows = [reader.read(int(chosen.dataset[row]), int(chosen.line[row])) for row in ids]
-            shard.put(b - first, make_bin(rows, ids.tolist(), columns, weighted=layout.weighted))
-    return shard.finish([])

@@ -10,7 +10,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from omniprep import io
-from omniprep.compiler.run.tasks import receipt_path, shard_name
+from omniprep.compiler.output.paths import receipt_path, shard_name
 from omniprep.errors import OmniprepError
 from omniprep.shards.index import BatchEntry
 from omniprep.shards.schema import Bin
@@ -19,7 +19,7 @@ from omniprep.shards.writer import ShardWriter
 __all__ = ["ShardFile", "UnwritableBinError"]
 
 BEHIND_BYTES = 64 << 20
-"""Media of a bin that may wait while the next bin is made; a larger one is waited for, so that memory stays bounded."""
+"""Most media bytes of an unwritten bin before the encoder blocks; so memory stays bounded."""
 
 
 class UnwritableBinError(OmniprepError):

@@ -1,5 +1,5 @@
-"""A time limit around what decodes a row: a decoder that hangs ends its process, and the driver does the task again
-apart.
+"""A time limit around what decodes a row: a decoder that hangs ends its process, and the driver retries the task in an
+isolated process.
 
 Python cannot interrupt a C decoder, so the limit ends the process (exit status 1), never the row alone: on Ray the
 driver sees a worker that died, with `--workers 0` the task's mark stays and the next run isolates it
@@ -20,8 +20,8 @@ GRACE = 1.25
 
 
 @contextmanager
-def watching(seconds: float) -> Iterator[None]:
-    """Let `row_limit` work inside the block; 0 switches it off."""
+def row_deadlines(seconds: float) -> Iterator[None]:
+    """Let `row_deadline` work inside the block; 0 switches it off."""
     global _seconds
     before, _seconds = _seconds, seconds
     try:
@@ -31,16 +31,16 @@ def watching(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def row_limit(what: str) -> Iterator[None]:
-    """End this process where the block takes longer than the limit of `watching`.
+def row_deadline(label: str) -> Iterator[None]:
+    """End this process where the block takes longer than the limit of `row_deadlines`.
 
     Args:
-        what: Named in the message on standard error.
+        label: Named in the message on standard error.
     """
     if not _seconds:
         yield
         return
-    alarm = threading.Timer(_seconds, _end, (what, _seconds))
+    alarm = threading.Timer(_seconds, _end, (label, _seconds))
     alarm.daemon = True
     alarm.start()
     faulthandler.dump_traceback_later(_seconds * GRACE + 1, exit=True, file=sys.__stderr__ or 2)
@@ -51,7 +51,7 @@ def row_limit(what: str) -> Iterator[None]:
         alarm.cancel()
 
 
-def _end(what: str, seconds: float) -> None:
+def _end(label: str, seconds: float) -> None:
     advice = "The same command again rejects that row and goes on."
-    os.write(2, f"Error: {what}: decoding did not end within {seconds:g} s. {advice}\n".encode())
+    os.write(2, f"Error: {label}: decoding did not end within {seconds:g} s. {advice}\n".encode())
     os._exit(1)

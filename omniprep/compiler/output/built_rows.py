@@ -15,12 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep.compiler.output.manifest import tokenizer_hash, versions
+from omniprep.compiler.output.paths import plan_path
 from omniprep.compiler.pack import Rows
 from omniprep.compiler.plan.file import read_rejects
-from omniprep.compiler.run.stages import as_json_bytes
-from omniprep.compiler.run.tasks import plan_path
+from omniprep.compiler.plan.split_task import rejected_json
 from omniprep.config import BuildConfig
-from omniprep.errors import Reject
 from omniprep.families.context import FamilyContext
 from omniprep.media.video import backend
 from omniprep.rows.sources import Split, fingerprint, read_split
@@ -115,7 +114,7 @@ def _read_again(
     if wanted:
         for raw in read_split(split, max_line_bytes=max_line_bytes):
             if (reject := left.pop(raw.line, None)) is not None:
-                content = b"null" if isinstance(raw.content, Reject) else as_json_bytes(raw.content)
+                content = rejected_json(raw)
                 yield reject["row"], reject["code"], reject["message"], memoryview(content)
                 del content
             del raw  # not held while the next is read

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from omniprep import io
+from omniprep.compiler.output.paths import plan_path
 from omniprep.compiler.plan.rows import PlannedRow
-from omniprep.compiler.run.tasks import plan_path
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.kinds import Item, as_json, from_json
 from omniprep.lru import BoundedCache

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.compiler.isolate.deadline import row_limit
+from omniprep.compiler.isolate.deadline import row_deadline
 from omniprep.compiler.plan.probe import find_media
 from omniprep.compiler.plan.text_checks import check_text, check_unicode
 from omniprep.config import BuildConfig
@@ -184,7 +184,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
         row.notes |= Note.SURPLUS_TAGS
     loss_scale = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
     if any(row.media.values()):
-        with row_limit("a row's media"):
+        with row_deadline("a row's media"):
             probed = find_media(row, ctx, config, media_roots)
     else:
         probed = {modality: [] for modality in MODALITIES}

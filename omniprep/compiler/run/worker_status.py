@@ -1,45 +1,33 @@
-"""What each worker is at, for bars that somebody watches: told by the task, shown by the driver, never waited for.
+"""Per-task progress, for bars that somebody watches; reporting never blocks.
 
-A task calls `tell` as often as it likes; in a process where nobody listens that costs a comparison. With `--workers 0`
-it calls the reporter at once. On Ray it sends a small message, at most every `SECONDS`, to an actor that the driver
-asks now and then; that actor exists only while bars are shown.
+A task calls `report_progress` as often as it likes; in a process where nobody listens that costs a comparison. With
+`--workers 0` it calls the reporter at once. On Ray it sends a small message, at most every `SECONDS`, to an actor that
+the driver polls; that actor exists only while bars are shown.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+
+from omniprep.progress import WorkerStatus
 
 SECONDS = 0.3
 
-
-@dataclass(frozen=True, slots=True)
-class Doing:
-    """A task under way."""
-
-    worker: str
-    """Which worker, as people would tell it: a number, or a process and its machine."""
-    task: str
-    done: int
-    total: int | None
-    unit: str
-
-
 Listener = Callable[[str, int, int | None, str], None]
-Show = Callable[[Sequence[Doing]], None]
+Show = Callable[[Sequence[WorkerStatus]], None]
 _listener: Listener | None = None
 
 
-def tell(task: str, done: int, total: int | None, unit: str) -> None:
+def report_progress(task: str, done: int, total: int | None, unit: str) -> None:
     """Say how far this process is with its task: `done` of `total` units."""
     if _listener is not None:
         _listener(task, done, total, unit)
 
 
 @contextmanager
-def heard_by(listener: Listener | None) -> Iterator[None]:
-    """Let `tell` call the listener inside the block, at most every `SECONDS`."""
+def progress_listener(listener: Listener | None) -> Iterator[None]:
+    """Let `report_progress` call the listener inside the block, at most every `SECONDS`."""
     global _listener
     last = 0.0
 
@@ -57,65 +45,66 @@ def heard_by(listener: Listener | None) -> Iterator[None]:
         _listener = before
 
 
-class Board:
-    """The actor between Ray's workers and the driver: the last word of each task."""
+class ProgressActor:
+    """The actor between Ray's workers and the driver: the last report of each task."""
 
     def __init__(self) -> None:
-        self.entries: dict[int, tuple[str, str, int, int | None, str]] = {}
+        self.reports: dict[int, WorkerStatus] = {}
 
-    def put(self, number: int, worker: str, task: str, done: int, total: int | None, unit: str) -> None:
-        """What task `number` told."""
-        self.entries[number] = (worker, task, done, total, unit)
+    def put(self, number: int, report: WorkerStatus) -> None:
+        """Take a report of task `number`."""
+        self.reports[number] = report
 
-    def get(self) -> dict[int, tuple[str, str, int, int | None, str]]:
-        """The last word of every task so far."""
-        return self.entries
+    def get(self) -> dict[int, WorkerStatus]:
+        """The last report of every task so far."""
+        return self.reports
 
 
-class Watch:
-    """The driver's side of the board: who is at what, with workers numbered as they appear."""
+class ProgressPoller:
+    """The driver's side of the actor: which worker is how far, with workers numbered as they appear."""
 
     def __init__(self, show: Show) -> None:
         """Start the actor; needs a Ray session."""
         import ray
 
-        self.show, self.board = show, ray.remote(num_cpus=0)(Board).remote()
-        self.numbers: dict[str, int] = {}
-        self.asked: Any = None
+        self.show, self.actor = show, ray.remote(num_cpus=0)(ProgressActor).remote()
+        self.worker_numbers: dict[str, int] = {}
+        self.request: Any = None
 
-    def look(self, under_way: set[int]) -> None:
-        """Show what is known of the tasks under way; never waits: an answer is taken when it is there."""
+    def poll(self, running: set[int]) -> None:
+        """Show the last reports of the running tasks; never waits: an answer is taken when it is there."""
         import ray
 
-        if self.asked is None:
-            self.asked = self.board.get.remote()
-        ready, _ = ray.wait([self.asked], timeout=0)
+        if self.request is None:
+            self.request = self.actor.get.remote()
+        ready, _ = ray.wait([self.request], timeout=0)
         if not ready:
             return
         try:
-            entries = ray.get(self.asked)
+            reports = ray.get(self.request)
         except ray.exceptions.RayActorError:  # its node is gone; the build goes on without these bars
-            entries = {}
-        self.asked = None
-        doing = [(self._number(entry[0]), entry) for number, entry in entries.items() if number in under_way]
-        self.show([Doing(f"worker {n}", *entry[1:]) for n, entry in sorted(doing, key=lambda pair: pair[0])])
-
-    def _number(self, worker: str) -> int:
-        return self.numbers.setdefault(worker, len(self.numbers) + 1)
+            reports = {}
+        self.request = None
+        by_worker = sorted(
+            (self.worker_numbers.setdefault(report.worker, len(self.worker_numbers) + 1), number)
+            for number, report in reports.items()
+            if number in running
+        )
+        self.show([reports[number]._replace(worker=f"worker {worker}") for worker, number in by_worker])
 
     def close(self) -> None:
         """End the actor."""
         import ray
 
-        ray.kill(self.board)
+        ray.kill(self.actor)
         self.show([])
 
 
-def ray_listener(board: Any, number: int) -> Listener | None:
-    """In a worker: what sends the words of task `number` to the board (None: nobody listens)."""
-    if board is None:
+def ray_listener(actor: Any, number: int) -> Listener | None:
+    """In a worker: what sends the reports of task `number` to the actor (None: nobody listens)."""
+    if actor is None:
         return None
     import ray
 
     worker = ray.get_runtime_context().get_worker_id()
-    return lambda task, done, total, unit: board.put.remote(number, worker, task, done, total, unit)
+    return lambda *report: actor.put.remote(number, WorkerStatus(worker, *report))

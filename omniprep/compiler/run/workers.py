@@ -1,12 +1,11 @@
 """Run a stage's tasks: in this process, or on Ray workers that stay warm; results come as they finish.
 
-A worker that dies under a task costs that task a second try, which finds the rows that kill
-(compiler/isolate/crashing_rows.py). In this process a mark beside the plan takes that place: a task whose mark is
-found was under way when the process before this one died.
+A worker that dies under a task costs that task a second try, which finds the rows that crash the worker
+(compiler/isolate/crashing_rows.py). In this process a mark beside the plan takes that part: a task whose mark exists
+was running when the process before this one died.
 
-A task is a plain picklable record, a stage a plain function of it. At most two tasks a worker are under way, so
-memory is bounded by the workers and not by the corpus. Numbers that a shard's bytes depend on are computed on one
-thread everywhere.
+At most two tasks a worker are submitted at a time, so memory is bounded by the workers and not by the corpus. Numbers
+that a shard's bytes depend on are computed on one thread everywhere.
 """
 
 import dataclasses
@@ -17,17 +16,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omniprep import io
-from omniprep.compiler.run.worker_status import SECONDS, Doing, Show, Watch, heard_by, ray_listener
+from omniprep.compiler.run.tasks import Receipt, Task
+from omniprep.compiler.run.worker_status import SECONDS, ProgressPoller, Show, progress_listener, ray_listener
 from omniprep.errors import OmniprepError, unforeseen
+from omniprep.progress import WorkerStatus
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 TRIES = 4
-"""Of one task: as it is, then apart."""
+"""Attempts at one task: one normal, the rest isolated."""
 ENVIRONMENT = {**THREADS, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
@@ -81,99 +80,103 @@ def ray_session(workers: int, address: str | None) -> Iterator[None]:
 
 
 def run_tasks(
-    function: Callable[[Task], Result],
     tasks: Sequence[Task],
     workers: int,
     marks: Sequence[str],
     say: Callable[[str], None],
     show: Show | None = None,
-) -> Iterator[tuple[int, Result]]:
-    """Yield (number of the task, its result), in order of completion.
+) -> Iterator[tuple[int, Receipt]]:
+    """Run tasks, and yield (index of the task, its receipt) in order of completion.
 
     Args:
-        function: A module-level function; with Ray it runs in worker processes.
-        tasks: Its arguments; dataclasses with a field `isolate`, set for tasks that ended a process.
+        tasks: What to run; with Ray they run in worker processes.
         workers: Ray workers; 0 runs the tasks here, in order.
         marks: A file name for each task, used where workers is 0; none where no task can end the process.
-        say: Told what went wrong and is tried again.
-        show: Told what each worker is at (omniprep/compiler/run/worker_status.py); None where nobody watches.
+        say: Takes a line on what went wrong and is tried again.
+        show: Takes the status of each worker (compiler/run/worker_status.py); None where nobody watches.
 
     Raises:
         OmniprepError: From a task, or when a task ended its process `TRIES` times.
         OSError: From a task: the disk is full, the output cannot be written.
     """
-    if workers == 0:
-        with single_threaded(), heard_by(show and (lambda *told: show([Doing("", *told)]))):
-            for number, task in enumerate(tasks):
-                yield number, _marked(function, task, marks[number], say) if marks else function(task)
+    if workers > 0:
+        yield from _run_on_ray(tasks, workers, say, show)
         return
-    yield from _run_on_ray(function, tasks, workers, say, show)
+    listener = None if show is None else lambda *report: show([WorkerStatus("", *report)])
+    with single_threaded(), progress_listener(listener):
+        for index, task in enumerate(tasks):
+            yield index, _run_marked(task, marks[index], say) if marks else _run(task)
 
 
-def _marked(function: Callable[[Task], Result], task: Task, mark: str, say: Callable[[str], None]) -> Result:
+def _run(task: Task) -> Receipt:
+    with io.changes_through(task.out, task.fence):
+        return task.run()
+
+
+def _run_marked(task: Task, mark: str, say: Callable[[str], None]) -> Receipt:
     if io.exists(mark):
         say("the run before this one ended in the middle of a task; its rows are tried one by one")
         task = _isolated(task)
     io.write_atomic(mark, b"")
     try:
-        return function(task)
+        return _run(task)
     finally:  # whatever Python can still see is no death of the process
         io.remove(mark)
 
 
 def _isolated(task: Task) -> Task:
-    return dataclasses.replace(task, isolate=True)  # type: ignore[type-var]
+    return dataclasses.replace(task, isolate=True)
 
 
 def _run_on_ray(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, say: Callable[[str], None],
-    show: Show | None,
-) -> Iterator[tuple[int, Result]]:  # fmt: skip
+    tasks: Sequence[Task], workers: int, say: Callable[[str], None], show: Show | None
+) -> Iterator[tuple[int, Receipt]]:
     import ray
 
-    watch = Watch(show) if show else None
-    board = watch.board if watch else None
+    poller = ProgressPoller(show) if show else None
+    actor = poller.actor if poller else None
     # No retries by Ray: it would run into the same file again, and a retry here knows what to look for.
-    remote = ray.remote(num_cpus=1, max_retries=0)(_single_threaded(function))
-    waiting: dict[Any, int] = {}
+    remote = ray.remote(num_cpus=1, max_retries=0)(_worker_function())
+    running: dict[Any, int] = {}
     deaths = Counter[int]()
     queue = iter(enumerate(tasks))
     try:
         while True:
-            while len(waiting) < 2 * workers and (entry := next(queue, None)) is not None:
-                waiting[remote.remote(entry[1], entry[0], board)] = entry[0]
-            if not waiting:
+            while len(running) < 2 * workers and (entry := next(queue, None)) is not None:
+                index, task = entry
+                running[remote.remote(task, index, actor)] = index
+            if not running:
                 return
-            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=SECONDS if watch else None)
-            if watch:
-                watch.look(set(waiting.values()))
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=SECONDS if poller else None)
+            if poller:
+                poller.poll(set(running.values()))
             if not ready:
                 continue
-            (done,) = ready
-            number = waiting.pop(done)
+            (finished,) = ready
+            index = running.pop(finished)
             try:
-                result = ray.get(done)
+                receipt = ray.get(finished)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 if isinstance(cause, OmniprepError | OSError | MemoryError):
                     raise cause from None
-                raise unforeseen(f"task {number}", cause) from error
+                raise unforeseen(f"task {index}", cause) from error
             except deaths_of_workers() as error:
-                deaths[number] += 1
-                if deaths[number] == TRIES:
+                deaths[index] += 1
+                if deaths[index] == TRIES:
                     raise OmniprepError(
                         f"a worker died {TRIES} times under the same task, also with its rows tried one by one: "
                         f"{_first_line(error)}"
                     ) from None
                 say(f"a worker died ({type(error).__name__}); its task is done again, its rows tried one by one")
-                waiting[remote.remote(_isolated(tasks[number]), number, board)] = number
+                running[remote.remote(_isolated(tasks[index]), index, actor)] = index
                 continue
-            yield number, result
+            yield index, receipt
     finally:
-        for reference in waiting:
+        for reference in running:
             ray.cancel(reference, force=False)
-        if watch:
-            watch.close()
+        if poller:
+            poller.close()
 
 
 def deaths_of_workers() -> tuple[type[BaseException], ...]:
@@ -195,13 +198,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _single_threaded(function: Callable[[Task], Result]) -> Callable[[Task, int, Any], Result]:
-    here = Path.cwd()
+def _worker_function() -> Callable[[Task, int, Any], Receipt]:
+    driver_folder = Path.cwd()
 
-    def run(task: Task, number: int, board: Any) -> Result:
-        if here.is_dir():  # relative paths mean the same on a cluster whose nodes have the driver's folder
-            os.chdir(here)
-        with single_threaded(), heard_by(ray_listener(board, number)):
-            return function(task)
+    def run(task: Task, index: int, actor: Any) -> Receipt:
+        if driver_folder.is_dir():  # relative paths mean the same on a cluster whose nodes have the driver's folder
+            os.chdir(driver_folder)
+        with single_threaded(), progress_listener(ray_listener(actor, index)):
+            return _run(task)
 
     return run

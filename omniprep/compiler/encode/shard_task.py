@@ -1,0 +1,164 @@
+"""Encode one shard: its bins, row by row, into shards/N.arrow and a receipt."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from omniprep.compiler.encode.rows import EncodedRow, MediaCache, encode_planned, make_bin
+from omniprep.compiler.encode.shard_file import ShardFile, UnwritableBinError
+from omniprep.compiler.isolate.crashing_rows import find_crashing_rows
+from omniprep.compiler.isolate.deadline import row_deadline, row_deadlines
+from omniprep.compiler.plan.file import PlanReader
+from omniprep.compiler.plan.rows import PlannedRow, unexpected
+from omniprep.compiler.run.tasks import Receipt, ShardTask
+from omniprep.compiler.run.worker_status import report_progress
+from omniprep.config import BuildConfig
+from omniprep.errors import OmniprepError, Reject
+from omniprep.families.context import FamilyContext, FamilySpec, resolve
+from omniprep.families.errors import FamilyError
+from omniprep.shards.codecs import with_codec
+from omniprep.shards.schema import Column, arrow_schema
+from omniprep.shards.writer import serialize_bin
+from omniprep.template.loss import parse_strategy
+
+__all__ = ["EncodeTask"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeTask(ShardTask):
+    """Encode one shard: the rows of each bin as (split, row within the split), and their numbers in rows.parquet."""
+
+    splits: NDArray[np.int32]
+    rows_in_split: NDArray[np.int32]
+    row_ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    """Bin b holds rows offsets[b] to offsets[b+1]."""
+    run_id: str
+    """Id of the driver run; keys the worker's plan cache."""
+    spec: FamilySpec
+    config: BuildConfig
+
+    def run(self) -> Receipt:
+        """As `Task.run`; the rejects of its receipt have the row's number in rows.parquet.
+
+        A bin that cannot be written costs only the rows to blame: the shard is begun again, and the rows of that bin
+        are tried one by one.
+        """
+        suspects: set[int] = set()
+        while True:
+            try:
+                return _Encoding(self, suspects).run()
+            except UnwritableBinError as error:
+                if error.number in suspects:
+                    raise
+                suspects.add(error.number)
+
+    def rows(self) -> Iterator[tuple[int, Callable[[], object]]]:
+        """As `Task.rows`."""
+        family, plans, cache = resolve(self.spec), PlanReader(self.out, self.generation), MediaCache(0)
+        for number, (split, row) in enumerate(zip(self.splits.tolist(), self.rows_in_split.tolist(), strict=True)):
+            planned = plans.read(split, row)
+            yield number, lambda planned=planned: encode_planned(planned, family, self.config, cache)  # type: ignore[misc]
+
+
+@lru_cache(maxsize=1)
+def _plan_reader(out: str, generation: str, run_id: str) -> PlanReader:
+    return PlanReader(out, generation)
+
+
+class _Encoding:
+    """A shard while it is encoded.
+
+    Args:
+        task: What to encode.
+        suspects: Bins whose rows are tried one by one.
+    """
+
+    def __init__(self, task: EncodeTask, suspects: set[int]) -> None:
+        self.task, self.suspects, self.family = task, suspects, resolve(task.spec)
+        self.plans = _plan_reader(task.out, task.generation, task.run_id)
+        self.cache = MediaCache()
+        self.weighted = parse_strategy(task.config.loss_scale).weighted
+        self.crashing = find_crashing_rows(task, task.config) if task.isolate else {}
+        self.rejects: list[dict[str, Any]] = []
+
+    def run(self) -> Receipt:
+        task, family = self.task, self.family
+        stored = with_codec(family.columns, task.config.pixel_codec)
+        schema = arrow_schema(
+            stored, family=family.name, modalities=family.modalities, weighted=self.weighted, mrope=family.mrope
+        )
+        bins = len(task.offsets) - 1
+        with (
+            row_deadlines(task.config.decode_timeout),
+            ShardFile(task.out, task.number, schema, task.generation) as shard,
+        ):
+            for number in range(bins):
+                report_progress(f"shard {task.number}", number, bins, "bins")
+                rows, ids = self.encode_bin(number)
+                if number in self.suspects:
+                    rows, ids = self.without_unwritable(rows, ids, schema)
+                if not rows:
+                    continue
+                try:
+                    packed = make_bin(rows, ids, family.columns, weighted=self.weighted)
+                except Exception as error:
+                    raise UnwritableBinError(number, error) from error
+                shard.put(number, packed)
+        return shard.finish(self.rejects)
+
+    def encode_bin(self, number: int) -> tuple[list[EncodedRow], list[int]]:
+        """The rows of a bin that can be encoded, and their numbers in rows.parquet."""
+        task, rows, ids = self.task, [], []
+        for index in range(int(task.offsets[number]), int(task.offsets[number + 1])):
+            planned = self.plans.read(int(task.splits[index]), int(task.rows_in_split[index]))
+            row_id = int(task.row_ids[index])
+            try:
+                if index in self.crashing:
+                    raise self.crashing[index]
+                rows.append(_encode_row(planned, self.family, task.config, self.cache))
+                ids.append(row_id)
+            except FamilyError as error:
+                error.place = row_id
+                raise
+            except Reject as reject:
+                self.reject(row_id, reject)
+        return rows, ids
+
+    def without_unwritable(
+        self, rows: list[EncodedRow], ids: list[int], schema: pa.Schema
+    ) -> tuple[list[EncodedRow], list[int]]:
+        """The rows that can be written, each tried in a bin of its own; the others are rejected."""
+        kept, kept_ids = [], []
+        columns: tuple[Column, ...] = self.family.columns
+        for row, row_id in zip(rows, ids, strict=True):
+            try:
+                serialize_bin(make_bin([row], [row_id], columns, weighted=self.weighted), schema)
+            except Exception as error:
+                self.reject(row_id, unexpected(error))
+            else:
+                kept.append(row)
+                kept_ids.append(row_id)
+        return kept, kept_ids
+
+    def reject(self, row_id: int, reject: Reject) -> None:
+        self.rejects.append({"row": row_id, "code": str(reject.code), "message": reject.message})
+
+
+def _encode_row(planned: PlannedRow, family: FamilyContext, config: BuildConfig, cache: MediaCache) -> EncodedRow:
+    """Encode a row; whatever a decoder or a family's callback raises costs this row, and is reported."""
+    sources = [source.label for items in planned.items.values() for item in items for source in item.sources]
+    try:
+        if not sources:
+            return encode_planned(planned, family, config, cache)
+        with row_deadline(sources[0]):
+            return encode_planned(planned, family, config, cache)
+    except (Reject, OmniprepError):
+        raise
+    except Exception as error:
+        raise unexpected(error) from error
