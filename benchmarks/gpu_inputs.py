@@ -141,7 +141,7 @@ def picture(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     frequency[0, 0] = 1.0
     planes = []
     for _ in range(2):
-        spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.2
+        spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.4
         plane = np.fft.irfft2(spectrum, s=(height, width))
         planes.append((plane - plane.mean()) / plane.std())
     light, tint = planes

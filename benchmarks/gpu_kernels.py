@@ -58,7 +58,10 @@ def attention(bench: Bench) -> None:
             for h in (heads, groups, groups)
         )
         weight = torch.randn(1, tokens, heads, width, device=device, dtype=torch.bfloat16)
-        for name, make in ATTENTIONS.items():
+        ways = {
+            k: v for k, v in ATTENTIONS.items() if k != "flex" or not bench.quick
+        }  # its kernels take 10 s to compile
+        for name, make in ways.items():
             what = f"{name}, {number} rows of {lengths[0]:,}"
 
             def measure(make: Any = make, what: str = what) -> None:

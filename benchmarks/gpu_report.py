@@ -100,6 +100,7 @@ class Bench:
         model: Folder that `init-model` wrote.
         folder: For everything made here.
         small: Sizes for a CPU, which test this script and measure nothing.
+        quick: A few of each section.
         bins: Datasets by codec, "sound" among them; ready when called.
     """
 
@@ -108,6 +109,7 @@ class Bench:
     model: Path
     folder: Path
     small: bool
+    quick: bool
     bins: Callable[[], dict[str, Path]]
 
     def shape(self, name: str) -> Path:

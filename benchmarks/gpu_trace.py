@@ -9,7 +9,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,27 +16,30 @@ from transformers import TrainerCallback
 
 WATCHED = ("omniprep", "transformers", "accelerate", "torch/optim", "torch/utils", "peft", "liger_kernel")
 """Parts of paths of the code that is named for a wait of the host."""
+AHEAD = ("omniprep-prefetch", "Thread-")
+"""Names of the threads that work ahead of the training loop: ours, and those by which a DataLoader pins memory."""
 Span = tuple[int, int]
 
 
 def milliseconds(call: Callable[[], Any], device: torch.device, repeats: int = 10, warmup: int = 3) -> float:
-    """Median time of a call: by the device's clock on a GPU."""
+    """Mean time of a call: on a GPU by its own clock, the calls one behind the other, so that launching them overlaps
+    with what they compute as in a step.
+    """
     for _ in range(warmup):
         call()
-    times = []
+    synchronize(device)
+    if device.type != "cuda":
+        began = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - began) * 1e3 / repeats
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
     for _ in range(repeats):
-        if device.type == "cuda":
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        else:
-            began = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - began) * 1e3)
-    return median(times)
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / repeats
 
 
 class StepWatch(TrainerCallback):  # type: ignore[misc]
@@ -109,6 +111,12 @@ class StepWatch(TrainerCallback):  # type: ignore[misc]
                 self.tower_gradients.add(name)
 
         return look
+
+    def stalls(self) -> int:
+        """Waits of the host that the training loop stands still for: those of the thread that copies ahead do not
+        count.
+        """
+        return sum(n for where, n in (self.waits or {}).items() if not where.startswith(AHEAD))
 
     def step_ms(self) -> list[float]:
         """Milliseconds of each timed step."""

@@ -41,10 +41,12 @@ def train(data: tuple[str, ...], config: str | None, quiet: bool, **given: Any) 
     from omniprep.train.packages import check_packages
 
     check_packages(options)  # before anything is imported that needs them
+    from omniprep.train.run import leave_group
     from omniprep.train.run import train as run_train
 
     with reporter(quiet=quiet or int(os.environ.get("RANK", "0")) > 0) as progress:
         out = run_train(options, progress)
+    leave_group()
     if int(os.environ.get("RANK", "0")) == 0:
         say(out)
 

@@ -32,7 +32,7 @@ from omniprep.train.refuse import check_datasets, check_family
 from omniprep.train.resume import changes, find_checkpoint, identity
 from omniprep.train.trainer import BinTrainer
 
-__all__ = ["Run", "prepare_run", "set_console", "train"]
+__all__ = ["Run", "leave_group", "prepare_run", "set_console", "train"]
 
 
 def train(config: TrainConfig, reporter: Reporter) -> Path:
@@ -190,6 +190,17 @@ def save(trainer: BinTrainer, ctx: Any, config: TrainConfig, args: TrainingArgum
         merge_lora(config.model, out, out / "merged", ctx, dtype=weights_dtype(config, args.device))
         if trainer.facts:
             write_facts(out / "merged", trainer.facts)
+
+
+def leave_group() -> None:
+    """Close the connections between the ranks of a finished run, before a rank's process ends.
+
+    NCCL's threads would else outlive the run and warn at exit, or wait there for a rank that has left. Not for a run
+    that failed: its other ranks may be in the middle of an operation.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def set_console(trainer: BinTrainer, reporter: Reporter) -> None:
