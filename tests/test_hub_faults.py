@@ -289,7 +289,7 @@ def test_which_faults_are_tried_again(make: Callable[[], Exception], passing: bo
 def test_a_checkpoint_whose_connection_breaks_is_one_line(monkeypatch):
     from omniprep.errors import OmniprepError
     from omniprep.families.checkpoint import checkpoint_file
-    from omniprep.inspect.describe import load_vocabulary
+    from omniprep.inspect.vocabulary import load_vocabulary
 
     for make in (transport_error, lambda: http_error(503), lambda: ConnectionResetError("reset")):
 

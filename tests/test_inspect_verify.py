@@ -18,9 +18,12 @@ from synthetic import make_dataset
 
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
-from omniprep.inspect.describe import Piece, Row, describe_bin, find_row, load_vocabulary
-from omniprep.inspect.pictures import half_blocks, pictures_of, rebuild
-from omniprep.inspect.terminal import show_row
+from omniprep.inspect.describe import Piece, find_row, packed_row, pieces_of, rows_of_bin
+from omniprep.inspect.media import media_of
+from omniprep.inspect.pictures import half_blocks
+from omniprep.inspect.terminal import text_of
+from omniprep.inspect.vocabulary import load_vocabulary
+from omniprep.shards.codecs.picture import PictureShape
 from omniprep.verify.files import check_rows, check_shards
 
 N_ROWS = 60
@@ -251,12 +254,16 @@ def test_rebuild_is_the_inverse_of_the_image_processor(model_dir):
     pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
     processor = AutoImageProcessor.from_pretrained(model_dir, do_normalize=False, do_rescale=False)
     result = processor(Image.fromarray(pixels), return_tensors="np", do_resize=False)
-    patches, grid = result["pixel_values"].astype(np.uint8), tuple(result["image_grid_thw"][0].tolist())
+    patches = result["pixel_values"].astype(np.uint8)
     # The processor repeats a still along time, as for a video of two equal frames.
-    frames = rebuild(patches, grid, {"patch_size": 14})
+    frames = PictureShape(frames=2, height=56, width=84, side=14, merge=2).pixels(patches)
     assert np.array_equal(frames[0], pixels) and np.array_equal(frames[1], pixels)
     stored = patches.reshape(len(patches), 3, 2, 196)[:, :, 0].reshape(len(patches), 588)
-    assert np.array_equal(rebuild(stored, grid, {"patch_size": 14}), pixels[None])
+    still = PictureShape(frames=1, height=56, width=84, side=14, merge=2)
+    assert np.array_equal(still.pixels(stored), pixels[None])
+    again = np.empty_like(stored)
+    still.fill_patches(again, pixels[None])
+    assert np.array_equal(again, stored)
 
 
 @pytest.mark.parametrize("value", ["", "1"])
@@ -264,8 +271,8 @@ def test_no_color_marks_trained_text_with_signs(monkeypatch, value):
     monkeypatch.setenv("NO_COLOR", value)
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, color_system="truecolor", width=80)
-    row = Row("a.jsonl", 1, 0, 0, 2, 1, [Piece("say ", 1, False, False), Piece("yes", 1, True, False)], [])
-    show_row(console, row, [])
+    pieces = [Piece("say ", 1, False, False), Piece("yes", 1, True, False)]
+    console.print(text_of(pieces, colored=not console.no_color))
     text = stream.getvalue()
     assert ("{+yes+}" in text) == bool(value) and bool(re.search(r"\x1b\[(1;)?(3|9)\dm", text)) != bool(value)
 
@@ -281,14 +288,14 @@ def test_describe_tells_each_row_as_stored(whole, model_dir):
     vocabulary = load_vocabulary(str(model_dir))
     for number in range(len(ds)):
         item = ds[number]
-        rows = describe_bin(ds, number, vocabulary)
+        rows = rows_of_bin(ds, number)
         assert [row.tokens for row in rows] == np.diff(item["cu_seqlens"]).tolist()
         assert sum(row.trained for row in rows) == int((item["labels"] != -100).sum())
         for row, items in zip(rows, item["row_items"].tolist(), strict=True):
-            assert sum(piece.tokens for piece in row.pieces) == row.tokens
-            assert [sum(m.modality == name for m in row.media) for name in ds.layout.modalities] == items
-        pictures = sum(items[0] + items[2] for items in item["row_items"].tolist())
-        assert len(pictures_of(item)) == pictures
+            assert sum(piece.tokens for piece in pieces_of(row.arrays, vocabulary)) == row.tokens
+            media = media_of(row.arrays)
+            assert [sum(item.modality == name for item in media) for name in ds.layout.modalities] == items
+            assert sum(item.has_pixels for item in media) == items[0] + items[2]
 
 
 def test_inspect_shows_a_row_by_its_place(whole, omniprep, tmp_path):
@@ -309,7 +316,7 @@ def test_inspect_shows_a_row_by_its_place(whole, omniprep, tmp_path):
     [
         (["--row", "a.jsonl:7"], 1, "was rejected: bad_json"),
         (["--row", "c.jsonl:1"], 1, "no sources fit"),
-        (["--row", "a.jsonl:999"], 1, "no line 999"),
+        (["--row", "a.jsonl:999"], 1, "no row 999"),
         (["--row", "a.jsonl"], 1, "SOURCE:LINE"),
         (["--bin", "999"], 2, "bins"),
         (["--bin", "0", "--row", "a.jsonl:1"], 2, "exclude"),
@@ -373,11 +380,6 @@ def test_inspect_of_a_real_row(built, omniprep):
 
 def test_stored_pixels_are_those_of_the_file(built):
     ds = PackedDataset(built / "out")
-    row = find_row(ds, "images.jsonl:4")
-    number = ds.rows["bin"][row].as_py()
-    item = ds[number]
-    at = item["row_ids"].tolist().index(row)
-    frames = [frames for modality, frames in pictures_of(item) if modality == "image"]
-    stored = frames[int(item["row_items"][:at, 0].sum())][0]
+    stored = media_of(packed_row(ds, find_row(ds, "images.jsonl:4")).arrays)[0].frames()[0]
     original = np.asarray(Image.open(SAMPLES / "media" / "shapes_a.png").convert("RGB"))
     assert np.array_equal(stored, original), "224 x 224 needs no resizing, so it must survive as it is"

@@ -37,8 +37,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split(
 NOT_YET = {
     "families/checkpoint.py imports hub",
     "families/qwen/agreement.py imports doctor",
-    "inspect/describe.py imports hub",
-    "inspect/sample.py imports report",
+    "inspect/vocabulary.py imports hub",
 }
 """To be turned round; this set only shrinks."""
 

@@ -17,8 +17,9 @@ import pytest
 
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
-from omniprep.inspect.describe import load_vocabulary
-from omniprep.report.bins import browse, parts_of, spectrogram_picture
+from omniprep.inspect.media import spectrogram_picture
+from omniprep.inspect.vocabulary import load_vocabulary
+from omniprep.report.bins import browse, parts_of
 from omniprep.report.numbers import balance, histogram, length_histogram
 from omniprep.report.page import collect, page, write_report
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.argument("dataset")
 @click.option("--bin", "bin_number", type=int, help="Which bin; negative counts from the end.  [default: 0]")
-@click.option("--row", "place", metavar="SOURCE:LINE", help="Only this row, such as chats.jsonl:3.")
+@click.option("--row", "row_name", metavar="SOURCE:LINE", help="Only this row, such as chats.jsonl:3.")
 @click.option(
     "--rejected", is_flag=False, flag_value="all", metavar="[CODE]", help="Show rejected rows (with this code) instead."
 )
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def inspect(
     dataset: str,
     bin_number: int | None,
-    place: str | None,
+    row_name: str | None,
     rejected: str | None,
     limit: int,
     picture: str | None,
@@ -49,46 +49,47 @@ def inspect(
     rebuilt from the stored patches.
     """
     if rejected is not None:
-        if place is not None or bin_number is not None or picture is not None:
+        if row_name is not None or bin_number is not None or picture is not None:
             raise UsageError("--rejected excludes --bin, --row and --image")
         inspect_rejected(dataset, rejected, limit, as_json)
         return
     from rich.console import Console
 
-    from omniprep.data.collate import cut_row
     from omniprep.data.dataset import PackedDataset
-    from omniprep.inspect.describe import describe_bin, find_row, vocabulary_of
-    from omniprep.inspect.pictures import contact_sheet, pictures_of
+    from omniprep.inspect.describe import find_row, rows_of_bin
+    from omniprep.inspect.media import media_of
+    from omniprep.inspect.pictures import contact_sheet
     from omniprep.inspect.terminal import show_head, show_row
+    from omniprep.inspect.vocabulary import vocabulary_of
 
-    if place is not None and bin_number is not None:
+    if row_name is not None and bin_number is not None:
         raise UsageError("--bin and --row exclude each other")
     ds = PackedDataset(dataset)
     number = bin_number or 0
     row_id = None
-    if place is not None:
-        row_id = find_row(ds, place)
+    if row_name is not None:
+        row_id = find_row(ds, row_name)
         number = packed_bin(ds, row_id)
     if not -len(ds) <= number < len(ds):
         raise UsageError(f"--bin {number}: the dataset has {len(ds)} bins")
     number %= len(ds)
-    rows = describe_bin(ds, number, vocabulary_of(ds, model))
-    item = ds[number]
-    chosen = [n for n, known in enumerate(item["row_ids"].tolist()) if row_id is None or known == row_id]
+    vocabulary = vocabulary_of(ds, model)
+    rows = rows_of_bin(ds, number)
+    chosen = [row for row in rows if row_id is None or row.arrays["row_ids"][0] == row_id]
     shown = chosen if limit <= 0 else chosen[:limit]
-    cuts = {n: {**cut_row(item, n), "modalities": item["modalities"]} for n in shown}
     if picture is not None:
-        found = [p for n in shown for p in pictures_of(cuts[n])]
-        if not found:
-            raise UsageError(f"--image: there are no pictures in {place or f'bin {number}'}")
-        contact_sheet(found).save(picture, format="PNG")
+        items = [item for row in shown for item in media_of(row.arrays) if item.has_pixels]
+        frames = [frames for item in items if (frames := item.frames()) is not None]
+        if not frames:
+            raise UsageError(f"--image: there are no pictures in {row_name or f'bin {number}'}")
+        contact_sheet(frames).save(picture, format="PNG")
     if as_json:
-        print(printable_json({"bin": number, "rows": [rows[n].as_json() for n in shown]}))
+        print(printable_json({"bin": number, "rows": [row.as_json(vocabulary) for row in shown]}))
         return
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
     show_head(console, ds, number, rows)
-    for n in shown:
-        show_row(console, rows[n], [frames for _, frames in pictures_of(cuts[n])])
+    for row in shown:
+        show_row(console, row, vocabulary)
     if len(shown) < len(chosen):
         console.print(f"... and {len(chosen) - len(shown)} more rows (--limit 0 shows all)", style="dim")
 

@@ -104,12 +104,12 @@ def stats(dataset: str, as_json: bool) -> None:
 @click.argument("dataset")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 @click.option("--rows", "count", default=20, show_default=True, type=click.IntRange(min=1), help="How many, at random.")
-@click.option("--row", "places", multiple=True, metavar="SOURCE:LINE", help="Exactly this row (repeatable).")
+@click.option("--row", "rows", multiple=True, metavar="SOURCE:LINE", help="Exactly this row (repeatable).")
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only rows that hold this besides text.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the choice.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the tokens.  [default: the build's]")
 def sample(
-    dataset: str, out: Path, count: int, places: tuple[str, ...], kinds: tuple[str, ...], seed: int, model: str | None
+    dataset: str, out: Path, count: int, rows: tuple[str, ...], kinds: tuple[str, ...], seed: int, model: str | None
 ) -> None:
     """Write rows back as readable JSONL with their media, as the model sees them.
 
@@ -117,5 +117,5 @@ def sample(
     """
     from omniprep.inspect.sample import write_sample
 
-    written = write_sample(dataset, out, count=count, places=places, kinds=kinds, seed=seed, model=model)
+    written = write_sample(dataset, out, count=count, rows=rows, kinds=kinds, seed=seed, model=model)
     say(f"{written} rows: {out / 'rows.jsonl'}")

@@ -113,7 +113,7 @@ def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease
 
 
 def _write_report(out: str, ctx: FamilyContext, progress: Reporter) -> None:
-    from omniprep.inspect.describe import Vocabulary
+    from omniprep.inspect.vocabulary import Vocabulary
     from omniprep.report.page import write_report
 
     try:

@@ -161,20 +161,37 @@ class PackedDataset(Dataset[dict[str, Any]]):
             OmniprepError: There is no such row, or it was rejected (the text has the code).
             DamagedDataError: rows.parquet says a place at which the bin holds another row, or none.
         """
-        number = self._row_number(os.fspath(source), line)
-        place = {name: self.rows[name][number].as_py() for name in ("status", "code", "bin", "start")}
-        if place["bin"] is None:
-            raise OmniprepError(f"{source}:{line} is not in the dataset: {place['status']} ({place['code']})")
-        item = self[place["bin"]] if 0 <= place["bin"] < len(self) else {"row_ids": np.empty(0, np.int32)}
-        found = np.flatnonzero(item["row_ids"] == number)
-        if len(found) != 1 or item["cu_seqlens"][found[0]] != place["start"]:
-            raise DamagedDataError(
-                f"{io.join(self.uri, 'rows.parquet')}: says that {source}:{line} is in bin {place['bin']} at "
-                f"{place['start']}, where it is not: the table is of another build"
-            )
-        return collate([cut_row(item, int(found[0]))])
+        return collate([self.stored_row(self.row_number(os.fspath(source), line))])
 
-    def _row_number(self, source: str, line: int) -> int:
+    def stored_row(self, number: int) -> dict[str, Any]:
+        """The arrays of one packed row, cut out of its bin (`cut_row`).
+
+        Args:
+            number: Of the row in rows.parquet.
+
+        Raises:
+            OmniprepError: The row was rejected (the text has the code).
+            DamagedDataError: As `row`.
+        """
+        row = self.rows.slice(number, 1).to_pylist()[0]
+        name = f"{row['source']}:{row['line']}"
+        if row["bin"] is None:
+            raise OmniprepError(f"{name} is not in the dataset: {row['status']} ({row['code']})")
+        item = self[row["bin"]] if 0 <= row["bin"] < len(self) else {"row_ids": np.empty(0, np.int32)}
+        positions = np.flatnonzero(item["row_ids"] == number)
+        if len(positions) != 1 or item["cu_seqlens"][positions[0]] != row["start"]:
+            raise DamagedDataError(
+                f"{io.join(self.uri, 'rows.parquet')}: says that {name} is in bin {row['bin']} at {row['start']}, "
+                "where it is not: the table is of another build"
+            )
+        return cut_row(item, int(positions[0]))
+
+    def row_number(self, source: str, line: int) -> int:
+        """Number in rows.parquet of an input row, by its source as given to the build and its line.
+
+        Raises:
+            OmniprepError: There is no such row.
+        """
         names, codes, lines = self._row_keys
         if source not in names:
             raise OmniprepError(f"{source} is no input of {self.uri}; its inputs are: {', '.join(list(names)[:5])}")

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
-from omniprep.inspect.describe import Vocabulary, messages_of, pieces_of
-from omniprep.inspect.pictures import few, pictures_of
+from omniprep.inspect.describe import StoredRow, messages_of, packed_row, pieces_of
+from omniprep.inspect.media import media_of
+from omniprep.inspect.pictures import few
+from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
 from omniprep.report.bins import spread
 
@@ -59,18 +60,14 @@ def preview(dataset: PackedDataset, vocabulary: Vocabulary, most: int = ROWS) ->
     rows = dataset.rows
     kinds = row_kinds([rows[name] for name in MEDIA_COLUMNS])
     packed = rows["bin"].is_valid().to_numpy()
+    by_kind = [np.flatnonzero(packed & (kinds == kind)) for kind in range(len(KINDS))]
+    by_kind = sorted((numbers for numbers in by_kind if len(numbers)), key=len)
     chosen: set[int] = set()
-    present = [np.flatnonzero(packed & (kinds == number)) for number in range(len(KINDS))]
-    present = sorted((found for found in present if len(found)), key=len)
-    for place, found in enumerate(present):
-        share = (most - len(chosen)) // (len(present) - place)
-        chosen.update(found[spread(len(found), share)].tolist())
-    numbers = sorted(chosen)
-    places = rows.select(["source", "line", "bin", "start"]).take(pa.array(numbers, pa.int64())).to_pylist()
-    lines: dict[int, dict[str, Any]] = {}
-    for at in sorted(range(len(numbers)), key=lambda n: places[n]["bin"]):  # a bin is read once
-        lines[at] = _line(dataset, places[at], KINDS[kinds[numbers[at]]], vocabulary)
-    table = pa.Table.from_pylist([lines[at] for at in range(len(numbers))], schema=_SCHEMA)
+    for position, numbers in enumerate(by_kind):  # the rarest first, so that the others share what it leaves
+        share = (most - len(chosen)) // (len(by_kind) - position)
+        chosen.update(numbers[spread(len(numbers), share)].tolist())
+    lines = [_line(packed_row(dataset, number), KINDS[kinds[number]], vocabulary) for number in sorted(chosen)]
+    table = pa.Table.from_pylist(lines, schema=_SCHEMA)
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": _FEATURES}})})
     parquet, arrow = memory.BytesIO(), memory.BytesIO()
     pq.write_table(table, parquet, compression="zstd", row_group_size=50)
@@ -79,18 +76,16 @@ def preview(dataset: PackedDataset, vocabulary: Vocabulary, most: int = ROWS) ->
     return {"arrow": arrow.getvalue(), "parquet": parquet.getvalue()}
 
 
-def _line(dataset: PackedDataset, place: dict[str, Any], kind: str, vocabulary: Vocabulary) -> dict[str, Any]:
-    item = dataset[place["bin"]]
-    cut = cut_row(item, int(np.searchsorted(item["cu_seqlens"], place["start"])))
-    pictures = pictures_of(cut)
+def _line(row: StoredRow, kind: str, vocabulary: Vocabulary) -> dict[str, Any]:
+    frames = next((item.frames() for item in media_of(row.arrays) if item.has_pixels), None)
     return {
-        "source": place["source"],
-        "line": place["line"],
+        "source": row.source,
+        "line": row.line,
         "kind": kind,
-        "tokens": len(cut["input_ids"]),
-        "trained": int((cut["labels"] != -100).sum()),
-        "messages": messages_of(pieces_of(cut, vocabulary)),
-        "thumbnail": {"bytes": _thumbnail(pictures[0][1]), "path": None} if pictures else None,
+        "tokens": row.tokens,
+        "trained": row.trained,
+        "messages": messages_of(pieces_of(row.arrays, vocabulary)),
+        "thumbnail": None if frames is None else {"bytes": _thumbnail(frames), "path": None},
     }
 
 

@@ -25,7 +25,7 @@ from omniprep.hub.client import FIRST_PAUSE, fault_of, hub_errors_as_one_line, r
 from omniprep.hub.files import LocalFile
 from omniprep.hub.model import is_checkpoint, model_card, model_files
 from omniprep.hub.preview import preview
-from omniprep.inspect.describe import vocabulary_of
+from omniprep.inspect.vocabulary import vocabulary_of
 from omniprep.progress import Reporter
 from omniprep.report.page import collect
 from omniprep.shards.names import DATASET_FILES, is_shard_path

@@ -1,62 +1,15 @@
-"""Pictures rebuilt from stored patches, to show that the pixels in a shard are those of the file.
+"""Pictures side by side: some frames of a video, a contact sheet, half blocks for a terminal."""
 
-A patch column holds (C, [temporal,] P, P) bytes a patch, in the order in which the vision tower merges them: for each
-time step, blocks of merge x merge patches, row by row (transformers: Qwen2VLImageProcessor._preprocess). Nothing is
-scaled: the picture is exactly what the model sees, before normalization.
-"""
-
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 from rich.style import Style
 from rich.text import Text
 
-from omniprep.shards.content import item_sizes
-from omniprep.shards.schema import Column
-
-__all__ = ["contact_sheet", "half_blocks", "pictures_of", "rebuild"]
+__all__ = ["contact_sheet", "few", "half_blocks"]
 
 FRAMES_SHOWN = 4
-
-
-def rebuild(patches: np.ndarray, grid: tuple[int, int, int], params: Mapping[str, Any]) -> np.ndarray:
-    """The frames that the patches of one item were cut from.
-
-    Args:
-        patches: uint8 (t*h*w, C*[temporal*]P*P).
-        grid: Patches along time, height and width.
-        params: Of the column: patch_size, and merge_size (default 2).
-
-    Returns:
-        uint8 (frames, h*P, w*P, 3): one frame a time step for stills, two for video.
-    """
-    size, merge = int(params["patch_size"]), int(params.get("merge_size", 2))
-    steps, high, wide = grid
-    deep = patches.shape[1] // (3 * size * size)
-    # (t, block row, block column, row in block, column in block, color, depth, y, x)
-    array = patches.reshape(steps, high // merge, wide // merge, merge, merge, 3, deep, size, size)
-    array = array.transpose(0, 6, 1, 3, 7, 2, 4, 8, 5)
-    return array.reshape(steps * deep, high * size, wide * size, 3)
-
-
-def pictures_of(item: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
-    """Every picture and video of a bin (or of a row cut out of one): modality and frames uint8 (n, height, width,
-    3).
-    """
-    found: list[tuple[str, np.ndarray]] = []
-    for column in item["columns"]:
-        if column.load == "patches" and column.name in item:
-            found += [(column.modality, frames) for frames in _items(column, item)]
-    return found
-
-
-def _items(column: Column, item: Mapping[str, Any]) -> list[np.ndarray]:
-    source, _ = column.size_source()
-    ends = np.cumsum(item_sizes(column, dict(item)))
-    parts = np.split(item[column.name], ends[:-1])
-    return [rebuild(part, tuple(grid.tolist()), column.params) for part, grid in zip(parts, item[source], strict=True)]
 
 
 def few(frames: np.ndarray) -> np.ndarray:
@@ -86,10 +39,16 @@ def half_blocks(picture: np.ndarray, columns: int, lines: int = 14) -> Text:
     return text
 
 
-def contact_sheet(pictures: list[tuple[str, np.ndarray]], width: int = 1280, gap: int = 8) -> Image.Image:
-    """All pictures below each other at their own size, videos as a few frames; shrunk only where wider than `width`."""
+def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1280, gap: int = 8) -> Image.Image:
+    """All pictures one below the other at their own size, videos as a few frames; shrunk only where wider than `width`.
+
+    Args:
+        pictures: uint8 (frames, height, width, 3) each.
+        width: Of the sheet, in pixels, at most.
+        gap: Pixels between two pictures.
+    """
     tiles = []
-    for _, frames in pictures:
+    for frames in pictures:
         tile = Image.fromarray(few(frames))
         if tile.width > width:
             tile = tile.resize((width, max(1, tile.height * width // tile.width)))

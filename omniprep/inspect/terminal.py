@@ -5,13 +5,14 @@ Where there is no color (a pipe, NO_COLOR) trained text is set in {+ +}, as `git
 
 from collections.abc import Sequence
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from omniprep.data.dataset import PackedDataset
-from omniprep.inspect.describe import Media, Piece, Row
+from omniprep.inspect.describe import Piece, StoredRow, pieces_of
+from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.pictures import few, half_blocks
+from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.printable import printable
 
 __all__ = ["show_head", "show_row"]
@@ -19,7 +20,7 @@ __all__ = ["show_head", "show_row"]
 COLORS = {"image": "magenta", "audio": "cyan", "video": "yellow"}
 
 
-def show_head(console: Console, dataset: PackedDataset, number: int, rows: Sequence[Row]) -> None:
+def show_head(console: Console, dataset: PackedDataset, number: int, rows: Sequence[StoredRow]) -> None:
     """Facts of the dataset and of one of its bins."""
     counts, tokens = dataset.counts, sum(row.tokens for row in rows)
     trained = sum(row.trained for row in rows)
@@ -35,33 +36,25 @@ def show_head(console: Console, dataset: PackedDataset, number: int, rows: Seque
     )
 
 
-def show_row(console: Console, row: Row, pictures: Sequence[np.ndarray]) -> None:
-    """One row: where it came from, its media, its text.
-
-    Args:
-        console: Where to print.
-        row: The row.
-        pictures: Frames uint8 (n, height, width, 3) of each picture and video, in the order of the row's media.
-    """
+def show_row(console: Console, row: StoredRow, vocabulary: Vocabulary) -> None:
+    """One row: where it came from, its media, its text."""
+    colored = console.is_terminal and not console.no_color
     console.rule(
         Text(printable(f"{row.source}:{row.line}  {row.tokens} tokens, {row.trained} trained"), style="bold"),
         align="left",
     )
-    drawn = iter(pictures)
-    for media in row.media:
-        console.print(Text(printable(describe_media(media)), style=COLORS.get(media.modality, "magenta")))
-        if "width" in media.facts and console.is_terminal and not console.no_color:
-            picture = next(drawn, None)
-            if picture is not None:
-                console.print(half_blocks(few(picture), min(console.width - 2, 76)), end="")
-    console.print(text_of(row.pieces, colored=console.is_terminal and not console.no_color), soft_wrap=True)
+    for item in media_of(row.arrays):
+        console.print(Text(printable(describe_media(item)), style=COLORS.get(item.modality, "magenta")))
+        if item.has_pixels and colored and (frames := item.frames()) is not None:
+            console.print(half_blocks(few(frames), min(console.width - 2, 76)), end="")
+    console.print(text_of(pieces_of(row.arrays, vocabulary), colored=colored), soft_wrap=True)
 
 
-def describe_media(media: Media) -> str:
+def describe_media(item: MediaItem) -> str:
     """One line such as "image 448x336  image_grid_thw=[1, 24, 32]"."""
-    facts = dict(media.facts)
+    facts = dict(item.facts)
     size = f" {facts.pop('width')}x{facts.pop('height')}" if "width" in facts else ""
-    return f"{media.modality}{size}  " + " ".join(f"{name}={value}" for name, value in facts.items())
+    return f"{item.modality}{size}  " + " ".join(f"{name}={value}" for name, value in facts.items())
 
 
 def text_of(pieces: Sequence[Piece], *, colored: bool) -> Text:

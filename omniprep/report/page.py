@@ -19,7 +19,7 @@ from omniprep import io
 from omniprep.config import BuildConfig
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
-from omniprep.inspect.describe import Vocabulary, vocabulary_of
+from omniprep.inspect.vocabulary import Vocabulary, vocabulary_of
 from omniprep.report.bins import browse, choose_bins, scan
 from omniprep.report.numbers import facts, histogram, reject_facts
 

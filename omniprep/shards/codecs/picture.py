@@ -12,7 +12,7 @@ import numpy as np
 
 from omniprep.shards.schema import Column
 
-__all__ = ["PictureShape", "picture_shapes"]
+__all__ = ["PictureShape", "pictures_of_item", "pictures_of_items"]
 
 
 @dataclass(frozen=True, slots=True)
