@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from omniprep.compiler.encode.rows import MediaCache, encode_planned, make_bin
+from omniprep.compiler.encode.rows import MediaCache, encode_planned
 from omniprep.compiler.options import family_of
 from omniprep.compiler.plan.rows import PlannedRow, plan_rows
 from omniprep.config import BuildConfig
@@ -209,8 +209,8 @@ def check(rows: list[Any], options: dict[str, Any], model: Path, folder: Path) -
             assert reject.code != "internal_error", (reject, raw)
             continue
         assert encoded.labels[0] == -100 and len(encoded.input_ids) == row.length <= 4096
-        assert np.isfinite(encoded.weights).all()
-        serialize_bin(make_bin([encoded], [0], ctx.columns, weighted=weighted), schema)
+        assert encoded.loss_scale is None or np.isfinite(encoded.loss_scale).all()
+        serialize_bin(encoded, schema)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "default")

@@ -69,7 +69,7 @@ class CopyTask(ShardTask):
             for number in range(first, last):
                 ids = assignment.order[assignment.offsets[number] : assignment.offsets[number + 1]]
                 rows = [self.reader.read(int(self.chosen.dataset[row]), int(self.chosen.line[row])) for row in ids]
-                shard.put(number - first, make_bin(rows, ids.tolist(), columns, weighted=layout.weighted))
+                shard.put(number - first, make_bin(rows, ids.tolist()))
         return shard.finish([])
 
 

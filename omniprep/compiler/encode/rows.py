@@ -1,10 +1,10 @@
-"""Planned row → arrays: media decoded and mapped, placeholders expanded, labels and m-rope ids made.
+"""Planned row → bin: media decoded and mapped, placeholders expanded, labels and m-rope ids made.
 
 What was decoded is counted again and must give the tokens that the header promised (decode_mismatch otherwise), so a
 plan is never silently wrong.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,24 +23,12 @@ from omniprep.media.audio import decode_audio, decode_track
 from omniprep.media.image import decode_image
 from omniprep.media.video import open_video
 from omniprep.shards.codecs import with_codec
-from omniprep.shards.schema import Bin, Column, arrow_schema
+from omniprep.shards.schema import Bin, arrow_schema
 from omniprep.template.expand import expand
 from omniprep.template.loss import parse_strategy
 
 Array = NDArray[Any]
 IGNORE = -100
-
-
-@dataclass(slots=True)
-class EncodedRow:
-    """One row ready to be laid into a bin; `media` holds one array an item for each column."""
-
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    position_ids: NDArray[np.int32] | None
-    items: list[int]
-    media: dict[str, list[Array]]
 
 
 class MediaCache(BoundedCache[Any, dict[str, Array]]):
@@ -55,8 +43,8 @@ class MediaCache(BoundedCache[Any, dict[str, Array]]):
         super().__init__(limit, lambda arrays: sum(array.nbytes for array in arrays.values()), limit // 4)
 
 
-def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> EncodedRow:
-    """Encode one row.
+def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> Bin:
+    """Encode one row, as a bin that holds it alone.
 
     Raises:
         Reject: The media cannot be decoded, or differ from what their headers said.
@@ -77,14 +65,23 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
                     media[column.name].append(array[0] if column.kind == "items" else array)
     has_media = any(row.items.values())
     expansions = ctx.expand_row(Sample(row.ids, row.items)) if has_media else []
-    ids, weights, is_media = expand(row.ids, row.weights(), expansions)
+    ids, weights, is_media = expand(row.ids, np.repeat(row.run_weights, row.run_lengths), expansions)
     if len(ids) != row.length:
         raise TokenCountMismatchError(
             f"family {ctx.name!r}: the counters promised {row.length} tokens for a row, its expansion gives {len(ids)}"
         )
     labels = np.where((weights > 0) & ~is_media, ids, np.int32(IGNORE)).astype(np.int32, copy=False)
     positions = ctx.row_positions(Sample(ids, row.items)) if has_media else None
-    return EncodedRow(ids, labels, weights, positions, [len(row.items[m]) for m in ctx.modalities], media)
+    return Bin(
+        input_ids=ids,
+        labels=labels,
+        loss_scale=weights if parse_strategy(config.loss_scale).weighted else None,
+        position_ids=positions,
+        cu_seqlens=np.array([0, len(ids)], np.int32),
+        row_ids=np.zeros(1, np.int32),
+        row_items=np.array([[len(row.items[modality]) for modality in ctx.modalities]], np.int32),
+        media=media,
+    )
 
 
 def _map_item(item: Item, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> dict[str, Array]:
@@ -146,29 +143,30 @@ def shard_schema(ctx: FamilyContext, config: BuildConfig) -> pa.Schema:
     )
 
 
-def make_bin(rows: list[EncodedRow], row_ids: list[int], columns: tuple[Column, ...], *, weighted: bool) -> Bin:
+def make_bin(rows: list[Bin], row_ids: list[int]) -> Bin:
     """Lay rows end to end.
 
     Args:
-        rows: At least one.
+        rows: At least one, each alone in a bin.
         row_ids: Number of each row in rows.parquet.
-        columns: The family's columns.
-        weighted: Whether loss weights are stored.
     """
-    lengths = [len(row.input_ids) for row in rows]
     positions = None
     if any(row.position_ids is not None for row in rows):
-        plain = (np.broadcast_to(np.arange(n, dtype=np.int32), (3, n)) for n in lengths)
-        positions = np.concatenate(
-            [p if row.position_ids is None else row.position_ids for row, p in zip(rows, plain, strict=True)], axis=1
-        )
+        parts = (_plain_positions(row) if row.position_ids is None else row.position_ids for row in rows)
+        positions = np.concatenate([*parts], axis=1)
+    weighted = rows[0].loss_scale is not None
     return Bin(
         input_ids=np.concatenate([row.input_ids for row in rows]),
         labels=np.concatenate([row.labels for row in rows]),
-        loss_scale=np.concatenate([row.weights for row in rows]) if weighted else None,
+        loss_scale=np.concatenate([row.loss_scale for row in rows]) if weighted else None,
         position_ids=positions,
-        cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        cu_seqlens=np.cumsum([0, *(len(row.input_ids) for row in rows)], dtype=np.int32),
         row_ids=np.array(row_ids, np.int32),
-        row_items=np.array([row.items for row in rows], np.int32).reshape(len(rows), -1),
-        media={column.name: [array for row in rows for array in row.media[column.name]] for column in columns},
+        row_items=np.concatenate([row.row_items for row in rows]),
+        media={name: [array for row in rows for array in row.media[name]] for name in rows[0].media},
     )
+
+
+def _plain_positions(row: Bin) -> Array:
+    length = len(row.input_ids)
+    return np.broadcast_to(np.arange(length, dtype=np.int32), (3, length))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from omniprep.compiler.encode.rows import EncodedRow, MediaCache, encode_planned, make_bin
+from omniprep.compiler.encode.rows import MediaCache, encode_planned, make_bin, shard_schema
 from omniprep.compiler.encode.shard_file import ShardFile, UnwritableBinError
 from omniprep.compiler.isolate.crashing_rows import find_crashing_rows
 from omniprep.compiler.isolate.deadline import row_deadline, row_deadlines
@@ -21,10 +21,8 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext, FamilySpec, resolve
 from omniprep.families.errors import FamilyError
-from omniprep.shards.codecs import with_codec
-from omniprep.shards.schema import Column, arrow_schema
+from omniprep.shards.schema import Bin
 from omniprep.shards.writer import serialize_bin
-from omniprep.template.loss import parse_strategy
 
 __all__ = ["EncodeTask"]
 
@@ -83,16 +81,11 @@ class _Encoding:
         self.task, self.suspects, self.family = task, suspects, resolve(task.spec)
         self.plans = _plan_reader(task.out, task.generation, task.run_id)
         self.cache = MediaCache()
-        self.weighted = parse_strategy(task.config.loss_scale).weighted
         self.crashing = find_crashing_rows(task, task.config) if task.isolate else {}
         self.rejects: list[dict[str, Any]] = []
 
     def run(self) -> Receipt:
-        task, family = self.task, self.family
-        stored = with_codec(family.columns, task.config.pixel_codec)
-        schema = arrow_schema(
-            stored, family=family.name, modalities=family.modalities, weighted=self.weighted, mrope=family.mrope
-        )
+        task, schema = self.task, shard_schema(self.family, self.task.config)
         bins = len(task.offsets) - 1
         with (
             row_deadlines(task.config.decode_timeout),
@@ -106,13 +99,13 @@ class _Encoding:
                 if not rows:
                     continue
                 try:
-                    packed = make_bin(rows, ids, family.columns, weighted=self.weighted)
+                    packed = make_bin(rows, ids)
                 except Exception as error:
                     raise UnwritableBinError(number, error) from error
                 shard.put(number, packed)
         return shard.finish(self.rejects)
 
-    def encode_bin(self, number: int) -> tuple[list[EncodedRow], list[int]]:
+    def encode_bin(self, number: int) -> tuple[list[Bin], list[int]]:
         """The rows of a bin that can be encoded, and their numbers in rows.parquet."""
         task, rows, ids = self.task, [], []
         for index in range(int(task.offsets[number]), int(task.offsets[number + 1])):
@@ -130,15 +123,12 @@ class _Encoding:
                 self.reject(row_id, reject)
         return rows, ids
 
-    def without_unwritable(
-        self, rows: list[EncodedRow], ids: list[int], schema: pa.Schema
-    ) -> tuple[list[EncodedRow], list[int]]:
+    def without_unwritable(self, rows: list[Bin], ids: list[int], schema: pa.Schema) -> tuple[list[Bin], list[int]]:
         """The rows that can be written, each tried in a bin of its own; the others are rejected."""
         kept, kept_ids = [], []
-        columns: tuple[Column, ...] = self.family.columns
         for row, row_id in zip(rows, ids, strict=True):
             try:
-                serialize_bin(make_bin([row], [row_id], columns, weighted=self.weighted), schema)
+                serialize_bin(make_bin([row], [row_id]), schema)
             except Exception as error:
                 self.reject(row_id, unexpected(error))
             else:
@@ -150,7 +140,7 @@ class _Encoding:
         self.rejects.append({"row": row_id, "code": str(reject.code), "message": reject.message})
 
 
-def _encode_row(planned: PlannedRow, family: FamilyContext, config: BuildConfig, cache: MediaCache) -> EncodedRow:
+def _encode_row(planned: PlannedRow, family: FamilyContext, config: BuildConfig, cache: MediaCache) -> Bin:
     """Encode a row; whatever a decoder or a family's callback raises costs this row, and is reported."""
     sources = [source.label for items in planned.items.values() for item in items for source in item.sources]
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from omniprep.compiler.encode.rows import IGNORE, MediaCache, encode_planned, make_bin, shard_schema
+from omniprep.compiler.encode.rows import IGNORE, MediaCache, encode_planned, shard_schema
 from omniprep.compiler.plan.rows import plan_rows
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject
@@ -21,7 +21,6 @@ from omniprep.rows.normalize import normalize
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin, read_layout
 from omniprep.shards.writer import serialize_bin
-from omniprep.template.loss import parse_strategy
 
 
 def encode_bin(
@@ -43,8 +42,7 @@ def encode_bin(
     planned = plan_rows([row], ctx, config, media_roots, generate=generate)[0]
     if isinstance(planned, Reject):
         raise planned
-    encoded = encode_planned(planned, ctx, config, MediaCache(0))
-    return make_bin([encoded], [0], ctx.columns, weighted=parse_strategy(config.loss_scale).weighted)
+    return encode_planned(planned, ctx, config, MediaCache(0))
 
 
 def encode_row(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:

@@ -17,7 +17,6 @@ import xxhash
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.compiler.encode.rows import EncodedRow
 from omniprep.compiler.pack import Rows
 from omniprep.config import BuildConfig
 from omniprep.data.collate import cut_row
@@ -26,6 +25,7 @@ from omniprep.errors import DamagedDataError
 from omniprep.rows.longline import parse_line
 from omniprep.shards.content import item_sizes
 from omniprep.shards.reader import decode
+from omniprep.shards.schema import Bin
 
 __all__ = ["Chosen", "CopiedRows", "RowReader"]
 
@@ -154,7 +154,7 @@ class RowReader:
         self._hashed = [np.zeros(len(ds), bool) for ds in datasets]
         self._size = 0
 
-    def read(self, dataset: int, line: int) -> EncodedRow:
+    def read(self, dataset: int, line: int) -> Bin:
         """One row, as `encode_planned` would give it; its arrays look into the old shard."""
         place = self._places[dataset]
         item = self._bin(dataset, int(place["bin"][line]))
@@ -170,10 +170,11 @@ class RowReader:
                 "where that says it is"
             )
         cut = cut_row(item, within)
-        items = cut["row_items"][0].tolist()
-        weights = cut["loss_scale"] if "loss_scale" in cut else np.empty(0, np.float32)
-        positions = cut["position_ids"] if "position_ids" in cut and any(items) else None
-        return EncodedRow(cut["input_ids"], cut["labels"], weights, positions, items, _items(cut))
+        # Of a row without media the build keeps no positions: they are the plain range.
+        positions = cut.get("position_ids") if cut["row_items"].any() else None
+        names = ("input_ids", "labels", "cu_seqlens", "row_ids", "row_items")
+        fixed = {name: cut[name] for name in names}
+        return Bin(**fixed, loss_scale=cut.get("loss_scale"), position_ids=positions, media=_items(cut))
 
     def _bin(self, dataset: int, number: int) -> dict[str, Any]:
         ds = self.datasets[dataset]

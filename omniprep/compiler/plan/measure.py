@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.compiler.encode.rows import EncodedRow, MediaCache, encode_planned, make_bin, shard_schema
+from omniprep.compiler.encode.rows import MediaCache, encode_planned, shard_schema
 from omniprep.compiler.plan.file import PlanReader
 from omniprep.compiler.run.workers import single_threaded
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.modalities import MEDIA_COLUMNS, row_kinds
+from omniprep.shards.schema import Bin
 from omniprep.shards.writer import ShardWriter
-from omniprep.template.loss import parse_strategy
 
 if TYPE_CHECKING:
     from omniprep.compiler.build import Planned
@@ -59,10 +59,9 @@ def _time(planned: "Planned", config: BuildConfig, rows: NDArray[np.int64]) -> t
     """CPU seconds that some of the rows took, and how many they were."""
     spread = np.linspace(0, len(rows) - 1, min(len(rows), ROWS + 1))
     first, *others = rows[np.unique(spread.round().astype(int))].tolist()
-    weighted = parse_strategy(config.loss_scale).weighted
     reader = PlanReader(config.out, planned.generation)
 
-    def encode(number: int) -> EncodedRow | None:
+    def encode(number: int) -> Bin | None:
         try:
             row = reader.read(int(planned.rows.split[number]), int(planned.rows.within[number]))
             return encode_planned(row, planned.ctx, config, MediaCache(0))
@@ -76,7 +75,7 @@ def _time(planned: "Planned", config: BuildConfig, rows: NDArray[np.int64]) -> t
             for number in others or [first]:
                 row = encode(number)
                 if row is not None:
-                    writer.write(make_bin([row], [0], planned.ctx.columns, weighted=weighted))
+                    writer.write(row)
                     count += 1
                 if time.monotonic() > deadline:
                     break

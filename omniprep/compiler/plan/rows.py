@@ -63,10 +63,6 @@ class PlannedRow:
     patches: int = 0
     audio_frames: int = 0
 
-    def weights(self) -> NDArray[np.float32]:
-        """Loss weight of each token, (len(ids),)."""
-        return np.repeat(self.run_weights, self.run_lengths)
-
 
 def plan_rows(
     raws: Iterable[Any], ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, *, generate: bool = False
