@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from qwen_omni_utils.v2_5 import vision_process
 
-from omniprep.doctor.families import try_family
+from omniprep.doctor.families import reference_findings, try_family
 from omniprep.doctor.machine import decoders, fast_paths, packages
 from omniprep.families.context import resolve_family
-from omniprep.families.qwen.agreement import compare_with_qwen_omni_utils
 
 
 def test_every_modality_agrees(model_dir, tmp_path):
@@ -64,7 +63,7 @@ def test_a_package_that_one_part_alone_finds_too_old_says_so(monkeypatch):
 
 
 def test_the_sizes_and_frame_choices_equal_the_installed_qwen_omni_utils(omniprep, model_dir):
-    findings = compare_with_qwen_omni_utils()
+    findings = reference_findings()
     assert [finding.state for finding in findings] == ["ok"] * 5, findings
     counts = [int(finding.text.split()[0]) for finding in findings]
     assert counts[0] > 2000 and counts[1] > 1000 and counts[2] > 5000 and counts[3] > 1000 and counts[4] >= 8
@@ -79,7 +78,7 @@ def test_a_version_that_chooses_otherwise_is_named_with_the_first_input(monkeypa
         return whole(ele, total_frames, video_fps) + 2 * (total_frames == 121 and video_fps == 30.0)
 
     monkeypatch.setattr(vision_process, "smart_nframes", other)
-    finding = next(f for f in compare_with_qwen_omni_utils() if f.state != "ok")
+    finding = next(f for f in reference_findings() if f.state != "ok")
     assert (finding.name, finding.state) == ("frames taken", "differs")
     asked = "121 frames at 30 a second, asked for 0.5 a second, 4 to 768 frames"
     assert f"gives 6 for {asked}; omniprep gives 4" in finding.text
@@ -96,9 +95,9 @@ def test_sizes_that_differ_are_a_fault_but_the_lost_floor_of_thin_pictures_is_no
         return (0, w) if height == 3 and h == factor else (h, w)
 
     monkeypatch.setattr(vision_process, "smart_resize", floorless)
-    assert compare_with_qwen_omni_utils()[0].state == "ok"
+    assert reference_findings()[0].state == "ok"
     monkeypatch.setattr(vision_process, "smart_resize", lambda *a, **k: tuple(s + 28 for s in whole(*a, **k)))
-    images, frames = compare_with_qwen_omni_utils()[:2]
+    images, frames = reference_findings()[:2]
     assert images.state == frames.state == "differs" and "a picture of 1x1" in images.text
 
 

@@ -16,6 +16,7 @@ from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from omniprep.hub import client
+from omniprep.io import hub_faults
 from omniprep.progress import QuietReporter
 from tests.reliability import make_chats
 
@@ -212,7 +213,7 @@ def test_a_repository_that_may_not_be_seen(status: int, said: str, hub, built: P
 
 def test_no_http_library_but_that_of_huggingface_hub_is_needed(built: Path, python: Python, tmp_path: Path):
     """What pip installs with huggingface_hub must do: the others come with development tools only."""
-    own = client._HTTP_ERROR.__module__.split(".")[0]
+    own = hub_faults._HTTP_ERROR.__module__.split(".")[0]
     assert own in HTTP_LIBRARIES
     other = [name for name in HTTP_LIBRARIES if name != own]
     code = f"""
@@ -227,7 +228,7 @@ assert run(["pull", {REPO!r}, "--out", {str(tmp_path / "p")!r}]) == 0
 
 def http_error(status: int, **headers: str) -> HfHubHTTPError:
     """An error as the installed huggingface_hub raises it."""
-    library = sys.modules[client._HTTP_ERROR.__module__.split(".")[0]]
+    library = sys.modules[hub_faults._HTTP_ERROR.__module__.split(".")[0]]
     if library.__name__ == "requests":
         response = library.Response()
         response.status_code, response.headers = status, headers
@@ -237,7 +238,7 @@ def http_error(status: int, **headers: str) -> HfHubHTTPError:
 
 
 def transport_error() -> Exception:
-    library = sys.modules[client._HTTP_ERROR.__module__.split(".")[0]]
+    library = sys.modules[hub_faults._HTTP_ERROR.__module__.split(".")[0]]
     kind = library.ConnectionError if library.__name__ == "requests" else library.ReadError
     return kind("connection reset by peer")
 
@@ -268,7 +269,7 @@ def wrapped(outer: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_which_faults_are_tried_again(make: Callable[[], Exception], passing: bool | None, monkeypatch):
-    fault = client.fault_of(make())
+    fault = hub_faults.fault_of(make())
     assert passing is None if fault is None else fault.passing == passing
     pauses: list[float] = []
     monkeypatch.setattr(client.time, "sleep", pauses.append)

@@ -51,9 +51,9 @@ def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> No
         sys.exit(1)
     show("media", decoders())
     show("fast paths", fast_paths())
-    from omniprep.families.qwen.agreement import compare_with_qwen_omni_utils
+    from omniprep.doctor.families import reference_findings
 
-    faults = show("qwen_omni_utils", compare_with_qwen_omni_utils())
+    faults = show("qwen_omni_utils", reference_findings())
     faults += try_families(model, family, plugin)
     if faults:
         say(f"{faults} faults", error=True)

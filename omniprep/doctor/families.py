@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from omniprep.doctor.machine import Finding
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.families.records import FamilyRecord
 
-__all__ = ["Trial", "small_checkpoint", "try_family"]
+__all__ = ["Trial", "reference_findings", "small_checkpoint", "try_family"]
 
 BIN_LENGTH = 4096
 
@@ -29,6 +30,17 @@ class Trial:
     expansion: int = 0
     tensors: str = ""
     fault: str = ""
+
+
+def reference_findings() -> list[Finding]:
+    """Whether sizes and frame choices equal those of the installed qwen_omni_utils."""
+    from omniprep.families.qwen.agreement import compare_with_qwen_omni_utils
+
+    fix = "rows follow qwen_omni_utils 0.0.8; please report this"
+    return [
+        Finding(entry.name, "ok", entry.text) if entry.holds else Finding(entry.name, "differs", entry.text, fix)
+        for entry in compare_with_qwen_omni_utils()
+    ]
 
 
 def small_checkpoint(record: FamilyRecord, folder: Path) -> Path | None:

@@ -99,7 +99,7 @@ def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
         RepositoryNotFoundError,
     )
 
-    from omniprep.hub.client import fault_of
+    from omniprep.io.hub_faults import fault_of
 
     try:
         return _read_json(Path(hf_hub_download(model, name)))

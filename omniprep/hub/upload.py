@@ -21,11 +21,12 @@ from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, UsageError
 from omniprep.hub.card import card
-from omniprep.hub.client import FIRST_PAUSE, fault_of, hub_errors_as_one_line, refuse_offline, retry, within
+from omniprep.hub.client import FIRST_PAUSE, hub_errors_as_one_line, refuse_offline, retry, within
 from omniprep.hub.files import LocalFile
 from omniprep.hub.model import is_checkpoint, model_card, model_files
 from omniprep.hub.preview import preview
 from omniprep.inspect.vocabulary import vocabulary_of
+from omniprep.io.hub_faults import fault_of
 from omniprep.progress import Reporter
 from omniprep.report.page import collect
 from omniprep.shards.names import DATASET_FILES, is_shard_path

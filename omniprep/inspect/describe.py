@@ -4,7 +4,6 @@ What `inspect`, `sample`, the report and the Hub's preview show of a row is made
 time, not a token at a time, since a token of a byte-level vocabulary may be half a character.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -17,6 +16,7 @@ from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.inspect.media import media_of
 from omniprep.inspect.vocabulary import Vocabulary
+from omniprep.template.chat import CHATML_MESSAGE
 
 __all__ = [
     "Piece",
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 # A message of a ChatML template; a row of another template is shown as one text.
-_MESSAGE = re.compile(r"<\|im_start\|>([^\n]*)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
 REPEATS = 4
 """So many equal special tokens in succession are a media span, shown once with their number."""
 
@@ -169,5 +168,5 @@ def pieces_of(arrays: Mapping[str, Any], vocabulary: Vocabulary) -> list[Piece]:
 def messages_of(pieces: list[Piece]) -> list[dict[str, str]]:
     """The messages of a row in ChatML; of other templates the whole text, with the role "text"."""
     text = "".join(f"[{piece.text} x {piece.tokens}]" if piece.media else piece.text for piece in pieces)
-    messages = [{"role": role, "content": content} for role, content in _MESSAGE.findall(text)]
+    messages = [{"role": role, "content": content} for role, content in CHATML_MESSAGE.findall(text)]
     return messages or [{"role": "text", "content": text}]

@@ -42,7 +42,7 @@ def load_vocabulary(model: str) -> Vocabulary:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-        from omniprep.hub.client import fault_of
+        from omniprep.io.hub_faults import fault_of
 
         try:
             path = Path(hf_hub_download(model, "tokenizer.json"))

@@ -19,13 +19,11 @@ from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.shards.content import item_sizes
-from omniprep.shards.schema import Column
+from omniprep.shards.schema import DEFAULTS, Column
 
 __all__ = ["browse", "choose_bins", "picture_url", "scan", "spread"]
 
 SCANNED = 64
-FRAMES_A_SECOND = 100
-"""Of a spectrogram: a hop of 160 samples at 16 kHz (transformers: WhisperFeatureExtractor)."""
 THUMBNAIL = (320, 200)
 TOKENS_A_ROW = 3000
 ROWS_A_BIN = 60
@@ -66,7 +64,7 @@ def scan(dataset: PackedDataset, vocabulary: Vocabulary | None, most: int = SCAN
             if column.name not in item:
                 continue
             if column.load == "mel":
-                audio_seconds += (item_sizes(column, item) / FRAMES_A_SECOND).tolist()
+                audio_seconds += (item_sizes(column, item) / (DEFAULTS | column.params)["frames_per_second"]).tolist()
             elif column.load == "patches" and column.modality == "video":
                 video_frames += _frames(column, item)
             elif column.load == "patches":
@@ -205,7 +203,7 @@ def facts_of(item: MediaItem) -> dict[str, Any]:
         if name.endswith("grid_thw"):
             facts["grid"] = value
         if name == "audio_frames":
-            facts["seconds"] = round(value / FRAMES_A_SECOND, 2)
+            facts["seconds"] = round(value / DEFAULTS["frames_per_second"], 2)
     return facts
 
 

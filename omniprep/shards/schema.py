@@ -19,10 +19,23 @@ import pyarrow as pa
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.typed import parse_json, shown, typed_record
 
-__all__ = ["FORMAT", "METADATA_KEY", "Bin", "Column", "Layout", "arrow_schema", "read_layout", "storage_dtype"]
+__all__ = [
+    "DEFAULTS",
+    "FORMAT",
+    "METADATA_KEY",
+    "Bin",
+    "Column",
+    "Layout",
+    "arrow_schema",
+    "read_layout",
+    "storage_dtype",
+]
 
 FORMAT = 1
 METADATA_KEY = b"omniprep"
+DEFAULTS = {"merge_size": 2, "frames_per_second": 100}
+"""Params of columns that are left out at these values: patches along a side of a token, whose patches lie together, and
+audio frames a second (a hop of 160 samples at 16 kHz)."""
 
 _STORAGE: dict[str, np.dtype[Any]] = {
     "uint8": np.dtype(np.uint8),
@@ -67,9 +80,9 @@ class Column:
     """array: passed on as it is. patches: uint8, normalized on the device. mel: padded, with a mask. none: not passed
     on."""
     params: dict[str, Any] = field(default_factory=dict)
-    """patches: mean, std (of [0, 1] pixels), patch_size, temporal_patch_size. mel: mask (its name), pad_to (frames or
-    null), pad ("zero" or "edge": the last frame again), valid (an items column, where more frames are stored than
-    count)."""
+    """patches: mean, std (of [0, 1] pixels), patch_size, temporal_patch_size, merge_size. mel: mask (its name), pad_to
+    (frames or null), pad ("zero" or "edge": the last frame again), valid (an items column, where more frames are stored
+    than count), frames_per_second. merge_size and frames_per_second may be left out (`DEFAULTS`)."""
 
     def __post_init__(self) -> None:
         """Refuse a declaration that could not be stored or read."""
@@ -227,7 +240,7 @@ def _check_patches(column: Column) -> None:
     if len(mean) != len(std) or not mean or not all(_is_number(n) for n in mean + std) or not all(std):
         raise OmniprepError(f"column {column.name!r}: mean and std of patches are one number a channel, std not 0")
     for name in ("patch_size", "temporal_patch_size", "merge_size"):
-        size = column.params.get(name, 2 if name == "merge_size" else None)
+        size = column.params.get(name, DEFAULTS.get(name))
         if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < 1 << 12:
             raise OmniprepError(f"column {column.name!r}: {name} of patches is a number of pixels, not {shown(size)}")
 
@@ -238,6 +251,9 @@ def _check_mel(column: Column) -> None:
         raise OmniprepError(f"column {column.name!r}: spectrograms are a flat column with the name of their mask")
     if (frames := params.get("pad_to")) is not None and (not isinstance(frames, int) or not 0 <= frames < 1 << 24):
         raise OmniprepError(f"column {column.name!r}: pad_to is a number of frames, not {shown(frames)}")
+    rate = params.get("frames_per_second", DEFAULTS["frames_per_second"])
+    if not _is_number(rate) or rate <= 0:
+        raise OmniprepError(f"column {column.name!r}: frames_per_second is a number above 0, not {shown(rate)}")
     if params.get("pad") not in (None, "zero", "edge"):
         raise OmniprepError(f"column {column.name!r}: pad is 'zero' or 'edge', not {shown(params['pad'])}")
 

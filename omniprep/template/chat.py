@@ -26,7 +26,8 @@ class TemplateMeta:
 
     `{{SYSTEM}}` and `{{QUERY}}` mark where the texts go. `suffix` ends the last answer and is trained. `norm_bbox` is
     the unit of boxes (none: pixels of the resized image; norm1000), `bbox_format` how they are written unless the build
-    says (legacy: with tokens around them; new: plain), `agent_template` how tools and their calls are written.
+    says (legacy: between `box_tokens`, names between `reference_tokens`; new: plain), `agent_template` how tools and
+    their calls are written.
     `keeps_thoughts` off: where only the last answer is trained, or made, the earlier ones lose what stands before
     `</think>`, and the spaces around them (ms-swift: ThinkingTemplate).
     """
@@ -41,6 +42,8 @@ class TemplateMeta:
     norm_bbox: str = "none"
     agent_template: str = "hermes"
     bbox_format: str = "legacy"
+    box_tokens: tuple[str, str] = ("<|box_start|>", "<|box_end|>")
+    reference_tokens: tuple[str, str] = ("<|object_ref_start|>", "<|object_ref_end|>")
     keeps_thoughts: bool = True
 
     def __post_init__(self) -> None:
@@ -55,6 +58,10 @@ class TemplateMeta:
                 raise UsageError(f"TemplateMeta: {name} {value!r} is not known; known: {', '.join(values)}")
 
 
+CHATML_MESSAGE = re.compile(r"<\|im_start\|>([^\n]*)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
+"""Role and content of a message that the default template (ChatML) wrote."""
+
+
 def without_roles(meta: TemplateMeta, end_of_text: str) -> TemplateMeta:
     """The template of --use-chat-template off: the text alone and an end token (ms-swift:
     to_generate_template_meta).
@@ -67,6 +74,8 @@ def without_roles(meta: TemplateMeta, end_of_text: str) -> TemplateMeta:
         stop_words=meta.stop_words,
         norm_bbox=meta.norm_bbox,
         agent_template="react_en",
+        box_tokens=meta.box_tokens,
+        reference_tokens=meta.reference_tokens,
     )
 
 

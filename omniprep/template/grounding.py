@@ -45,14 +45,13 @@ def normalize_boxes(objects: dict[str, Any], original: list[Size], resized: list
     return result
 
 
-def write_reference(name: str, box_format: str) -> str:
-    """The text of a `<ref-object>`."""
-    return f"<|object_ref_start|>{name}<|object_ref_end|>" if box_format == "legacy" else name
+def write_reference(name: str, box_format: str, tokens: tuple[str, str]) -> str:
+    """The text of a `<ref-object>`: in the legacy format between two tokens, else plain."""
+    return name.join(tokens) if box_format == "legacy" else name
 
 
-def write_box(box: list[Any], box_format: str) -> str:
-    """The text of a `<bbox>`."""
+def write_box(box: list[Any], box_format: str, tokens: tuple[str, str]) -> str:
+    """The text of a `<bbox>`: in the legacy format as points between two tokens, else as a list."""
     if box_format != "legacy":
         return str(box)
-    points = ",".join(f"({x},{y})" for x, y in zip(box[::2], box[1::2], strict=True))
-    return f"<|box_start|>{points}<|box_end|>"
+    return ",".join(f"({x},{y})" for x, y in zip(box[::2], box[1::2], strict=True)).join(tokens)

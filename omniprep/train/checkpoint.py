@@ -84,10 +84,13 @@ def _copy_tensors(folder: Path, source: Path, prefixes: tuple[str, ...]) -> None
     if index_path.is_file():
         index = json.loads(index_path.read_text())
     else:
-        (folder / "model.safetensors").rename(folder / "model-thinker.safetensors")
-        with safe_open(folder / "model-thinker.safetensors", "pt") as file:
+        with safe_open(folder / "model.safetensors", "pt") as file:
             names = list(file.keys())
-        index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-thinker.safetensors")}
+        # Named after the module that was trained (model-thinker.safetensors), where all of it lies in one.
+        modules = {name.partition(".")[0] for name in names}
+        trained = f"model-{modules.pop() if len(modules) == 1 else 'trained'}.safetensors"
+        (folder / "model.safetensors").rename(folder / trained)
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, trained)}
     index["weight_map"] |= dict.fromkeys(tensors, GENERATOR)
     index["metadata"]["total_size"] = sum(
         path.stat().st_size for path in {folder / name for name in index["weight_map"].values()}

@@ -240,7 +240,8 @@ def answer(
     """The model's answers to some encoded prompts."""
     tokenizer = ctx.tokenizer
     vocabulary = tokenizer.get_vocab()
-    ends = {tokenizer.eos_token_id, *(vocabulary[t] for t in ("<|im_end|>", "<|endoftext|>") if t in vocabulary)}
+    stops = {*ctx.template.suffix, *ctx.template.stop_words} & vocabulary.keys()
+    ends = {tokenizer.eos_token_id, *(vocabulary[token] for token in stops)}
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     batch = {k: v.to(model.device) for k, v in left_padded(rows, pad_id).items()}
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}

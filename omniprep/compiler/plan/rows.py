@@ -212,8 +212,8 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
         place=placeholder_text,
         references=[str(name) for name in row.objects.get("ref") or []],
         boxes=boxes,
-        write_reference=lambda name: write_reference(name, bbox_format),
-        write_box=lambda box: write_box(box, bbox_format),
+        write_reference=lambda name: write_reference(name, bbox_format, template.reference_tokens),
+        write_box=lambda box: write_box(box, bbox_format, template.box_tokens),
     )
     for modality, entries in probed.items():
         placed = sum(not item.meta.in_video for item in items[modality])

@@ -8,10 +8,10 @@ so its own functions are asked over a grid of sizes, rates and durations, and th
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from omniprep.doctor.machine import Finding
 from omniprep.errors import Reject
 from omniprep.families.qwen.vision import (
     FRAME_FACTOR,
@@ -24,7 +24,7 @@ from omniprep.families.qwen.vision import (
     smart_resize,
 )
 
-__all__ = ["compare_with_qwen_omni_utils"]
+__all__ = ["Agreement", "compare_with_qwen_omni_utils"]
 
 SIDES = (1, 3, 20, 27, 28, 29, 56, 97, 224, 300, 448, 719, 1013, 1280, 1920, 4096)
 # Least and most tokens of a picture: the defaults of images and of frames, and some that people set.
@@ -37,6 +37,15 @@ FRAME_LIMITS = ((4, 768), (2, 6), (5, 33), (10, 32))
 RANGES = ((None, None), (0.0, 1.0), (0.4, 3.3), (2.0, None), (None, 2.5), (1.0, 1.0), (5.0, 2.0), (-1.0, 100.0))
 Outcome = tuple[float, ...] | None
 """What a function gives; None where it refuses the input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Whether one kind of choice equals the reference's."""
+
+    name: str
+    holds: bool
+    text: str
 
 
 def _ours(function: Callable[..., Any], *args: Any) -> Outcome:
@@ -140,8 +149,8 @@ def _defaults(utils: Any) -> Iterator[tuple[str, Outcome, Outcome]]:
             yield f"the default {name}", (getattr(utils, name),), (value,)
 
 
-def compare_with_qwen_omni_utils() -> list[Finding]:
-    """One finding for each kind of choice: `ok`, or `differs` with the first input that does."""
+def compare_with_qwen_omni_utils() -> list[Agreement]:
+    """Of each kind of choice whether it agrees, or the first input of which it does not."""
     from qwen_omni_utils.v2_5 import vision_process as utils
 
     release = version("qwen-omni-utils")
@@ -160,7 +169,7 @@ def compare_with_qwen_omni_utils() -> list[Finding]:
         logger.disabled = quiet
 
 
-def _compare(name: str, release: str, cases: Iterator[tuple[str, Outcome, Outcome]], *, of_sizes: bool) -> Finding:
+def _compare(name: str, release: str, cases: Iterator[tuple[str, Outcome, Outcome]], *, of_sizes: bool) -> Agreement:
     equal = thin = 0
     for what, theirs, ours in cases:
         if theirs == ours:
@@ -169,9 +178,9 @@ def _compare(name: str, release: str, cases: Iterator[tuple[str, Outcome, Outcom
             thin += 1  # 0.0.9 has lost the floor of one token that 0.0.8 has; such a picture fails there
         else:
             text = f"{release} gives {_say(theirs)} for {what}; omniprep gives {_say(ours)}"
-            return Finding(name, "differs", text, "rows follow qwen_omni_utils 0.0.8; please report this")
+            return Agreement(name, False, text)
     rule = f"; {thin} thin pictures that it shrinks to nothing keep one token, as in 0.0.8" if thin else ""
-    return Finding(name, "ok", f"{equal} equal to those of qwen_omni_utils {release}{rule}")
+    return Agreement(name, True, f"{equal} equal to those of qwen_omni_utils {release}{rule}")
 
 
 def _say(outcome: Outcome) -> str:

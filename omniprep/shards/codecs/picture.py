@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from omniprep.shards.schema import Column
+from omniprep.shards.schema import DEFAULTS, Column
 
 __all__ = ["PictureShape", "pictures_of_item", "pictures_of_items"]
 
@@ -56,7 +56,7 @@ def picture_shapes(column: Column, units: int, grid: Any) -> tuple[int, PictureS
         units: Patches of the item.
         grid: What the column's `sizes` names, of this item: (t, h, w) in patches for pictures.
     """
-    side, merge = int(column.params["patch_size"]), int(column.params.get("merge_size", 2))
+    side, merge = int(column.params["patch_size"]), int((DEFAULTS | column.params)["merge_size"])
     frames = max(column.unit // (3 * side * side), 1)
     if np.size(grid) != 3:
         return 1, None
