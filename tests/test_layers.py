@@ -34,8 +34,6 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
 
 
-
-
 def imported(source: Path) -> Iterator[str]:
     """First name below `omniprep` of every import in a file, those inside functions too."""
     for node in ast.walk(ast.parse(source.read_text())):
