@@ -31,6 +31,7 @@ from omniprep.train.packages import check_packages
 from omniprep.train.refuse import check_datasets, check_family
 from omniprep.train.resume import changes, find_checkpoint, identity
 from omniprep.train.trainer import BinTrainer
+from omniprep.train.widths import pad_widths, pads_widths
 
 __all__ = ["Run", "leave_group", "prepare_run", "set_console", "train"]
 
@@ -132,6 +133,8 @@ def make_model(
     model, parts = load_trainable(ctx, str(checkpoint) if whole else config.model, config, device, datasets)
     transformers.set_seed(config.seed)
     trained = add_lora(model, parts, config, checkpoint) if config.lora else model
+    if pads_widths(device, config.deepspeed):
+        pad_widths(trained, config.optimizer)
     compute_frozen_towers_without_gradients(trained, parts)
     return trained, parts
 

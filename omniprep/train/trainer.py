@@ -34,6 +34,7 @@ from omniprep.train.meter import Meter
 from omniprep.train.prefetch import moved
 from omniprep.train.refuse import check_ranks
 from omniprep.train.stream import BinStream
+from omniprep.train.widths import with_padded_states, without_padding
 
 __all__ = ["BinTrainer"]
 
@@ -254,7 +255,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         if state_dict is not None:  # from FSDP: gathered on GPUs, still in shards on the CPU
             state_dict = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in state_dict.items()}
             state_dict = {n: t.wait() if isinstance(t, AsyncCollectiveTensor) else t for n, t in state_dict.items()}
-        super()._save(output_dir, state_dict)
+        super()._save(output_dir, without_padding(self.model, state_dict))
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -298,6 +299,12 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the Trainer, and the states in the shapes of this run's weights."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            with_padded_states(self.optimizer)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: the run has loaded the checkpoint as its model; but for weights saved in shards."""
