@@ -222,7 +222,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
                 RejectCode.PLACEHOLDER_MISMATCH,
                 f"{len(entries)} {modality} items, but only {placed} places for them in the kept chat",
             )
-    check_unicode(text for text, _ in pieces)
+    check_unicode([text for text, _ in pieces])
     return row, pieces, items
 
 
