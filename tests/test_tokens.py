@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniprep.template.tokens import Encoder
-from omniprep.template.words import cut_words, stable_characters, suits
+from omniprep.template.words import cut_words, is_supported_tokenizer, stable_characters
 
 SPECIAL = [
     "<|im_start|>",
@@ -62,7 +62,7 @@ def test_any_text_equals_whole(tokenizer: Any, texts: list[str]) -> None:
 
 
 def test_words_are_cut_as_the_tokenizer_cuts_them(tokenizer: Any) -> None:
-    assert suits(tokenizer.backend_tokenizer)
+    assert is_supported_tokenizer(tokenizer.backend_tokenizer)
     cutter = tokenizer.backend_tokenizer.pre_tokenizer
     codes = [code for kind in stable_characters().values() for code in kind]
     assert len(codes) > 50_000

@@ -1,8 +1,8 @@
-"""JSON as the reference reads it: a line of a .jsonl file, or the values of a .json file one after the other.
+"""Parses JSON as the reference does: a line of a .jsonl file, or the values of a .json file one after the other.
 
-The reference loads JSON through `datasets` 3.6: pyarrow's reader takes lines, pandas' reader takes a whole array where
-pyarrow cannot. What they accept, refuse and make of NaN was found by running both; tests/test_inputs_json.py holds the
-table. Rows that neither would read are rejected, each for itself.
+The reference loads JSON with `datasets` 3.6: pyarrow's reader for lines, pandas' reader for an array where pyarrow
+fails. What they accept and what they make of NaN was found by running both; tests/test_inputs_json.py has the table.
+The reference fails as a whole where a row cannot be read; here that row alone is rejected.
 """
 
 import codecs
@@ -18,38 +18,38 @@ from omniprep.rows.longline import parse_line
 __all__ = ["MAX_DEPTH", "parse_row", "read_values"]
 
 MAX_DEPTH = 128
-"""Lists and objects inside one another. Arrow, through which the reference reads, ends at 64; a fixed number and not
-Python's own limit, which depends on how deep in the program the row is read."""
+"""Most levels of lists and objects. The reference reads through Arrow, which ends at 64. The number is fixed because
+Python's own limit depends on how deep the call stack is where the row is read."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE_BYTES = re.compile(rb"\\u[dD][89a-fA-F]")
 _TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
 _MESSAGE_COLUMNS = frozenset({"messages", "conversation", "conversations", "history"})
 
 
-class _TwiceError(ValueError):
-    """A key stands twice in one object."""
+class _DuplicateKeyError(ValueError):
+    """A key occurs twice in one object."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a line; pyarrow refuses a key that stands there twice, and which of the two counts is a guess."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object on a line. Like pyarrow, refuse a key that occurs twice: which value was meant is unknown."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _TwiceError(f"the key {twice!r} is written twice in one object")
-    return found
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise _DuplicateKeyError(f"the key {repeated!r} is written twice in one object")
+    return result
 
 
-_LINE = json.JSONDecoder(object_pairs_hook=_once)
+_LINE = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 _ARRAY = json.JSONDecoder(strict=False)
-"""pandas takes control characters inside text, and the last of two equal keys."""
+"""Like pandas, accepts control characters inside text, and takes the last of two equal keys."""
 
 
 def parse_row(text: bytes) -> Any:
-    """The row on a line of JSON lines, or a `Reject` that says why there is none.
+    """The row on a line, or a `Reject`.
 
-    NaN becomes null, as in an array: pyarrow refuses the file where other rows have text in that column. It stays NaN
-    as the `loss` of a message, where pyarrow keeps it and null would mean "as the strategy says".
+    NaN becomes null as in an array, since pyarrow fails if another row has text in that column. As the `loss` of a
+    message it stays NaN, as in pyarrow, since null there would mean the strategy's own weight.
     """
     try:
         row = parse_line(text, _LINE.decode)
@@ -66,21 +66,21 @@ def parse_row(text: bytes) -> Any:
             hint = "; one object a line is needed"
         return Reject(RejectCode.BAD_JSON, f"{error}{hint}")
     brackets = text.count(b"[") + text.count(b"{")
-    return _checked(row, brackets, surrogates=_SURROGATE_BYTES.search(text) is not None, nan=b"NaN" in text, lines=True)
+    return _check(row, brackets, surrogates=_SURROGATE_BYTES.search(text) is not None, nan=b"NaN" in text, lines=True)
 
 
-def _checked(row: Any, brackets: int, *, surrogates: bool, nan: bool, lines: bool) -> Any:
-    """The row, or why it cannot be used. The flags say what may be in it, so that most rows are not looked through."""
+def _check(row: Any, brackets: int, *, surrogates: bool, nan: bool, lines: bool) -> Any:
+    """The row, or a `Reject`. The flags say what may be in its text, so that most rows need not be searched."""
     if brackets > MAX_DEPTH and _deeper_than(row, MAX_DEPTH):
         return Reject(RejectCode.BAD_JSON, _TOO_DEEP)
-    if surrogates and (column := _half_character(row)) is not None:
+    if surrogates and (column := _column_with_surrogate(row)) is not None:
         code = RejectCode.BAD_MESSAGE if column in _MESSAGE_COLUMNS else RejectCode.BAD_COLUMN
         return Reject(code, f"column {column!r} holds half of a surrogate pair: the text is not valid Unicode")
     return _without_nan(row, keep_loss=lines) if nan else row
 
 
 def _deeper_than(row: Any, limit: int) -> bool:
-    """Whether lists and objects nest deeper, found level by level: no recursion, whatever the depth."""
+    """Whether lists and objects are nested deeper than `limit`, level by level instead of recursively."""
     level = [row]
     for _ in range(limit):
         level = [value for value in level if isinstance(value, list | dict)]
@@ -90,8 +90,8 @@ def _deeper_than(row: Any, limit: int) -> bool:
     return any(isinstance(value, list | dict) for value in level)
 
 
-def _half_character(row: Any) -> str | None:
-    """The column whose text no encoding can write, or None. Of a row that is no object: "row"."""
+def _column_with_surrogate(row: Any) -> str | None:
+    """The first column with a lone surrogate, which no encoding can write; "row" for a row that is no object."""
     for name, value in row.items() if isinstance(row, dict) else [("row", row)]:
         try:
             json.dumps([name, value], ensure_ascii=False).encode()
@@ -114,27 +114,28 @@ def _without_nan(value: Any, *, keep_loss: bool) -> Any:
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SYNTAX = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _PIECE = 1 << 20
-_SEARCH = 1 << 20
-"""Characters through which the end of an element is looked for that Python's parser cannot go through (a second)."""
+_END_SEARCH = 1 << 20
+"""Characters searched for the end of an element that Python's parser cannot parse (which takes a second)."""
 _TAIL = 16
-"""An error this close to the end of what was read may be a value that goes on: `Infinit`, `\\u00e`."""
+"""A syntax error this close to the end of the buffer may be a value that is cut there: `Infinit`, `\\u00e`."""
 
 
-class _Text:
-    """The text of a file from a place on, read further when it is asked for."""
+class _TextBuffer:
+    """A window of a file's text: `text` from `offset` on is unparsed, and `read_more` extends it."""
 
     def __init__(self, file: BinaryIO, source: str, limit: int) -> None:
         self._file, self._source, self._limit = file, source, limit
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self.held, self.at, self.ended = "", 0, False
+        self.text, self.offset, self.ended = "", 0, False
 
-    def more(self) -> bool:
-        """Read on; False at the end. What stands before `at` is dropped. As much is read as is held: a value that needs
-        many pieces is tried a few times only.
+    def read_more(self) -> bool:
+        """Drop the text before `offset` and read on; False at the end of the file.
+
+        The unparsed text doubles each time, so that a long value is parsed only a few times.
         """
         if self.ended:
             return False
-        left = len(self.held) - self.at
+        left = len(self.text) - self.offset
         if left > self._limit:
             raise OmniprepError(
                 f"{self._source}: an element has more than {self._limit} bytes (--max-line-bytes); give one row a "
@@ -143,107 +144,107 @@ class _Text:
         data = self._file.read(min(max(_PIECE, left), self._limit - left + _PIECE))
         self.ended = not data
         try:
-            self.held = self.held[self.at :] + self._decoder.decode(data, self.ended)
+            self.text = self.text[self.offset :] + self._decoder.decode(data, self.ended)
         except UnicodeDecodeError as error:
             raise OmniprepError(f"{self._source}: not UTF-8: {error.reason}") from error
-        self.at = 0
-        return not self.ended or bool(self.held)
+        self.offset = 0
+        return not self.ended or bool(self.text)
 
-    def next_letter(self) -> str:
-        """The next letter that is no space, left where it is; empty at the end."""
+    def next_character(self) -> str:
+        """Move to the next character that is no space and return it; empty at the end."""
         while True:
-            match = _SPACE.match(self.held, self.at)
+            match = _SPACE.match(self.text, self.offset)
             assert match is not None
-            self.at = match.end()
-            if self.at < len(self.held):
-                return self.held[self.at]
-            if not self.more():
+            self.offset = match.end()
+            if self.offset < len(self.text):
+                return self.text[self.offset]
+            if not self.read_more():
                 return ""
 
 
 def read_values(file: BinaryIO, source: str, limit: int) -> Iterator[tuple[Any, int]]:
-    """The elements of a JSON array, or values one after the other, read as they are needed.
+    """Read the elements of a JSON array, or values one after the other, incrementally.
 
     Args:
-        file: In UTF-8.
+        file: File in UTF-8.
         source: Its name, for messages.
-        limit: Most bytes that an element may take.
+        limit: Most bytes of an element.
 
     Yields:
-        (row, bytes that it takes); the row is a `Reject` where it is nested too deep or holds half characters.
+        (row, bytes that it takes); the row is a `Reject` where it is nested too deep or has lone surrogates.
 
     Raises:
         OmniprepError: It is not valid JSON, or an element is too long.
     """
-    text = _Text(file, source, limit)
-    first = text.next_letter()
-    array = first == "["
-    text.at += array
+    buffer = _TextBuffer(file, source, limit)
+    array = buffer.next_character() == "["
+    buffer.offset += array
     number = 1
-    while letter := text.next_letter():
-        if array and letter == "]" and number == 1:
+    while character := buffer.next_character():
+        if array and character == "]" and number == 1:
             break
-        yield _next_value(text, source, number, array=array)
+        yield _next_value(buffer, source, number, array=array)
         number += 1
         if array:
-            letter = text.next_letter()
-            if letter == "]":
+            character = buffer.next_character()
+            if character == "]":
                 break
-            if letter != ",":
-                raise OmniprepError(_invalid(source, number - 1, "a comma or ] must follow" if letter else "it is cut"))
-            text.at += 1
-            if text.next_letter() in ("]", ""):
+            if character != ",":
+                reason = "a comma or ] must follow" if character else "it is cut"
+                raise OmniprepError(_invalid(source, number - 1, reason))
+            buffer.offset += 1
+            if buffer.next_character() in ("]", ""):
                 raise OmniprepError(_invalid(source, number, "a comma and then no element"))
     if not array:
         return
-    if not letter:
+    if not character:
         raise OmniprepError(_invalid(source, number, "the array is cut"))
-    text.at += 1
-    if text.next_letter():
+    buffer.offset += 1
+    if buffer.next_character():
         raise OmniprepError(_invalid(source, number, "more follows after the end of the array"))
 
 
-def _invalid(source: str, number: int, why: str) -> str:
-    return f"{source}: not valid JSON (element {number}: {why}); one object a line is .jsonl"
+def _invalid(source: str, number: int, reason: str) -> str:
+    return f"{source}: not valid JSON (element {number}: {reason}); one object a line is .jsonl"
 
 
-def _next_value(text: _Text, source: str, number: int, *, array: bool) -> tuple[Any, int]:
+def _next_value(buffer: _TextBuffer, source: str, number: int, *, array: bool) -> tuple[Any, int]:
     decoder = _ARRAY if array else _LINE
     while True:
-        start = text.at
+        start = buffer.offset
         try:
-            row, end = decoder.raw_decode(text.held, start)
-            if end == len(text.held) and text.more():  # a number may go on in what was not read yet
+            row, end = decoder.raw_decode(buffer.text, start)
+            if end == len(buffer.text) and buffer.read_more():  # a number may go on behind the buffer
                 continue
-        except (RecursionError, _TwiceError) as error:
-            why = str(error) if isinstance(error, _TwiceError) else _TOO_DEEP
-            after = _end_of_value(text.held, start)
-            if after is None:
-                if len(text.held) - start < _SEARCH and text.more():
+        except (RecursionError, _DuplicateKeyError) as error:
+            reason = str(error) if isinstance(error, _DuplicateKeyError) else _TOO_DEEP
+            value_end = _end_of_value(buffer.text, start)
+            if value_end is None:
+                if len(buffer.text) - start < _END_SEARCH and buffer.read_more():
                     continue
-                what = "it is cut" if text.ended else f"{why}, and its end is not near"
-                raise OmniprepError(_invalid(source, number, what)) from error
-            row, end = Reject(RejectCode.BAD_JSON, why), after
+                reason = "it is cut" if buffer.ended else f"{reason}, and its end is not near"
+                raise OmniprepError(_invalid(source, number, reason)) from error
+            row, end = Reject(RejectCode.BAD_JSON, reason), value_end
         except ValueError as error:
-            at = getattr(error, "pos", len(text.held))
-            cut = at >= len(text.held) - _TAIL or str(error).startswith("Unterminated string")
-            if cut and text.more():
+            error_offset = getattr(error, "pos", len(buffer.text))
+            cut = error_offset >= len(buffer.text) - _TAIL or str(error).startswith("Unterminated string")
+            if cut and buffer.read_more():
                 continue
             raise OmniprepError(_invalid(source, number, str(error).split(": line")[0])) from error
         break
-    text.at = end
+    buffer.offset = end
     if isinstance(row, Reject):
         return row, end - start
-    brackets = text.held.count("[", start, end) + text.held.count("{", start, end)
-    surrogates = _SURROGATE.search(text.held, start, end) is not None
-    nan = text.held.find("NaN", start, end) >= 0
-    return _checked(row, brackets, surrogates=surrogates, nan=nan, lines=not array), end - start
+    brackets = buffer.text.count("[", start, end) + buffer.text.count("{", start, end)
+    surrogates = _SURROGATE.search(buffer.text, start, end) is not None
+    nan = buffer.text.find("NaN", start, end) >= 0
+    return _check(row, brackets, surrogates=surrogates, nan=nan, lines=not array), end - start
 
 
 def _end_of_value(text: str, start: int) -> int | None:
-    """Where the list or object that begins at `start` ends, without going down into it; None where that is not near."""
+    """End of the list or object that begins at `start`, by counting brackets; None where it is too far away."""
     depth = 0
-    for match in _SYNTAX.finditer(text, start, start + _SEARCH):
+    for match in _SYNTAX.finditer(text, start, start + _END_SEARCH):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match.group()[0], 0)
         if depth == 0:
             return match.end()

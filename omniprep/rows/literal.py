@@ -1,4 +1,4 @@
-"""Columns that hold a value as text, and values that become text: what the reference reads and writes, or a reject."""
+"""Columns that hold a list or object as text, and values that are written as JSON text, as in the reference."""
 
 import ast
 import json
@@ -13,10 +13,10 @@ _JSON_WORD = re.compile(r"\b(?:true|false|null|NaN|Infinity)\b")
 
 
 def read_literal(text: str, what: str) -> Any:
-    """A column that holds a list as text (core.py default_repair_messages: ast.literal_eval).
+    """Parse a column that holds a list as text (core.py default_repair_messages: ast.literal_eval).
 
     Raises:
-        Reject: bad_message: no Python literal. JSON text is one unless true, false or null stands in it.
+        Reject: bad_message, where it is no Python literal. JSON text is one unless it has true, false or null.
     """
     try:
         return ast.literal_eval(text)
@@ -34,10 +34,10 @@ def read_literal(text: str, what: str) -> Any:
 
 
 def json_text(value: Any, code: RejectCode, what: str) -> str:
-    """A value as JSON, as the reference writes it.
+    """Write a value as JSON, as the reference does.
 
     Raises:
-        Reject: With `code`: the value has no JSON form (bytes, a date, a number of more than 4,300 digits).
+        Reject: With `code`, for a value without a JSON form (bytes, a date, a number of more than 4,300 digits).
     """
     try:
         return json.dumps(value, ensure_ascii=False)
@@ -46,7 +46,8 @@ def json_text(value: Any, code: RejectCode, what: str) -> str:
 
 
 def parse_json(text: Any) -> Any:
-    """JSON, else a Python literal, else None; what is not text stays as it is (base.py _parse_json).
+    """Parse text as JSON, else as a Python literal, else None; a value that is not text is returned (base.py
+    _parse_json).
 
     Raises:
         Reject: bad_tools, for a number of more than 4,300 digits, at which the reference fails too.

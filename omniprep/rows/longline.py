@@ -1,4 +1,4 @@
-"""JSON of a line that may hold hundreds of MB of inline media, in little more memory than its values take."""
+"""Parses a JSON line that may hold hundreds of MB of inline media, with little more memory than its values take."""
 
 import json
 import re
@@ -8,34 +8,35 @@ from typing import Any
 __all__ = ["parse_line"]
 
 LONG_LINE = 1 << 20
-"""Base64 texts are taken out of lines of this length before they are parsed."""
+"""From this length on, base64 strings are cut out of a line before it is parsed."""
 _BASE64 = re.compile(rb'(?<!\\)"((?:data:[\w/.+-]{0,99};base64,)?[A-Za-z0-9+/]{4096,}={0,2})"')
 
 
 def parse_line(text: bytes, loads: Callable[[str], Any] = json.loads) -> Any:
-    """What `loads` gives of a line in UTF-8, without its copies of a long line (one may take four bytes a letter).
+    """Parse a line in UTF-8.
 
-    json.loads itself would take bytes too, but guesses their encoding: a line of a UTF-16 file becomes other letters.
+    A long line is not decoded whole, which could take four bytes a character: its base64 strings are replaced by marks
+    and put back into the result. Bytes are not passed to json.loads, which would guess their encoding.
 
     Args:
         text: The line.
-        loads: What parses JSON text.
+        loads: Parser of JSON text.
 
     Raises:
         ValueError: It is not UTF-8, or not JSON.
     """
-    found = [match.span(1) for match in _BASE64.finditer(text)] if len(text) >= LONG_LINE else []
-    if not found:
+    spans = [match.span(1) for match in _BASE64.finditer(text)] if len(text) >= LONG_LINE else []
+    if not spans:
         return loads(text.decode())
     mark = "omniprep-"
     while mark.encode() in text:
         mark += "-"
-    short, at = [], 0
-    for number, (start, end) in enumerate(found):
-        short += [text[at:start], f"{mark}{number}".encode()]
-        at = end
-    row = loads(b"".join([*short, text[at:]]).decode())
-    values = {f"{mark}{number}": str(memoryview(text)[start:end], "ascii") for number, (start, end) in enumerate(found)}
+    pieces, previous_end = [], 0
+    for number, (start, end) in enumerate(spans):
+        pieces += [text[previous_end:start], f"{mark}{number}".encode()]
+        previous_end = end
+    row = loads(b"".join([*pieces, text[previous_end:]]).decode())
+    values = {f"{mark}{number}": str(memoryview(text)[start:end], "ascii") for number, (start, end) in enumerate(spans)}
     return _put_back(row, values)
 
 

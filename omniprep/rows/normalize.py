@@ -1,9 +1,9 @@
-"""Any raw chat row → `Row`: one shape for the template.
+"""Normalizes a raw chat row of any known form to a `Row`.
 
-What each shape becomes is ms-swift 3.9.3's AutoPreprocessor (swift/llm/dataset/preprocessor/core.py) followed by
-StdTemplateInputs.from_dict (swift/llm/template/template_inputs.py). Column presence is judged row by row, since rows of
-one file may differ. Rows with `messages` in the standard form are what template.encode makes of them directly (typed
-content lists, boxes as they stand), all others first pass AutoPreprocessor; a `system` column counts in both.
+The result is that of ms-swift 3.9.3's AutoPreprocessor (swift/llm/dataset/preprocessor/core.py) followed by
+StdTemplateInputs.from_dict (swift/llm/template/template_inputs.py). Each row is judged by its own columns, since rows
+of one file may differ. Rows with `messages` in the standard form do not pass AutoPreprocessor, as if they were given to
+template.encode (typed content lists, boxes unchanged); all others do. A `system` column counts in both.
 """
 
 import math
@@ -39,10 +39,10 @@ ITEM_OPTIONS = frozenset(
         *("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end"),
     }
 )
-"""Keys of typed items that qwen_vl_utils reads; the reference keeps the item's media alone."""
+"""Keys of typed items that qwen_vl_utils reads; the reference ignores them."""
 
-_LIMITS = ITEM_OPTIONS - {"fps", "nframes"} | {"mm_processor_kwargs", "media_io_kwargs"}
-"""Columns with which rows of other programs set limits of their own; fps and nframes mostly describe the video."""
+_LIMIT_COLUMNS = ITEM_OPTIONS - {"fps", "nframes"} | {"mm_processor_kwargs", "media_io_kwargs"}
+"""Columns that set a row's limits in other programs. Not fps and nframes, which mostly describe the video."""
 
 _ROLE_ALIASES = {
     "human": "user",
@@ -79,7 +79,7 @@ class Row:
 
 
 def normalize(raw: Any, columns: Columns = ()) -> Row:
-    """Make a raw row into a `Row`; the raw row is left as it was.
+    """Normalize a raw row, which is not changed.
 
     Args:
         raw: The row as it was read.
@@ -108,9 +108,9 @@ def normalize(raw: Any, columns: Columns = ()) -> Row:
         row, clashes = standard_names(raw, RESPONSE_ALIASES)
         alpaca = "instruction" in raw and "input" in raw
         messages = _single_turn(row, alpaca=alpaca)
-        if alpaca:  # which reads instruction and input itself, and output before any other answer
-            own = ("query",) if row.get("output") is None else ("query", "response")
-            clashes = {target: names for target, names in clashes.items() if target not in own}
+        if alpaca:  # reads instruction and input itself, and output before any other answer, so these do not clash
+            resolved = ("query",) if row.get("output") is None else ("query", "response")
+            clashes = {target: names for target, names in clashes.items() if target not in resolved}
     if not messages:
         raise Reject(RejectCode.EMPTY_ROW, "the row has no messages")
     for target, names in clashes.items():
@@ -132,7 +132,7 @@ def normalize(raw: Any, columns: Columns = ()) -> Row:
         media[modality] = items or media[modality]
     unread |= unread_columns(row, {f"{m}s" for m, items in media.items() if items})
     notes = Note.UNREAD_COLUMNS if unread else Note(0)
-    if inline.options or row.get("chat_template_kwargs") or not _LIMITS.isdisjoint(row):
+    if inline.options or row.get("chat_template_kwargs") or not _LIMIT_COLUMNS.isdisjoint(row):
         notes |= Note.IGNORED_OPTIONS
     if not direct:
         row["tools"] = _as_arrow(row.get("tools"))
@@ -149,15 +149,18 @@ def normalize(raw: Any, columns: Columns = ()) -> Row:
 
 
 def _is_standard(messages: Any) -> bool:
-    """Whether template.encode takes the messages as they stand: no other names of keys and roles, no text."""
+    """Whether messages have the form that template.encode accepts: standard keys and roles, not text of a list."""
     return isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and m["role"] in ROLES and "content" in m
-        for m in messages
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and message["role"] in ROLES
+        and "content" in message
+        for message in messages
     )
 
 
 def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
-    """Messages, or sharegpt conversations of either form (core.py MessagesPreprocessor)."""
+    """Messages, or ShareGPT conversations of either form (core.py MessagesPreprocessor)."""
     if isinstance(messages, str):
         messages = read_literal(messages, "messages")
     if not messages:
@@ -180,16 +183,16 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
             known = "system (first message only)" if role == "system" else ", ".join(sorted(ROLES))
             raise Reject(RejectCode.BAD_ROLE, f"message {position} has role {role!r}; known: {known}")
         content = message.get("content", message.get("value"))
-        # template.encode writes what a tool gave as JSON, null too; the dataset path refuses null in every message.
+        # template.encode writes the content of tool messages as JSON, null too; the dataset path refuses any null.
         if content is None and not (direct and (role == "system" or role in _TOOL_ROLES)):
             raise Reject(RejectCode.BAD_MESSAGE, f"message {position} ({role}) has no content")
         role = "tool" if role == "tool_response" else role
         if role in _TOOL_ROLES and not isinstance(content, str):
             content = json_text(content, RejectCode.BAD_MESSAGE, f"message {position} ({role})")
-        clean = {"role": role, "content": content}
-        if role == "assistant" and message.get("loss") is not None:  # of other messages nobody looks at it
-            clean["loss"] = _loss(message["loss"], position)
-        result.append(clean)
+        standard = {"role": role, "content": content}
+        if role == "assistant" and message.get("loss") is not None:  # the reference ignores the loss of other messages
+            standard["loss"] = _loss(message["loss"], position)
+        result.append(standard)
     if system is not None and result[0]["role"] != "system":
         result.insert(0, {"role": "system", "content": system})
     return result
@@ -209,27 +212,21 @@ def _pairs(messages: Sequence[dict[str, Any]], system: Any) -> list[dict[str, An
     """ShareGPT's pair form: each element holds both sides of a turn."""
     result: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     for position, message in enumerate(messages, 1):
-        sides = []
         for role, names in (("user", ("user", "human")), ("assistant", ("assistant", "gpt", "bot"))):
             content = next((message[name] for name in reversed(names) if name in message), None)
             if content is None:
                 raise Reject(RejectCode.BAD_MESSAGE, f"turn {position} has no {role} side")
-            sides.append({"role": role, "content": content})
-        result += sides
+            result.append({"role": role, "content": content})
     return result
-
-
-def _alpaca_query(instruction: Any, given: Any) -> str:
-    query = f"{instruction}\n{given}" if instruction and given else instruction or given
-    if not isinstance(query, str):
-        raise Reject(RejectCode.BAD_MESSAGE, "instruction and input are both empty or not text")
-    return query
 
 
 def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
     """Alpaca, and query/response with history (core.py AlpacaPreprocessor, ResponsePreprocessor)."""
     if alpaca:
-        row["query"] = _alpaca_query(row.get("instruction"), row.get("input"))
+        instruction, extra = row.get("instruction"), row.get("input")
+        row["query"] = f"{instruction}\n{extra}" if instruction and extra else instruction or extra
+        if not isinstance(row["query"], str):
+            raise Reject(RejectCode.BAD_MESSAGE, "instruction and input are both empty or not text")
         row["response"] = row.get("output", row.get("response"))
     if not any(row.get(name) is not None for name in ("query", "response", "history")):
         raise Reject(
@@ -238,7 +235,8 @@ def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
         )
     response = row.get("response")
     if isinstance(response, list | tuple):
-        # The reference draws one at random with seed 42 (RANDOM_DATASET_RESPONSE); drawn anew for each row.
+        # The reference draws one at random with seed 42 (RANDOM_DATASET_RESPONSE). Here each row draws from that seed
+        # anew, so that a row does not depend on those before it.
         if not response:
             raise Reject(RejectCode.BAD_MESSAGE, "the list of responses is empty")
         response = response[int(np.random.RandomState(42).randint(0, len(response)))]
@@ -257,7 +255,7 @@ def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
 
 @dataclass(slots=True)
 class _Inline:
-    """What typed content lists hold beside their text."""
+    """What the typed content lists of a row hold beside text."""
 
     media: dict[str, list[Any]] = field(default_factory=lambda: {m: [] for m in MODALITIES})
     unread: dict[str, str] = field(default_factory=dict)
@@ -265,22 +263,22 @@ class _Inline:
 
 
 def _lift_inline_media(messages: list[dict[str, Any]], columns: Columns) -> _Inline:
-    """Typed content lists → text with tags, and the media in reading order (template_inputs.py
+    """Replace typed content lists by text with tags, and return their media in reading order (template_inputs.py
     remove_messages_media).
     """
-    found = _Inline()
+    inline = _Inline()
     for position, message in enumerate(messages, 1):
         content = message["content"]
         if content is None or isinstance(content, str):
             continue
         if not isinstance(content, list):
             raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: content must be text or a list of typed items")
-        message["content"] = "".join(_lift_item(item, position, columns, found) for item in content)
-    return found
+        message["content"] = "".join(_lift_item(item, position, columns, inline) for item in content)
+    return inline
 
 
-def _lift_item(item: Any, position: int, columns: Columns, found: _Inline) -> str:
-    """The text of a typed item; its media are added to `found`."""
+def _lift_item(item: Any, position: int, columns: Columns, inline: _Inline) -> str:
+    """The text of a typed item; its media are added to `inline`."""
     kind = item.get("type") if isinstance(item, dict) else None
     if not isinstance(kind, str):
         raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: each item of a content list needs a type")
@@ -292,17 +290,17 @@ def _lift_item(item: Any, position: int, columns: Columns, found: _Inline) -> st
     kind = kind.removesuffix("_url")
     if columns and (renamed := renamed_item_value(item, kind, columns)) is not None:
         value = renamed
-    if kind not in found.media and value:
+    if kind not in inline.media and value:
         raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"message {position}: items of type {kind!r} are not known")
     if isinstance(value, dict) and "url" in value:
         value = value["url"]
     if value:
-        found.media[kind].append(value)
-        found.options |= not ITEM_OPTIONS.isdisjoint(item)
-    elif kind in found.media:
-        found.unread |= unread_item_keys(item, kind)
+        inline.media[kind].append(value)
+        inline.options |= not ITEM_OPTIONS.isdisjoint(item)
+    elif kind in inline.media:
+        inline.unread |= unread_item_keys(item, kind)
     elif len(item) > 1:
-        found.unread[f"content.{kind}"] = ""
+        inline.unread[f"content.{kind}"] = ""
     return f"<{kind}>"
 
 
@@ -353,7 +351,7 @@ def _box(box: Any, position: int, dataset_path: bool) -> list[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a coordinate can be computed with: finite as a float, and not true or false."""
+    """Whether a coordinate is a number that is finite as a float; true and false are none."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond the largest float
@@ -361,9 +359,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _as_arrow(tools: Any) -> Any:
-    """Tools of rows that pass the reference's dataset path: Arrow gives objects of one list the same keys, null where
-    absent.
-    """
+    """Pass tools through Arrow like the reference's dataset path: objects of one list get the same keys, some null."""
     if not isinstance(tools, list) or not tools or not isinstance(tools[0], dict):
         return tools
     import pyarrow as pa

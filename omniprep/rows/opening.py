@@ -1,8 +1,8 @@
-"""From the bytes of a JSON file to its text: what it is compressed with, its encoding, and lines of bounded length.
+"""Opens JSON files: compression, encoding, and lines of bounded length.
 
-Files that are not UTF-8 are recognized by their first bytes and read as what they are (UTF-16 and UTF-32, with or
-without a byte order mark); nothing is guessed line by line. Compressed files are read as streams: a file that is cut,
-or has something behind its end, stops the build, and no line is held that is longer than the limit.
+The encoding is recognized by a file's first bytes (UTF-8, UTF-16 and UTF-32, with or without a byte order mark); it is
+not guessed line by line. Compressed files are read as streams. One that is cut, or has bytes behind its end, stops the
+build, since the rows behind the damage are lost. No line longer than the limit is held in memory.
 """
 
 import codecs
@@ -20,16 +20,17 @@ from omniprep.errors import OmniprepError
 __all__ = ["MAX_LINE_BYTES", "Form", "find_form", "next_line", "open_file", "open_text"]
 
 MAX_LINE_BYTES = 1 << 30
-"""Longest line (or element of a JSON array) by default: inline media of a row may be hundreds of MB."""
+"""Default for the longest line (or element of a JSON array); inline media of a row may have hundreds of MB."""
 _HEAD = 64 << 10
+"""First bytes of a file by which its form and encoding are recognized."""
 _BUFFER = 1 << 20
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16-LE, whose mark is its beginning
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_OTHERS = (
+_OTHER_FORMATS = (
     (b"\x1f\x8b", "gzip data; its name must end in .gz"),
     (b"\x28\xb5\x2f\xfd", "zstd data; its name must end in .zst"),
     (b"PK\x03\x04", "a zip archive; unpack it"),
@@ -45,7 +46,7 @@ def open_file(uri: str) -> BinaryIO:
     """Open an input.
 
     Raises:
-        OmniprepError: It cannot be opened; says why.
+        OmniprepError: It cannot be opened.
     """
     try:
         return io.open_input(uri)
@@ -55,27 +56,23 @@ def open_file(uri: str) -> BinaryIO:
 
 @contextmanager
 def open_text(uri: str, codec: str = "", encoding: str = "") -> Iterator[BinaryIO]:
-    """A JSON file as UTF-8 bytes; without codec and encoding it can seek.
+    """Open a JSON file as UTF-8 bytes. Without `codec` and `encoding` it can seek.
 
     Args:
         uri: The file.
         codec: "gz", "zst" or nothing.
-        encoding: Of `find_form`; nothing for UTF-8.
+        encoding: From `find_form`; nothing for UTF-8.
 
     Raises:
-        OmniprepError: It cannot be opened; and, from any read in the block, that it is damaged.
+        OmniprepError: The file cannot be opened; or, from any read in the block, it is damaged.
     """
     with open_file(uri) as file:
-        plain = _decompressed(file, uri, codec)
-        yield _Recoded.buffered(plain, uri, encoding) if encoding else plain
+        plain = _decompress(file, uri, codec)
+        yield _io.BufferedReader(_Recoder(plain, uri, encoding), _BUFFER) if encoding else plain
 
 
-class _Damage(_io.RawIOBase):
-    """A stream of decompressed bytes whose faults are told as the file's.
-
-    Each library has its own exceptions for a file that is cut or altered; what they have in common is that the rows
-    behind that place are lost, so the build must stop.
-    """
+class _Decompressor(_io.RawIOBase):
+    """A stream of decompressed bytes that raises one exception for a damaged file, whatever library reads it."""
 
     def __init__(self, stream: Any, uri: str, codec: str) -> None:
         self._stream, self._uri, self._codec = stream, uri, codec
@@ -87,9 +84,9 @@ class _Damage(_io.RawIOBase):
         try:
             data = self._stream.read(len(buffer))
         except (OSError, EOFError, RuntimeError, ValueError, zlib.error) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # of the disk or store, not of the data
+            if isinstance(error, OSError) and error.errno is not None:  # the disk or store failed, not the data
                 raise OmniprepError(f"{self._uri}: cannot be read: {error}") from error
-            if "requires too much memory" in str(error):  # libzstd's limit for streams, and Arrow has no option for it
+            if "requires too much memory" in str(error):  # libzstd's limit for streams, which Arrow cannot raise
                 raise OmniprepError(
                     f"{self._uri}: compressed with a window of more than 128 MiB (zstd --long or --ultra); compress it "
                     "again: zstd -d --long=31 -c OLD | zstd > NEW"
@@ -99,7 +96,7 @@ class _Damage(_io.RawIOBase):
         return len(data)
 
 
-def _decompressed(file: BinaryIO, uri: str, codec: str) -> BinaryIO:
+def _decompress(file: BinaryIO, uri: str, codec: str) -> BinaryIO:
     if not codec:
         return file
     if not file.read(1):
@@ -110,23 +107,18 @@ def _decompressed(file: BinaryIO, uri: str, codec: str) -> BinaryIO:
     else:
         import pyarrow as pa
 
-        # Arrow's stream tells a frame that is cut; the one of python-zstandard ends there as if the file did.
+        # Arrow's stream raises for a frame that is cut; python-zstandard's ends there as if the file did.
         stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-    return _io.BufferedReader(_Damage(stream, uri, codec), _BUFFER)
+    return _io.BufferedReader(_Decompressor(stream, uri, codec), _BUFFER)
 
 
-class _Recoded(_io.RawIOBase):
-    """A text in another encoding, as UTF-8."""
+class _Recoder(_io.RawIOBase):
+    """A text file in another encoding, read as UTF-8."""
 
     def __init__(self, file: BinaryIO, uri: str, encoding: str) -> None:
         self._file, self._uri, self._encoding = file, uri, encoding
         self._decoder = codecs.getincrementaldecoder(encoding)()
         self._left, self._begun = b"", False
-
-    @classmethod
-    def buffered(cls, file: BinaryIO, uri: str, encoding: str) -> BinaryIO:
-        """One that lines can be read from."""
-        return _io.BufferedReader(cls(file, uri, encoding), _BUFFER)
 
     def readable(self) -> bool:
         return True
@@ -140,8 +132,8 @@ class _Recoded(_io.RawIOBase):
                 text = text if self._begun else text.removeprefix("\ufeff")
                 self._left = text.encode()
             except UnicodeError as error:
-                what = f"{self._uri}: begins as {self._encoding.upper()}, but is not: {error}; save it as UTF-8"
-                raise OmniprepError(what) from error
+                message = f"{self._uri}: begins as {self._encoding.upper()}, but is not: {error}; save it as UTF-8"
+                raise OmniprepError(message) from error
             self._begun = self._begun or bool(text)
         part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
         buffer[: len(part)] = part
@@ -149,30 +141,30 @@ class _Recoded(_io.RawIOBase):
 
 
 def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int) -> tuple[Form, str]:
-    """What a JSON file holds, whatever its name says, as the reference's loader finds out too.
+    """Find the form and encoding of a JSON file by its content, as the reference's loader does.
 
     Args:
         uri: The file.
-        codec: Of its name: "gz", "zst" or nothing.
-        suffix: Of its name. A .json file is lines only where the first line alone is an object and more follow; a
-            .jsonl file is none only where its first value is an array, or ends on another line than the first, or
-            shares that with the next one.
-        size: Its bytes, where it is not compressed: one request then gives its first ones.
+        codec: Compression by its name: "gz", "zst" or nothing.
+        suffix: Suffix of its name, which decides unclear cases. A .json file has lines only if the first line is an
+            object and more lines follow; a .jsonl file has none only if its first value is an array, goes on after the
+            first line, or shares that line with the next value.
+        size: Bytes of a file that is not compressed.
 
     Returns:
         "lines", or "values" (an array, or objects over several lines); and the encoding, empty for UTF-8.
 
     Raises:
-        OmniprepError: It is no JSON at all, or damaged.
+        OmniprepError: It is another kind of file, or damaged.
     """
     if codec:
         with open_text(uri, codec) as file:
             head = file.read(_HEAD)
     else:
         head = _first_bytes(uri, min(size, _HEAD))
-    for mark, what in _OTHERS:
+    for mark, name in _OTHER_FORMATS:
         if head.startswith(mark):
-            raise OmniprepError(f"{uri}: is {what}")
+            raise OmniprepError(f"{uri}: is {name}")
     encoding = _encoding(head)
     if encoding:
         with open_text(uri, codec, encoding) as file:
@@ -192,32 +184,32 @@ def _first_bytes(uri: str, count: int) -> bytes:
 
 
 def _encoding(head: bytes) -> str:
-    """The encoding that the first bytes of a JSON text show; empty for UTF-8.
+    """Encoding of a JSON text by its first bytes; empty for UTF-8.
 
-    JSON begins with an ASCII letter, which has zero bytes beside it in UTF-16 and UTF-32 (RFC 4627, section 3).
+    JSON begins with an ASCII character, which has zero bytes beside it in UTF-16 and UTF-32 (RFC 4627, section 3).
     """
-    for mark, name in _MARKS:
+    for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
     return "" if b"\0" not in head[:4] else json.detect_encoding(head).removesuffix("-sig").replace("utf-8", "")
 
 
 def _is_lines(head: bytes) -> bool:
-    """Whether a text that begins with an object has one a line; the reference takes any space between two.
+    """Whether a text that begins with an object has one object a line; the reference allows any space between two.
 
-    Not so for indented objects (`jq .`), for lines that end in CR alone, and for objects that stand side by side. Where
-    the first value is damaged, or longer than what was read, its line is one to reject.
+    False for indented objects (`jq .`), for lines that end in CR alone, and for several objects on a line. True where
+    the first value is damaged, or longer than `head`: its line will be rejected when it is read.
     """
     line, _, rest = head.partition(b"\n")
-    if line.strip() == b"{" and rest:  # indented, however long the object is
+    if line.strip() == b"{" and rest:  # an indented object, which may be longer than `head`
         return False
     text = head.decode(errors="replace")
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return True
-    after = text[end:].split("\n", 1)[0].lstrip()
-    return "\n" not in text[:end] and not after.startswith("{")
+    rest_of_line = text[end:].split("\n", 1)[0].lstrip()
+    return "\n" not in text[:end] and not rest_of_line.startswith("{")
 
 
 def _is_object(line: bytes) -> bool:
@@ -228,12 +220,11 @@ def _is_object(line: bytes) -> bool:
 
 
 def next_line(file: BinaryIO, limit: int) -> tuple[bytes | None, int]:
-    """The next line, and how many bytes it takes with its end; (b"", 0) at the end of the file.
+    """The next line, and its size with the line end; (b"", 0) at the end of the file.
 
     Args:
-        file: To read from.
-        limit: Most bytes of a line, its end not counted. A longer one is read past piece by piece, of which no more
-            than that many bytes are held, and None stands for it.
+        file: The file to read.
+        limit: Most bytes of a line without its end. A longer line is skipped piece by piece and returned as None.
     """
     pieces: list[bytes] = []
     size, ended = 0, False

@@ -1,8 +1,8 @@
-"""Saved Hugging Face datasets (`save_to_disk`) and those on the Hub, as rows with their media undecoded.
+"""Reads saved Hugging Face datasets (`save_to_disk`) and datasets on the Hub, without decoding their media.
 
-A saved dataset comes from other people: its `state.json` names the files to read, which must lie in its own folder.
-Rows are taken as Arrow holds them, so an Image, Audio or Video column gives {bytes, path} whatever lists it stands in,
-and nothing needs a decoder (torchcodec) to be read.
+Rows are read in Arrow form, so an Image, Audio or Video column gives {bytes, path} at any depth of lists and no decoder
+(torchcodec) is needed. A saved dataset may come from a stranger: its `state.json` names the files to read, so they are
+checked to lie in its own folder.
 """
 
 import hashlib
@@ -26,30 +26,30 @@ _BATCH_ROWS, _BATCH_BYTES = 64, 8 << 20
 
 
 def is_repository(uri: str) -> bool:
-    """Whether it names a dataset on the Hub, which `datasets` loads; what goes on behind such a name is a file or
-    folder in the repository, read like one of any other store.
+    """Whether a URI is a dataset on the Hub, for `datasets` to load; a longer URI is a file or folder in a repository,
+    which is read as in any other store.
     """
     return _REPOSITORY.fullmatch(uri) is not None
 
 
 def is_saved(names: Collection[str]) -> bool:
-    """Whether a folder with these names in it is a saved Dataset or DatasetDict."""
+    """Whether a folder that holds these names is a saved Dataset or DatasetDict."""
     return _DICT in names or (_STATE in names and _INFO in names)
 
 
 def choose_split(folder: str, asked: str, default: str = "") -> tuple[str, str, list[str]]:
-    """The split to read: that which was asked for, else the default, else `train` (which the reference reads).
+    """Choose the split to read: the one that was asked for, else the default, else `train` as in the reference.
 
     Args:
         folder: A saved Dataset or DatasetDict.
-        asked: Name of a split of this dataset, or nothing.
-        default: Name of a split for datasets that have splits, or nothing.
+        asked: Split of this dataset that the user named, or nothing.
+        default: Split for datasets that have splits (--split), or nothing.
 
     Returns:
-        Its folder, its name (empty for a Dataset, which is no split of anything), and the other splits.
+        The split's folder, its name (empty for a Dataset without splits), and the other splits.
 
     Raises:
-        OmniprepError: There is no such split, or none that can be taken without asking.
+        OmniprepError: There is no such split.
     """
     if _DICT not in io.list_folder(folder):
         own = _read_json(io.join(folder, _STATE)).get("_split")
@@ -69,7 +69,7 @@ def choose_split(folder: str, asked: str, default: str = "") -> tuple[str, str, 
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name of a file or folder leads nowhere else."""
+    """Whether a name is a plain file or folder name: no path, no drive."""
     return name not in ("", ".", "..") and not any(mark in name for mark in ("/", "\\", "\0", ":"))
 
 
@@ -84,11 +84,7 @@ def _read_json(uri: str) -> dict[str, Any]:
 
 
 def _check_files(folder: str) -> None:
-    """Refuse a saved dataset whose state names files outside its folder; `datasets` itself would open them.
-
-    Raises:
-        OmniprepError: It does.
-    """
+    """Raise an OmniprepError if a saved dataset names files outside its folder; `datasets` would open them."""
     uri = io.join(folder, _STATE)
     state = _read_json(uri)
     listed = [entry for key in ("_data_files", "_indices_data_files") for entry in _as_list(state.get(key), uri)]
@@ -111,7 +107,7 @@ def _as_list(value: Any, uri: str) -> list[Any]:
 
 
 def _load(uri: str, split: str) -> Any:
-    """The dataset, its rows as Arrow holds them.
+    """The `datasets.Dataset` in Arrow form.
 
     Raises:
         OmniprepError: It cannot be read.
@@ -121,17 +117,17 @@ def _load(uri: str, split: str) -> Any:
     repository = uri.removeprefix(HUB).rstrip("/") if is_repository(uri) else None
     if repository is None:
         _check_files(uri)
-    elif os.path.exists(repository):  # `datasets` takes a local folder of that name for the dataset
+    elif os.path.exists(repository):  # `datasets` would read a local folder of that name instead
         raise OmniprepError(
             f"{uri}: there is a folder {repository} here, which `datasets` would read in its place; run this "
             f"in another folder, or give ./{repository} if that is meant"
         )
     try:
-        if repository is not None:  # of a split that does not exist the error names those that do
+        if repository is not None:  # if there is no such split, the error names those that exist
             dataset = datasets.load_dataset(repository, split=split)
         else:
             dataset = datasets.load_from_disk(io.local_path(uri))
-    except Exception as error:  # what `datasets` raises for files that others made is any exception of any library
+    except Exception as error:  # for damaged files, `datasets` passes on any exception of any library
         hint = f"; choose a split with {uri}:NAME or --split NAME" if "split" in str(error).lower() else ""
         raise OmniprepError(
             f"{uri}: cannot be read as a Hugging Face dataset: {type(error).__name__}: {error}{hint}"
@@ -140,36 +136,36 @@ def _load(uri: str, split: str) -> Any:
 
 
 def count_rows(uri: str, split: str) -> int:
-    """Rows of a saved dataset's folder, or of a split on the Hub."""
+    """Number of rows of a saved dataset's folder, or of a split on the Hub."""
     return len(_load(uri, split))
 
 
 def read_rows(uri: str, split: str, start: int, end: int) -> Iterator[Any]:
-    """Rows [start, end), some megabytes at a time; a `Reject` for one whose values cannot be read."""
+    """Rows [start, end), some MB at a time; a `Reject` for a row whose values cannot be read."""
     dataset = _load(uri, split)
-    most = _BATCH_BYTES * len(dataset) // max(dataset.data.nbytes, 1)
-    step = max(1, min(_BATCH_ROWS, most))
-    for at in range(start, end, step):
+    step = max(1, min(_BATCH_ROWS, _BATCH_BYTES * len(dataset) // max(dataset.data.nbytes, 1)))
+    for first in range(start, end, step):
+        last = min(first + step, end)
         try:
-            table = dataset[at : min(at + step, end)]
+            table = dataset[first:last]
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise OmniprepError(f"{uri}: damaged at rows {at + 1} to {min(at + step, end)}: {error}") from error
+            raise OmniprepError(f"{uri}: damaged at rows {first + 1} to {last}: {error}") from error
         yield from table_rows(table)
 
 
 def table_rows(table: Any) -> Iterator[Any]:
-    """Rows of an Arrow table or record batch as Python values, without nulls; a `Reject` for one that has no such
-    values (text that is not UTF-8, times outside Python's range).
+    """Rows of an Arrow table or record batch as Python values, without null columns; a `Reject` for a row that Python
+    cannot hold (text that is not UTF-8, times outside Python's range).
     """
     try:
         rows = table.to_pylist()
     except (ValueError, OverflowError):
-        rows = [_row_alone(table.slice(at, 1)) for at in range(table.num_rows)]
+        rows = [_single_row(table.slice(number, 1)) for number in range(table.num_rows)]
     for row in rows:
         yield row if isinstance(row, Reject) else {name: value for name, value in row.items() if value is not None}
 
 
-def _row_alone(table: Any) -> dict[str, Any] | Reject:
+def _single_row(table: Any) -> dict[str, Any] | Reject:
     row = {}
     for name, column in zip(table.schema.names, table.columns, strict=True):
         try:
@@ -180,7 +176,7 @@ def _row_alone(table: Any) -> dict[str, Any] | Reject:
 
 
 def fingerprint(folder: str) -> dict[str, Any]:
-    """What tells cheaply that a saved dataset changed: its state (which has a hash of its content), and its size."""
+    """Facts that change when a saved dataset does: its state (which has a hash of the content), and its size."""
     state = io.read_bytes(io.join(folder, _STATE))
     files = [name for name in io.list_folder(folder) if name.endswith(".arrow")]
     return {

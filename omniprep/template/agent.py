@@ -1,7 +1,7 @@
-"""Tools and tool calls as text: the hermes and react_en formats (ms-swift: swift/plugin/agent_template/).
+"""Writes tools and tool calls as text, in the formats hermes and react_en (ms-swift: swift/plugin/agent_template/).
 
-The texts of hermes are what Qwen's own chat template writes; they must not change by a byte. react_en is what the
-reference falls back to where there is no chat template (pre-training).
+The hermes texts are those of Qwen's own chat template and must not change by a byte. The reference uses react_en where
+there is no chat template (pre-training).
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def _wrap(tool: Any) -> dict[str, Any]:
 
 
 def parse_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """The `tools` column as a list of wrapped tools; None where the row has none.
+    """Parse the `tools` column into a list of {"type": "function", ...} objects; None where the row has none.
 
     Raises:
         Reject: bad_tools.
@@ -66,39 +66,39 @@ Begin!
 
 
 def format_tools(tools: list[dict[str, Any]], system: str | None, style: str = "hermes") -> str:
-    """The system text with the tools section (react_en has no place for the row's own system text).
+    """The system text with the tools section; react_en replaces the row's own system text.
 
     Raises:
         Reject: bad_tools.
     """
     if style == "react_en":
-        described = [_described(tool["function"] if "type" in tool and "function" in tool else tool) for tool in tools]
+        described = [_describe(tool["function"] if "type" in tool and "function" in tool else tool) for tool in tools]
         head = "Answer the following questions as best you can. You have access to the following tools:\n\n"
         names = ",".join(str(name) for name, _ in described)
         return head + "\n\n".join(text for _, text in described) + _REACT.replace("{names}", names)
     return (system or "") + _HEAD + "\n".join(json_text(tool, RejectCode.BAD_TOOLS, "a tool") for tool in tools) + _TAIL
 
 
-def _described(tool: dict[str, Any]) -> tuple[Any, str]:
-    """Name of a tool, and the sentence that react_en describes it with (base.py _parse_tool)."""
+def _describe(tool: dict[str, Any]) -> tuple[Any, str]:
+    """A tool's name, and the sentence by which react_en describes it (base.py _parse_tool)."""
     if not isinstance(tool, dict):
         raise Reject(RejectCode.BAD_TOOLS, "the function of a tool must be an object")
     name = tool.get("name_for_model") or tool.get("name")
-    human = tool.get("name_for_human") or name
-    about = tool["description"] if tool.get("description") is not None else tool.get("description_for_model")
-    if name is None or about is None:
+    human_name = tool.get("name_for_human") or name
+    description = tool["description"] if tool.get("description") is not None else tool.get("description_for_model")
+    if name is None or description is None:
         raise Reject(RejectCode.BAD_TOOLS, "react_en needs the name and description of each tool")
     parameters = tool.get("parameters") or {}
     if not isinstance(parameters, str):
         parameters = json_text(parameters, RejectCode.BAD_TOOLS, "a tool")
     return name, (
-        f"{name}: Call this tool to interact with the {human} API. What is the {human} API useful for? {about} "
-        f"Parameters: {parameters} Format the arguments as a JSON object."
+        f"{name}: Call this tool to interact with the {human_name} API. What is the {human_name} API useful for? "
+        f"{description} Parameters: {parameters} Format the arguments as a JSON object."
     )
 
 
 def format_tool_calls(contents: list[str], style: str = "hermes") -> str:
-    """A run of tool_call messages as one assistant text.
+    """Write a run of tool_call messages as one assistant text.
 
     Args:
         contents: JSON text of each call.
@@ -127,9 +127,9 @@ def format_tool_calls(contents: list[str], style: str = "hermes") -> str:
 def format_tool_responses(
     answer: str, contents: list[str], prompt: tuple[str, ...], chat_sep: tuple[str, ...], style: str = "hermes"
 ) -> tuple[str, list[str]]:
-    """The tool messages after an assistant message: (the assistant text, the contexts of the tool round).
+    """Write the tool messages after an assistant message: (the assistant text, the contexts of the tool round).
 
-    An assistant text with both "Action:" and "Action Input:" gets the ReAct form, as the reference does.
+    As in the reference, the ReAct form is used where the assistant text has both "Action:" and "Action Input:".
     """
     if _ACTION in answer and _ACTION_INPUT in answer:
         if not answer.endswith(_OBSERVATION):

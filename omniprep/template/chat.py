@@ -1,5 +1,4 @@
-"""Row → contexts: roles merged, tools rendered, the chat template's texts around each turn, and a loss weight on each
-piece.
+"""Renders a row with a chat template into pieces of text, each with a loss weight.
 
 Source: ms-swift 3.9.3 swift/llm/template/base.py (_preprocess_function_call, _swift_prepare_inputs, _swift_encode,
 _concat_context_list, _add_default_tags).
@@ -16,7 +15,7 @@ from omniprep.template.agent import FORMATS, format_tool_calls, format_tool_resp
 from omniprep.template.loss import OTHER, RESPONSE, SUFFIX, Pieces, Strategy, parse_strategy, weigh
 
 # Strategies under which ms-swift 3.9.3 drops the thoughts of earlier answers.
-_LAST_ALONE = tuple(map(parse_strategy, ("last_round", "last_round_with_ignore_empty_think")))
+_LAST_ROUND_STRATEGIES = tuple(map(parse_strategy, ("last_round", "last_round_with_ignore_empty_think")))
 TAGS = {modality: f"<{modality}>" for modality in MODALITIES}
 
 
@@ -24,12 +23,11 @@ TAGS = {modality: f"<{modality}>" for modality in MODALITIES}
 class TemplateMeta:
     """The fixed texts of a chat template (ms-swift: TemplateMeta).
 
-    `{{SYSTEM}}` and `{{QUERY}}` mark where the texts go. `suffix` ends the last answer and is trained. `norm_bbox` is
+    `{{SYSTEM}}` and `{{QUERY}}` stand for the row's texts. `suffix` ends the last answer and is trained. `norm_bbox` is
     the unit of boxes (none: pixels of the resized image; norm1000), `bbox_format` how they are written unless the build
-    says (legacy: between `box_tokens`, names between `reference_tokens`; new: plain), `agent_template` how tools and
-    their calls are written.
-    `keeps_thoughts` off: where only the last answer is trained, or made, the earlier ones lose what stands before
-    `</think>`, and the spaces around them (ms-swift: ThinkingTemplate).
+    sets it (legacy: between `box_tokens`, names between `reference_tokens`; new: plain), `agent_template` how tools and
+    their calls are written. Without `keeps_thoughts`, where only the last answer is trained or generated, earlier
+    answers lose all text up to `</think>` and the white space around the rest (ms-swift: ThinkingTemplate).
     """
 
     prefix: tuple[str, ...] = ()
@@ -47,7 +45,7 @@ class TemplateMeta:
     keeps_thoughts: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse names that mean nothing, where they are written."""
+        """Raise a UsageError for an unknown name."""
         known = {
             "agent_template": (self.agent_template, FORMATS),
             "norm_bbox": (self.norm_bbox, ("none", "norm1000")),
@@ -63,9 +61,7 @@ CHATML_MESSAGE = re.compile(r"<\|im_start\|>([^\n]*)\n(.*?)(?:<\|im_end\|>|\Z)",
 
 
 def without_roles(meta: TemplateMeta, end_of_text: str) -> TemplateMeta:
-    """The template of --use-chat-template off: the text alone and an end token (ms-swift:
-    to_generate_template_meta).
-    """
+    """The template of --no-use-chat-template: only the text and an end token (ms-swift: to_generate_template_meta)."""
     return TemplateMeta(
         system_prefix=(),
         prompt=("{{QUERY}}",),
@@ -80,7 +76,7 @@ def without_roles(meta: TemplateMeta, end_of_text: str) -> TemplateMeta:
 
 
 def merge_tool_calls(messages: list[dict[str, Any]], style: str) -> list[dict[str, Any]]:
-    """Runs of tool_call messages become one assistant message."""
+    """Join each run of tool_call messages into one assistant message."""
     result: list[dict[str, Any]] = []
     calls: list[str] = []
     for message in [*messages, None]:
@@ -96,7 +92,7 @@ def merge_tool_calls(messages: list[dict[str, Any]], style: str) -> list[dict[st
 
 
 def add_missing_tags(row: Row) -> None:
-    """Media without a tag get one before the first message; surplus tags stay text (base.py _add_default_tags)."""
+    """Put the tags that are missing before the first message (base.py _add_default_tags)."""
     if not any(row.media.values()):
         return
     text = "\n".join(message["content"] or "" for message in row.messages)
@@ -110,9 +106,9 @@ def add_missing_tags(row: Row) -> None:
 
 
 def surplus_tags(row: Row) -> str:
-    """What to say of a row with more tags than media, else ""; called after missing tags were added.
+    """A warning for a row with more tags than media, else ""; called after `add_missing_tags`.
 
-    The reference replaces the first tags, and the surplus stays text (base.py _add_default_tags warns).
+    Like the reference, omniprep replaces the first tags and leaves the surplus as text (base.py _add_default_tags).
     """
     texts = [row.system or "", *(message["content"] or "" for message in row.messages)]
     for modality in MODALITIES:
@@ -123,28 +119,30 @@ def surplus_tags(row: Row) -> str:
 
 
 def _merge(messages: list[dict[str, Any]], meta: TemplateMeta) -> list[dict[str, Any]]:
-    """Tool messages after an answer become one tool round; equal neighbors of user or assistant are joined."""
+    """Join the tool messages after an answer into one tool round, and consecutive user or assistant messages."""
     result = [messages[0]]
-    i = 1
-    while i < len(messages):
-        previous, message = result[-1], messages[i]
-        pair = (previous["role"], message["role"])
-        if pair == ("assistant", "tool"):
-            end = i
+    number = 1
+    while number < len(messages):
+        previous, message = result[-1], messages[number]
+        roles = (previous["role"], message["role"])
+        if roles == ("assistant", "tool"):
+            end = number
             while end < len(messages) and messages[end]["role"] == "tool":
                 end += 1
-            contents = [m["content"] for m in messages[i:end]]
+            contents = [response["content"] for response in messages[number:end]]
             previous["content"], contexts = format_tool_responses(
                 previous["content"], contents, meta.prompt, meta.chat_sep or (), meta.agent_template
             )
             result.append({"role": "tool", "content": contexts})
-            i = end
+            number = end
             continue
-        if pair in (("assistant", "assistant"), ("user", "user")):
-            previous["content"] = _joined(previous["content"], message["content"])
+        if roles in (("assistant", "assistant"), ("user", "user")):
+            if previous["content"] is None or message["content"] is None:
+                raise Reject(RejectCode.BAD_MESSAGE, "two assistant messages in a row, one of them without content")
+            previous["content"] += message["content"]
         else:
             result.append(message)
-        i += 1
+        number += 1
     return result
 
 
@@ -158,7 +156,7 @@ def _system_text(row: Row, meta: TemplateMeta, default: str | None) -> str | Non
     """The system text with the row's tools.
 
     Raises:
-        Reject: The template has no place for it: it must not be lost without a word (base.py check_system).
+        Reject: The row has one, but the template has no place for it (base.py check_system).
     """
     if not meta.system_prefix and row.system:
         raise Reject(RejectCode.BAD_MESSAGE, "the chat template has no place for the row's system text")
@@ -167,12 +165,6 @@ def _system_text(row: Row, meta: TemplateMeta, default: str | None) -> str | Non
     system = row.system if row.system is not None else default
     system = meta.default_system if system is None else system
     return system if row.tools is None else format_tools(row.tools, system, meta.agent_template)
-
-
-def _joined(first: str | None, second: str | None) -> str:
-    if first is None or second is None:
-        raise Reject(RejectCode.BAD_MESSAGE, "two assistant messages in a row, one of them without content")
-    return first + second
 
 
 def _fill(context: str, values: tuple[tuple[str, str | None], ...]) -> str:
@@ -185,20 +177,20 @@ def _fill(context: str, values: tuple[tuple[str, str | None], ...]) -> str:
 def contexts(
     row: Row, meta: TemplateMeta, strategy: Strategy, *, default_system: str | None, generate: bool = False
 ) -> Pieces:
-    """The chat as (text, loss weight) pieces, media tags still in place.
+    """Render a chat into (text, loss weight) pieces, in which media tags are still text.
 
     Args:
         row: The row; its messages are rewritten.
         meta: Template texts.
         strategy: Loss strategy.
-        default_system: System prompt of rows that have none (None: the template's; "": no system block).
-        generate: Leave the last answer open (inference).
+        default_system: System prompt of rows without one (None: the template's; "": no system block).
+        generate: Leave the last answer open, for inference.
 
     Raises:
         Reject: bad_role, bad_message, bad_tools.
     """
     messages = _merge(row.messages, meta)
-    if not meta.keeps_thoughts and (generate or strategy in _LAST_ALONE):
+    if not meta.keeps_thoughts and (generate or strategy in _LAST_ROUND_STRATEGIES):
         _without_thoughts(messages)
     system = _system_text(row, meta, default_system)
     if messages[0]["role"] == "assistant":
@@ -255,12 +247,12 @@ _LEGACY_IMAGE = re.compile(r"<img>(.+?)</img>")
 
 
 def prepare(row: Row, is_file: Any, agent_template: str = "hermes") -> Row:
-    """What comes before the template: tools parsed, tool calls rendered, old image tags, missing tags added.
+    """Prepare a row for `contexts`: parse tools, render tool calls, lift legacy image tags, add missing tags.
 
     Args:
         row: Changed in place, and returned.
-        is_file: Tells whether a legacy `<img>path</img>` names a file.
-        agent_template: How calls are written.
+        is_file: Whether the path of a legacy `<img>path</img>` exists.
+        agent_template: Format of tool calls, one of FORMATS.
     """
     row.tools = parse_tools(row.tools)
     row.messages = merge_tool_calls(row.messages, agent_template)

@@ -46,19 +46,19 @@ def expand(ids: Ids, weights: Weights, expansions: Sequence[Expansion]) -> tuple
     for expansion in expansions:
         by_target.setdefault(int(expansion.target[0]), []).append(expansion)
     repeats = np.ones(len(ids), np.int64)
-    new: list[tuple[int, Ids]] = []
+    expanded: list[tuple[int, Ids]] = []
     for target, group in by_target.items():
-        found = np.flatnonzero(ids == target)
-        assert len(found) == len(group), (target, len(found), len(group))
-        for at, expansion in zip(found.tolist(), group, strict=True):
+        placeholders = np.flatnonzero(ids == target)
+        assert len(placeholders) == len(group), (target, len(placeholders), len(group))
+        for index, expansion in zip(placeholders.tolist(), group, strict=True):
             tokens = np.asarray(expansion.ids, np.int32)
-            repeats[at] = len(tokens)
-            new.append((at, tokens))
+            repeats[index] = len(tokens)
+            expanded.append((index, tokens))
     starts = np.cumsum(repeats) - repeats
     grown, grown_weights = np.repeat(ids, repeats), np.repeat(weights, repeats)
     is_media = np.zeros(len(grown), bool)
-    for at, tokens in new:
-        place = slice(starts[at], starts[at] + len(tokens))
-        grown[place] = tokens
-        is_media[place] = True
+    for index, tokens in expanded:
+        span = slice(starts[index], starts[index] + len(tokens))
+        grown[span] = tokens
+        is_media[span] = True
     return grown, grown_weights, is_media

@@ -1,4 +1,4 @@
-"""Grounding: boxes in the model's units, boxes and references as text.
+"""Grounding: converts boxes to the model's units, and writes boxes and references as text.
 
 Source: ms-swift 3.9.3 base.py normalize_bbox; template/qwen.py replace_ref, replace_bbox (legacy and new format).
 """
@@ -11,7 +11,7 @@ Size = tuple[int, int]
 
 
 def normalize_boxes(objects: dict[str, Any], original: list[Size], resized: list[Size], norm: str) -> list[list[Any]]:
-    """Boxes in the units the model is trained on.
+    """Convert boxes to the units that the model is trained on.
 
     Args:
         objects: ref, bbox, bbox_type ("real" pixels of the original image, or "norm1"), image_id.
@@ -20,7 +20,7 @@ def normalize_boxes(objects: dict[str, Any], original: list[Size], resized: list
         norm: "norm1000", or "none" for pixels of the resized image.
 
     Returns:
-        A list of 2 or 4 integers each; rounding is Python's (half to even). Without images, boxes stay as they are.
+        A list of 2 or 4 integers for each box, rounded half to even.
 
     Raises:
         Reject: bad_objects, when a box names an image that is absent or boxes are missing.
@@ -33,14 +33,14 @@ def normalize_boxes(objects: dict[str, Any], original: list[Size], resized: list
     unit = objects.get("bbox_type") == "norm1"
     result = []
     for position, (box, image) in enumerate(zip(boxes, ids, strict=False), 1):
-        absolute = unit and norm == "norm1000"  # neither the image's size nor that of its resized form is asked for
+        absolute = unit and norm == "norm1000"  # needs no image size
         if not absolute and (not isinstance(image, int) or not -len(original) <= image < len(original)):
             raise Reject(RejectCode.BAD_OBJECTS, f"box {position} names image {image}, but the row has {len(original)}")
         source = (1, 1) if unit else original[image]
         target = (1000, 1000) if norm == "norm1000" else resized[image]
         try:
             result.append([round(value / source[i % 2] * target[i % 2]) for i, value in enumerate(box)])
-        except OverflowError as error:  # a finite coordinate whose thousandths are none
+        except OverflowError as error:  # a finite coordinate that is infinite in the new unit
             raise Reject(RejectCode.BAD_OBJECTS, f"box {position} is beyond what a number can hold") from error
     return result
 

@@ -1,14 +1,14 @@
-"""What makes two tokenizers the same: the ids that they give to texts, not the file that they were read from.
+"""A hash of a tokenizer that depends on the ids it produces, not on the file that it was read from.
 
-A tokenizer's serialized form changes when another version of tokenizers or transformers writes it (fields that are new,
-how a decoder is spelled), though no id does. So the hash is of
-- the vocabulary and, for BPE, the merges, as the model keeps them;
+The serialized form of a tokenizer differs between versions of tokenizers and transformers (new fields, another spelling
+of the decoder) though no id does. So the hash covers
+- the vocabulary and, for BPE, the merges, as the model serializes them;
 - the added tokens with their ids and what they strip;
-- what the normalizer, the pre-tokenizer and the model make of `PROBE`, a text with something of all that they are known
-  to treat differently.
-Two tokenizers that differ only in a normalizer or pre-tokenizer, and only on texts unlike the probe, pass for the same.
+- the output of normalizer, pre-tokenizer and model for `PROBE`, a text with an example of everything that tokenizers
+  are known to treat differently.
+Tokenizers whose normalizers or pre-tokenizers differ only on texts unlike the probe get the same hash.
 
-Cost: 0.2 s for 151,643 tokens and 151,387 merges, nearly all of it the model's own writing of them.
+Cost: 0.2 s for 151,643 tokens and 151,387 merges, nearly all of it to serialize them.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     """
     digest = hashlib.sha256()
     state: bytes = tokenizer.model.__getstate__()
-    # From the vocabulary on: {"type": "BPE", …, "vocab": {…}, "merges": […]}. What stands before it are settings, whose
-    # number grows with the versions; the probe sees what they do.
+    # {"type": "BPE", …, "vocab": {…}, "merges": […]}: the settings before the vocabulary are left out, since newer
+    # versions add some; the probe shows their effect.
     digest.update(state[state.index(b'"vocab"') :])
     added = [
         (number, token.content, token.single_word, token.lstrip, token.rstrip, token.normalized)
@@ -51,6 +51,6 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     pieces = [text]
     if tokenizer.pre_tokenizer is not None:
         pieces = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
-    # Not by `encode`, which truncates and pads where the file says so.
+    # `encode` would also truncate and pad where the file says so.
     digest.update(json.dumps([[p, *(t.id for t in tokenizer.model.tokenize(p))] for p in pieces]).encode())
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Loss strategies: which pieces of an answer weigh how much (ms-swift: swift/plugin/loss_scale, 3.9.3).
+"""Loss strategies: the weight of each piece of an answer (ms-swift 3.9.3: swift/plugin/loss_scale).
 
 `parse_strategy("last_round+hermes")` follows the chaining grammar of later versions: an optional base (default,
-last_round, all), then names whose weights multiply. A single name means exactly what it means in 3.9.3.
+last_round, all), then names whose weights multiply. A single name means what it means in 3.9.3.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from omniprep.errors import UsageError
+from omniprep.errors import UsageError, did_you_mean
 
 RESPONSE, SUFFIX, OTHER = "response", "suffix", "other"
 Pieces = list[tuple[str, float]]
@@ -46,8 +46,8 @@ _THINK: WeightMap = {
     "<seed:think><seed:cot_budget_reflect>The current thinking budget is 0, so I will directly start answering the "
     "question.</seed:cot_budget_reflect>\n\n</seed:think>\\s*": [0.0],
 }
-# alpha_umi's third rule has three numbers in 3.9.3 (a typing error there), so it is neither a delimiter nor a pattern:
-# it changes nothing, and stays away here.
+# alpha_umi's third rule has three numbers in 3.9.3 (a typo), so it is neither a delimiter nor a pattern there, has no
+# effect, and is left out here.
 MAPS: dict[str, WeightMap] = {
     "react": _REACT,
     "alpha_umi": _REACT,
@@ -80,10 +80,7 @@ def parse_strategy(name: str) -> Strategy:
     base = names.pop(0) if names[0] in BASES else "default"
     for part in names:
         if part not in MAPS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(part, [*BASES, *MAPS], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join([*BASES, *MAPS])}"
+            hint = did_you_mean(part, [*BASES, *MAPS]) or f"; known: {', '.join([*BASES, *MAPS])}"
             raise UsageError(f"--loss-scale {name!r}: {part!r} is not a strategy{hint}")
     weighted = any(part != "ignore_empty_think" for part in names)
     return Strategy(base, tuple(names), weighted)
@@ -149,7 +146,7 @@ def _delimiter_pattern(delimiters: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def split_at(text: str, delimiters: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Cut text at literal delimiters: pairs (delimiter, what follows it); text before the first one has delimiter ''.
+    """Cut text at literal delimiters into pairs (delimiter, text behind it); the text before the first has ''.
 
     Source: swift/llm/template/utils.py split_str_parts_by.
     """

@@ -1,8 +1,8 @@
-"""Pieces with tags → runs of text: media tags become the family's placeholders, boxes and references their text.
+"""Replaces tags in pieces of text: media tags by placeholders, references and boxes by their text.
 
-Adjacent pieces of equal weight are joined before tokenization, so token boundaries fall exactly where the weight
-changes (ms-swift: base.py _split_special_tokens, _pre_tokenize, _simplify_context_list). Images are placed in a first
-pass, videos, audios, references and boxes in a second, as there.
+Neighboring pieces of equal weight are joined before tokenization, so text is cut only where the weight changes
+(ms-swift: base.py _split_special_tokens, _pre_tokenize, _simplify_context_list). As there, images are replaced in a
+first pass; videos, audios, references and boxes in a second.
 """
 
 import re

@@ -1,13 +1,13 @@
-"""Text → token ids by remembered words, for byte-level BPE as the Qwen tokenizers have it; five times the fast
+"""Tokenizes text by cached words, for byte-level BPE like that of the Qwen tokenizers; five times as fast as the fast
 tokenizer.
 
-Byte-pair merges never cross the words that the pre-tokenizer cuts, so a word has the same ids wherever it stands. Here
-the text is cut by the same pattern in Python's `re`, and each word's ids are looked up among those seen; only new words
-go to the tokenizer. People repeat themselves: a chat corpus of 290,000 words has 17,000 different ones.
+Byte-pair merges never cross the words that the pre-tokenizer cuts, so the ids of a word do not depend on its context.
+The text is cut with the pre-tokenizer's pattern in Python's `re`, and only words that were not seen before go to the
+tokenizer. A chat corpus of 290,000 words has 17,000 different ones.
 
-This is exact only where `re` cuts as the tokenizer does, so it is used only for a tokenizer with this very normalizer
-and pattern, and for texts of characters whose nature never changed since Unicode 3.2 (and emoji): 60,000 of them, all
-scripts in wide use. Any other text goes to the tokenizer whole. tests/test_tokens.py compares every one of those
+This is exact only where `re` cuts as the tokenizer does. So it is used only for tokenizers with exactly this normalizer
+and pattern, and for texts of characters whose category has not changed since Unicode 3.2 (and emoji): 60,000
+characters, all scripts in wide use. Other texts go to the tokenizer whole. tests/test_tokens.py compares each of these
 characters, and random texts, with the tokenizer.
 """
 
@@ -21,17 +21,18 @@ from typing import Any
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_REMEMBER = 200_000  # words of at most 40 characters: some 30 MB
-_LONGEST = 40
-# Letters that fold to an ASCII letter, which (?i:'s) therefore takes too.
+_MAX_CACHED_WORDS = 200_000
+_MAX_CACHED_LENGTH = 40
+"""Characters of a cached word; with the number of words this bounds the cache to about 30 MB."""
+# Letters that fold to an ASCII letter, so that (?i:'s) matches them too.
 _FOLDING = frozenset("\u017f\u212a\u212b\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06")
 _EMOJI = ((0x1F300, 0x1F64F), (0x1F680, 0x1F6C5), (0x1F910, 0x1F93A))
 
 
 @lru_cache(maxsize=1)
 def stable_characters() -> dict[str, list[int]]:
-    """Code points by what the pattern makes of them: "L" letters, "N" numbers, "S" white space, "O" all others."""
-    found: dict[str, list[int]] = {"L": [], "N": [], "S": [], "O": []}
+    """Code points by their class in the pattern: "L" letters, "N" numbers, "S" white space, "O" all others."""
+    classes: dict[str, list[int]] = {"L": [], "N": [], "S": [], "O": []}
     spaces = {*range(9, 14), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
     for code in range(0x10000):
         character = chr(code)
@@ -43,13 +44,13 @@ def stable_characters() -> dict[str, list[int]]:
         ):
             continue
         kind = "S" if code in spaces else category[0] if category[0] in "LN" else "O"
-        found[kind].append(code)
-    found["O"] += [code for first, last in _EMOJI for code in range(first, last + 1)]
-    return found
+        classes[kind].append(code)
+    classes["O"] += [code for first, last in _EMOJI for code in range(first, last + 1)]
+    return classes
 
 
 def _ranges(codes: list[int]) -> str:
-    """A character class (without its brackets) of rising code points."""
+    """A character class, without its brackets, of ascending code points."""
     parts: list[list[int]] = []
     for code in codes:
         if parts and code == parts[-1][1] + 1:
@@ -61,14 +62,14 @@ def _ranges(codes: list[int]) -> str:
 
 @lru_cache(maxsize=1)
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Words of ASCII text, words of other text, and a character that is not stable."""
-    kinds = stable_characters()
-    letters, numbers, spaces = (_ranges(kinds[kind]) for kind in "LNS")
-    strange = re.compile(f"[^{_ranges(sorted(code for codes in kinds.values() for code in codes))}]")
-    return _words("A-Za-z", "0-9", "\\t-\\r "), _words(letters, numbers, spaces), strange
+    """Patterns of a word of ASCII text, a word of other text, and a character that is not stable."""
+    classes = stable_characters()
+    letters, numbers, spaces = (_ranges(classes[kind]) for kind in "LNS")
+    unstable = re.compile(f"[^{_ranges(sorted(code for codes in classes.values() for code in codes))}]")
+    return _word_pattern("A-Za-z", "0-9", "\\t-\\r "), _word_pattern(letters, numbers, spaces), unstable
 
 
-def _words(letters: str, numbers: str, spaces: str) -> re.Pattern[str]:
+def _word_pattern(letters: str, numbers: str, spaces: str) -> re.Pattern[str]:
     return re.compile(
         "'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
         rf"|[^\r\n{letters}{numbers}]?[{letters}]+"
@@ -80,8 +81,8 @@ def _words(letters: str, numbers: str, spaces: str) -> re.Pattern[str]:
     )
 
 
-def suits(backend: Any) -> bool:
-    """Whether a tokenizer cuts words as this module does.
+def is_supported_tokenizer(backend: Any) -> bool:
+    """Whether a tokenizer has the normalizer, pattern and model for which this module is exact.
 
     Args:
         backend: A tokenizers.Tokenizer.
@@ -106,10 +107,10 @@ def suits(backend: Any) -> bool:
 
 
 class Words:
-    """Ids of texts by remembered words.
+    """Tokenizes texts by cached words.
 
     Args:
-        encode: Ids of new words, all at once, as int32 bytes; each word is tokenized alone.
+        encode: Returns the ids of a batch of words as int32 bytes, each word tokenized alone.
     """
 
     def __init__(self, encode: Callable[[list[str]], list[bytes]]) -> None:
@@ -117,10 +118,10 @@ class Words:
         self._known: dict[str, bytes] = {}
 
     def ids(self, texts: list[str]) -> list[bytes | None]:
-        """Ids of each text as int32 bytes; None where the tokenizer must be asked.
+        """Ids of each text as int32 bytes; None where only the tokenizer itself is exact.
 
         Args:
-            texts: Without added tokens.
+            texts: Texts without added tokens.
         """
         known = self._known
         cut = [cut_words(text) for text in texts]
@@ -129,16 +130,16 @@ class Words:
             known.update(zip(new, self._encode(new), strict=True))
         result = [None if words is None else b"".join(map(known.__getitem__, words)) for words in cut]
         for word in new:
-            if len(word) > _LONGEST or len(known) > _REMEMBER:
+            if len(word) > _MAX_CACHED_LENGTH or len(known) > _MAX_CACHED_WORDS:
                 del known[word]
         return result
 
 
 def cut_words(text: str) -> list[str] | None:
-    """The words of a text; None where only the tokenizer can tell."""
-    ascii_words, other_words, strange = _patterns()
+    """The words of a text; None for a text with unstable characters, or not in NFC."""
+    ascii_word, other_word, unstable = _patterns()
     if text.isascii():
-        return ascii_words.findall(text)
-    if strange.search(text) or not unicodedata.is_normalized("NFC", text):
+        return ascii_word.findall(text)
+    if unstable.search(text) or not unicodedata.is_normalized("NFC", text):
         return None
-    return other_words.findall(text)
+    return other_word.findall(text)
