@@ -18,7 +18,12 @@ from typing import Any, Literal
 from omniprep.errors import UsageError, shown_name
 from omniprep.rows.columns import parse_columns
 
-__all__ = ["BuildConfig", "RowOptions", "Trust", "build_config", "config_hash", "shaping"]
+__all__ = ["BuildConfig", "RowOptions", "Switch", "Trust", "build_config", "config_hash", "shaping"]
+
+
+Switch = Literal["auto", "on", "off"]
+"""An option that decides for itself unless it is told: on the command line `--NAME`, `--NAME on`, `--no-NAME` or
+`--NAME off`; in YAML true and false too."""
 
 
 @dataclass(frozen=True, kw_only=True)

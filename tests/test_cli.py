@@ -19,6 +19,7 @@ from omniprep.cli.main import COMMANDS, EXAMPLES, cli
 from omniprep.cli.options import field_docs, make_config, read_bytes_option
 from omniprep.config import BuildConfig
 from omniprep.errors import UsageError
+from omniprep.train.config import TrainConfig
 
 SURFACE = Path(__file__).parent / "cli_surface.txt"
 HEAVY = ("torch", "pyarrow", "transformers", "ray", "numpy", "rich", "yaml", "datasets", "qwen_omni_utils")
@@ -40,6 +41,34 @@ def surface() -> str:
 
 def test_surface_is_frozen():
     assert surface() == SURFACE.read_text(), "an option changed: see the head of this file"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ([], None),
+        (["--liger"], "on"),  # the folder that follows is not its value
+        (["--no-liger"], "off"),
+        (["--liger", "off"], "off"),
+        (["--liger=auto"], "auto"),
+        (["--no-liger", "--liger"], "on"),
+    ],
+)
+def test_a_switch_is_a_flag_and_an_option(arguments, value):
+    train = cli.get_command(click.Context(cli), "train")
+    parsed = train.make_context("train", [*arguments, "data", "--model", "m"])
+    assert (parsed.params["liger"], parsed.params["data"]) == (value, ("data",))
+    parsed = train.make_context("train", [*arguments, "--", "--no-liger"])
+    assert parsed.params["data"] == ("--no-liger",)
+
+
+def test_a_switch_in_yaml(tmp_path):
+    for text, value in (("on", "on"), ("off", "off"), ("true", "on"), ("false", "off"), ("auto", "auto")):
+        (tmp_path / "c.yaml").write_text(f"liger: {text}")
+        assert make_config(TrainConfig, {}, str(tmp_path / "c.yaml")).liger == value
+    (tmp_path / "c.yaml").write_text("liger: maybe")
+    with pytest.raises(UsageError, match="'maybe' is not one of"):
+        make_config(TrainConfig, {}, str(tmp_path / "c.yaml"))
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))

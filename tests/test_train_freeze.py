@@ -50,11 +50,29 @@ def test_frozen_parts_have_no_gradients_and_stay_in_eval(model, parts, options, 
     for name, p in model.named_parameters():
         unused = name.startswith(model.never_used)
         assert p.requires_grad == (group(name) in trained and not unused), name
-    model.train()
     keep_frozen_in_eval(model)
-    assert model.thinker.lm_head.training == ("llm" in trained)
-    assert model.thinker.model.visual.blocks[0].training == ("tower" in trained)
-    assert model.thinker.model.visual.merger.training == ("aligner" in trained)
+    for _ in range(2):  # as the Trainer does around an evaluation
+        assert model.train() is model
+        assert model.thinker.lm_head.training == ("llm" in trained)
+        assert model.thinker.model.visual.blocks[0].training == ("tower" in trained)
+        assert model.thinker.model.visual.blocks[0].mlp.act_fn.training == ("tower" in trained), "it has no weights"
+        assert model.thinker.model.visual.merger.training == ("aligner" in trained)
+        model.eval()
+        assert not any(module.training for module in model.modules())
+
+
+def test_a_step_walks_over_no_modules(model, parts, monkeypatch):
+    """What the Trainer calls before each forward pass; a walk over a 3B model takes 30 ms."""
+    freeze(model, parts, TrainConfig())
+    keep_frozen_in_eval(model)
+    model.train()
+
+    def walk(self, *_):
+        raise AssertionError("a walk over modules")
+
+    for name in ("modules", "children", "named_modules", "named_children"):
+        monkeypatch.setattr(torch.nn.Module, name, walk)
+    model.train()
 
 
 def test_nothing_left_to_train_is_an_error(model, parts):

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from omniprep.cli.options import with_switch_values
+
 
 class Command(click.Command):
     """A click command with a section of examples, a command line each, shown as they stand."""
@@ -13,6 +15,10 @@ class Command(click.Command):
         """As click's, and `examples`."""
         super().__init__(*args, **attributes)
         self.examples = tuple(examples)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, with switches that are given as flags."""
+        return super().parse_args(ctx, with_switch_values(self.params, args))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples below the options."""

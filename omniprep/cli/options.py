@@ -1,9 +1,9 @@
 """A config dataclass as command line options and as a YAML file, so that an option is written once.
 
 A field `bin_length: int = 0` is the option `--bin-length`; the text under the field is its help; `Literal` gives
-choices, `bool` a pair of flags, `tuple[str, ...]` an option that may be repeated. Whatever the command line does not
-set is taken from `--config FILE.yaml`, and then from the field's default. Unknown keys and wrong types are usage
-errors that name the key.
+choices, `bool` a pair of flags, `Switch` both, `tuple[str, ...]` an option that may be repeated. Whatever the command
+line does not set is taken from `--config FILE.yaml`, and then from the field's default. Unknown keys and wrong types
+are usage errors that name the key.
 """
 
 import ast
@@ -11,14 +11,14 @@ import dataclasses
 import inspect
 import textwrap
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
-from omniprep.config import Trust
+from omniprep.config import Switch, Trust
 from omniprep.errors import UsageError, did_you_mean
 
 Config = TypeVar("Config")
@@ -118,6 +118,9 @@ def options_of(cls: type, *, skip: tuple[str, ...] = ()) -> Callable[[Command], 
             return click.option(name, field.name, multiple=True, help=text)
         metavar = "BYTES" if is_bytes(field.name) else None
         kind = click_type(field.name, hint)
+        if hint == Switch:
+            text += f"  {name} alone is on, --no-{name[2:]} is off."
+            return click.option(name, field.name, type=kind, default=None, help=text, cls=SwitchOption)
         return click.option(name, field.name, type=kind, metavar=metavar, default=None, help=text)
 
     def decorate(command: Command) -> Command:
@@ -130,6 +133,25 @@ def options_of(cls: type, *, skip: tuple[str, ...] = ()) -> Callable[[Command], 
         return config(chosen)
 
     return decorate
+
+
+class SwitchOption(click.Option):
+    """An option of the type `Switch`, which may also be given as a flag."""
+
+
+def with_switch_values(params: Sequence[click.Parameter], args: Sequence[str]) -> list[str]:
+    """Arguments with each `--NAME` of a switch that stands alone as `--NAME=on`, each `--no-NAME` as `--NAME=off`."""
+    names = {name for param in params if isinstance(param, SwitchOption) for name in param.opts}
+    off = {f"--no-{name[2:]}": f"{name}=off" for name in names}
+    end = args.index("--") if "--" in args else len(args)
+    written = list(args)
+    for position, argument in enumerate(args[:end]):
+        following = args[position + 1] if position + 1 < end else ""
+        if argument in off:
+            written[position] = off[argument]
+        elif argument in names and following not in ("auto", "on", "off"):
+            written[position] = f"{argument}=on"
+    return written
 
 
 def trust_options(command: Command) -> Command:
@@ -210,6 +232,8 @@ def convert(where: str, name: str, hint: Any, value: Any) -> Any:
         if any(isinstance(item, dict | list) or item is None for item in items):
             raise UsageError(f"{where}: expected a list of texts, found {value!r}")
         return tuple(str(item) for item in items)
+    if kind == Switch and isinstance(value, bool):  # YAML's on and off are booleans, as true and false are
+        return "on" if value else "off"
     if kind is bool or isinstance(value, bool):
         if kind is bool and isinstance(value, bool):
             return value

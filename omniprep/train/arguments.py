@@ -51,7 +51,6 @@ def schedule_arguments(config: TrainConfig) -> dict[str, Any]:
         "learning_rate": config.peak_lr,
         "weight_decay": config.weight_decay,
         "adam_beta2": config.adam_beta2,
-        "optim": config.optimizer,
         "lr_scheduler_type": config.schedule,
         "warmup_steps": config.warmup,
         "max_grad_norm": config.max_grad_norm,
@@ -81,9 +80,11 @@ def device_arguments(config: TrainConfig) -> dict[str, Any]:
         sharding = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
     if config.deepspeed:
         sharding = {"deepspeed": deepspeed_config(config.deepspeed)}
+    fused = "adamw_torch" if on_cpu else "adamw_torch_fused"
     return {
+        "optim": fused if config.optimizer == "auto" else config.optimizer,
         "bf16": config.amp or bool(config.deepspeed and half),
-        "activation_checkpointing": config.gradient_checkpointing,
+        "activation_checkpointing": config.gradient_checkpointing != "off",
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "use_cpu": on_cpu,
         "ddp_find_unused_parameters": False,

@@ -12,10 +12,14 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omniprep.config import refuse_undecoded
+from omniprep.config import Switch, refuse_undecoded
 from omniprep.errors import UsageError
 
 __all__ = ["InferConfig", "TrainConfig", "parse_source"]
+
+
+SWITCHES = ("gradient_checkpointing", "liger")
+"""Options of the type `Switch`; train_config.yaml of earlier runs has true and false for them, as may callers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +56,8 @@ class TrainConfig:
     """Weight decay of matrices; biases and norms have none."""
     adam_beta2: float = 0.95
     """Second moment decay of AdamW."""
-    optimizer: str = "adamw_torch"
-    """Optimizer by its transformers name, such as adamw_torch_fused or adafactor."""
+    optimizer: str = "auto"
+    """Optimizer by its transformers name, such as adamw_torch or adafactor (auto: AdamW, on a GPU in one kernel)."""
     schedule: str = "cosine"
     """Learning rate schedule by its transformers name: cosine, linear, constant_with_warmup, constant."""
     warmup: float = 0.05
@@ -69,6 +73,8 @@ class TrainConfig:
     """Scale of the adapters (times 1/rank)."""
     lora_dropout: float = 0.05
     """Dropout before the adapters."""
+    lora_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type of the adapters (auto: that of the weights). float32 beside bfloat16 weights takes half as long again."""
     target_regex: str | None = None
     """Regular expression for the full names of the modules that get adapters (default: every linear layer of what is
     not frozen)."""
@@ -90,10 +96,12 @@ class TrainConfig:
     )
     """Attention; each keeps the rows of a bin apart (auto: on a GPU the variable-length kernel of torch 2.10 or later,
     or of flash-attn, else flex_attention; SDPA row by row elsewhere)."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass instead of keeping them."""
-    liger: bool = False
-    """Compute norms and SwiGLU layers by the Triton kernels of the package liger-kernel (on a GPU)."""
+    gradient_checkpointing: Switch = "auto"
+    """Recompute activations in the backward pass instead of keeping them (auto: on, but off on one GPU, or under DDP,
+    where the heaviest bins are measured at the start and fit without)."""
+    liger: Switch = "auto"
+    """Compute norms, SwiGLU layers and rotary embeddings by the Triton kernels of the package liger-kernel (auto: on a
+    GPU where it is installed)."""
     torch_compile: bool = False
     """Compile the language model's layers; bins are padded to one length. Not with --attn sdpa."""
     device: Literal["auto", "cpu"] = "auto"
@@ -142,7 +150,10 @@ class TrainConfig:
         """Refuse values that no run could use."""
         for field in dataclasses.fields(self):
             option = "" if field.name == "data" else f"--{field.name.replace('_', '-')}"
-            refuse_undecoded(getattr(self, field.name), option)
+            value = getattr(self, field.name)
+            refuse_undecoded(value, option)
+            if field.name in SWITCHES and isinstance(value, bool):
+                object.__setattr__(self, field.name, "on" if value else "off")
         checks: list[tuple[bool, str]] = [
             (self.max_steps >= 0, "--max-steps must be 0 or more"),
             (self.max_steps > 0 or self.epochs > 0, "--epochs must be positive"),
@@ -157,6 +168,7 @@ class TrainConfig:
             (not (self.eval_fraction and self.eval_data), "give --eval-data or --eval-fraction, not both"),
             (self.lora or not self.merge_lora, "--merge-lora needs --lora"),
             (self.lora or not self.target_regex, "--target-regex needs --lora"),
+            (self.lora or self.lora_dtype == "auto", "--lora-dtype needs --lora"),
             (
                 self.lora or (self.lora_rank, self.lora_alpha, self.lora_dropout) == (8, 32, 0.05),
                 "--lora-rank, --lora-alpha and --lora-dropout need --lora",

@@ -143,7 +143,7 @@ def dry_run(config: TrainConfig, reporter: Reporter, prepare: Callable[..., Any]
             measured = measure_run(run)
             problem = None
         except torch.OutOfMemoryError as error:
-            problem = explain_memory(config, error)
+            problem = explain_memory(trainer.config, error)
         trainer.optimizer = trainer.lr_scheduler = None
         trainer.accelerator.free_memory()
         if problem is not None:
@@ -205,7 +205,7 @@ def batch_loss(trainer: Any, data: RunData, bins: list[Any], device: torch.devic
 def advice(trainer: Any, data: RunData, measured: Measured, config: TrainConfig, device: torch.device) -> Iterator[str]:
     """What the measurement says about bin length, LoRA and checkpointing: one line each."""
     yield from advise(config, trainer.model, measured.peak, measured.tokens, device_bytes(device))
-    if not config.gradient_checkpointing:
+    if trainer.config.gradient_checkpointing == "off":
         return
     trainer.model.gradient_checkpointing_disable()
     free_memory()

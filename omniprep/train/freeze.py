@@ -119,13 +119,31 @@ def freeze(model: nn.Module, parts: Parts, config: TrainConfig) -> None:
 
 
 def keep_frozen_in_eval(model: nn.Module) -> None:
-    """Put every module none of whose weights train into eval mode (no dropout there); call it after each
-    `model.train()`.
+    """Let `model.train()` leave every module none of whose weights train in eval mode (no dropout there).
+
+    Which ones is found once, here; and `model.train()`, which the Trainer calls before every forward pass, walks over
+    the modules only where the mode changes (both walks together took 30 to 69 ms a pass for a 3B model).
     """
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            module.eval()
+    model.__dict__.pop("train", None)  # of an earlier call
+    switch = model.train
+    frozen = {
+        part
+        for module in model.modules()
+        if (parameters := list(module.parameters())) and not any(p.requires_grad for p in parameters)
+        for part in module.modules()
+    }
+    switched = False
+
+    def train(mode: bool = True) -> nn.Module:
+        nonlocal switched
+        if mode != model.training or not switched:
+            switch(mode)
+            for module in frozen:
+                module.training = False
+            switched = True
+        return model
+
+    model.train = train  # type: ignore[method-assign]
 
 
 def keep_inputs_plain(model: PreTrainedModel) -> None:

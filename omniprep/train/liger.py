@@ -5,21 +5,35 @@ models it knows, which is not ours; so modules are found by what they are. The l
 either (loss.py), and weights tokens.
 """
 
+import importlib.util
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from omniprep.errors import OmniprepError
+from omniprep.train.config import TrainConfig
 
-__all__ = ["use_liger"]
+__all__ = ["use_liger", "uses_liger"]
 
 
-def use_liger(model: nn.Module) -> int:
+def uses_liger(config: TrainConfig, device: torch.device) -> bool:
+    """Whether a run computes by liger's kernels: where it is told, or on a GPU where they are installed."""
+    if config.liger == "auto":
+        return device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
+    return config.liger == "on"
+
+
+def use_liger(model: nn.Module, *, required: bool = True) -> int:
     """Replace the forward pass of every RMS norm and SwiGLU layer; the number of modules.
 
+    Args:
+        model: The model.
+        required: Whether a model without such parts is refused.
+
     Raises:
-        OmniprepError: The model has none.
+        OmniprepError: The model has none, and must.
     """
     from liger_kernel.transformers.functional import liger_rms_norm, liger_swiglu
 
@@ -43,7 +57,7 @@ def use_liger(model: nn.Module) -> int:
         else:
             continue
         replaced += 1
-    if not replaced:
+    if required and not replaced:
         raise OmniprepError(f"--liger: {type(model).__name__} has no part that the liger kernels compute")
     return replaced
 

@@ -210,7 +210,7 @@ def what_helps(config: TrainConfig) -> list[str]:
     advice = []
     if config.batch_size > 1:
         advice.append(f"--batch-size 1 with --grad-accumulation {config.batch_size * config.grad_accumulation}")
-    if not config.gradient_checkpointing:
+    if config.gradient_checkpointing == "off":
         advice.append("--gradient-checkpointing")
     if not config.lora:
         advice.append("--lora")

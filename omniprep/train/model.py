@@ -25,7 +25,7 @@ from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import gathered, is_shared_out, keep_names
 from omniprep.train.freeze import Parts, freeze, keep_inputs_plain, lora_regex, resolve_parts
 from omniprep.train.isolation import check_isolation, check_rows, media_rows, text_row
-from omniprep.train.liger import use_liger
+from omniprep.train.liger import use_liger, uses_liger
 from omniprep.train.loss import make_loss_head
 from omniprep.train.varlen import HALF_TYPES
 from omniprep.train.vision_text import model_class, take_plain_positions
@@ -151,8 +151,8 @@ def load_trainable(
         check_packing(model, datasets, dtype)
         if config.fsdp:  # it moves the weights itself, a part to each rank
             model.to("cpu")
-    if config.liger:
-        use_liger(model)
+    if uses_liger(config, device):
+        use_liger(model, required=config.liger == "on")
     if config.torch_compile:
         compile_layers(model, parts.language_model, attention)
     freeze(model, parts, config)
@@ -201,7 +201,8 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoi
     )
     wanted = {name for name, _ in model.named_modules() if re.fullmatch(targets, name)}
     try:
-        adapted = get_peft_model(model, lora)
+        # PEFT would turn adapters of bfloat16 weights into float32: every adapter then casts what it reads and gives.
+        adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
     except ValueError as error:
         raise OmniprepError(f"--target-regex {config.target_regex!r}: {' '.join(str(error).split())[:300]}") from error
     given = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
@@ -210,6 +211,11 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoi
             f"PEFT gives adapters to other modules than {targets!r:.200} names, such as "
             f"{min(given ^ wanted)}: choose others by --target-regex"
         )
+    if config.lora_dtype != "auto":
+        adapter_type = {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.lora_dtype]
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(adapter_type)
     if checkpoint is not None:
         if not (checkpoint / "adapter_model.safetensors").is_file():
             raise OmniprepError(f"--resume {checkpoint}: no adapter there, but --lora is on")

@@ -24,7 +24,7 @@ def check_packages(config: TrainConfig) -> None:
     needed |= {"peft": "--lora"} if config.lora else {}
     needed |= {"tensorboard": "--report-to tensorboard"} if "tensorboard" in reports else {}
     require_packages(needed)
-    others = {"liger_kernel": "--liger"} if config.liger else {}
+    others = {"liger_kernel": "--liger"} if config.liger == "on" else {}
     others |= {"deepspeed": "--deepspeed"} if config.deepspeed else {}
     others |= {name: f"--report-to {name}" for name in reports if name != "tensorboard"}
     for package, what in others.items():

@@ -24,9 +24,11 @@ KEPT = (
     "eval_fraction",
 )  # fmt: skip
 """Options that the weights, the optimizer, the schedule or the choice of bins in a checkpoint already hold."""
+ADAMW = {"auto", "adamw_torch", "adamw_torch_fused"}
+"""Values of --optimizer with the same states, and the same result but for rounding."""
 FREE = (
     "max_steps", "epochs", "batch_size", "grad_accumulation", "max_grad_norm", "lora_dropout", "dtype", "amp", "attn",
-    "model",
+    "model", "lora_dtype",
 )  # fmt: skip
 """Options that may change from here on, and change the result."""
 
@@ -97,7 +99,7 @@ def changes(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     otherwise = {
         name: f"--{name.replace('_', '-')} was {before.get(name)}, is {value}"
         for name, value in now["options"].items()
-        if before.get(name) != value
+        if before.get(name) != value and not {before.get(name), value} <= ADAMW
     }
     if fixed := [otherwise[name] for name in KEPT if name in otherwise]:
         raise OmniprepError(

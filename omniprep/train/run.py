@@ -18,6 +18,7 @@ from omniprep.progress import Reporter
 from omniprep.train.arguments import quiet_libraries, training_arguments
 from omniprep.train.batches import BatchLoader, make_loader
 from omniprep.train.checkpoint import source_folder
+from omniprep.train.checkpointing import choose_checkpointing
 from omniprep.train.config import TrainConfig
 from omniprep.train.console import ConsoleCallback
 from omniprep.train.data import RunData, open_datasets, prepare_data, step_of
@@ -63,7 +64,7 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     try:
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
     except torch.OutOfMemoryError as error:
-        raise OmniprepError(explain_memory(config, error)) from error
+        raise OmniprepError(explain_memory(trainer.config, error)) from error
     trainer.evaluate()
     save(trainer, run.ctx, config, args)
     return out
@@ -118,6 +119,7 @@ def prepare_run(
     model, parts = make_model(ctx, config, args.device, checkpoint, data.bins.datasets)
     facts = [facts_of_manifest(d.uri, d.record) for d in datasets]
     trainer = make_trainer(model, parts, data, ctx, config, args, checkpoint, this_run, facts)
+    choose_checkpointing(trainer, data, reporter)
     return Run(trainer=trainer, args=args, ctx=ctx, data=data, checkpoint=checkpoint)
 
 

@@ -4,7 +4,7 @@ checkpoints.
 What is ours, and why:
 - Data: one long "epoch" that starts where the checkpoint stopped, so that the Trainer never skips or re-reads
   (stream.py).
-- Loss: terms of labelled tokens, weighted as the reference does, over the number of labelled tokens of the whole step
+- Loss: terms of labeled tokens, weighted as the reference does, over the number of labeled tokens of the whole step
   on all ranks: the gradient of a step is that of one big batch, however it is split.
 - Checkpoints: whole ones in the original layout, `data_state.json` last. Weights are restored by loading the checkpoint
   itself (run.py), since the Trainer would compare its names with the module's and skip all of them silently.
@@ -90,6 +90,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         self.meter = Meter(batcher.kinds, batcher.sources, args.device, StepWork(base, parts))
         self.fused_loss = "touch_towers" in dir(type(base))
         trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
+        keep_frozen_in_eval(model)
         if self.fused_loss:
             batcher.geometry = base.geometry  # before a reader process starts with it
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
@@ -114,10 +115,14 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         """The run's batches; not handed to accelerate, which would share them out again."""
         return self.loader
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
-        """Labelled tokens of the step on all ranks."""
-        count = torch.tensor(sum(len(b["targets"]) for b in batch_samples), device=device)
-        return self.accelerator.reduce(count) if self.args.world_size > 1 else count
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | int:
+        """Labeled tokens of the step on all ranks."""
+        count = sum(len(b["targets"]) for b in batch_samples)
+        if self.args.world_size == 1:
+            return count
+        filled = torch.full((), count, device=device)  # a copy from the host would wait for the device
+        summed: Tensor = self.accelerator.reduce(filled)
+        return summed
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Nothing: `compute_loss` takes the batch as it is."""
@@ -145,15 +150,21 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The step's share of the mean over all labelled tokens; the gradients of ranks are averaged, hence times the
+        """The step's share of the mean over all labeled tokens; the gradients of ranks are averaged, hence times the
         ranks.
         """
-        keep_frozen_in_eval(model)
         losses, correct = self.token_losses(model, inputs)
         weighted = apply_weights(losses, inputs["weights"])
         self.meter.add(weighted, correct, inputs)
-        count = torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
+        assert num_items_in_batch is not None
+        count = (
+            num_items_in_batch.clamp(min=1) if isinstance(num_items_in_batch, Tensor) else max(num_items_in_batch, 1)
+        )
         return weighted.sum() / count * self.args.world_size
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the Trainer's own count walks over all modules in every pass; the meter logs what is computed."""
+        return 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW (or --optimizer) with a group for tower, aligner and language model."""
@@ -183,6 +194,17 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             if logs["learned_tokens"]:  # a loss of nothing is 0, which no later loss could match
                 self._stop_when_lost(logs["loss"])
         super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Tensor | float | None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Read loss and gradient norm for a log line at once: the Trainer would wait for each."""
+        logs = self.control.should_log and self.state.global_step > self._globalstep_last_logged
+        if logs and self.args.world_size == 1 and isinstance(grad_norm, Tensor):
+            loss, grad_norm = torch.stack([tr_loss, grad_norm.to(tr_loss)]).tolist()
+            tr_loss.zero_()
+            tr_loss = torch.tensor(loss)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def check_weights(self) -> None:
         """Refuse to save weights that are no numbers: a step may lose them before its loss is logged.
@@ -225,7 +247,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss and accuracy over the labelled tokens of the evaluation bins, over all ranks."""
+        """Mean loss and accuracy over the labeled tokens of the evaluation bins, over all ranks."""
         if self.evaluation is None:
             return {}
         self.model_wrapped.eval()

@@ -145,7 +145,7 @@ class Packed:
             **deepstack,
         ).last_hidden_state
         if logits_to_keep is not None:
-            hidden = hidden[:, logits_to_keep]
+            hidden = hidden.index_select(1, logits_to_keep)
         if targets is not None:
             return token_loss(hidden[0], head, targets)
         return CausalLMOutputWithPast(logits=head(hidden))
