@@ -7,8 +7,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import cross_entropy, silu
 from train_helpers import ARCH, forward_kwargs, make_row, small_family, small_model, write_dataset, write_model
+from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni
 
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError, UsageError
@@ -24,6 +25,7 @@ from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import PRESETS, deepspeed_config
 from omniprep.train.freeze import resolve_parts
 from omniprep.train.liger import use_liger
+from omniprep.train.loss import make_loss_head
 from omniprep.train.packages import check_packages
 from omniprep.train.trainer import BinTrainer
 
@@ -196,6 +198,13 @@ def test_row_by_row_attention_is_not_compiled():
         compile_layers(model, ("thinker.model.language_model",), "sdpa")
 
 
+def liger_losses_in_torch(hidden, weight, targets, *, reduction, accum_dtype, return_token_accuracy):
+    assert (reduction, accum_dtype, return_token_accuracy) == ("none", torch.float32, True)
+    logits = (hidden @ weight.T).float()
+    losses = cross_entropy(logits, targets, reduction="none")
+    return SimpleNamespace(loss=losses, token_accuracy=(logits.argmax(-1) == targets).float())
+
+
 @pytest.fixture
 def liger(monkeypatch) -> list[str]:
     """The two functions of liger-kernel that we call, in plain torch (its own need a GPU); what was called."""
@@ -211,11 +220,19 @@ def liger(monkeypatch) -> list[str]:
         called.append("swiglu")
         return silu(gate) * up
 
+    def liger_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
+        called.append("rope")
+        return q, k
+
     module = ModuleType("liger_kernel.transformers.functional")
     module.liger_rms_norm, module.liger_swiglu = liger_rms_norm, liger_swiglu
-    for name in ("liger_kernel", "liger_kernel.transformers"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    module.liger_fused_linear_cross_entropy = liger_losses_in_torch
+    package = ModuleType("liger_kernel.transformers")
+    package.rope = SimpleNamespace(liger_rotary_pos_emb=liger_rotary_pos_emb)
+    monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(modeling_qwen2_5_omni, "apply_rotary_pos_emb", modeling_qwen2_5_omni.apply_rotary_pos_emb)
     return called
 
 
@@ -232,6 +249,58 @@ def test_liger_replaces_every_norm_and_swiglu_and_changes_nothing(liger):
     assert (liger.count("norm"), liger.count("swiglu")) == (2 * 2 + 2 * 2 + 2, 2 + 2)
     with pytest.raises(OmniprepError, match="no part"):
         use_liger(torch.nn.Linear(2, 2))
+    assert use_liger(torch.nn.Linear(2, 2), required=False) == 0
+
+
+def test_liger_rotates_what_lies_on_a_gpu(liger):
+    use_liger(small_model())
+    rotate = modeling_qwen2_5_omni.apply_rotary_pos_emb
+    query, cos = torch.randn(1, 2, 3, 8), torch.randn(1, 3, 8)
+    plain = rotate.plain(query, query, cos, cos)
+    assert all(torch.equal(a, b) for a, b in zip(rotate(query, query, cos, cos), plain, strict=True))
+    assert "rope" not in liger
+    on_gpu = SimpleNamespace(is_cuda=True)
+    rotate(on_gpu, on_gpu, cos, cos, unsqueeze_dim=1)
+    assert liger.count("rope") == 1
+    use_liger(small_model())
+    assert modeling_qwen2_5_omni.apply_rotary_pos_emb is rotate, "wrapped once"
+
+
+def test_the_head_loss_by_liger_is_ours(liger, monkeypatch):
+    head, ours = (torch.nn.Linear(8, 30, bias=False) for _ in range(2))
+    ours.load_state_dict(head.state_dict())
+    make_loss_head(head, "liger")
+    make_loss_head(ours)
+    hidden, targets = torch.randn(5, 8), torch.tensor([3, 1, 4, 1, 5])
+    weights = torch.tensor([1.0, 2.0, 0.0, 0.5, 3.0])
+    for layer in (head, ours):
+        out = layer(hidden, targets)
+        (out.losses * weights).sum().backward()
+    assert torch.equal(head(hidden, targets).correct, ours(hidden, targets).correct)
+    torch.testing.assert_close(head.weight.grad, ours.weight.grad)
+
+    class Unweighted(torch.autograd.Function):  # gradients as liger-kernel gave them before 0.8
+        @staticmethod
+        def forward(ctx, hidden, weight, targets):
+            with torch.enable_grad():
+                inputs = [x.detach().requires_grad_() for x in (hidden, weight)]
+                losses = cross_entropy(inputs[0] @ inputs[1].T, targets, reduction="none")
+                ctx.gradients = torch.autograd.grad(losses.sum(), inputs)
+            return losses.detach()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return *ctx.gradients, None
+
+    def unweighted(hidden, weight, targets, **_):
+        return SimpleNamespace(loss=Unweighted.apply(hidden, weight, targets), token_accuracy=torch.zeros(len(targets)))
+
+    functional = sys.modules["liger_kernel.transformers.functional"]
+    monkeypatch.setattr(functional, "liger_fused_linear_cross_entropy", unweighted)
+    with pytest.raises(OmniprepError, match="other gradients of weighted losses"):
+        make_loss_head(torch.nn.Linear(8, 30, bias=False), "liger")
+    with pytest.raises(OmniprepError, match="no plain linear layer"):
+        make_loss_head(torch.nn.Linear(8, 30), "liger")
 
 
 def lost(losses: list[float], **options) -> str:

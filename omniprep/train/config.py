@@ -102,6 +102,9 @@ class TrainConfig:
     liger: Switch = "auto"
     """Compute norms, SwiGLU layers and rotary embeddings by the Triton kernels of the package liger-kernel (auto: on a
     GPU where it is installed)."""
+    head_loss: Literal["torch", "liger"] = "torch"
+    """What computes the loss of the output head, at the targets alone: torch's matrix products in chunks, or the fused
+    kernel of the package liger-kernel (on a GPU)."""
     torch_compile: bool = False
     """Compile the language model's layers; bins are padded to one length. Not with --attn sdpa."""
     device: Literal["auto", "cpu"] = "auto"

@@ -1,11 +1,15 @@
-"""Liger's Triton kernels for the parts of a model that they compute alike: RMS norms and SwiGLU layers.
+"""Liger's Triton kernels for the parts of a model that they compute alike: RMS norms, SwiGLU layers and rotary
+embeddings.
 
 liger-kernel's own patching knows model types, not Qwen2.5-Omni's, and puts a forward pass of its own over that of the
-models it knows, which is not ours; so modules are found by what they are. The loss is not Liger's: ours needs no logits
-either (loss.py), and weights tokens.
+models it knows, which is not ours; so modules are found by what they are, and functions by their names in the modules
+of `ROTARY_MODULES`. The loss of the head is Liger's only where `--head-loss liger` says so: its kernel reads a count of
+the targets from the device, twice a pass; ours (loss.py) waits for nothing.
 """
 
 import importlib.util
+import sys
+from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
 
@@ -15,18 +19,31 @@ from torch import Tensor, nn
 from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 
-__all__ = ["use_liger", "uses_liger"]
+__all__ = ["ROTARY_MODULES", "liger_losses", "use_liger", "uses_liger"]
+
+_TRANSFORMERS = "transformers.models"
+ROTARY_MODULES = frozenset(
+    f"{_TRANSFORMERS}.{name}.modeling_{name}"
+    for name in (
+        *("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen3", "qwen3_moe"),
+        *("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe"),
+    )
+)
+"""Modules whose `apply_rotary_pos_emb` rotates whole heads by halves, as Liger's kernel does. In transformers 5.23 that
+includes m-rope: the three axes are put together before, once a forward pass."""
 
 
 def uses_liger(config: TrainConfig, device: torch.device) -> bool:
     """Whether a run computes by liger's kernels: where it is told, or on a GPU where they are installed."""
     if config.liger == "auto":
+        if config.torch_compile:  # which fuses these parts itself
+            return False
         return device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
     return config.liger == "on"
 
 
 def use_liger(model: nn.Module, *, required: bool = True) -> int:
-    """Replace the forward pass of every RMS norm and SwiGLU layer; the number of modules.
+    """Replace the forward pass of every RMS norm and SwiGLU layer, and rotary embeddings; the number of modules.
 
     Args:
         model: The model.
@@ -57,9 +74,53 @@ def use_liger(model: nn.Module, *, required: bool = True) -> int:
         else:
             continue
         replaced += 1
+    use_liger_rotary({type(module).__module__ for module in model.modules()})
     if required and not replaced:
         raise OmniprepError(f"--liger: {type(model).__name__} has no part that the liger kernels compute")
     return replaced
+
+
+def use_liger_rotary(modules: Iterable[str]) -> None:
+    """Let functions of transformers' modules rotate by Liger's kernel what lies on a GPU.
+
+    Args:
+        modules: Names of the modules that define a model's parts; those in `ROTARY_MODULES` are changed.
+    """
+    from liger_kernel.transformers import rope
+
+    for name in ROTARY_MODULES.intersection(modules):
+        module = sys.modules[name]
+        for function in ("apply_rotary_pos_emb", "apply_rotary_pos_emb_vision"):
+            kernel = getattr(rope, f"liger_{function.removeprefix('apply_')}", None)
+            plain = getattr(module, function, None)
+            if plain is not None and kernel is not None and not isinstance(plain, GpuFunction):
+                setattr(module, function, GpuFunction(plain, kernel))
+
+
+class GpuFunction:
+    """A function that has a kernel for tensors on a GPU.
+
+    Args:
+        plain: Computes on any device.
+        kernel: Takes the same arguments.
+    """
+
+    def __init__(self, plain: Callable[..., Any], kernel: Callable[..., Any]) -> None:
+        self.plain, self.kernel = plain, kernel
+
+    def __call__(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, **options: Any) -> Any:
+        """By the kernel, or plainly."""
+        return (self.kernel if query.is_cuda else self.plain)(query, key, cos, sin, **options)
+
+
+def liger_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy of hidden states (K, H) through a weight (words, H): float32 losses (K) and hits (K)."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    out = liger_fused_linear_cross_entropy(
+        hidden, weight, targets, reduction="none", accum_dtype=torch.float32, return_token_accuracy=True
+    )
+    return out.loss, out.token_accuracy > 0
 
 
 def is_silu(module: nn.Module) -> bool:

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from omniprep.data.loss import CHUNK, logits_loss
+from omniprep.errors import OmniprepError
+from omniprep.train.liger import liger_losses
 
 __all__ = ["LossHead", "TokenLoss", "make_loss_head", "token_loss"]
 
@@ -36,7 +38,7 @@ class TokenLoss(ModelOutput):  # type: ignore[misc]
 
 
 class _Losses(torch.autograd.Function):
-    """Cross entropy of hidden states (K, H) through a weight (words, H): float32 losses (K) and hits (K)."""
+    """`torch_losses`, with logits that are made again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,11 +69,20 @@ class _Losses(torch.autograd.Function):
         return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None
 
 
+def torch_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy of hidden states (K, H) through a weight (words, H): float32 losses (K) and hits (K)."""
+    losses, hits = _Losses.apply(hidden, weight, targets)
+    return losses, hits
+
+
 class LossHead(nn.Linear):
     """An output head that gives losses where it is told the targets, and logits elsewhere.
 
     The losses are made within `forward`, so that whatever shards weights has the whole weight there.
     """
+
+    by_liger = False
+    """Whether the losses are computed by liger-kernel (`--head-loss`)."""
 
     def forward(self, input: Tensor, targets: Tensor | None = None) -> Any:
         """Logits (…, words) of hidden states (…, H); with targets (K), a `TokenLoss` of states (K, H)."""
@@ -82,13 +93,47 @@ class LossHead(nn.Linear):
         if torch.is_autocast_enabled(kind):
             input, weight = (x.to(torch.get_autocast_dtype(kind)) for x in (input, weight))
         with torch.autocast(kind, enabled=False):
-            return TokenLoss(*_Losses.apply(input, weight, targets))
+            return TokenLoss(*(liger_losses if self.by_liger else torch_losses)(input, weight, targets))
 
 
-def make_loss_head(head: nn.Module | None) -> None:
-    """Turn a plain output head into a `LossHead`, in place."""
+def make_loss_head(head: nn.Module | None, kernel: str = "torch") -> None:
+    """Turn a plain output head into a `LossHead`, in place.
+
+    Args:
+        head: Left as it is where it is no plain linear layer.
+        kernel: As `--head-loss` names it.
+
+    Raises:
+        OmniprepError: The kernel cannot compute this head, or computes other losses or gradients.
+    """
     if type(head) is nn.Linear and getattr(head, "bias", None) is None:
         head.__class__ = LossHead
+    if kernel == "liger":
+        if not isinstance(head, LossHead):
+            raise OmniprepError(f"--head-loss liger: the output head is no plain linear layer ({type(head).__name__})")
+        check_liger_losses(head.weight.device)
+        head.by_liger = True
+
+
+def check_liger_losses(device: torch.device) -> None:
+    """Hold Liger's losses of weighted tokens against ours; early versions leave the weights out of the gradients.
+
+    Raises:
+        OmniprepError: They differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 32, generator=generator).to(device) for n in (24, 64))
+    targets, scale = torch.arange(24, device=device) % 64, torch.arange(24, device=device) / 12
+    results = []
+    for function in (torch_losses, liger_losses):
+        inputs = [tensor.detach().requires_grad_() for tensor in (hidden, weight)]
+        losses, _ = function(inputs[0], inputs[1], targets)
+        results.append((losses.detach(), *torch.autograd.grad((losses * scale).sum(), inputs)))
+    if not all(torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2) for ours, theirs in zip(*results, strict=True)):
+        raise OmniprepError(
+            "--head-loss liger: this version of liger-kernel gives other gradients of weighted losses than ours: "
+            "pip install -U liger-kernel, or --head-loss torch"
+        )
 
 
 def token_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> TokenLoss:

@@ -144,10 +144,10 @@ def load_trainable(
     parts = resolve_parts(model, ctx.arch)
     attention = choose_attention(config.attn, model, device, half=half)
     use_attention(model, attention, parts.towers)
-    make_loss_head(model.get_output_embeddings())
     with gathered(model), torch.autocast(device.type, torch.bfloat16, enabled=config.amp and attention in KERNELS):
         if not is_shared_out(model):  # kernels run on a GPU alone; and there the rows take no time
             model.to(device)
+        make_loss_head(model.get_output_embeddings(), config.head_loss)
         check_packing(model, datasets, dtype)
         if config.fsdp:  # it moves the weights itself, a part to each rank
             model.to("cpu")

@@ -25,6 +25,7 @@ def check_packages(config: TrainConfig) -> None:
     needed |= {"tensorboard": "--report-to tensorboard"} if "tensorboard" in reports else {}
     require_packages(needed)
     others = {"liger_kernel": "--liger"} if config.liger == "on" else {}
+    others |= {"liger_kernel": "--head-loss liger"} if config.head_loss == "liger" else {}
     others |= {"deepspeed": "--deepspeed"} if config.deepspeed else {}
     others |= {name: f"--report-to {name}" for name in reports if name != "tensorboard"}
     for package, what in others.items():
