@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +25,13 @@ PRETOKENIZE = (
 )
 FIRST_ADDED = 151643
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|AUDIO|>",
-    "<|audio_bos|>",
-    "<|audio_eos|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_bos|>",
-    "<|vision_eos|>",
-    "<|vision_pad|>",
-    "<|IMAGE|>",
-    "<|VIDEO|>",
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|box_end|>"),
+    *("<|quad_start|>", "<|quad_end|>", "<|vision_bos|>", "<|vision_eos|>", "<|vision_pad|>", "<|IMAGE|>", "<|VIDEO|>"),
 )
 # In the vocabulary like the special ones, but decoded as text.
 PLAIN_TOKENS = (
-    "<tool_call>",
-    "</tool_call>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<|repo_name|>", "<|file_sep|>"),
 )
 # Names under which transformers' Qwen2_5OmniProcessor asks the tokenizer for its media tokens.
 MEDIA_TOKENS = {
@@ -90,16 +73,13 @@ def split_token(ranks: dict[bytes, int], token: bytes, rank: int) -> tuple[bytes
 
     Returns None for a token that the merges cannot reach (three parts or more stay).
     """
-    parts = [token[i : i + 1] for i in range(len(token))]
+    parts = [token[index : index + 1] for index in range(len(token))]
     while len(parts) > 2:
-        best, at = rank, -1
-        for i in range(len(parts) - 1):
-            candidate = ranks.get(parts[i] + parts[i + 1], rank)
-            if candidate < best:
-                best, at = candidate, i
-        if at < 0:
+        pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+        lowest = pairs.index(min(pairs))
+        if pairs[lowest] >= rank:
             return None
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        parts[lowest : lowest + 2] = [parts[lowest] + parts[lowest + 1]]
     return parts[0], parts[1]
 
 
@@ -137,9 +117,7 @@ class AddedTokens:
             yield from ((token, special) for token in tokens)
 
 
-def make_tokenizer(
-    vocabulary: dict[str, int], merges: list[tuple[str, str]], tokens: AddedTokens | None = None
-) -> Tokenizer:
+def make_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]], tokens: AddedTokens) -> Tokenizer:
     """The tokenizer that tokenizer.json of the real checkpoint describes."""
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=False, fuse_unk=False))
     tokenizer.normalizer = normalizers.NFC()
@@ -151,16 +129,14 @@ def make_tokenizer(
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    tokens = tokens or AddedTokens()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens.special])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens.plain])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens.last])
     return tokenizer
 
 
-def tokenizer_config(chat_template: str, tokens: AddedTokens | None = None) -> dict[str, Any]:
+def tokenizer_config(chat_template: str, tokens: AddedTokens) -> dict[str, Any]:
     """tokenizer_config.json in the real checkpoint's form (read alike by transformers 4.57 and 5)."""
-    tokens = tokens or AddedTokens()
     added = {}
     for n, (token, special) in enumerate(tokens):
         flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -186,14 +162,14 @@ def tokenizer_config(chat_template: str, tokens: AddedTokens | None = None) -> d
     }
 
 
-def write_tokenizer(path: Path, chat_template: str, tokens: AddedTokens | None = None) -> None:
+def write_tokenizer(path: Path, chat_template: str, tokens: AddedTokens) -> None:
     """Write tokenizer.json, vocab.json, merges.txt and their settings into the checkpoint folder `path`."""
     vocabulary, merges = read_vocabulary(find_vocabulary())
     make_tokenizer(vocabulary, merges, tokens).save(str(path / "tokenizer.json"), pretty=False)
     (path / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (path / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    added = {token: FIRST_ADDED + n for n, (token, _) in enumerate(tokens or AddedTokens())}
+    added = {token: FIRST_ADDED + n for n, (token, _) in enumerate(tokens)}
     (path / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", encoding="utf-8")
     (path / "tokenizer_config.json").write_text(
         json.dumps(tokenizer_config(chat_template, tokens), indent=2) + "\n", encoding="utf-8"

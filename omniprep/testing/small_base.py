@@ -72,6 +72,26 @@ IDS = {
     "image_token_id": 151655,
     "video_token_id": 151656,
 }
+# The vision tower of Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni.
+VISION: dict[str, Any] = {
+    "depth": 2,
+    "num_heads": 4,
+    "in_channels": 3,
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+}
+# What Qwen2.5-VL and Qwen2.5-Omni have besides.
+VISION25: dict[str, Any] = {
+    **VISION,
+    "hidden_size": HIDDEN,
+    "out_hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "fullatt_block_indexes": [1],
+    "window_size": 112,
+}
 # The vision tower of Qwen3-VL and Qwen3-Omni.
 VISION3: dict[str, Any] = {
     "depth": 2,
@@ -85,6 +105,17 @@ VISION3: dict[str, Any] = {
     "intermediate_size": 96,
     "num_position_embeddings": 64,
     "deepstack_visual_indexes": [0, 1],
+}
+
+
+# The audio towers.
+AUDIO: dict[str, Any] = {
+    "d_model": HIDDEN,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "num_mel_bins": 128,
+    "max_source_positions": 1500,
 }
 
 

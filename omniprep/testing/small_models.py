@@ -8,6 +8,7 @@ from typing import Any
 
 from omniprep.testing.qwen_vocabulary import PLAIN_TOKENS, SPECIAL_TOKENS, AddedTokens
 from omniprep.testing.small_base import (
+    AUDIO,
     ENDS,
     HIDDEN,
     IDS,
@@ -15,7 +16,9 @@ from omniprep.testing.small_base import (
     INTERLEAVED,
     SECTIONS,
     THINK_TOKENS,
+    VISION,
     VISION3,
+    VISION25,
     VISION_NAMES,
     VISION_TOKENS,
     audio_settings,
@@ -26,16 +29,6 @@ from omniprep.testing.small_base import (
 )
 
 MROPE = {"type": "mrope", "mrope_section": SECTIONS}
-VISION: dict[str, Any] = {
-    "depth": 2,
-    "num_heads": 4,
-    "in_channels": 3,
-    "in_chans": 3,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "spatial_patch_size": 14,
-    "temporal_patch_size": 2,
-}
 
 
 def init_qwen2_vl(path: Path, seed: int) -> None:
@@ -66,16 +59,7 @@ def init_qwen2_5_vl(path: Path, seed: int) -> None:
         **IDS,
         "tie_word_embeddings": False,
         "text_config": text_config("qwen2_5_vl_text", **ENDS, rope_scaling=MROPE),
-        "vision_config": {
-            **VISION,
-            "model_type": "qwen2_5_vl",
-            "hidden_size": HIDDEN,
-            "out_hidden_size": HIDDEN,
-            "intermediate_size": 96,
-            "fullatt_block_indexes": [1],
-            "window_size": 112,
-            "tokens_per_second": 2,
-        },
+        "vision_config": {**VISION25, "model_type": "qwen2_5_vl", "tokens_per_second": 2},
         "torch_dtype": "bfloat16",
     }
     _write_vision(path, seed, config, "Qwen2_5_VLProcessor")
@@ -122,15 +106,7 @@ def init_qwen2_audio(path: Path, seed: int) -> None:
         "ignore_index": -100,
         "tie_word_embeddings": False,
         "text_config": text_config("qwen2", **ENDS),
-        "audio_config": {
-            "model_type": "qwen2_audio_encoder",
-            "d_model": HIDDEN,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 128,
-            "num_mel_bins": 128,
-            "max_source_positions": 1500,
-        },
+        "audio_config": {**AUDIO, "model_type": "qwen2_audio_encoder"},
         "torch_dtype": "bfloat16",
     }
     audio = {**audio_settings(30), "processor_class": "Qwen2AudioProcessor"}
