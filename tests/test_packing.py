@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from omniprep.compiler import pack as packstage
 from omniprep.compiler.costs import CostModel, bin_cost
 from omniprep.compiler.pack import Rows, assign_bins
 from omniprep.config import BuildConfig
@@ -232,7 +231,7 @@ def test_balanced_order_of_few_bins_is_a_permutation(n):
     assert np.array_equal(np.sort(order), np.arange(n))
 
 
-def test_large_plans_are_packed_in_windows(monkeypatch):
+def test_large_plans_are_packed_in_windows():
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 3000, 5000).astype(np.int32)
     facts = {"length": lengths} | {n: (rng.integers(0, 900, 5000) * (lengths > 0)) for n in ("patches", "audio_frames")}
@@ -240,9 +239,7 @@ def test_large_plans_are_packed_in_windows(monkeypatch):
     rows = Rows(np.zeros(5000, np.int32), np.arange(5000, dtype=np.int32), facts)
     config = BuildConfig(inputs=("a",), model="m", bin_length=4096, out="o", shard_size=1 << 20, max_bin_patches=4000)
     whole = assign_bins(rows, config)
-    monkeypatch.setattr(packstage, "WINDOW_ROWS", 700)
-    monkeypatch.setattr(packstage, "WINDOW_BINS", 256)
-    parts = assign_bins(rows, config)
+    parts = assign_bins(rows, config, window_rows=700, window_bins=256)
     kept = np.flatnonzero(lengths)
     for assignment in (whole, parts):
         assert np.array_equal(np.sort(assignment.order), kept)
@@ -252,12 +249,12 @@ def test_large_plans_are_packed_in_windows(monkeypatch):
         assert np.add.reduceat(facts["patches"][assignment.order], begins).max() <= 4000
         assert assignment.shard_bins[0] == 0 and assignment.shard_bins[-1] == assignment.bins
     assert parts.bins <= 1.02 * whole.bins
-    # A window's rows lie together, and so do those of a shard, which is cut from one window or two.
-    edges = packstage._windows(lengths[kept], 4096)
-    assert edges[0] == 0 and edges[-1] == len(kept) and len(edges) == 8
-    for begin, end in pairwise(edges):
-        assert end - begin >= 700 and lengths[kept][begin:end].sum() >= 256 * 4096
-        assert set(parts.order[begin:end]) == set(kept[begin:end])
+    # A window ends where all rows before it in the order are all the rows before it in the input.
+    done = np.maximum.accumulate(parts.order) == kept[: len(parts.order)]
+    borders = [0, *(np.flatnonzero(done) + 1)]
+    assert len(borders) == 8
+    for start, end in pairwise(borders):
+        assert end - start >= 700 and lengths[parts.order[start:end]].sum() >= 256 * 4096
 
 
 def photograph(side: int, seed: int) -> Image.Image:

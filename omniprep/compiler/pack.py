@@ -103,18 +103,21 @@ def gather(out: str, sizes: Sequence[int], generation: str = "") -> Rows:
     return rows
 
 
-WINDOW_ROWS, WINDOW_BINS = 1 << 17, 2048
-"""Rows, and bins, that a window has at least. Rows are packed window by window, so the rows of a shard come from nearby
-parts of the plan: a worker reads each part once, not a part for each row, and packing takes no more memory for more
-rows. Each window leaves one bin that is not full."""
+def assign_bins(rows: Rows, config: BuildConfig, window_rows: int = 1 << 17, window_bins: int = 2048) -> Assignment:
+    """Pack the kept rows: a pure function of their lengths and costs, the bin length, the limits and the seed.
 
-
-def assign_bins(rows: Rows, config: BuildConfig) -> Assignment:
-    """Pack the kept rows: a pure function of their lengths and costs, the bin length, the limits and the seed."""
+    Args:
+        rows: All rows.
+        config: Bin length, shard size, pixel codec, limits and seed.
+        window_rows: Rows that a window has at least.
+        window_bins: Bins that its tokens fill at least. Each window leaves one bin that is not full.
+    """
+    # Window by window, so that the rows of a shard come from nearby parts of the plan: a worker reads each part once,
+    # not a part for each row, and packing takes no more memory for more rows.
     kept = np.flatnonzero(rows.packed)
     order = np.empty_like(kept)
     offsets, byte_sums = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
-    for start, end in pairwise(_windows(rows.facts["length"][kept], config.bin_length)):
+    for start, end in pairwise(_windows(rows.facts["length"][kept], window_rows, window_bins * config.bin_length)):
         window = kept[start:end]
         window_order, window_offsets, sizes = _pack_window(rows, window, config)
         order[start:end] = window[window_order]
@@ -129,14 +132,14 @@ def assign_bins(rows: Rows, config: BuildConfig) -> Assignment:
     return Assignment(order, all_offsets, np.array(shard_bins, np.int64))
 
 
-def _windows(lengths: NDArray[np.int32], bin_length: int) -> list[int]:
+def _windows(lengths: NDArray[np.int32], least_rows: int, least_tokens: int) -> list[int]:
     """Borders of the windows; what would be less than half of one belongs to the one before."""
     tokens = np.cumsum(lengths, dtype=np.int64)
     borders = [0]
     while borders[-1] < len(lengths):
         start = borders[-1]
-        enough = (tokens[start - 1] if start else 0) + WINDOW_BINS * bin_length
-        end = max(start + WINDOW_ROWS, int(np.searchsorted(tokens, enough)) + 1)
+        enough = (tokens[start - 1] if start else 0) + least_tokens
+        end = max(start + least_rows, int(np.searchsorted(tokens, enough)) + 1)
         borders.append(len(lengths) if len(lengths) - end < (end - start) // 2 else end)
     return borders
 

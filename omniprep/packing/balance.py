@@ -55,6 +55,7 @@ def _block(n: int) -> int:
 
 def _blocks_in_order(bins: np.ndarray, costs: np.ndarray, block: int, seed: int, epoch: int) -> np.ndarray:
     raw = np.random.PCG64(np.random.SeedSequence([seed, epoch, 5, len(bins)])).random_raw(2 * len(bins))
+    # The upper 53 bits of each number, as a float in [0, 1).
     blur = 1 + JITTER * ((raw[: len(bins)] >> 11) * 2.0**-53 - 0.5)
     grid = bins[np.argsort(costs[bins] * blur, kind="stable")].reshape(-1, block)
     inner = np.argsort(_inner_keys(costs[grid], raw[len(bins) :].reshape(grid.shape)), axis=1, kind="stable")

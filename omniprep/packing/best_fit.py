@@ -132,7 +132,7 @@ def _fill(values: list[int], counts: list[int], bin_length: int, space: np.ndarr
         waiting = count
         while waiting:
             least = bitmap.first(value)
-            if least < 0:
+            if least < 0:  # no open bin has room: as many new ones as the rows of this length need
                 least = bin_length
                 need = -(-waiting // (bin_length // value))
                 bins = list(range(opened, opened + need))
@@ -145,6 +145,7 @@ def _fill(values: list[int], counts: list[int], bin_length: int, space: np.ndarr
                 if not stack:
                     del stacks[least]
                     bitmap.remove(least)
+            # Each of the bins takes as many rows as fit, but for the last one where the rows run out.
             each = least // value
             whole = min(len(bins), waiting // each)
             result += bins[:whole] * each

@@ -66,10 +66,12 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
     has_media = any(row.items.values())
     expansions = ctx.expand_row(Sample(row.ids, row.items)) if has_media else []
     ids, weights, is_media = expand(row.ids, np.repeat(row.run_weights, row.run_lengths), expansions)
+    # The bin was planned with the length that headers promised. A family that expands to another must not go unnoticed.
     if len(ids) != row.length:
         raise TokenCountMismatchError(
             f"family {ctx.name!r}: the counters promised {row.length} tokens for a row, its expansion gives {len(ids)}"
         )
+    # Media tokens are never predicted, not even in an answer that is trained.
     labels = np.where((weights > 0) & ~is_media, ids, np.int32(IGNORE)).astype(np.int32, copy=False)
     positions = ctx.row_positions(Sample(ids, row.items)) if has_media else None
     return Bin(

@@ -178,6 +178,7 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
         if config.surplus_tags == "reject":
             raise Reject(RejectCode.PLACEHOLDER_MISMATCH, surplus)
         row.notes |= Note.SURPLUS_TAGS
+    # Text without roles has no answers: all of it is trained, as the reference does where its template is off.
     loss_scale = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
     if any(row.media.values()):
         with row_deadline("a row's media"):
@@ -265,7 +266,7 @@ def _assemble(rendered: Rendered, tokens: list[Ids], ctx: FamilyContext, config:
         raise Reject(RejectCode.EMPTY_ROW, "nothing is left of the row")
     weights = np.repeat(np.array([weight for _, weight in pieces], np.float32), [len(run) for run in tokens])
     label_turn_ends(ids, weights, _turn_end(ctx, config.use_chat_template))
-    weights[0] = 0.0
+    weights[0] = 0.0  # nothing stands before the first token that it could be predicted from
     placeholders = _find_placeholders(ids, items, ctx) if any(items.values()) else []
     grown = sum(size - 1 for _, size, _ in placeholders)  # by expansion
     if len(ids) + grown > config.row_limit:
@@ -278,6 +279,7 @@ def _assemble(rendered: Rendered, tokens: list[Ids], ctx: FamilyContext, config:
         weights[0] = 0.0
     if config.bin_length and length > config.bin_length:
         raise Reject(RejectCode.ROW_EXCEEDS_BIN, f"{length} tokens, the bin holds {config.bin_length}")
+    # Weights are kept as runs: a chat has a few, where single weights would double the plan.
     borders = [0, *(np.flatnonzero(weights[1:] != weights[:-1]) + 1).tolist(), len(ids)]
     return PlannedRow(
         ids=ids,
