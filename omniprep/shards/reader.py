@@ -9,7 +9,6 @@ open. A `ShardReader` belongs to one process: it notices a fork and opens its ow
 import os
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import xxhash
 
 from omniprep import io
 from omniprep.errors import DamagedDataError
+from omniprep.lru import BoundedCache
 from omniprep.shards.cache import BinCache
 from omniprep.shards.codecs import decode_pixels
 from omniprep.shards.content import check_media, check_rows, item_sizes
@@ -117,7 +117,7 @@ class ShardReader:
 
     def _start(self) -> None:
         self._pid = os.getpid()
-        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._files: BoundedCache[int, _File] = BoundedCache(_OPEN_FILES)
         self._lock = threading.Lock()
         self._pool = BufferPool()
 
@@ -181,19 +181,12 @@ class ShardReader:
         if os.getpid() != self._pid:  # forked: the parent keeps its files and buffers
             self._start()
         with self._lock:
-            if shard in self._files:
-                self._files.move_to_end(shard)
-                return self._files[shard]
-            file = _File(io.local_path(self._uris[shard]))
-            self._files[shard] = file
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)
-            return file
+            return self._files.get(shard) or self._files.put(shard, _File(io.local_path(self._uris[shard])))
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""
         with self._lock:
-            self._files.clear()
+            self._files = BoundedCache(_OPEN_FILES)
 
 
 def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any]:
