@@ -3,7 +3,6 @@
 cli_surface.txt holds every command with its options; after a wanted change: python tests/test_cli.py >
 tests/cli_surface.txt"""
 
-import importlib
 import os
 import resource
 import shlex
@@ -72,9 +71,8 @@ def test_a_switch_in_yaml(tmp_path):
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
-def test_every_command_has_help_and_lives_where_the_table_says(command, omniprep):
-    module, text = COMMANDS[command]
-    assert hasattr(importlib.import_module(module), command.replace("-", "_")) and text.endswith(".")
+def test_every_command_has_help(command, omniprep):
+    assert COMMANDS[command].endswith(".")
     result = omniprep(command, "--help")
     assert result.code == 0 and result.out.startswith(f"Usage: omniprep {command}")
 

@@ -1,4 +1,4 @@
-"""Commands whose help ends with examples that can be pasted; a test parses each of them."""
+"""What commands share: help that ends with examples to paste (a test parses each of them), and --quiet."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,14 @@ import click
 
 from omniprep.cli.options import with_switch_values
 
+QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
+
 
 class Command(click.Command):
-    """A click command with a section of examples, a command line each, shown as they stand."""
+    """A click command with a section of examples, one command line each, printed unwrapped."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
-        """As click's, and `examples`."""
+        """Take click's arguments and the command lines of the examples."""
         super().__init__(*args, **attributes)
         self.examples = tuple(examples)
 

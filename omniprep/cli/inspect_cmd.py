@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("dataset")
-@click.option("--bin", "bin_number", type=int, help="Which bin; negative counts from the end.  [default: 0]")
+@click.option("--bin", "bin_number", type=int, help="Number of the bin; negative counts from the end.  [default: 0]")
 @click.option("--row", "row_name", metavar="SOURCE:LINE", help="Only this row, such as chats.jsonl:3.")
 @click.option(
     "--rejected", is_flag=False, flag_value="all", metavar="[CODE]", help="Show rejected rows (with this code) instead."
 )
 @click.option("--limit", default=8, show_default=True, help="Most rows to show; 0 shows all.")
-@click.option("--image", "picture", type=click.Path(dir_okay=False), help="Save the pictures to this PNG.")
+@click.option("--image", "picture", type=click.Path(dir_okay=False), help="Save all pictures to this PNG file.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the tokens.  [default: the build's]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def inspect(
@@ -43,9 +43,9 @@ def inspect(
     model: str | None,
     as_json: bool,
 ) -> None:
-    """Show what the model will see: text, what of it is trained, media.
+    """Show what the model will see of a bin or a row: its text, which of it is trained, and its media.
 
-    Trained text is green (without color: in {+ +}), media spans are a mark with their number of tokens. Pictures are
+    Trained text is green (without color: in {+ +}); a media span is its token and the number of them. Pictures are
     rebuilt from the stored patches.
     """
     if rejected is not None:

@@ -1,8 +1,8 @@
-"""The `omniprep` command: a table of commands, loaded when called, and one place where errors become exit codes.
+"""The `omniprep` command: a table of commands, each imported when it is called, and the exit codes of errors.
 
-`omniprep --help` imports click and nothing else (0.15 s); torch, pyarrow, transformers and Ray wait in the functions
-that use them. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Progress goes to standard error, results to
-standard output.
+`omniprep --help` imports click and nothing else (0.15 s); torch, pyarrow, transformers and Ray are imported in the
+functions that use them. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. Progress goes to standard error,
+results to standard output.
 """
 
 import importlib
@@ -19,24 +19,24 @@ from omniprep.cli.command import write_examples
 from omniprep.errors import OmniprepError, Terminated, UsageError, did_you_mean
 from omniprep.printable import printable, quote_libraries, say
 
-# name: (module, its one line in --help). The module holds the command as its attribute `name`, dashes as underscores.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "build": ("omniprep.cli.build_cmd", "Compile chats into a packed dataset."),
-    "plan": ("omniprep.cli.build_cmd", "Lengths, fill, bytes and rejects of a build, before anything is decoded."),
-    "inspect": ("omniprep.cli.inspect_cmd", "Show what the model will see of a bin or a row."),
-    "report": ("omniprep.cli.report_cmd", "Write report.html: what is in a dataset, on one page."),
-    "stats": ("omniprep.cli.repack_cmd", "The numbers of a dataset, as a table or JSON."),
-    "sample": ("omniprep.cli.repack_cmd", "Write rows back as readable JSONL with their media."),
-    "verify": ("omniprep.cli.verify_cmd", "Check a dataset's checksums and that no row was lost."),
-    "repack": ("omniprep.cli.repack_cmd", "Another bin length, seed or choice of rows, with no decode."),
-    "push": ("omniprep.cli.hub_cmd", "Upload a dataset to the Hugging Face Hub; resumable."),
-    "pull": ("omniprep.cli.hub_cmd", "Download a pushed dataset."),
-    "train": ("omniprep.cli.train_cmd", "Train a model on datasets; under torchrun on many GPUs."),
-    "infer": ("omniprep.cli.train_cmd", "Answer chat rows with a trained model."),
-    "families": ("omniprep.cli.families_cmd", "Model families: from where, for which checkpoints, limits and options."),
-    "doctor": ("omniprep.cli.doctor_cmd", "Versions, families, and dummy rows through every family."),
-    "completion": ("omniprep.cli.completion_cmd", "Print the completion script of a shell."),
-    "init-model": ("omniprep.cli.model_cmd", "Make a small random Qwen2.5-Omni checkpoint with the real vocabulary."),
+# Each command's line in --help. The command is found by its name: `init_model` in omniprep/cli/init_model_cmd.py.
+COMMANDS = {
+    "build": "Compile chats into a packed dataset.",
+    "plan": "Lengths, fill, bytes and rejects of a build, before anything is decoded.",
+    "inspect": "Show what the model will see of a bin or a row.",
+    "report": "Write report.html: what is in a dataset, on one page.",
+    "stats": "The numbers of a dataset, as a table or JSON.",
+    "sample": "Write rows back as readable JSONL with their media.",
+    "verify": "Check a dataset's checksums and that no row was lost.",
+    "repack": "Another bin length, seed or choice of rows, with no decode.",
+    "push": "Upload a dataset to the Hugging Face Hub; resumable.",
+    "pull": "Download a pushed dataset.",
+    "train": "Train a model on datasets; under torchrun on many GPUs.",
+    "infer": "Answer chat rows with a trained model.",
+    "families": "Model families: from where, for which checkpoints, limits and options.",
+    "doctor": "Versions, families, and dummy rows through every family.",
+    "completion": "Print the completion script of a shell.",
+    "init-model": "Make a small random Qwen2.5-Omni checkpoint with the real vocabulary.",
 }
 
 
@@ -49,31 +49,31 @@ EXAMPLES = (
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called, and which guesses what a wrong name meant."""
+    """A group whose commands are imported when they are called; a wrong name gets a suggestion."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the work."""
+        """The names, in the order in which people need them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module, or return None for a name that is none."""
+        """Import the command's module; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
-        return cast(click.Command, getattr(module, cmd_name.replace("-", "_")))
+        name = cmd_name.replace("-", "_")
+        return cast(click.Command, getattr(importlib.import_module(f"omniprep.cli.{name}_cmd"), name))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, but with a guess where the name is wrong."""
+        """As click does, with a suggestion for a wrong name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands from the table, so that none is imported for it."""
+        """List the commands from the table, so that none is imported for --help."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples below the commands."""
@@ -89,13 +89,13 @@ def cli(plain: bool, log_json: bool) -> None:
 
     `omniprep COMMAND --help` shows a command's options and examples.
     """
-    for asked, name in ((plain, "OMNIPREP_PLAIN"), (log_json, "OMNIPREP_LOG_JSON")):
-        if asked:
-            os.environ[name] = "1"
+    for enabled, variable in ((plain, "OMNIPREP_PLAIN"), (log_json, "OMNIPREP_LOG_JSON")):
+        if enabled:
+            os.environ[variable] = "1"
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run one command line and return its exit code; nothing but a defect of omniprep shows a traceback."""
+    """Run one command line and return its exit code; only a defect of omniprep shows a traceback."""
     quote_libraries()
     try:
         result = cli.main(args, prog_name="omniprep", standalone_mode=False)
@@ -119,12 +119,12 @@ def run(args: list[str] | None = None) -> int:
         say(f"{what}. The same command again goes on where this one stopped.", error=True)
         return 1 if terminated else 130
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`); point stdout away so that the interpreter's last flush is quiet.
+        # The reader of our output has gone (`| head`): without this the interpreter's last flush would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if error.filename is None or isinstance(error.filename, int):
-            raise  # of a library that should have said more: a defect
+            raise  # omniprep should have caught it and named the file: a defect
         say(f"Error: {os.fsdecode(error.filename)}: {error.strerror}", error=True)
         return 1
 

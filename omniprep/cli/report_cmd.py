@@ -19,7 +19,7 @@ def report(dataset: str, out: str | None, shown: int, model: str | None) -> None
     """Write report.html: what is in a dataset, as one page that needs no network.
 
     Totals, lengths, sources, media, packing and balance, rejects with examples, and some bins in full. Every build
-    writes it at its end; this writes it again.
+    ends by writing it; this command writes it again.
     """
     from omniprep.report.page import write_report
 

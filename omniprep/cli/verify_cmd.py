@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from omniprep.cli.command import Command
+from omniprep.cli.command import QUIET, Command
 from omniprep.cli.options import trust_options
 from omniprep.printable import say
 
@@ -23,20 +23,20 @@ from omniprep.printable import say
     "--input",
     "inputs",
     multiple=True,
-    help="For --deep: read this input, or all inputs in this folder, whatever is there.",
+    help="For --deep: read this input, or all inputs in this folder, even if they changed since the build.",
 )
 @trust_options
-@click.option("--quiet", is_flag=True, help="No progress, only the result.")
+@QUIET
 def verify(
     dataset: str, deep: bool, sample: int, model: str | None, inputs: tuple[str, ...], quiet: bool, **trust: Any
 ) -> None:
-    """Check that a dataset is whole: checksums of shards and bins, and every input row packed or rejected, once.
+    """Check that a dataset is whole: checksums of shards and bins, and every input row packed or rejected exactly once.
 
-    Prints a line for each fault, and exits 1 where there is one.
+    Prints a line for each fault, and exits with 1 if there is any.
 
-    --deep opens local inputs that are unchanged since the build, and the build's checkpoint where it is on this
-    machine. What the dataset was built with --plugin, --trust-remote-code, --allow-http or --media-root for takes these
-    flags here too: a dataset does not decide what runs.
+    --deep opens local inputs that are unchanged since the build, and the build's checkpoint if it is on this machine.
+    A dataset does not decide what runs: if it was built with --plugin, --trust-remote-code, --allow-http or
+    --media-root, give the same flags here.
     """
     from omniprep.config import Trust
     from omniprep.data.dataset import PackedDataset

@@ -4,6 +4,7 @@ Everything is JSON types. Tables are read as columns, so ten million rows take s
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,9 @@ EXAMPLE_CHARS = 1500
 MOST_SOURCES = 40
 
 
-def totals(dataset: PackedDataset) -> dict[str, Any]:
-    """The counts at the head of the page."""
-    manifest = dataset.manifest
-    counts = dataset.counts
-    stored = sum(shard["bytes"] for shard in manifest["shards"])
+def totals(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts at the head of the page, from a manifest as JSON types."""
+    counts = manifest["counts"]
     return {
         "rows": counts["rows"],
         "tokens": counts["tokens"],
@@ -46,7 +45,7 @@ def totals(dataset: PackedDataset) -> dict[str, Any]:
         "bin_length": manifest["bin_length"],
         "fill": manifest["fill"],
         "shards": len(manifest["shards"]),
-        "bytes": stored,
+        "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
         "items": counts.get("items", {}),
         "rows_without_labels": counts.get("rows_without_labels", 0),
         "rows_with_control_tokens": counts.get("rows_with_control_tokens", 0),
@@ -61,7 +60,7 @@ def facts(dataset: PackedDataset) -> dict[str, Any]:
     kinds = row_kinds([rows[name] for name in MEDIA_COLUMNS])
     packed = rows["length"].is_valid().to_numpy()
     return {
-        "totals": totals(dataset),
+        "totals": totals({**dataset.manifest, "counts": dataset.counts}),
         "lengths": length_histogram(rows["length"].drop_null().to_numpy(), kinds[packed]),
         "sources": source_facts(rows, kinds),
         "rejected_by_code": dataset.counts["rejected_by_code"],

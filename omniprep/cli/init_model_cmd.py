@@ -16,10 +16,10 @@ from omniprep.printable import say
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
 @click.option("--plugin", multiple=True, help="Python file that registers model families.")
 def init_model(folder: str, family: str, seed: int, plugin: tuple[str, ...]) -> None:
-    """Make a small random-weight checkpoint in FOLDER, with the real vocabulary and processor settings.
+    """Make a small checkpoint with random weights in FOLDER, with the real vocabulary and processor settings.
 
-    Everything of omniprep runs with it offline. 50 MB, about 15 seconds; needs `pip install 'omniprep[demo]'`.
+    With it, all of omniprep runs offline. 50 MB, about 15 seconds; needs `pip install 'omniprep[demo]'`.
     """
-    from omniprep.testing.init_model import init_model as make
+    from omniprep.testing.init_model import init_model as make_checkpoint
 
-    say(make(folder, family, seed=seed, plugins=plugin))
+    say(make_checkpoint(folder, family, seed=seed, plugins=plugin))

@@ -1,8 +1,8 @@
-"""`omniprep push` and `omniprep pull`."""
+"""`omniprep push`."""
 
 import click
 
-from omniprep.cli.command import Command
+from omniprep.cli.command import QUIET, Command
 from omniprep.printable import say
 
 
@@ -17,20 +17,20 @@ from omniprep.printable import say
 )
 @click.argument("dataset", metavar="DIR")
 @click.argument("repo_id", metavar="ORG/NAME")
-@click.option("--revision", help="Branch to push to; made where absent.  [default: main]")
+@click.option("--revision", help="Branch to push to; created if absent.  [default: main]")
 @click.option("--public", is_flag=True, help="Make a new repository public.  [default: private]")
-@click.option("--dry-run", is_flag=True, help="Only say what would be sent; works without a network too.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be sent; works without a network too.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the preview.  [default: the build's]")
-@click.option("--quiet", is_flag=True, help="No progress, only the result.")
+@QUIET
 def push(
     dataset: str, repo_id: str, revision: str | None, public: bool, dry_run: bool, model: str | None, quiet: bool
 ) -> None:
     """Upload a dataset to the Hugging Face Hub, with a card and a preview for the Hub's viewer; or a trained model.
 
-    A folder with a model or an adapter (a run of `omniprep train`, a checkpoint of it) becomes a model repository,
-    without the trainer's state.
+    A folder with a model or an adapter (a run of `omniprep train`, or one of its checkpoints) becomes a model
+    repository, without the trainer's state.
 
-    What is there already is not sent, so the same command goes on after a stop, and later sends what changed.
+    Files that the Hub has already are not sent, so the same command resumes after a stop, and later sends what changed.
     """
     from omniprep.hub.upload import push as run_push
     from omniprep.progress import reporter, size
@@ -47,25 +47,3 @@ def push(
     total = size(sum(part.size for part in done.sent))
     verb = "would send" if dry_run else "sent"
     say(f"{done.url}: {verb} {len(done.sent)} files ({total}), {done.same} were there, {len(done.removed)} removed")
-
-
-@click.command(
-    name="pull",
-    cls=Command,
-    examples=(
-        "omniprep pull my-org/my-chats --out packed/",
-        "omniprep pull my-org/my-chats --out packed/ --revision v2",
-    ),
-)
-@click.argument("repo_id", metavar="ORG/NAME")
-@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to download into.")
-@click.option("--revision", help="Branch, tag or commit.  [default: main]")
-@click.option("--quiet", is_flag=True, help="No progress, only the result.")
-def pull(repo_id: str, out: str, revision: str | None, quiet: bool) -> None:
-    """Download a pushed dataset; what is in --out already is not fetched again."""
-    from omniprep.hub.download import pull as run_pull
-    from omniprep.progress import reporter
-
-    with reporter(quiet=quiet) as progress:
-        folder = run_pull(repo_id, out, progress, revision=revision)
-    say(folder)

@@ -1,0 +1,164 @@
+"""`omniprep plan`: what a build would give, as a table; several plans side by side."""
+
+import dataclasses
+import io
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omniprep.cli.command import QUIET, Command
+from omniprep.cli.options import check_values, make_config, options_of, require, yaml_value
+from omniprep.cli.summary import note_lines
+from omniprep.config import BuildConfig
+from omniprep.errors import UsageError
+from omniprep.printable import printable, say
+from omniprep.progress import duration, size
+
+if TYPE_CHECKING:
+    from omniprep.compiler.build import Planned
+    from omniprep.compiler.plan.estimate import Estimate
+
+EXAMPLES = 3
+"""Rejects of each code that are listed."""
+
+
+@click.command(
+    name="plan",
+    cls=Command,
+    examples=(
+        "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --workers 16",
+        "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --compare max-pixels=200704 "
+        "--compare bin-length=8192",
+        "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --workers 16 --measure",
+    ),
+)
+@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@options_of(BuildConfig, skip=("inputs",))
+@click.option(
+    "--compare",
+    multiple=True,
+    metavar="OPTION=VALUE",
+    help="Also plan with this option, side by side; repeatable.",
+)
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Encode some rows of each kind, to time the build on this machine.",
+)
+@QUIET
+def plan(
+    inputs: tuple[str, ...], config: str | None, compare: tuple[str, ...], measure: bool, quiet: bool, **given: Any
+) -> None:
+    """Show what a build would give: lengths, fill, bytes, hours, rejects. Decodes nothing, except with --measure.
+
+    Takes the options of `build`. With --out the plan is kept there, and the build starts from it.
+    """
+    options = make_config(BuildConfig, {"inputs": inputs, **given}, config)
+    require("plan", options, ("inputs", "model", "bin_length"))
+    others = {text: changed(options, text) for text in compare}
+    began = time.monotonic()
+    from omniprep.compiler.build import plan_only
+    from omniprep.compiler.plan.estimate import estimate
+    from omniprep.compiler.plan.measure import measure as time_rows
+    from omniprep.progress import QuietReporter, reporter
+
+    silent = QuietReporter(io.StringIO())  # the other plans would repeat the messages of the first
+    with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
+        with reporter(quiet=quiet) as progress:
+            kept = dataclasses.replace(options, out=options.out or str(Path(folder) / "out"))
+            planned = plan_only(kept, progress)
+            estimates = {"as asked": estimate(planned, kept, time_rows(planned, kept) if measure else None)}
+            for number, (text, other) in enumerate(others.items()):
+                other = dataclasses.replace(other, out=str(Path(folder) / f"other-{number}"))
+                also = plan_only(other, silent)
+                estimates[text] = estimate(also, other, time_rows(also, other) if measure else None)
+        print_plan(estimates, options.workers, time.monotonic() - began)
+        print_examples(planned, kept.out)
+
+
+def changed(config: BuildConfig, text: str) -> BuildConfig:
+    """The options with one of them changed, as "max-pixels=200704" says.
+
+    Raises:
+        UsageError: Not OPTION=VALUE, no such option, or a value that it cannot have.
+    """
+    name, mark, value = text.partition("=")
+    if not mark:
+        raise UsageError(f"--compare {text!r}: write it as OPTION=VALUE, such as max-pixels=200704")
+    values = check_values(BuildConfig, "--compare", {name: yaml_value(value, f"--compare {text}")})
+    return dataclasses.replace(config, **values)
+
+
+def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -> None:
+    """Print what builds with these plans would give, side by side where there are several.
+
+    Args:
+        estimates: By the option that is changed; the first is the plan as asked for.
+        workers: Number of workers of the build.
+        seconds: How long planning took.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    title = "plan (nothing was decoded; what only decoding finds is not among the rejects)"
+    table = Table(title=title, title_justify="left", show_header=len(estimates) > 1)
+    table.add_column(style="dim")
+    for name in estimates:
+        table.add_column(Text(printable(name)), justify="right")
+    columns = [plan_lines(estimate, max(workers, 1)) for estimate in estimates.values()]
+    codes = [code for code, _ in sum((e.codes for e in estimates.values()), Counter[str]()).most_common()]
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
+        if name == "rows rejected":
+            for code in codes:
+                table.add_row(f"  {code}", *(f"{estimate.codes[code]:,}" for estimate in estimates.values()))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    asked = next(iter(estimates.values()))
+    for line in note_lines(asked.notes, asked.unread):
+        say(line)
+    say(f"planned in {duration(seconds)}")
+
+
+def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
+    """One column of the table of plans."""
+    items = ", ".join(f"{count:,} {name}" for name, count in estimate.items.items() if count)
+    time = duration(estimate.core_seconds / workers)
+    known = f"{estimate.timed} rows, encoded here" if estimate.timed else "benchmarks; see --measure"
+    return {
+        "rows read": f"{estimate.read:,}",
+        "rows packed": f"{estimate.packed:,}",
+        "rows rejected": f"{estimate.read - estimate.packed:,}",
+        "media items": items or "none",
+        "tokens": f"{estimate.tokens:,}",
+        "of them trained": f"{100 * estimate.trained / max(estimate.tokens, 1):.0f} %",
+        "row length: median, 99 %, max": " / ".join(f"{estimate.lengths[n]:,}" for n in (1, 3, 4)),
+        "bins": f"{estimate.bins:,} of {estimate.bin_length:,} tokens",
+        "fill": f"{100 * estimate.fill:.2f} %",
+        "shards": f"{estimate.shards:,}, about {size(estimate.bytes)}",
+        "vision patches, audio frames": f"{estimate.patches:,}, {estimate.audio_frames:,}",
+        "encoding takes about": f"{time} on {workers} {'worker' if workers == 1 else 'workers'}",
+        "  known from": known,
+    }
+
+
+def print_examples(planned: "Planned", out: str) -> None:
+    """Print a few rejects of each code with source, line and reason."""
+    from omniprep.compiler.output.built_rows import lines_before
+    from omniprep.compiler.output.paths import plan_path
+    from omniprep.compiler.plan.file import read_rejects
+
+    shown: Counter[str] = Counter()
+    before = lines_before(planned.splits, [receipt["lines"] for receipt in planned.receipts])
+    for number, split in enumerate(planned.splits):
+        for row in read_rejects(plan_path(out, number, ".arrow", planned.generation)):
+            shown[row.code] += 1
+            if shown[row.code] <= EXAMPLES:
+                say(f"{split.source}:{before[number] + row.line + 1}: {row.code}: {row.message}")
+    if left := sum(max(count - EXAMPLES, 0) for count in shown.values()):
+        say(f"... and {left:,} more; `omniprep build` writes all of them to rejected.jsonl")
