@@ -18,12 +18,15 @@ from typing import Any, Literal
 from omniprep.errors import UsageError, shown_name
 from omniprep.rows.columns import parse_columns
 
-__all__ = ["BuildConfig", "RowOptions", "Switch", "Trust", "build_config", "config_hash", "shaping"]
+__all__ = ["BuildConfig", "PixelCodecName", "RowOptions", "Switch", "Trust", "build_config", "config_hash", "shaping"]
 
 
 Switch = Literal["auto", "on", "off"]
 """An option that decides for itself unless it is told: on the command line `--NAME`, `--NAME on`, `--no-NAME` or
 `--NAME off`; in YAML true and false too."""
+
+PixelCodecName = Literal["raw", "delta", "webp", "jxl"]
+"""Each but "raw" is the module of that name in omniprep/shards/codecs/."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class RowOptions:
 
     shard_size: int = 512 << 20
     """Bytes a shard grows to."""
-    pixel_codec: Literal["raw", "delta", "webp", "jxl"] = "raw"
+    pixel_codec: PixelCodecName = "raw"
     """How pixels are stored, always without loss: raw bytes, delta (less than half of them on photographs), or
     pictures in WebP or JPEG XL (about as small, several times slower to decode)."""
     max_bin_patches: int | None = None

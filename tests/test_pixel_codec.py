@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import importlib
 import io
 import os
+import pkgutil
 import re
 import struct
 import sys
@@ -18,7 +20,8 @@ from PIL import Image
 
 from omniprep.errors import DamagedDataError, UsageError
 from omniprep.families.qwen.vision import image_patches, video_patches
-from omniprep.shards.codecs import decode_pixels, delta, encode_pixels, with_codec
+from omniprep.shards import codecs
+from omniprep.shards.codecs import CODECS, codec_of, delta, with_codec
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin, Column, arrow_schema, read_layout
 from omniprep.shards.writer import serialize_bin
@@ -45,15 +48,15 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 
 def there_and_back(form: Column, parts: list[np.ndarray], grids: list[np.ndarray]) -> int:
-    data = encode_pixels(form, parts, grids)
-    assert np.array_equal(data, encode_pixels(form, parts, grids))
+    data = codec_of(form).encode_items(form, parts, grids)
+    assert np.array_equal(data, codec_of(form).encode_items(form, parts, grids))
     out = np.zeros((sum(map(len, parts)), form.unit), np.uint8)
-    decode_pixels(form, data, np.array(grids), out)
+    codec_of(form).decode_items(form, data, np.array(grids), out)
     assert np.array_equal(out, np.concatenate(parts))
     return data.size
 
 
-@pytest.mark.parametrize("codec", ["delta", "webp", "jxl"])
+@pytest.mark.parametrize("codec", CODECS[1:])
 def test_images_and_videos(codec: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
     images = [image_patches(noise), image_patches(smooth(280, 420))]
@@ -63,7 +66,7 @@ def test_images_and_videos(codec: str) -> None:
     there_and_back(column(1176, codec), [video_patches(frames)], [np.array([2, 4, 6])])
 
 
-@pytest.mark.parametrize("codec", ["delta", "webp", "jxl"])
+@pytest.mark.parametrize("codec", CODECS[1:])
 def test_shapes_that_make_no_picture_are_stored_as_they_are(codec: str) -> None:
     rng = np.random.default_rng(1)
     odd = rng.integers(0, 256, (15, 588), np.uint8)
@@ -101,7 +104,7 @@ def test_four_lines_of_numpy_read_delta() -> None:
     assert recipe, "docs/format.md shows how to undo delta"
     pixels = np.stack([smooth(56, 84), smooth(56, 84)[::-1]])
     form = column(1176, "delta")
-    data = encode_pixels(form, [video_patches(pixels)], [np.array([1, 4, 6])])
+    data = codec_of(form).encode_items(form, [video_patches(pixels)], [np.array([1, 4, 6])])
     length, tall, width = np.frombuffer(data[4:16].tobytes(), np.uint32).tolist()
     names = {"np": np, "blob": data[16 : 16 + length].tobytes(), "frames": 2, "height": tall // 2, "width": width}
     exec(recipe.group(1), names)
@@ -113,7 +116,7 @@ def test_four_lines_of_numpy_read_delta() -> None:
 def test_damaged_delta_is_refused_or_another_picture(data) -> None:
     """Cut, spliced and flipped bytes give DamagedDataError or pixels, and never touch what lies beyond the patches."""
     form, grid = column(588, "delta"), np.array([1, 4, 6])
-    stored = encode_pixels(form, [image_patches(smooth(56, 84))], [grid]).copy()
+    stored = codec_of(form).encode_items(form, [image_patches(smooth(56, 84))], [grid]).copy()
     for _ in range(data.draw(st.integers(1, 4))):
         kind = data.draw(st.sampled_from(["flip", "cut", "grow", "length"]))
         at = data.draw(st.integers(0, max(len(stored) - 1, 0)))
@@ -127,7 +130,7 @@ def test_damaged_delta_is_refused_or_another_picture(data) -> None:
             stored[4:8] = np.frombuffer(np.uint32(data.draw(st.integers(0, 2**32 - 1))).tobytes(), np.uint8)
     memory = np.full(24 * 588 + 128, 7, np.uint8)
     with contextlib.suppress(DamagedDataError):
-        decode_pixels(form, stored, grid[None], memory[64:-64].reshape(24, 588))
+        codec_of(form).decode_items(form, stored, grid[None], memory[64:-64].reshape(24, 588))
     assert (memory[:64] == 7).all() and (memory[-64:] == 7).all()
 
 
@@ -137,17 +140,25 @@ def test_delta_bytes_are_pinned() -> None:
     assert hashlib.sha256(residuals.tobytes()).hexdigest() == PINNED_RESIDUALS
 
 
+def test_every_codec_of_the_folder_can_be_chosen() -> None:
+    modules = [info.name for info in pkgutil.iter_modules(codecs.__path__)]
+    named = [name for name in modules if hasattr(importlib.import_module(f"omniprep.shards.codecs.{name}"), "Codec")]
+    assert sorted(named) == sorted(CODECS[1:])
+    for name in named:
+        assert importlib.import_module(f"omniprep.shards.codecs.{name}").Codec.name == name
+
+
 def test_a_codec_of_a_newer_version_is_named() -> None:
     form = replace(column(588, "delta"), params=PARAMS | {"codec": "gamma"})
     with pytest.raises(DamagedDataError, match="pixel codec 'gamma' is not known"):
-        decode_pixels(form, np.zeros(4, np.uint8), np.array([[1, 4, 6]]), np.zeros((24, 588), np.uint8))
+        codec_of(form).decode_items(form, np.zeros(4, np.uint8), np.array([[1, 4, 6]]), np.zeros((24, 588), np.uint8))
 
 
 def test_a_picture_of_another_size_is_damage() -> None:
     form = column(588, "webp")
-    data = encode_pixels(form, [image_patches(smooth(56, 84))], [np.array([1, 4, 6])])
+    data = codec_of(form).encode_items(form, [image_patches(smooth(56, 84))], [np.array([1, 4, 6])])
     with pytest.raises(DamagedDataError, match="84x56 pixels where the grid has"):
-        decode_pixels(form, data, np.array([[1, 4, 4]]), np.zeros((16, 588), np.uint8))
+        codec_of(form).decode_items(form, data, np.array([[1, 4, 4]]), np.zeros((16, 588), np.uint8))
 
 
 def test_a_bin_is_read_as_raw_is() -> None:
@@ -172,12 +183,12 @@ def test_a_bin_is_read_as_raw_is() -> None:
 
 def test_damage_is_told(tmp_path: Path) -> None:
     form = column(588, "webp")
-    data = encode_pixels(form, [image_patches(smooth(56, 84))], [np.array([1, 4, 6])]).copy()
+    data = codec_of(form).encode_items(form, [image_patches(smooth(56, 84))], [np.array([1, 4, 6])]).copy()
     data[30:60] ^= 255
     with pytest.raises(DamagedDataError, match="pixels"):
-        decode_pixels(form, data, np.array([[1, 4, 6]]), np.zeros((24, 588), np.uint8))
+        codec_of(form).decode_items(form, data, np.array([[1, 4, 6]]), np.zeros((24, 588), np.uint8))
     with pytest.raises(DamagedDataError, match="pixels"):
-        decode_pixels(form, data[:3], np.array([[1, 4, 6]]), np.zeros((24, 588), np.uint8))
+        codec_of(form).decode_items(form, data[:3], np.array([[1, 4, 6]]), np.zeros((24, 588), np.uint8))
 
 
 def test_unknown_codec() -> None:
@@ -222,23 +233,23 @@ def test_a_blob_of_another_format_or_size_is_damage(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     form, grid = column(588, codec), np.array([[1, 4, 6]])
-    good = encode_pixels(form, [image_patches(smooth(56, 84))], [grid[0]])
+    good = codec_of(form).encode_items(form, [image_patches(smooth(56, 84))], [grid[0]])
     with pytest.raises(DamagedDataError, match="pixels"):
-        decode_pixels(form, replaced(good, other_pictures()[name]), grid, np.zeros((24, 588), np.uint8))
+        codec_of(form).decode_items(form, replaced(good, other_pictures()[name]), grid, np.zeros((24, 588), np.uint8))
     assert not ran.exists()
 
 
 @pytest.mark.parametrize("codec", ["webp", "jxl"])
 def test_sizes_are_held_against_the_grid(codec: str) -> None:
     form = column(588, codec)
-    good = encode_pixels(form, [image_patches(smooth(56, 84))], [np.array([1, 4, 6])])
+    good = codec_of(form).encode_items(form, [image_patches(smooth(56, 84))], [np.array([1, 4, 6])])
     out = np.zeros((24, 588), np.uint8)
-    decode_pixels(form, good, np.array([[1, 4, 6]]), out)
+    codec_of(form).decode_items(form, good, np.array([[1, 4, 6]]), out)
     with pytest.raises(DamagedDataError, match="where the grid has"):
-        decode_pixels(form, good, np.array([[1, 6, 4]]), out)  # as many patches in another shape
-    other = encode_pixels(form, [image_patches(smooth(84, 56))], [np.array([1, 6, 4])])
+        codec_of(form).decode_items(form, good, np.array([[1, 6, 4]]), out)  # as many patches in another shape
+    other = codec_of(form).encode_items(form, [image_patches(smooth(84, 56))], [np.array([1, 6, 4])])
     with pytest.raises(DamagedDataError, match="header says"):
-        decode_pixels(form, replaced(good, other[16:].tobytes()), np.array([[1, 4, 6]]), out)
+        codec_of(form).decode_items(form, replaced(good, other[16:].tobytes()), np.array([[1, 4, 6]]), out)
 
 
 @pytest.mark.parametrize("codec", ["webp", "jxl"])
@@ -249,10 +260,12 @@ def test_sizes_are_held_against_the_grid(codec: str) -> None:
 )
 def test_damaged_blobs_are_damage_or_pixels(codec: str, flips: list[tuple[int, int]], cut: int) -> None:
     form, grid = column(588, codec), np.array([1, 4, 6])
-    data = encode_pixels(form, [image_patches(smooth(56, 84))], [grid]).copy()
+    data = codec_of(form).encode_items(form, [image_patches(smooth(56, 84))], [grid]).copy()
     for at, bit in flips:
         data[at % len(data)] ^= 1 << bit
     try:
-        decode_pixels(form, data[: len(data) - cut if cut < 30 else None], grid[None], np.zeros((24, 588), np.uint8))
+        codec_of(form).decode_items(
+            form, data[: len(data) - cut if cut < 30 else None], grid[None], np.zeros((24, 588), np.uint8)
+        )
     except DamagedDataError as error:
         assert "pixels" in str(error)

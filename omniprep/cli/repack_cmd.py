@@ -1,11 +1,13 @@
 """`omniprep repack`."""
 
 import time
+from typing import get_args
 
 import click
 
 from omniprep.cli.command import QUIET, Command
 from omniprep.cli.options import read_bytes_option
+from omniprep.config import PixelCodecName
 from omniprep.modalities import KINDS
 
 
@@ -32,7 +34,7 @@ from omniprep.modalities import KINDS
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only rows that hold this besides text.")
 @click.option(
     "--pixel-codec",
-    type=click.Choice(("raw", "delta", "webp", "jxl")),
+    type=click.Choice(get_args(PixelCodecName)),
     help="How pixels are stored.  [default: the dataset's]",
 )
 @click.option("--overwrite", is_flag=True, help="Discard what an earlier repack left in --out.")

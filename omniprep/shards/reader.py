@@ -20,7 +20,7 @@ from omniprep import io
 from omniprep.errors import DamagedDataError
 from omniprep.lru import BoundedCache
 from omniprep.shards.cache import BinCache
-from omniprep.shards.codecs import decode_pixels
+from omniprep.shards.codecs import codec_of
 from omniprep.shards.content import check_media, check_rows, item_sizes
 from omniprep.shards.message import read_batch
 from omniprep.shards.schema import Column, Layout, storage_dtype
@@ -242,5 +242,5 @@ _PICTURES = BufferPool()
 def _decoded(column: Column, data: np.ndarray, arrays: Mapping[str, Any]) -> np.ndarray:
     units = int(item_sizes(column, arrays).sum())
     patches = _PICTURES.take(units * column.unit).reshape(units, *column.shape)
-    decode_pixels(column, data, arrays[column.size_source()[0]], patches)
+    codec_of(column).decode_items(column, data, arrays[column.size_source()[0]], patches)
     return patches

@@ -22,7 +22,7 @@ import pyarrow as pa
 import xxhash
 
 from omniprep import io
-from omniprep.shards.codecs import encode_pixels
+from omniprep.shards.codecs import codec_of
 from omniprep.shards.index import BatchEntry
 from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dtype
 
@@ -206,7 +206,8 @@ def _arrays(item: Bin, layout: Layout, joined: dict[str, np.ndarray]) -> list[pa
             parts = item.media.get(column.name, [])
         assert len(parts) == counts[column.modality], (column.name, len(parts), counts)
         if parts and "codec" in column.params:
-            media.append(_binary(encode_pixels(column, parts, item.media[column.size_source()[0]])))
+            grids = item.media[column.size_source()[0]]
+            media.append(_binary(codec_of(column).encode_items(column, parts, grids)))
             continue
         media.append(_media(column, parts, lambda size, name=column.name: _scratch(joined, name, size)))  # type: ignore[misc]
     return fixed + media

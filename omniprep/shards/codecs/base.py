@@ -1,17 +1,29 @@
-"""What a pixel codec is: a class with a name, found by `codec_of`; one file each in this folder."""
+"""What a pixel codec is, and the frame around the pictures of a column that codecs of single pictures share.
 
+The binary of a column begins with the number of pictures, and for each its length in bytes, height and width in pixels
+(uint32, little endian); then their bytes. A height of 0 says that the patches are stored as they are: they make no
+picture, or one with a side longer than the codec takes.
+"""
+
+import struct
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from omniprep.shards.codecs.picture import PictureShape
+from omniprep.errors import DamagedDataError
+from omniprep.shards.codecs.picture import PictureShape, pictures_of_item, pictures_of_items
+from omniprep.shards.schema import Column
 
-__all__ = ["PixelCodec"]
+__all__ = ["PictureCodec", "PixelCodec"]
+
+_COUNT = struct.Struct("<I")
+_ENTRY = struct.Struct("<III")
 
 
 class PixelCodec(ABC):
-    """A lossless compression of one picture at a time.
+    """A lossless way to store the patches of a column.
 
     The bytes depend on the version of the library that wrote them; `library` is recorded beside the codec's name in the
     shard's schema, so a dataset says what made it. Reading needs any version of the library.
@@ -22,8 +34,6 @@ class PixelCodec(ABC):
     share: ClassVar[float]
     """Stored bytes by bytes of the patches, for photographs; where shards are cut depends on it. Drawings and screens
     take a quarter of that."""
-    longest_side: ClassVar[int]
-    """Pixels; a picture with a longer side is stored uncompressed."""
 
     @abstractmethod
     def library(self) -> str:
@@ -32,6 +42,37 @@ class PixelCodec(ABC):
         Raises:
             UsageError: It is not installed; the message has the pip command.
         """
+
+    @abstractmethod
+    def encode_items(self, column: Column, parts: Sequence[np.ndarray], grids: Sequence[np.ndarray]) -> np.ndarray:
+        """The stored bytes of a column's items, uint8 (bytes,).
+
+        Args:
+            column: It names this codec.
+            parts: uint8 (units, *shape) of each item.
+            grids: What the column's `sizes` names, of each item: (t, h, w) in patches.
+        """
+
+    @abstractmethod
+    def decode_items(self, column: Column, data: np.ndarray, grids: np.ndarray, out: np.ndarray) -> None:
+        """Decode the items of a column into `out`.
+
+        Args:
+            column: It names this codec.
+            data: What `encode_items` gave; any content where a file is damaged or hostile.
+            grids: Of all items, (items, 3).
+            out: uint8 (units, *shape), contiguous.
+
+        Raises:
+            DamagedDataError: The bytes are no such items; nothing outside `data` and `out` was read or written.
+        """
+
+
+class PictureCodec(PixelCodec):
+    """A codec that compresses one picture at a time."""
+
+    longest_side: ClassVar[int]
+    """Pixels; a picture with a longer side is stored uncompressed."""
 
     @abstractmethod
     def encode(self, patches: np.ndarray, shape: PictureShape) -> bytes:
@@ -47,10 +88,57 @@ class PixelCodec(ABC):
         """Decompress a picture into its patches.
 
         Args:
-            blob: What `encode` gave; of any content where a file is damaged or hostile.
+            blob: What `encode` gave; any content where a file is damaged or hostile.
             shape: Of the picture, from the shard's grids.
             patches: uint8 (patches, unit), contiguous; written in place.
 
         Raises:
             ValueError or OSError: The blob is not such a picture, or one of another size.
         """
+
+    def encode_items(self, column: Column, parts: Sequence[np.ndarray], grids: Sequence[np.ndarray]) -> np.ndarray:
+        """Pictures one after the other."""
+        entries, blobs = [], []
+        for part, grid in zip(parts, grids, strict=True):
+            for patches, shape in pictures_of_item(column, np.ascontiguousarray(part), grid):
+                height = width = 0
+                if shape is None or max(shape.frames * shape.height, shape.width) > self.longest_side:
+                    blobs.append(patches.tobytes())
+                else:
+                    height, width = shape.frames * shape.height, shape.width
+                    blobs.append(self.encode(patches, shape))
+                entries.append(_ENTRY.pack(len(blobs[-1]), height, width))
+        return np.frombuffer(b"".join([_COUNT.pack(len(blobs)), *entries, *blobs]), np.uint8)
+
+    def decode_items(self, column: Column, data: np.ndarray, grids: np.ndarray, out: np.ndarray) -> None:
+        """Picture by picture; a picture must have the size that its grid says."""
+        stored = _stored_pictures(column, data)
+        for number, (patches, shape) in enumerate(pictures_of_items(column, out, grids)):
+            try:
+                blob, height, width = next(stored, (memoryview(b""), 0, 0))
+                if not height:
+                    patches[...] = np.frombuffer(blob, np.uint8).reshape(patches.shape)
+                elif shape is None or (height, width) != (shape.frames * shape.height, shape.width):
+                    expected = None if shape is None else (shape.width, shape.frames * shape.height)
+                    raise ValueError(f"a picture of {width}x{height} pixels where the grid has {expected}")
+                else:
+                    self.decode(blob, shape, patches)
+            except (OSError, ValueError, SyntaxError) as error:
+                what = f"column {column.name!r}: picture {number + 1}"
+                raise DamagedDataError(f"{what} cannot be decoded from its {self.name} pixels: {error}") from error
+
+
+def _stored_pictures(column: Column, data: np.ndarray) -> Iterator[tuple[memoryview, int, int]]:
+    """(bytes, height, width) of each picture of a column."""
+    view = memoryview(np.ascontiguousarray(data).data).cast("B")
+    try:
+        (count,) = _COUNT.unpack_from(view)
+        offset = _COUNT.size + count * _ENTRY.size
+        if offset > len(view):
+            raise struct.error(f"{count} pictures do not fit into {len(view)} bytes")
+        for number in range(count):
+            length, height, width = _ENTRY.unpack_from(view, _COUNT.size + number * _ENTRY.size)
+            yield view[offset : offset + length], height, width
+            offset += length
+    except struct.error as error:
+        raise DamagedDataError(f"column {column.name!r}: its pixels cannot be decoded: {error}") from error

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from omniprep.shards.codecs.base import PixelCodec
+from omniprep.shards.codecs.base import PictureCodec
 from omniprep.shards.codecs.picture import PictureShape
 
 if TYPE_CHECKING:
     import zstandard
 
-__all__ = ["DeltaCodec"]
+__all__ = ["Codec"]
 
 
-class DeltaCodec(PixelCodec):
+class Codec(PictureCodec):
     """Planes (R-G, G, B-G) mod 256, gradient residuals, one zstd frame a picture."""
 
     name: ClassVar[str] = "delta"

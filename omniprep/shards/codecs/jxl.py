@@ -5,13 +5,13 @@ from typing import ClassVar
 import numpy as np
 
 from omniprep.errors import OmniprepError, UsageError
+from omniprep.shards.codecs import webp
 from omniprep.shards.codecs.picture import PictureShape
-from omniprep.shards.codecs.webp import WebpCodec
 
-__all__ = ["JxlCodec"]
+__all__ = ["Codec"]
 
 
-class JxlCodec(WebpCodec):
+class Codec(webp.Codec):
     """Frames of a picture below each other, as one lossless JPEG XL."""
 
     name: ClassVar[str] = "jxl"
@@ -19,14 +19,14 @@ class JxlCodec(WebpCodec):
     format: ClassVar[str] = "JXL"
 
     def library(self) -> str:
-        """The plug-in, which carries its libjxl."""
+        """Version of the plug-in, which carries its libjxl."""
         _load_plugin(UsageError)
         from importlib.metadata import version
 
         return f"pillow-jxl-plugin {version('pillow-jxl-plugin')}"
 
     def encode(self, patches: np.ndarray, shape: PictureShape) -> bytes:
-        """Effort 1 of 9: more costs many times as long for some percent."""
+        """Encode at effort 1 of 9: more effort takes many times as long and saves a few percent."""
         _load_plugin(OmniprepError)
         return self._save(patches, shape, lossless=True, effort=1, num_threads=1)
 
@@ -35,20 +35,20 @@ class JxlCodec(WebpCodec):
 
         Source: ISO 18181-1. In a container the codestream follows the boxes of the signature and the file type.
         """
-        at = 0 if head[:2] == b"\xff\x0a" else head.find(b"jxlc\xff\x0a") + 4
-        if head[at : at + 2] != b"\xff\x0a":
+        start = 0 if head[:2] == b"\xff\x0a" else head.find(b"jxlc\xff\x0a") + 4
+        if head[start : start + 2] != b"\xff\x0a":
             return None
-        bits = _Bits(int.from_bytes(head[at + 2 : at + 14], "little"))
+        bits = _Bits(int.from_bytes(head[start + 2 : start + 14], "little"))
         small = bits.take(1)
         height = 8 * (bits.take(5) + 1) if small else 1 + bits.take((9, 13, 18, 30)[bits.take(2)])
         ratio = bits.take(3)
         if ratio:
-            above, below = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
-            return height * above // below, height
+            numerator, denominator = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+            return height * numerator // denominator, height
         return (8 * (bits.take(5) + 1) if small else 1 + bits.take((9, 13, 18, 30)[bits.take(2)])), height
 
     def decode(self, blob: memoryview, shape: PictureShape, patches: np.ndarray) -> None:
-        """Pillow, with this format alone."""
+        """Decode by Pillow, limited to this one format."""
         _load_plugin(OmniprepError)
         super().decode(blob, shape, patches)
 

@@ -8,13 +8,13 @@ import numpy as np
 
 from omniprep.errors import UsageError
 from omniprep.media.guard import raised_by_library, said
-from omniprep.shards.codecs.base import PixelCodec
+from omniprep.shards.codecs.base import PictureCodec
 from omniprep.shards.codecs.picture import PictureShape
 
-__all__ = ["WebpCodec"]
+__all__ = ["Codec"]
 
 
-class WebpCodec(PixelCodec):
+class Codec(PictureCodec):
     """Frames of a picture below each other, as one lossless WebP."""
 
     name: ClassVar[str] = "webp"
@@ -23,7 +23,7 @@ class WebpCodec(PixelCodec):
     format: ClassVar[str] = "WEBP"
 
     def library(self) -> str:
-        """The libwebp that Pillow was built with."""
+        """Version of the libwebp that Pillow was built with."""
         from PIL import features
 
         if not features.check("webp"):
@@ -31,7 +31,7 @@ class WebpCodec(PixelCodec):
         return f"libwebp {features.version('webp')}"
 
     def encode(self, patches: np.ndarray, shape: PictureShape) -> bytes:
-        """The fastest settings: better ones cost five times as long for a tenth of the bytes."""
+        """Encode at the fastest settings: better ones take five times as long and save a tenth of the bytes."""
         return self._save(patches, shape, lossless=True, quality=20, method=0, exact=True)
 
     def _save(self, patches: np.ndarray, shape: PictureShape, **options: object) -> bytes:
@@ -57,17 +57,17 @@ class WebpCodec(PixelCodec):
         return None
 
     def decode(self, blob: memoryview, shape: PictureShape, patches: np.ndarray) -> None:
-        """Pillow, with this format alone.
+        """Decode by Pillow, limited to this one format.
 
-        A dataset may come from anybody. Pillow alone would take a blob for any of the 40 formats it knows, of which EPS
+        A dataset may come from anybody. Pillow would take a blob for any of the 40 formats that it knows, of which EPS
         starts Ghostscript: only the column's own format is tried, and its header must have the expected size, since
         libwebp and libjxl allocate what the header says.
         """
         from PIL import Image
 
         size = (shape.width, shape.frames * shape.height)
-        if (found := self.header_size(bytes(blob[:64]))) != size:
-            raise ValueError(f"no {self.name} picture of {size[0]}x{size[1]} pixels (its header says {found})")
+        if (stated := self.header_size(bytes(blob[:64]))) != size:
+            raise ValueError(f"no {self.name} picture of {size[0]}x{size[1]} pixels (its header says {stated})")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow warns of large pictures; the size has been compared
