@@ -42,7 +42,7 @@ def test_flex_attention_keeps_rows_apart(monkeypatch):
 
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     model = small_model().eval()
-    model.config.get_text_config()._attn_implementation = "flex_attention"
+    use_attention(model, "flex_attention", ("thinker.model.visual", "thinker.model.audio_tower"))
     rng = np.random.default_rng(6)
     rows = [make_row(k, rng) for k in ("text", "image", "text", "mixed", "text")]
     with torch.compiler.set_stance("force_eager"), torch.no_grad():

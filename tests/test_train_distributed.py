@@ -75,10 +75,10 @@ def alone(files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp", "accelerate", "zero2", "zero3"])
+@pytest.mark.parametrize("kind", ["ddp", "ddp padded", "fsdp", "fsdp padded", "accelerate", "zero2", "zero3"])
 def test_two_ranks_learn_what_one_does_with_two_passes(files, alone, kind):
     model, data, root = files
-    options = {"freeze_vit": False, "freeze_aligner": False, "fsdp": kind == "fsdp"}
+    options = {"freeze_vit": False, "freeze_aligner": False, "fsdp": "fsdp" in kind, "padded": "padded" in kind}
     if kind.startswith("zero"):
         pytest.importorskip("deepspeed", reason="the package deepspeed is not installed")
         options["deepspeed"] = kind
@@ -125,10 +125,11 @@ def test_an_epoch_of_three_bins_on_two_ranks_ends_and_is_that_of_one(files, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp_lora", "fsdp", "fsdp_lora"])
+@pytest.mark.parametrize("kind", ["ddp_lora", "fsdp", "fsdp padded", "fsdp_lora"])
 def test_ranks_resume(files, kind):
     model, data, root = files
     options = {"lora": "lora" in kind, "fsdp": "fsdp" in kind, "max_steps": 4, "optimizer": "adamw_torch"}
+    options |= {"padded": True, "freeze_vit": False} if "padded" in kind else {}
     whole = launch(2, model, data, root / f"{kind}_whole", **options)
     again = launch(
         2, model, data, root / f"{kind}_again", resume=str(root / f"{kind}_whole" / "checkpoint-2"), **options

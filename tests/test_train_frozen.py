@@ -68,8 +68,8 @@ def test_no_backward_node_of_what_is_frozen_and_gradients_of_all_that_trains(fam
         trains = {"llm": True, "tower": not config.freeze_vit, "aligner": not config.freeze_aligner}
         assert adapted == {part for part, there in trains.items() if there}
     trained.activation_checkpointing_enable({"use_reentrant": False})
-    trained.train()
     keep_frozen_in_eval(trained)
+    trained.train()
     outside = {}  # outputs of frozen modules of towers that require a gradient
 
     def note(name):

@@ -204,6 +204,30 @@ def test_rows_of_the_data_are_held_against_the_models_own_forward_pass(tmp_path,
                 load_trainable(ctx, str(model), config, cpu, datasets)
 
 
+def test_rows_are_checked_where_training_runs_and_towers_are_loaded_with_sdpa(tmp_path, monkeypatch):
+    """Kernels of a GPU run there alone, and towers have no flex attention."""
+    from omniprep.train import model as model_module
+
+    folder, model = write_dataset(tmp_path / "d", bins=2), write_model(tmp_path / "model")
+    checked, loaded = [], []
+    load = model_module.load_base
+    monkeypatch.setattr(
+        model_module, "check_packing", lambda model, *_: checked.append(next(model.parameters()).device.type)
+    )
+    monkeypatch.setattr(model_module, "load_base", lambda *a, **k: (loaded.append(a[3]), load(*a, **k))[1])
+    monkeypatch.setattr(model_module, "check_attention", lambda *_, **__: None)
+    monkeypatch.setattr("omniprep.train.attention_choice.check_attention", lambda *_, **__: None)
+    there = torch.device("meta")
+    for name in ("auto", "flex_attention", "eager"):
+        trained, _ = load_trainable(
+            small_family(model), str(model), TrainConfig(attn=name), there, [PackedDataset(str(folder))]
+        )
+        core = trained.thinker.model
+        assert core.visual.config._attn_implementation == core.audio_tower.config._attn_implementation == loaded[-1]
+    assert trained.config.get_text_config()._attn_implementation == "eager"
+    assert checked == ["meta"] * 3 and loaded == ["sdpa", "sdpa", "eager"]
+
+
 def test_a_modality_of_late_bins_is_found_by_the_table_of_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(isolation, "SEARCHED", 1)
     counts = {"rows": {"read": 9, "packed": 9, "rejected": 0}, "tokens": 90, "bins": 3}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import varlen_reference
+from small_families import FAMILIES, bin_of, core_of, load_family
 from test_train_masks import WINDOWED, WORDS, language_model
 from train_helpers import ARCH, forward_kwargs, make_row, small_model
 
@@ -280,3 +281,45 @@ def test_one_graph_for_all_layers_and_bins_of_other_rows(torch_version, monkeypa
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
     assert model.config.get_text_config()._attn_implementation == VARLEN
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    return load_family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+CALLS = {"qwen2_5_omni": 6, "qwen3_omni": 6, "qwen2_audio": 2}  # Qwen2-Audio's clips, all of 30 s, are a batch of SDPA
+
+
+def test_every_family_computes_the_same_by_the_kernel(family, torch_2_14, request):
+    model, parts = family
+    batch = bin_of(core_of(model))
+    with torch.no_grad():
+        use_attention(model, "sdpa")
+        expected = model(**batch).logits
+        use_attention(model, "varlen", parts.towers)
+        found = model(**batch).logits
+    assert len(varlen_reference.CALLS) == CALLS.get(request.node.callspec.params["family"], 4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    check_isolation(model, WORDS)
+    for module in core_of(model).children():  # as it was loaded, for the next test
+        if hasattr(module, "config"):
+            module.config._attn_implementation = "sdpa"
+
+
+@pytest.mark.slow
+def test_every_family_is_compiled_once(family, torch_2_14, monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    model, parts = family
+    use_attention(model, "varlen", parts.towers)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert compile_layers(model, parts.language_model, "varlen") == 2
+    batch = bin_of(core_of(model))
+    length = batch["input_ids"].shape[1]
+    for cuts in ([0, length], [0, 10, length], [0, 5, 20, 30, length], [0, 3, 9, 12, length]):
+        batch |= borders(np.diff(cuts).tolist(), torch.device("cpu"))
+        model.train()(**batch, targets=torch.arange(6), logits_to_keep=torch.arange(6)).losses.sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]

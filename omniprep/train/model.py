@@ -6,6 +6,7 @@ checkpoint's own class cannot train on bins; any other is loaded as the class th
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,9 @@ def load_trainable(
     parts = resolve_parts(model, ctx.arch)
     attention = choose_attention(config.attn, model, device, half=half)
     use_attention(model, attention, parts.towers)
-    with gathered(model), torch.autocast(device.type, torch.bfloat16, enabled=config.amp and attention in KERNELS):
+    # The kernels take 16 bits, which weights in float32 become under autocast alone.
+    in_half = torch.autocast(device.type, torch.bfloat16) if config.amp and attention in KERNELS else nullcontext()
+    with gathered(model), in_half:
         if not is_shared_out(model):  # kernels run on a GPU alone; and there the rows take no time
             model.to(device)
         make_loss_head(model.get_output_embeddings(), config.head_loss)

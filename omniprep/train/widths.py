@@ -20,7 +20,7 @@ __all__ = ["pad_widths", "pads_widths", "with_padded_states", "without_padding"]
 PADDED_DEVICES = ("cuda",)
 """Where widths are padded: elsewhere nothing would be gained."""
 MULTIPLE = 8
-ELEMENTWISE = ("adamw_torch", "adamw_torch_fused")
+ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Optimizers (of --optimizer) that treat each weight by itself; adafactor's means over rows would count the padding."""
 
 # The layers of an MLP whose outputs are its inner width, and the one that takes it.
