@@ -371,6 +371,82 @@ def test_registrations_are_inherited_one_by_one(family, base, rows):
     assert family({}).count("image", MediaMeta(kind="image", width=64, height=64)) == 4  # the base has its own still
 
 
+def test_a_hook_may_be_a_function(family):
+    from omniprep.train.model import loading_hook
+
+    def load(path, dtype, attention):
+        return path, dtype, attention
+
+    for hook in (load, staticmethod(load)):
+        assert loading_hook(family({"load_model": hook}))("m", "float32", "sdpa") == ("m", "float32", "sdpa")
+
+
+@pytest.mark.parametrize("kind", ["method", "static method"])
+def test_boxes_in_pixels_of_the_resized_image(family, rows, kind):
+    """`resized_image` may be a method, or a static method of (ctx, meta), as plug-ins have written it."""
+
+    def resized_image(self, meta):
+        return self.opt.max_side, 2 * meta.height
+
+    ctx = family({"resized_image": resized_image if kind == "method" else staticmethod(resized_image)})
+    row = {
+        "messages": [{"role": "user", "content": "<image>where?"}, {"role": "assistant", "content": "<bbox>"}],
+        "images": ["1.png"],  # 128 x 96
+        "objects": {"ref": [], "bbox": [[64, 48, 128, 96]]},
+    }
+    planned = plan_rows([row], ctx, BuildConfig(model="m", bin_length=4096), MediaRoots(str(rows), (), False))[0]
+    assert "(512,96),(1024,192)" in ctx.tokenizer.decode(planned.ids)
+
+
+def test_a_method_in_the_place_of_a_decorator(family, base, rows):
+    """Methods and decorators override each other by inheritance; a decorator leaves other modalities to the rest."""
+
+    def count_tokens(self, modality, meta):
+        assert isinstance(self, base) and modality == "image"
+        return 12
+
+    by_method = type("ByMethod", (base,), {"count_tokens": count_tokens, "expand": SupportsMultiModal.expand})
+    assert family(bases=(by_method,)).count("image", None) == 12
+    decorated = family({}, lambda r: r.register_token_counter("image", lambda ctx, meta: 6), bases=(by_method,))
+    assert decorated.count("image", None) == 6
+    body = {"limits": {"image": None, "audio": None}, "placeholders": {"image": "<|img|>", "audio": "<|im_end|>"}}
+    body |= {"fields": {**base.fields, "x": Field("audio", "item", dtype="int32", shape=())}}
+    sound = [
+        lambda r: r.register_token_counter("audio", lambda ctx, meta: 3),
+        lambda r: r.register_input_mapper("audio", lambda ctx, items: {}),
+        lambda r: r.register_max_multimodal_tokens("audio", lambda ctx: 4),
+    ]
+    both = family(body, *sound, bases=(by_method,))
+    assert both.count("audio", MediaMeta(kind="audio")) == 3 and both.count("image", None) == 12
+    assert both.maxima == {"image": 1024, "audio": 4}
+
+
+def test_decorators_of_two_bases_come_together(family, base):
+    registry = Registry()
+    body = {"limits": {"audio": None}, "placeholders": {"audio": "<|im_end|>"}}
+    sound = type("Sound", (SupportsMultiModal,), body | {"fields": {"x": Field("audio", "item", dtype="int32")}})
+    registry.register_token_counter("audio", lambda ctx, meta: 3)(sound)
+    registry.register_input_mapper("audio", lambda ctx, items: {})(sound)
+    registry.register_max_multimodal_tokens("audio", 4)(sound)
+    both = {name: {**getattr(base, name), **getattr(sound, name)} for name in ("limits", "placeholders", "fields")}
+    ctx = family(both, bases=(base, sound))
+    assert ctx.count("audio", MediaMeta(kind="audio")) == 3 and ctx.maxima == {"image": 1024, "audio": 4}
+    assert ctx.count("image", MediaMeta(kind="image", width=64, height=64)) == 4
+
+
+def test_a_class_without_a_base_becomes_a_family(family, base):
+    bare = type("Bare", (), {name: getattr(base, name) for name in ("limits", "placeholders", "fields", "options")})
+    toy_module = sys.modules[base.__module__]
+    ctx = family(
+        {},
+        lambda r: r.register_image_input_mapper(toy_module.map_image),
+        lambda r: r.register_token_counter("image", toy_module.image_tokens),
+        lambda r: r.register_max_image_tokens(toy_module.max_image),
+        bases=(bare,),
+    )
+    assert ctx.count("image", MediaMeta(kind="image", width=64, height=64)) == 4 and ctx.opt.max_side == 1024
+
+
 def test_templates_by_name_by_decorator_and_inherited(family):
     assert family().template == TemplateMeta()
     special = TemplateMeta(default_system="be brief")

@@ -92,7 +92,8 @@ def loading_hook(ctx: Any) -> Any:
     Raises:
         UnknownFunctionError: It names one that is not there.
     """
-    hook = getattr(ctx, "load_model", None) or getattr(getattr(ctx, "cls", None), "load_model", None)
+    # Of the class: read off the object, a function would be bound to it and get the family as its first argument.
+    hook = getattr(getattr(ctx, "cls", ctx), "load_model", None)
     return named_function(ctx.name, "load_model", hook) if hook else None
 
 
