@@ -84,9 +84,7 @@ def worker(model: str, folder: Path, splits: int) -> None:
         planned = run.plan(config, progress, None, listed)
         lengths = planned.rows.facts["length"]
         made = run._encode(config, planned, progress)
-        lines = [receipt["lines"] for receipt in planned.receipts]
-        plan = (planned.splits, lines, planned.rows, planned.placement)
-        run.finish(config, planned.ctx, *plan, made, planned.plan_hash, planned.inputs)
+        run.finish(config, planned, made)
     answers.append({"stage": "finished", "cpu_seconds": time.process_time() - begin, "peak_mib": mebibytes()})
     for answer in answers:
         answer.update(rows=len(planned.rows), started_mib=base, cpu_seconds=round(answer["cpu_seconds"], 1))

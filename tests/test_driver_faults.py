@@ -375,10 +375,10 @@ def test_an_input_in_out_is_refused(tmp_path: Path, model_dir: Path, built, omni
 
 
 def test_the_line_of_an_unforeseen_error_is_one_line(tmp_path: Path) -> None:
-    from omniprep.compiler.output.folder import told
+    from omniprep.compiler.output.folder import os_errors_as_one_line
 
-    with pytest.raises(OmniprepError) as caught, told("out"):
+    with pytest.raises(OmniprepError) as caught, os_errors_as_one_line("out"):
         raise ZeroDivisionError("a\nb")
     assert "\n" not in str(caught.value) and "ZeroDivisionError" in str(caught.value)
-    with pytest.raises(OmniprepError, match="memory ran out"), told("out"):
+    with pytest.raises(OmniprepError, match="memory ran out"), os_errors_as_one_line("out"):
         raise MemoryError

@@ -272,7 +272,7 @@ def test_which_faults_are_tried_again(make: Callable[[], Exception], passing: bo
     fault = hub_faults.fault_of(make())
     assert passing is None if fault is None else fault.passing == passing
     pauses: list[float] = []
-    monkeypatch.setattr(client.time, "sleep", pauses.append)
+    monkeypatch.setattr("time.sleep", pauses.append)
     calls = 0
 
     def request() -> str:
@@ -333,7 +333,7 @@ def test_files_read_over_hf_are_tried_again_by_the_same_rule(make: Callable[[], 
 
 def test_the_pause_is_as_long_as_the_hub_asks(monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(client.time, "sleep", pauses.append)
+    monkeypatch.setattr("time.sleep", pauses.append)
     answers = iter([http_error(429, **{"Retry-After": "37"}), http_error(429, **{"Retry-After": "9" * 12})])
 
     def request() -> str:

@@ -111,7 +111,7 @@ def test_names_of_templates_and_architectures():
 
 def test_an_unknown_family_lists_near_names_and_plug_ins():
     load_families((str(toy.FAMILY),))
-    with pytest.raises(errors.UnknownFamilyError, match="did you mean qwen2_5_omni"):
+    with pytest.raises(errors.UnknownFamilyError, match="did you mean 'qwen2_5_omni'"):
         REGISTRY.find("qwen25_omni", {})
     with pytest.raises(
         errors.UnknownFamilyError, match=r"'zzz' is not registered.*toy_vl \(--plugin .*toy_family.py\)"

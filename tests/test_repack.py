@@ -329,3 +329,31 @@ def test_a_sample_writes_through_no_link(omniprep, wide, tmp_path):
     done = omniprep("sample", wide, "--out", linked, "--rows", 50)
     assert done.code == 1 and f"{linked / 'media'}: a symbolic link" in done.err
     assert [path.name for path in outside.iterdir()] == ["mine"]
+
+
+def test_columns_that_nobody_reads_are_named_again(omniprep, model_dir, tmp_path):
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    for name, count in (("a", 3), ("b", 2)):
+        rows = [{**row, "image_paths": ["x.png"]}] * count + [row]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
+    options = ("--model", model_dir, "--bin-length", 64, "--workers", 0, "--quiet")
+    done = omniprep("build", tmp_path / "a.jsonl", tmp_path / "b.jsonl", *options, "--out", tmp_path / "data")
+    assert done.code == 0, done.err
+
+    def unread(folder: Path) -> dict[str, dict[str, object]]:
+        return json.loads((folder / "manifest.json").read_text())["counts"]["unread_columns"]
+
+    expected = {"image_paths": {"rows": 5, "option": "images=image_paths"}}
+    assert unread(tmp_path / "data") == expected
+    assert unread(repack(omniprep, tmp_path / "all", tmp_path / "data", "--bin-length", 32)) == expected
+    part = repack(omniprep, tmp_path / "part", tmp_path / "data", "--bin-length", 32, "--source", "b.jsonl")
+    assert unread(part) == {"image_paths": {"rows": 2, "option": "images=image_paths"}}
+
+
+def test_rejects_of_a_source_are_not_read_through_a_link(omniprep, pair, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(pair[0], source)
+    (source / "rejected.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    (source / "rejected.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    done = omniprep("repack", source, "--bin-length", 128, "--out", tmp_path / "out", "--quiet")
+    assert done.code == 1 and "rejected.jsonl: a symbolic link" in done.err and not (tmp_path / "out").exists()

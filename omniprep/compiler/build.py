@@ -12,7 +12,7 @@ Killed at any moment, the same command goes on; the bytes are those of a run tha
 import tempfile
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from omniprep import io
@@ -20,49 +20,30 @@ from omniprep.compiler.costs import encode_seconds
 from omniprep.compiler.driver import run_in_folder, stopped_by_signal
 from omniprep.compiler.encode.shard_task import EncodeTask
 from omniprep.compiler.options import family_of, family_spec
-from omniprep.compiler.output.built_rows import BuiltRows
-from omniprep.compiler.output.folder import Listed, check_unchanged, describe, list_inputs, prepare, told
+from omniprep.compiler.output.built_rows import Planned
+from omniprep.compiler.output.folder import (
+    Listed,
+    build_identity,
+    check_unchanged,
+    list_inputs,
+    os_errors_as_one_line,
+    prepare,
+)
 from omniprep.compiler.output.lease import Lease, LostLeaseError, hold
 from omniprep.compiler.output.manifest import finish
-from omniprep.compiler.output.ownfiles import sweep
-from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze, gather
+from omniprep.compiler.pack import Rows, assign_bins, freeze, gather
 from omniprep.compiler.plan.probe import item_limits
-from omniprep.compiler.plan.split_task import PlanTask, merge_unread
+from omniprep.compiler.plan.split_task import PlanTask
 from omniprep.compiler.run.error_budget import FirstErrors, check_error_rate
 from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.workers import ray_session
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, UsageError
-from omniprep.families.context import FamilyContext, FamilySpec
+from omniprep.families.context import FamilyContext
 from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
 from omniprep.progress import Reporter
-from omniprep.rows.sources import Split
 from omniprep.shards.codecs import with_codec
-
-
-@dataclass(slots=True)
-class Planned:
-    """What planning leaves in the driver."""
-
-    ctx: FamilyContext
-    spec: FamilySpec
-    splits: list[Split]
-    inputs: list[dict[str, Any]]
-    receipts: list[dict[str, Any]]
-    rows: Rows
-    assignment: Assignment
-    plan_hash: str
-    generation: str = ""
-    """Part of the names of the plans (omniprep/compiler/output/folder.py)."""
-
-    @property
-    def unread(self) -> dict[str, list[Any]]:
-        """Columns that nobody reads: rows of each, and the --columns that reads it ("" where none does)."""
-        found: dict[str, list[Any]] = {}
-        for receipt in self.receipts:
-            merge_unread(found, receipt.get("unread", {}))
-        return found
 
 
 def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
@@ -78,37 +59,24 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     ctx = family_of(config)
     item_limits(ctx, config.limit_mm_per_row)
     with_codec(ctx.columns, config.pixel_codec)  # says at once where its library is absent
-    with told(config.out):
+    with os_errors_as_one_line(config.out):
         listed = list_inputs(config, progress.message)
-        this = describe(config, ctx, listed)
+        identity = build_identity(config, ctx, listed)
     return run_in_folder(
         config,
-        this,
+        identity,
         progress,
-        lambda lease: _build(config, ctx, listed, lease, progress),
+        lambda lease: _build(config, listed, lease, progress),
         lambda: _write_report(config.out, ctx, progress),
     )
 
 
-def _build(config: BuildConfig, ctx: FamilyContext, listed: Listed, lease: Lease, progress: Reporter) -> dict[str, Any]:
+def _build(config: BuildConfig, listed: Listed, lease: Lease, progress: Reporter) -> dict[str, Any]:
     with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
         planned = plan(config, progress, lease, listed)
-        shards = _encode(config, planned, progress, lease)
-    sweep(config.out)  # of workers that died
-    seconds = sum(receipt["seconds"] for receipt in shards)
-    origin = BuiltRows(
-        config,
-        ctx,
-        planned.splits,
-        planned.receipts,
-        planned.rows,
-        planned.inputs,
-        seconds,
-        planned.unread,
-        planned.generation,
-    )
-    manifest = finish(config, origin, planned.rows, planned.assignment, shards, planned.plan_hash)
-    _write_report(config.out, ctx, progress)
+        receipts = _encode(config, planned, progress, lease)
+    manifest = finish(config, planned, receipts)
+    _write_report(config.out, planned.ctx, progress)
     return manifest
 
 
@@ -173,18 +141,18 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
     plan_hash = freeze(config.out, rows, assignment, config, generation)
     progress.advance("pack", int(rows.packed.sum()))
     progress.finish("pack")
-    return Planned(ctx, spec, splits, listed.inputs, receipts, rows, assignment, plan_hash, generation)
+    return Planned(config, ctx, spec, splits, listed.inputs, receipts, rows, assignment, plan_hash, generation)
 
 
 def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     """Plan in --out, or in a folder that is thrown away where none is given."""
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     if config.out:
-        with told(config.out), stopped_by_signal():
+        with os_errors_as_one_line(config.out), stopped_by_signal():
             listed = list_inputs(config, progress.message)
-            this = describe(config, family_of(config), listed)
+            identity = build_identity(config, family_of(config), listed)
             with hold(config.out, progress.message) as lease:
-                lease.generation = prepare(config, this, lease.fence.token)
+                lease.generation = prepare(config, identity, lease.fence.token)
                 with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
                     return plan(config, progress, lease, listed)
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:

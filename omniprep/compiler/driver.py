@@ -9,7 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from omniprep import io
-from omniprep.compiler.output.folder import finished, generation_of, prepare, told
+from omniprep.compiler.output.folder import (
+    BuildIdentity,
+    finished,
+    generation_of,
+    os_errors_as_one_line,
+    prepare,
+)
 from omniprep.compiler.output.holder import LEASE
 from omniprep.compiler.output.lease import Lease, hold
 from omniprep.compiler.output.ownfiles import stale_objects, sweep
@@ -21,15 +27,15 @@ __all__ = ["run_in_folder", "stopped_by_signal"]
 
 
 def run_in_folder(
-    config: BuildConfig, identity: dict[str, Any], progress: Reporter, work: Callable[[Lease], dict[str, Any]],
+    config: BuildConfig, identity: BuildIdentity, progress: Reporter, work: Callable[[Lease], dict[str, Any]],
     report: Callable[[], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a dataset into `config.out`, or go on with the one that is under way there; returns its manifest.
 
     Args:
         config: Options; `out` and `overwrite` are looked at here.
-        identity: What makes this dataset this dataset (compiler/output/folder.py); one that is other is refused.
-        progress: Told what was done before.
+        identity: What makes this dataset this one (compiler/output/folder.py); a folder with another is refused.
+        progress: Shows what was done before.
         work: Does what is left and returns the manifest, which it writes last.
         report: Writes report.html, which `work` does too; called where a run was killed between the two.
 
@@ -37,7 +43,7 @@ def run_in_folder(
         OmniprepError: The folder holds something else, another process is at work there, or a disk fails.
     """
     done = f"{config.out}: already built with these options and inputs; nothing to do"
-    with told(config.out), stopped_by_signal():
+    with os_errors_as_one_line(config.out), stopped_by_signal():
         manifest = finished(config, identity)
         if manifest is not None and not _is_left_over(config.out, report is not None):
             progress.message(done)

@@ -5,14 +5,15 @@ and media bytes come straight from the old shards. So the shards, index.parquet 
 of a fresh build with the new options, unless rows were rejected for a reason that a fresh build would see differently
 (too long for the old bins but not for the new ones, or damaged, which a fresh build finds only after it has packed).
 
-All else is the build's: who may work in the folder, what makes this repack this one, what is done again after a kill,
-and how it ends (compiler/driver.py, folder.py, manifest.py). What identifies a repack is its options, the choice
-of rows, and the content of its sources.
+All else is the build's: who may work in the folder, its identity, what is done again after a kill, and how it ends
+(compiler/driver.py, run/stages.py, output/folder.py, output/manifest.py). What identifies a repack is its options, the
+choice of rows, and the content of its sources.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,10 @@ from omniprep.compiler.driver import run_in_folder
 from omniprep.compiler.encode.rows import make_bin
 from omniprep.compiler.encode.shard_file import ShardFile
 from omniprep.compiler.output.copied_rows import Chosen, CopiedRows, RowReader
-from omniprep.compiler.output.folder import told
+from omniprep.compiler.output.folder import BuildIdentity, os_errors_as_one_line
 from omniprep.compiler.output.lease import Lease
 from omniprep.compiler.output.manifest import finish, versions
-from omniprep.compiler.output.ownfiles import refuse_overlap, sweep
+from omniprep.compiler.output.ownfiles import refuse_overlap
 from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze
 from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt, ShardTask
@@ -84,7 +85,7 @@ def repack(
         uris: Folders or URIs of the datasets; several are merged, in this order.
         out: Folder or URI of the new one.
         bin_length: Tokens a new bin holds. Longer rows are rejected (row_too_long).
-        progress: Told of every shard.
+        progress: Shows every shard.
         seed: Seed of the order (default: that of the first dataset).
         shard_size: Bytes a shard grows to (default: that of the first dataset).
         sources: Keep the rows of these inputs alone; an input may be shortened to its end (chats.jsonl).
@@ -97,36 +98,33 @@ def repack(
     """
     refuse_undecoded(tuple(uris))
     refuse_overlap(out, uris)
-    with told(out):
+    with os_errors_as_one_line(out):
+        for uri in uris:
+            _refuse_linked_rejects(uri)
         datasets = [PackedDataset(uri, verify="first") for uri in uris]
         _check_alike(datasets)
         changed = {"bin_length": bin_length, "out": out, "seed": seed, "shard_size": shard_size}
         config = _config(datasets, {**changed, "pixel_codec": pixel_codec, "overwrite": overwrite or None})
         chosen = choose(datasets, sources, kinds)
-        inputs = [_fingerprint(dataset) for dataset in datasets]
-        identity: dict[str, Any] = {
-            "command": "repack",
-            "config": {**shaping(config), "source": sorted(set(sources)), "kind": sorted(set(kinds))},
-            "inputs": inputs,
-            "versions": dict(versions()),
-            "tokenizer_sha256": datasets[0].manifest.get("tokenizer_sha256"),
-        }
-    identity = json.loads(json.dumps(identity))
+        identity = BuildIdentity(
+            command="repack",
+            config={**shaping(config), "source": sorted(set(sources)), "kind": sorted(set(kinds))},
+            inputs=tuple(_fingerprint(dataset) for dataset in datasets),
+            versions=dict(versions()),
+            tokenizer_sha256=datasets[0].record.tokenizer_sha256 or "",
+        )
     return run_in_folder(
-        config,
-        identity,
-        progress,
-        lambda lease: _repack(datasets, config, chosen, identity, lease, progress),
+        config, identity, progress, lambda lease: _repack(datasets, config, chosen, identity, lease, progress)
     )
 
 
 def _repack(
-    datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen, identity: dict[str, Any], lease: Lease,
+    datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen, identity: BuildIdentity, lease: Lease,
     progress: Reporter,
 ) -> dict[str, Any]:  # fmt: skip
     rows = _rows(chosen, config)
     assignment = assign_bins(rows, config)
-    digest = freeze(config.out, rows, assignment, config, lease.generation)
+    plan_hash = freeze(config.out, rows, assignment, config, lease.generation)
     reader = RowReader(datasets)
     tasks = [
         CopyTask(
@@ -141,14 +139,17 @@ def _repack(
         for number in range(assignment.shards)
     ]
     receipts = Stage(name="repack", out=config.out, workers=0, progress=progress, lease=lease).run(tasks)
-    for dataset, before in zip(datasets, identity["inputs"], strict=True):
+    for dataset, before in zip(datasets, identity.inputs, strict=True):
         if _fingerprint(PackedDataset(dataset.uri)) != before:
             raise OmniprepError(f"{dataset.uri}: was changed while it was read; begin anew with --overwrite")
-    sweep(config.out)
-    seconds = sum(receipt["seconds"] for receipt in receipts)
-    return finish(
-        config, CopiedRows(datasets, chosen, rows, config, identity, seconds), rows, assignment, receipts, digest
-    )
+    return finish(config, CopiedRows(datasets, chosen, rows, assignment, plan_hash, config, identity), receipts)
+
+
+def _refuse_linked_rejects(uri: str) -> None:
+    """Refuse a dataset of others whose rejected.jsonl, which is copied line by line, is a file elsewhere."""
+    path = io.join(uri, "rejected.jsonl")
+    if io.is_local(path) and os.path.islink(path):
+        raise OmniprepError(f"{path}: a symbolic link; repack copies files of the dataset alone, so put the file there")
 
 
 def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:

@@ -7,7 +7,6 @@ of the class below it, so a family inherits what it does not change, whichever w
 walks through both. While a build runs the registry is frozen: a late registration is an error, not a surprise.
 """
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.errors import did_you_mean
 from omniprep.families.base import Family
 from omniprep.families.checks import check_modality
 from omniprep.families.decorated import write_method
@@ -93,9 +93,8 @@ class Registry:
         if name is not None:
             if name in self.families:
                 return self.families[name]
-            near = difflib.get_close_matches(name, self.families, 2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"registered: {every}"
-            raise UnknownFamilyError(f"family {name!r} is not registered; {hint}")
+            hint = did_you_mean(name, self.families) or f"; registered: {every}"
+            raise UnknownFamilyError(f"family {name!r} is not registered{hint}")
         architectures, model_type = set(config.get("architectures") or ()), config.get("model_type")
         for record in reversed(self.families.values()):  # the latest first: a plug-in may take over an architecture
             if architectures & set(record.hf_architectures):

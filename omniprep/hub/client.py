@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -12,6 +11,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, O
 
 from omniprep.errors import OmniprepError
 from omniprep.io.hub_faults import fault_of
+from omniprep.io.retry import retry as repeat
 from omniprep.progress import Reporter
 
 __all__ = ["hub_errors_as_one_line", "refuse_offline", "retry", "within"]
@@ -36,24 +36,23 @@ def retry(call: Callable[[], T], progress: Reporter, pause: float = FIRST_PAUSE,
 
     Args:
         call: The request; doing it twice must do no harm.
-        progress: Told of every further try.
+        progress: Shows every further try.
         pause: Seconds before the second try; doubled each time, a quarter added at random, or as long as the Hub asks.
         connected: Whether an earlier request got an answer; if not, no connection is tried `FIRST_ATTEMPTS` times.
     """
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return call()
-        except Exception as error:
-            fault = fault_of(error)
-            most = FIRST_ATTEMPTS if fault is not None and fault.status is None and not connected else ATTEMPTS
-            if fault is None or not fault.passing or attempt >= most:
-                raise
-            seconds = max(pause * 2 ** (attempt - 1) * (1 + random.random() / 4), fault.retry_after)
-            seconds = min(seconds, MOST_PAUSE)
-            said = f"the Hub says {fault.status}" if fault.status else f"no answer from the Hub ({fault.text})"
-            progress.message(f"{said}; again in {seconds:.0f} s")
-            time.sleep(seconds)
-    raise AssertionError("the last attempt returns or raises")
+
+    def pause_after(error: Exception, attempts: int) -> float | None:
+        fault = fault_of(error)
+        most = FIRST_ATTEMPTS if fault is not None and fault.status is None and not connected else ATTEMPTS
+        if fault is None or not fault.passing or attempts >= most:
+            return None
+        seconds = max(pause * 2 ** (attempts - 1) * (1 + random.random() / 4), fault.retry_after)
+        seconds = min(seconds, MOST_PAUSE)
+        reason = f"the Hub says {fault.status}" if fault.status else f"no answer from the Hub ({fault.text})"
+        progress.message(f"{reason}; again in {seconds:.0f} s")
+        return seconds
+
+    return repeat(call, pause_after)
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:

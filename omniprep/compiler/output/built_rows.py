@@ -1,4 +1,4 @@
-"""The rows of a build, as its tables and its manifest tell of them: lines of inputs, rejected where the plan or a shard
+"""A planned build: its rows as the stages, the tables and the manifest need them; rejected where the plan or a shard
 says so.
 """
 
@@ -6,7 +6,8 @@ import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -14,120 +15,120 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from omniprep.compiler.output.manifest import tokenizer_hash, versions
+from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.output.paths import plan_path
-from omniprep.compiler.pack import Rows
+from omniprep.compiler.pack import Assignment, Rows
 from omniprep.compiler.plan.file import read_rejects
-from omniprep.compiler.plan.split_task import rejected_json
+from omniprep.compiler.plan.split_task import merge_unread, rejected_json
+from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
-from omniprep.families.context import FamilyContext
+from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.media.video import backend
 from omniprep.rows.sources import Split, fingerprint, read_split
 from omniprep.shards.schema import FORMAT
 
-__all__ = ["BuiltRows", "describe_inputs", "lines_before"]
+__all__ = ["Planned", "describe_inputs", "lines_before"]
 
 
-class BuiltRows:
-    """Rows that were read from inputs.
+@dataclass(slots=True)
+class Planned:
+    """Rows that were read from inputs: an `Origin` (compiler/output/manifest.py)."""
 
-    Args:
-        config: Of the build; its plans lie in `out`.
-        ctx: The family.
-        splits: Parts of the inputs, in order.
-        receipts: The receipt of each split.
-        rows: Facts of all rows.
-        inputs: Each input with what tells that it changed.
-        encode_seconds: That the shards took, summed.
-        unread: Columns that nobody reads, as `unread` gives them.
-        generation: Part of the names of the plans.
-    """
+    config: BuildConfig
+    """Of the build; its plans lie in `out`."""
+    ctx: FamilyContext
+    spec: FamilySpec
+    splits: list[Split]
+    """Parts of the inputs, in order."""
+    inputs: list[dict[str, Any]]
+    """Each input with what tells that it changed."""
+    receipts: list[Receipt]
+    """Of each split."""
+    rows: Rows
+    assignment: Assignment
+    plan_hash: str
+    generation: str = ""
+    """Part of the names of the plans (compiler/output/folder.py)."""
 
-    def __init__(
-        self, config: BuildConfig, ctx: FamilyContext, splits: list[Split], receipts: Sequence[dict[str, Any]],
-        rows: Rows, inputs: list[dict[str, Any]], encode_seconds: float, unread: Mapping[str, list[Any]],
-        generation: str = "",
-    ) -> None:  # fmt: skip
-        """Number the lines of the sources."""
-        self._config, self._ctx, self._splits, self._rows = config, ctx, splits, rows
-        self._inputs, self._unread, self._generation = inputs, unread, generation
-        plan_seconds = sum(receipt["seconds"] for receipt in receipts)
-        self._seconds = {"plan": round(plan_seconds, 1), "encode": round(encode_seconds, 1)}
-        self._names = pa.array([split.source for split in splits], pa.string())
-        self._numbers = lines_before(splits, [receipt["lines"] for receipt in receipts])[rows.split]
-        self._numbers += rows.facts["line"]
-        self._numbers += 1
-
-    def facts(self) -> dict[str, Any]:
+    def facts(self, shard_seconds: float) -> dict[str, Any]:
         """As `Origin.facts`."""
-        ctx = self._ctx
+        ctx = self.ctx
+        plan_seconds = sum(receipt["seconds"] for receipt in self.receipts)
         return {
             "format": FORMAT,
             "omniprep": version("omniprep"),
             "family": ctx.name,
             "family_version": ctx.record.version,
-            "model": self._config.model,
-            "tokenizer_sha256": tokenizer_hash(ctx),
+            "model": self.config.model,
+            "tokenizer_sha256": ctx.tokenizer_sha256,
             "preprocessor_sha256": hashlib.sha256(json.dumps(ctx.preprocessor, sort_keys=True).encode()).hexdigest(),
             "versions": {**versions(), **ctx.versions},
             "video_backend": backend(),
-            "inputs": self._inputs,
-            "seconds": self._seconds,
+            "inputs": self.inputs,
+            "seconds": {"plan": round(plan_seconds, 1), "encode": round(shard_seconds, 1)},
         }
 
-    def unread(self) -> Mapping[str, list[Any]]:
+    def unread(self) -> dict[str, list[Any]]:
         """As `Origin.unread`."""
-        return self._unread
+        total: dict[str, list[Any]] = {}
+        for receipt in self.receipts:
+            merge_unread(total, receipt.get("unread", {}))
+        return total
 
-    def lines(self, at: slice) -> tuple[pa.Array, NDArray[np.int64]]:
+    def lines(self, part: slice) -> tuple[pa.Array, NDArray[np.int64]]:
         """As `Origin.lines`."""
-        return self._names.take(pa.array(self._rows.split[at])), self._numbers[at]
+        splits = self.rows.split[part]
+        sources = pa.array([split.source for split in self.splits], pa.string())
+        return sources.take(pa.array(splits)), self._lines_before()[splits] + self.rows.facts["line"][part] + 1
+
+    def _lines_before(self) -> NDArray[np.int64]:
+        return lines_before(self.splits, [receipt["lines"] for receipt in self.receipts])
 
     def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes | memoryview]:
         """As `Origin.rejected`; rows that failed while encoding are read again from their source."""
-        sizes = np.bincount(self._rows.split, minlength=len(self._splits))
-        first = np.concatenate([[0], np.cumsum(sizes)])
+        before, first_row = self._lines_before(), 0
         by_split: dict[int, list[int]] = {}
         for number in late:
-            by_split.setdefault(int(self._rows.split[number]), []).append(number)
-        for s, split in enumerate(self._splits):
+            by_split.setdefault(int(self.rows.split[number]), []).append(number)
+        for index, (split, receipt) in enumerate(zip(self.splits, self.receipts, strict=True)):
             early = (
-                (int(first[s]) + row.number, row.code, row.message, row.raw)
-                for row in read_rejects(plan_path(self._config.out, s, ".arrow", self._generation))
+                (first_row + row.number, row.code, row.message, row.raw)
+                for row in read_rejects(plan_path(self.config.out, index, ".arrow", self.generation))
             )
-            wanted = {int(self._rows.facts["line"][n]): late[n] for n in by_split.get(s, ())}
+            wanted = {int(self.rows.facts["line"][number]): late[number] for number in by_split.get(index, ())}
             # One row at a time: with inline media a row may be hundreds of MB.
-            again = _read_again(split, wanted, self._config.max_line_bytes)
+            again = _read_again(split, wanted, self.config.max_line_bytes)
             for number, code, message, raw in heapq.merge(early, again, key=lambda row: row[0]):
-                line = int(self._numbers[number])
+                line = int(before[index] + self.rows.facts["line"][number] + 1)
                 head = {"source": split.source, "line": line, "code": code, "message": message}
                 yield json.dumps(head, ensure_ascii=False)[:-1].encode(errors="replace") + b', "row": '
                 yield raw
                 yield b"}\n"
+            first_row += receipt["rows"]
 
 
 def _read_again(
     split: Split, wanted: dict[int, dict[str, Any]], max_line_bytes: int
 ) -> Iterator[tuple[int, str, str, memoryview]]:
     """Rows of a split that failed while encoding, by line; one that is not there any more without its content."""
-    left = dict(wanted)
+    missing = dict(wanted)
     if wanted:
         for raw in read_split(split, max_line_bytes=max_line_bytes):
-            if (reject := left.pop(raw.line, None)) is not None:
+            if (reject := missing.pop(raw.line, None)) is not None:
                 content = rejected_json(raw)
                 yield reject["row"], reject["code"], reject["message"], memoryview(content)
                 del content
             del raw  # not held while the next is read
-    for reject in left.values():
+    for reject in missing.values():
         yield reject["row"], reject["code"], reject["message"], memoryview(b"null")
 
 
 def lines_before(splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
     """How many lines of its source stand before each split; `lines` are the lines of each."""
-    before, seen = np.zeros(len(splits), np.int64), Counter[str]()
+    before, totals = np.zeros(len(splits), np.int64), Counter[str]()
     for number, split in enumerate(splits):
-        before[number] = seen[split.source]
-        seen[split.source] += lines[number]
+        before[number] = totals[split.source]
+        totals[split.source] += lines[number]
     return before
 
 

@@ -1,12 +1,11 @@
-"""The rows of a repack: cut out of the bins of finished datasets, and told of in the new tables as in the old ones.
+"""The rows of a repack: cut out of the bins of finished datasets; the new tables say of them what the old ones did.
 
 Local shards are mapped, and each bin is hashed before the first of its rows is taken, so that damage is not copied and
 given a fresh checksum; remote ones are read bin by bin, the last gigabyte of them kept, so pull a large dataset first.
 """
 
 import json
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -17,11 +16,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.compiler.pack import Rows
+from omniprep.compiler.output.folder import BuildIdentity
+from omniprep.compiler.pack import Assignment, Rows
+from omniprep.compiler.plan.split_task import merge_unread
 from omniprep.config import BuildConfig
 from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
+from omniprep.lru import BoundedCache
+from omniprep.rows.columns import Note
 from omniprep.rows.longline import parse_line
 from omniprep.shards.content import item_sizes
 from omniprep.shards.reader import decode
@@ -45,57 +48,54 @@ class Chosen:
     """Its line in that dataset's rows.parquet."""
 
 
+@dataclass(slots=True)
 class CopiedRows:
-    """What the tables and the manifest of a repack say of its rows: an `Origin` (omniprep/compiler/output/manifest.py).
+    """Rows of finished datasets: an `Origin` (compiler/output/manifest.py)."""
 
-    Args:
-        datasets: The sources.
-        chosen: Rows of them.
-        rows: Facts of the chosen rows; those too long for the new bins have length 0 and a code.
-        config: Of the repack.
-        identity: What makes the repack this one.
-        seconds: That its shards took, summed.
-    """
+    datasets: Sequence[PackedDataset]
+    chosen: Chosen
+    rows: Rows
+    """Facts of the chosen rows; those too long for the new bins have length 0 and a code."""
+    assignment: Assignment
+    plan_hash: str
+    config: BuildConfig
+    """Of the repack."""
+    identity: BuildIdentity
 
-    def __init__(
-        self,
-        datasets: Sequence[PackedDataset],
-        chosen: Chosen,
-        rows: Rows,
-        config: BuildConfig,
-        identity: dict[str, Any],
-        seconds: float,
-    ) -> None:
-        """Nothing is read yet."""
-        self._identity = identity
-        self._datasets, self._chosen, self._rows = datasets, chosen, rows
-        self._config, self._seconds = config, seconds
-
-    def facts(self) -> dict[str, Any]:
+    def facts(self, shard_seconds: float) -> dict[str, Any]:
         """As `Origin.facts`; what the first source says, where sources have to agree."""
-        inputs = {entry["source"]: entry for ds in self._datasets for entry in ds.manifest["inputs"]}
-        kept = set(self._chosen.table["source"].unique().to_pylist())
+        inputs = {entry["source"]: entry for ds in self.datasets for entry in ds.manifest["inputs"]}
+        kept = set(self.chosen.table["source"].unique().to_pylist())
         return {
-            **self._datasets[0].manifest,
+            **self.datasets[0].manifest,
             "omniprep": version("omniprep"),
             "inputs": [entry for source, entry in inputs.items() if source in kept],
-            "seconds": {"repack": round(self._seconds, 1)},
-            "needed_flags": list(dict.fromkeys(flag for ds in self._datasets for flag in ds.record.needed_flags)),
+            "seconds": {"repack": round(shard_seconds, 1)},
+            "needed_flags": list(dict.fromkeys(flag for ds in self.datasets for flag in ds.record.needed_flags)),
             "repacked_from": [
                 {"uri": ds.uri, "plan_sha256": ds.manifest.get("plan_sha256"), "sha256": entry["sha256"]}
-                for ds, entry in zip(self._datasets, self._identity["inputs"], strict=True)
+                for ds, entry in zip(self.datasets, self.identity.inputs, strict=True)
             ],
-            "chosen": {name: self._identity["config"][name] for name in ("source", "kind")},
+            "chosen": {name: self.identity.config[name] for name in ("source", "kind")},
         }
 
-    def unread(self) -> Mapping[str, list[Any]]:
-        """As `Origin.unread`: the inputs are not read again, and their builds told."""
-        return {}
+    def unread(self) -> dict[str, list[Any]]:
+        """As `Origin.unread`, summed over the sources.
 
-    def lines(self, at: slice) -> tuple[pa.Array, NDArray[np.int64]]:
+        The sources say for each column how many rows have it, and for each row only whether it has any such column. So
+        after a choice of rows the number of a column is the most that it can be.
+        """
+        total: dict[str, list[Any]] = {}
+        with_note = int(((self.rows.facts["notes"] & Note.UNREAD_COLUMNS) > 0).sum())
+        for dataset in self.datasets if with_note else ():
+            columns = dataset.record.counted(dataset.uri).unread_columns
+            merge_unread(total, {name: (column.rows, column.option) for name, column in columns.items()})
+        return {name: [min(rows, with_note), option] for name, (rows, option) in total.items()}
+
+    def lines(self, part: slice) -> tuple[pa.Array, NDArray[np.int64]]:
         """As `Origin.lines`."""
-        part = self._chosen.table.slice(at.start, at.stop - at.start)
-        return part["source"].combine_chunks(), part["line"].to_numpy()
+        table = self.chosen.table.slice(part.start, part.stop - part.start)
+        return table["source"].combine_chunks(), table["line"].to_numpy()
 
     def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes]:
         """As `Origin.rejected`: lines of the sources as they were; rows that are too long now, without their content.
@@ -104,24 +104,22 @@ class CopiedRows:
             DamagedDataError: rejected.jsonl of a source lacks a row that its rows.parquet calls rejected.
         """
         assert not late, "nothing is decoded, so nothing is rejected late"
-        before = self._chosen.table["length"].is_valid().to_numpy()
-        old = [_rejected_lines(dataset) for dataset in self._datasets]
+        was_packed = self.chosen.table["length"].is_valid().to_numpy()
+        old_lines = [_rejected_lines(dataset) for dataset in self.datasets]
         for number in numbers.tolist():
-            place = self._chosen.table.slice(number, 1).select(["source", "line", "length"]).to_pylist()[0]
-            if not before[number]:
-                # Both are in the order of the input rows, so each file is read once, line by line.
-                key = place["source"], place["line"]
-                found = next((line for k, line in old[self._chosen.dataset[number]] if k == key), None)
-                if found is None:
-                    uri = self._datasets[self._chosen.dataset[number]].uri
-                    raise DamagedDataError(
-                        f"{uri}: rejected.jsonl lacks the row {key[0]}:{key[1]}; see omniprep verify"
-                    )
-                yield found
+            row = self.chosen.table.slice(number, 1).select(["source", "line", "length"]).to_pylist()[0]
+            if was_packed[number]:
+                reject = {"source": row["source"], "line": row["line"], "code": self.rows.facts["code"][number]}
+                message = f"{row['length']} tokens, the limit is {self.config.row_limit}"
+                yield json.dumps({**reject, "message": message, "row": None}, ensure_ascii=False).encode() + b"\n"
                 continue
-            fresh = {"source": place["source"], "line": place["line"], "code": self._rows.facts["code"][number]}
-            message = f"{place['length']} tokens, the limit is {self._config.row_limit}"
-            yield json.dumps({**fresh, "message": message, "row": None}, ensure_ascii=False).encode() + b"\n"
+            # Both are in the order of the input rows, so each file is read once, line by line.
+            key, index = (row["source"], row["line"]), self.chosen.dataset[number]
+            line = next((line for old_key, line in old_lines[index] if old_key == key), None)
+            if line is None:
+                uri = self.datasets[index].uri
+                raise DamagedDataError(f"{uri}: rejected.jsonl lacks the row {key[0]}:{key[1]}; see omniprep verify")
+            yield line
 
 
 def _rejected_lines(dataset: PackedDataset) -> Iterator[tuple[tuple[str, int], bytes]]:
@@ -145,31 +143,30 @@ class RowReader:
     def __init__(self, datasets: Sequence[PackedDataset]) -> None:
         """Open nothing yet."""
         self.datasets = datasets
-        self._places = [
+        self._positions = [
             {name: ds.rows[name].to_numpy(zero_copy_only=False) for name in ("bin", "start", "length")}
             for ds in datasets
         ]
-        self._maps: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._bins: OrderedDict[tuple[int, int], dict[str, Any]] = OrderedDict()
+        self._shards: BoundedCache[tuple[int, int], NDArray[np.uint8]] = BoundedCache(MAPPED_SHARDS)
+        self._bins: BoundedCache[tuple[int, int], dict[str, Any]] = BoundedCache(KEPT_BYTES, _bytes)
         self._hashed = [np.zeros(len(ds), bool) for ds in datasets]
-        self._size = 0
 
     def read(self, dataset: int, line: int) -> Bin:
         """One row, as `encode_planned` would give it; its arrays look into the old shard."""
-        place = self._places[dataset]
-        item = self._bin(dataset, int(place["bin"][line]))
-        start, borders = int(place["start"][line]), item["cu_seqlens"]
+        bins, starts, lengths = (self._positions[dataset][name] for name in ("bin", "start", "length"))
+        packed = self._bin(dataset, int(bins[line]))
+        start, borders = int(starts[line]), packed["cu_seqlens"]
         within = int(np.searchsorted(borders[:-1], start))
         if (
-            within == len(item["row_ids"])
-            or item["row_ids"][within] != line
-            or (borders[within], borders[within + 1] - start) != (start, place["length"][line])
+            within == len(packed["row_ids"])
+            or packed["row_ids"][within] != line
+            or (borders[within], borders[within + 1] - start) != (start, lengths[line])
         ):
             raise DamagedDataError(
-                f"{self.datasets[dataset].uri}: bin {int(place['bin'][line])} does not hold row {line} of rows.parquet "
+                f"{self.datasets[dataset].uri}: bin {int(bins[line])} does not hold row {line} of rows.parquet "
                 "where that says it is"
             )
-        cut = cut_row(item, within)
+        cut = cut_row(packed, within)
         # Of a row without media the build keeps no positions: they are the plain range.
         positions = cut.get("position_ids") if cut["row_items"].any() else None
         names = ("input_ids", "labels", "cu_seqlens", "row_ids", "row_items")
@@ -182,14 +179,14 @@ class RowReader:
         uri = io.join(ds.uri, *ds.manifest["shards"][shard]["path"].split("/"))
         coded = any("codec" in column.params for column in ds.layout.columns)  # a bin is then decoded once, not by row
         if io.is_local(uri) and not coded:
-            if (dataset, shard) not in self._maps:
+            content = self._shards.get((dataset, shard))
+            if content is None:
                 try:
-                    self._maps[dataset, shard] = np.memmap(io.local_path(uri), np.uint8, "r")
+                    mapped = np.memmap(io.local_path(uri), np.uint8, "r")
                 except ValueError as error:  # an empty file
                     raise DamagedDataError(f"{uri}: {error}") from error
-                if len(self._maps) > MAPPED_SHARDS:
-                    self._maps.popitem(last=False)
-            data = self._maps[dataset, shard][offset : offset + length]
+                content = self._shards.put((dataset, shard), mapped)
+            data = content[offset : offset + length]
             if not self._hashed[dataset][number]:
                 if xxhash.xxh3_64_intdigest(data.data) != int(ds.index["checksum"][number]):
                     raise DamagedDataError(
@@ -200,14 +197,8 @@ class RowReader:
                 return decode(data, ds.schema, ds.layout)
             except DamagedDataError as error:
                 raise DamagedDataError(f"{uri}: bin {number}: {error}") from error
-        if (dataset, number) not in self._bins:
-            self._bins[dataset, number] = item = ds[number]
-            self._size += _bytes(item)
-            while self._size > KEPT_BYTES and len(self._bins) > 1:
-                _, gone = self._bins.popitem(last=False)
-                self._size -= _bytes(gone)
-        self._bins.move_to_end((dataset, number))
-        return self._bins[dataset, number]
+        kept = self._bins.get((dataset, number))
+        return self._bins.put((dataset, number), ds[number]) if kept is None else kept
 
 
 def _bytes(item: dict[str, Any]) -> int:

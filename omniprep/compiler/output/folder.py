@@ -15,12 +15,12 @@ import errno
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omniprep import io
 from omniprep.compiler.output.built_rows import describe_inputs
-from omniprep.compiler.output.manifest import tokenizer_hash, versions
+from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.output.ownfiles import (
     FOLDERS,
     RESULTS,
@@ -56,7 +56,7 @@ _GOES_ON = "What is finished stays: the same command again goes on from here"
 
 
 @contextmanager
-def told(out: str) -> Iterator[None]:
+def os_errors_as_one_line(out: str) -> Iterator[None]:
     """Turn what ends a build into one line that says what to do; what is finished stays.
 
     Raises:
@@ -67,14 +67,14 @@ def told(out: str) -> Iterator[None]:
     except OmniprepError:
         raise
     except MemoryError as error:
-        raise OmniprepError(f"{out}: the memory ran out ({error or 'no size is told'}). {_GOES_ON}") from error
+        raise OmniprepError(f"{out}: the memory ran out ({error or 'no size is given'}). {_GOES_ON}") from error
     except OSError as error:
-        what = _DISK.get(error.errno or 0, str(error.strerror or error))
-        where = error.filename if isinstance(error.filename, str) else out
         remote = not io.is_local(out)
-        if remote:
-            what = str(error.strerror or error)
-        text = f"{out}: {what}" if where == out else f"{out}: {what} ({where})"
+        reason = str(error.strerror or error)
+        if not remote:
+            reason = _DISK.get(error.errno or 0, reason)
+        path = error.filename if isinstance(error.filename, str) else out
+        text = f"{out}: {reason}" if path == out else f"{out}: {reason} ({path})"
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT) or (remote and error.errno == errno.EACCES):
             raise OmniprepError(text) from error
         raise OmniprepError(f"{text}. {_GOES_ON}") from error
@@ -95,7 +95,7 @@ def list_inputs(config: BuildConfig, say: Callable[[str], None] = lambda text: N
 
     Args:
         config: The options.
-        say: Told how many files each folder and glob gave.
+        say: Takes a line on how many files each folder and glob gave.
 
     Raises:
         UsageError: --split names a split, and no input has splits.
@@ -107,66 +107,15 @@ def list_inputs(config: BuildConfig, say: Callable[[str], None] = lambda text: N
     return Listed(splits, describe_inputs(splits))
 
 
-def describe(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> dict[str, Any]:
-    """What makes this build this build: options, inputs, versions, tokenizer."""
-    parse_strategy(config.loss_scale)
-    for uri in dict.fromkeys(split.uri for split in listed.splits):
-        if is_inside(config.out, uri):
-            raise UsageError(f"{uri}: this input lies in --out; choose another --out")
-    this = {
-        "command": "build",
-        "config": shaping(config),
-        "inputs": listed.inputs,
-        "versions": {**versions(), **ctx.versions},
-        "tokenizer_sha256": tokenizer_hash(ctx),
-    }
-    return json.loads(json.dumps(this))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildIdentity:
+    """What makes a build (or repack) this one: plan/build.json holds it, and a run with another one is refused."""
 
-
-def finished(config: BuildConfig, this: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest, where this build is done already and its tables are there.
-
-    Raises:
-        OmniprepError: The folder holds another build, or its manifest cannot be read.
-    """
-    done = io.join(config.out, "manifest.json")
-    if config.overwrite or not set(RESULTS) - {"report.html"} <= set(io.list_folder(config.out)):
-        return None
-    check_same(config.out, this)
-    try:
-        manifest = parse_json(io.read_bytes(done), done)
-        if not isinstance(manifest, dict) or not {"counts", "shards", "config"} <= manifest.keys():
-            raise DamagedDataError(f"{done}: it is no manifest")
-    except FileNotFoundError:  # another run begins anew at this moment, and its lease says so
-        return None
-    except DamagedDataError as error:
-        raise OmniprepError(f"{error}: the file is damaged; remove it, and the same command goes on") from error
-    return manifest if _is_of(manifest, this) else None
-
-
-def _is_of(manifest: dict[str, Any], this: dict[str, Any]) -> bool:
-    """Whether a manifest is of this build and not of another one, whose run wrote it late."""
-    if this["command"] == "repack":
-        sources = [entry.get("sha256") for entry in manifest.get("repacked_from", ())]
-        if sources != [entry["sha256"] for entry in this["inputs"]]:
-            return False
-        chosen = manifest.get("chosen")
-    else:
-        chosen = {}
-        if manifest.get("inputs") != this["inputs"]:
-            return False
-    return {**manifest["config"], **(chosen or {})} == this["config"]
-
-
-@dataclass(frozen=True, slots=True)
-class BuildState:
-    """plan/build.json: what makes a build this build (`describe`), as a folder holds it."""
-
-    config: Mapping[str, Any]
-    versions: Mapping[str, str]
-    inputs: tuple[Mapping[str, Any], ...]
-    tokenizer_sha256: str
     command: str = "build"
+    config: Mapping[str, Any]
+    inputs: tuple[Mapping[str, Any], ...]
+    versions: Mapping[str, str]
+    tokenizer_sha256: str
     generation: str = ""
     """Part of the names of its files, in stores; hexadecimal, so that no name leads out of the folder."""
 
@@ -178,8 +127,70 @@ class BuildState:
             if not isinstance(entry.get("source"), str):
                 raise UsageError(f"inputs: expected an object with a source, found {shown(entry)}")
 
+    def is_of(self, manifest: dict[str, Any]) -> bool:
+        """Whether a manifest is of this build and not of another one, whose run wrote it late."""
+        chosen: Mapping[str, Any] = {}
+        if self.command == "repack":
+            sources = [entry.get("sha256") for entry in manifest.get("repacked_from", ())]
+            same_inputs = sources == [entry["sha256"] for entry in self.inputs]
+            chosen = manifest.get("chosen") or {}
+        else:
+            same_inputs = manifest.get("inputs") == list(self.inputs)
+        return same_inputs and {**manifest["config"], **chosen} == self.config
 
-def read_state(out: str) -> BuildState:
+    def differences(self, now: "BuildIdentity") -> Iterator[str]:
+        """What another identity has otherwise, for a message."""
+        if self.command != now.command:
+            yield f"it was made by omniprep {self.command}"
+        for dashes, before, after in (("--", self.config, now.config), ("", self.versions, now.versions)):
+            for name in sorted({*before, *after}):
+                if before.get(name) != after.get(name):
+                    yield f"{dashes}{name.replace('_', '-')}: {before.get(name)} → {after.get(name)}"
+        yield from _changed_inputs(self.inputs, now.inputs)
+        if self.tokenizer_sha256 != now.tokenizer_sha256:
+            yield "the tokenizer of --model was changed"
+
+
+def build_identity(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> BuildIdentity:
+    """The identity of a build: options, inputs, versions, tokenizer.
+
+    Raises:
+        UsageError: An input lies in --out; --loss-scale is none.
+    """
+    parse_strategy(config.loss_scale)
+    for uri in dict.fromkeys(split.uri for split in listed.splits):
+        if is_inside(config.out, uri):
+            raise UsageError(f"{uri}: this input lies in --out; choose another --out")
+    return BuildIdentity(
+        config=shaping(config),
+        inputs=tuple(listed.inputs),
+        versions={**versions(), **ctx.versions},
+        tokenizer_sha256=ctx.tokenizer_sha256,
+    )
+
+
+def finished(config: BuildConfig, identity: BuildIdentity) -> dict[str, Any] | None:
+    """The manifest, where this build is done already and its tables are there.
+
+    Raises:
+        OmniprepError: The folder holds another build, or its manifest cannot be read.
+    """
+    path = io.join(config.out, "manifest.json")
+    if config.overwrite or not set(RESULTS) - {"report.html"} <= set(io.list_folder(config.out)):
+        return None
+    check_same(config.out, identity)
+    try:
+        manifest = parse_json(io.read_bytes(path), path)
+        if not isinstance(manifest, dict) or not {"counts", "shards", "config"} <= manifest.keys():
+            raise DamagedDataError(f"{path}: it is no manifest")
+    except FileNotFoundError:  # another run begins anew at this moment, and its lease says so
+        return None
+    except DamagedDataError as error:
+        raise OmniprepError(f"{error}: the file is damaged; remove it, and the same command goes on") from error
+    return manifest if identity.is_of(manifest) else None
+
+
+def read_identity(out: str) -> BuildIdentity:
     """What the folder of a build says of itself; the folder may have come from anybody.
 
     Raises:
@@ -188,24 +199,24 @@ def read_state(out: str) -> BuildState:
     """
     uri = io.join(out, *STATE)
     try:
-        return typed_record(BuildState, parse_json(io.read_bytes(uri), uri), uri)
+        return typed_record(BuildIdentity, parse_json(io.read_bytes(uri), uri), uri)
     except DamagedDataError as error:
         raise OmniprepError(f"{error}: the file is damaged; --overwrite begins anew") from error
 
 
 def generation_of(out: str) -> str:
     """The generation of the build that a folder holds."""
-    return read_state(out).generation
+    return read_identity(out).generation
 
 
-def prepare(config: BuildConfig, this: dict[str, Any], token: str) -> str:
+def prepare(config: BuildConfig, identity: BuildIdentity, token: str) -> str:
     """Make the folder, or check that what lies there is this very build. The lease is held.
 
     With --overwrite the files of the build before are removed, and nothing else.
 
     Args:
         config: The options.
-        this: What `describe` gives.
+        identity: Of the build.
         token: Of the run; a new generation is named after it.
 
     Returns:
@@ -225,7 +236,7 @@ def prepare(config: BuildConfig, this: dict[str, Any], token: str) -> str:
             if any(io.list_folder(io.join(out, folder)) for folder in FOLDERS):
                 generation = token[:8]
     elif io.exists(state):
-        check_same(out, this)
+        check_same(out, identity)
         io.remove(io.join(out, "manifest.json"))  # it is of another build, or its tables are gone
         sweep(out)
         return generation_of(out)
@@ -234,34 +245,23 @@ def prepare(config: BuildConfig, this: dict[str, Any], token: str) -> str:
     for name in FOLDERS:
         io.make_folder(io.join(out, name))
     sweep(out)
-    io.write_atomic(state, json.dumps({**this, "generation": generation}, indent=1).encode())
+    io.write_atomic(state, json.dumps(asdict(replace(identity, generation=generation)), indent=1).encode())
     return generation
 
 
-def check_same(out: str, now: dict[str, Any]) -> None:
+def check_same(out: str, identity: BuildIdentity) -> None:
     """Compare a build with the one that the folder holds.
 
     Raises:
         OmniprepError: They differ; names every difference.
     """
     try:
-        before = read_state(out)
+        before = read_identity(out)
     except FileNotFoundError:
         raise OmniprepError(
             f"{out}: holds a dataset that no build can go on with; choose another --out, or --overwrite"
         ) from None
-    changes = []
-    if before.command != now["command"]:
-        changes.append(f"it was made by omniprep {before.command}")
-    for key, old in (("config", before.config), ("versions", before.versions)):
-        new = now[key]
-        names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-        dashes = "--" if key == "config" else ""
-        changes += [f"{dashes}{name.replace('_', '-')}: {old.get(name)} → {new.get(name)}" for name in names]
-    changes += _changed_inputs(before.inputs, now["inputs"])
-    if before.tokenizer_sha256 != now["tokenizer_sha256"]:
-        changes.append("the tokenizer of --model was changed")
-    if changes:
+    if changes := list(before.differences(identity)):
         raise OmniprepError(
             f"{out} holds a build with other options or inputs ({'; '.join(changes)}); "
             "give another --out, or --overwrite to begin anew"
@@ -269,11 +269,11 @@ def check_same(out: str, now: dict[str, Any]) -> None:
 
 
 def _changed_inputs(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    old, new = ({entry["source"]: entry for entry in side} for side in (before, now))
-    for name in dict.fromkeys([*old, *new]):
-        if old.get(name) != new.get(name):
-            what = "was changed" if name in old and name in new else "is new" if name in new else "is gone"
-            yield f"input {name} {what}"
+    old, new = ({entry["source"]: entry for entry in inputs} for inputs in (before, now))
+    for source in dict.fromkeys([*old, *new]):
+        if old.get(source) != new.get(source):
+            change = "is new" if source not in old else "is gone" if source not in new else "was changed"
+            yield f"input {source} {change}"
 
 
 def check_unchanged(out: str, listed: Listed) -> None:

@@ -19,15 +19,15 @@ from omniprep import io
 from omniprep.compiler.costs import bin_cost
 from omniprep.compiler.pack import Assignment, Rows, item_counts
 from omniprep.compiler.run.error_budget import check_error_rate
+from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig, config_hash, shaping
 from omniprep.errors import DamagedDataError
-from omniprep.families.context import FamilyContext
 from omniprep.rows.columns import Note
 from omniprep.shards.index import IndexEntry, write_index, write_rows
 
-# Packages whose version can change a byte of a shard.
 PART_ROWS = 1 << 20
 """Lines of rows.parquet that are held as texts at once, and of its row groups."""
+# Packages whose version can change a byte of a shard.
 SHAPING_PACKAGES = (
     "omniprep", "pyarrow", "numpy", "torch", "torchvision", "transformers", "tokenizers", "pillow", "soundfile", "soxr",
     "av", "decord",
@@ -37,30 +37,31 @@ SHAPING_PACKAGES = (
 @lru_cache(maxsize=1)
 def versions() -> Mapping[str, str]:
     """Installed versions of what shapes the bytes."""
-    found = {}
+    installed = {}
     for name in SHAPING_PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return MappingProxyType(found)
-
-
-def tokenizer_hash(ctx: FamilyContext) -> str:
-    """Hash of what the tokenizer does (template/identity.py)."""
-    return ctx.tokenizer_sha256
+    return MappingProxyType(installed)
 
 
 class Origin(Protocol):
-    """Where the rows of a dataset come from: what its tables and manifest say beside plan and receipts."""
+    """The rows of a new dataset, and what its tables and manifest say of them: planned from inputs
+    (compiler/output/built_rows.py), or copied from datasets (compiler/output/copied_rows.py).
+    """
 
-    def facts(self) -> dict[str, Any]:
-        """What the manifest says of the rows' model, inputs and versions."""
+    rows: Rows
+    assignment: Assignment
+    plan_hash: str
 
-    def unread(self) -> Mapping[str, list[Any]]:
+    def facts(self, shard_seconds: float) -> dict[str, Any]:
+        """What the manifest says of the rows' model, inputs, versions, and the seconds that they took."""
+
+    def unread(self) -> dict[str, list[Any]]:
         """Columns of the inputs that nobody reads: rows of each, and the option that reads it ("" where none does)."""
 
-    def lines(self, at: slice) -> tuple[pa.Array, NDArray[np.int64]]:
+    def lines(self, part: slice) -> tuple[pa.Array, NDArray[np.int64]]:
         """Source and line of some rows, by their number."""
 
     def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes | memoryview]:
@@ -72,11 +73,9 @@ class Origin(Protocol):
         """
 
 
-def finish(
-    config: BuildConfig, origin: Origin, rows: Rows, assignment: Assignment, receipts: list[dict[str, Any]],
-    plan_hash: str,
-) -> dict[str, Any]:  # fmt: skip
+def finish(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> dict[str, Any]:
     """Write the tables and the manifest; returns the manifest."""
+    rows, assignment = origin.rows, origin.assignment
     late = {reject["row"]: reject for receipt in receipts for reject in receipt["rejects"]}
     codes = rows.facts["code"].astype(object)
     for number, reject in late.items():
@@ -85,7 +84,7 @@ def finish(
     packed[list(late)] = False
     entries = index_entries(rows, assignment, packed, receipts)
     write_index(io.join(config.out, "index.parquet"), entries)
-    _write_row_table(config.out, origin, rows, packed, codes, assignment)
+    _write_row_table(config.out, origin, packed, codes)
     with io.atomic_writer(io.join(config.out, "rejected.jsonl")) as file:
         for piece in origin.rejected(np.flatnonzero(~packed), late):
             file.write(piece)
@@ -94,10 +93,10 @@ def finish(
     if unread := origin.unread():
         counts["unread_columns"] = {name: {"rows": n, "option": option} for name, (n, option) in unread.items()}
     manifest = {
-        **origin.facts(),
+        **origin.facts(sum(receipt["seconds"] for receipt in receipts)),
         "config": shaping(config),
         "config_sha256": config_hash(config),
-        "plan_sha256": plan_hash,
+        "plan_sha256": origin.plan_hash,
         "bin_length": config.bin_length,
         "counts": counts,
         "fill": fill(counts, config.bin_length),
@@ -109,11 +108,10 @@ def finish(
     return manifest
 
 
-def _write_row_table(
-    out: str, origin: Origin, rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any], assignment: Assignment
-) -> None:
+def _write_row_table(out: str, origin: Origin, packed: NDArray[np.bool_], codes: NDArray[Any]) -> None:
     """rows.parquet, part by part: its texts are many times the numbers that they are made of."""
-    where = places(rows, assignment, packed)
+    rows = origin.rows
+    where = row_offsets(rows, origin.assignment, packed)
 
     def part(at: slice) -> pa.Table:
         status = pa.DictionaryArray.from_arrays((~packed[at]).astype(np.int8), ["packed", "rejected"])
@@ -178,7 +176,7 @@ def fill(counts: dict[str, Any], bin_length: int) -> float:
     return round(counts["tokens"] / (counts["bins"] * bin_length), 6) if counts["bins"] else 0.0
 
 
-def places(rows: Rows, assignment: Assignment, packed: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
+def row_offsets(rows: Rows, assignment: Assignment, packed: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
     """Bin and first token of each packed row, with rows that failed while encoding taken out."""
     bin_of, start = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     kept = packed[assignment.order]
@@ -197,7 +195,7 @@ def _nonempty(assignment: Assignment, kept: NDArray[np.bool_]) -> NDArray[np.boo
 
 
 def index_entries(
-    rows: Rows, assignment: Assignment, packed: NDArray[np.bool_], receipts: list[dict[str, Any]]
+    rows: Rows, assignment: Assignment, packed: NDArray[np.bool_], receipts: list[Receipt]
 ) -> list[IndexEntry]:
     """The lines of index.parquet, from where the receipts say that the bins are."""
     order, which = assignment.order, np.repeat(np.arange(assignment.bins), np.diff(assignment.offsets))
@@ -238,7 +236,6 @@ __all__ = [
     "finish",
     "index_entries",
     "note_columns",
-    "places",
-    "tokenizer_hash",
+    "row_offsets",
     "versions",
 ]

@@ -17,7 +17,7 @@ from omniprep.compiler.output.manifest import note_columns
 from omniprep.modalities import MODALITIES
 
 if TYPE_CHECKING:
-    from omniprep.compiler.build import Planned
+    from omniprep.compiler.output.built_rows import Planned
     from omniprep.config import BuildConfig
 
 __all__ = ["Estimate", "estimate"]
@@ -78,6 +78,6 @@ def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int]
         audio_frames=int(columns["audio_frames"].sum()),
         core_seconds=timed[0] if timed else float(encode_seconds(columns).sum()),
         notes={name: int(noted[kept].sum()) for name, noted in note_columns(planned.rows).items()},
-        unread=planned.unread,
+        unread=planned.unread(),
         timed=timed[1] if timed else 0,
     )

@@ -22,7 +22,7 @@ from omniprep.shards.schema import Bin
 from omniprep.shards.writer import ShardWriter
 
 if TYPE_CHECKING:
-    from omniprep.compiler.build import Planned
+    from omniprep.compiler.output.built_rows import Planned
 
 __all__ = ["measure"]
 
