@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from omniprep import io
+from omniprep.io import files
 from tests.reliability import command, in_fork, make_chats, outcome, run_cli, wait_for, warm
 
 
@@ -56,7 +57,7 @@ def failing(args: list[str], budget: int, number: int) -> int:
         file = builtins.open(name, mode, *more)
         return Disk(file) if "w" in mode else file
 
-    io.open = opened  # type: ignore[attr-defined]
+    files.open = opened  # type: ignore[attr-defined]
     return run_cli(args)
 
 

@@ -352,7 +352,7 @@ def test_columns_that_nobody_reads_are_named_again(omniprep, model_dir, tmp_path
 
 def test_rejects_of_a_source_are_not_read_through_a_link(omniprep, pair, tmp_path):
     source = tmp_path / "source"
-    shutil.copytree(pair[0], source)
+    shutil.copytree(pair, source)
     (source / "rejected.jsonl").rename(tmp_path / "elsewhere.jsonl")
     (source / "rejected.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
     done = omniprep("repack", source, "--bin-length", 128, "--out", tmp_path / "out", "--quiet")

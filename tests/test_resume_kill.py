@@ -14,6 +14,7 @@ import pytest
 from omniprep import io
 from omniprep.compiler.output import lease
 from omniprep.errors import OmniprepError
+from omniprep.io import files
 from tests.reliability import command, in_fork, make_chats, outcome, run_cli, wait_for, warm
 
 SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 40))]
@@ -69,9 +70,9 @@ def hook_commits(step: Callable[[], None]) -> None:
             step()
         return io_open(name, mode, *more)  # type: ignore[call-overload]
 
-    io.os.replace = hooked_replace  # type: ignore[attr-defined, assignment]
+    os.replace = hooked_replace  # type: ignore[assignment]
     io.remove = hooked_remove
-    io.open = hooked_open  # type: ignore[attr-defined]
+    files.open = hooked_open  # type: ignore[attr-defined]
 
 
 def killed_at(args: list[str], at: int) -> int:

@@ -29,6 +29,7 @@ from omniprep.compiler.output.fence import Fence, LostLeaseError
 from omniprep.compiler.output.holder import parse
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
+from omniprep.io import files
 from omniprep.progress import QuietReporter
 from omniprep.verify.files import check_rows, check_shards
 from tests.reliability import command, in_fork, make_chats, outcome, run_cli, wait_for, warm
@@ -83,7 +84,7 @@ def steps(step: Callable[[], None]) -> None:
             step()
         return begin(name, mode, **more)
 
-    os.replace, os.link, os.unlink, io.open = around(replace), around(link), around(unlink), opened  # type: ignore[assignment, attr-defined]
+    os.replace, os.link, os.unlink, files.open = around(replace), around(link), around(unlink), opened  # type: ignore[assignment, attr-defined]
 
 
 BEAT, STALE, WATCH = 0.03, 0.15, 0.12
