@@ -20,7 +20,7 @@ from omniprep.printable import printable, say
 from omniprep.progress import duration, size
 
 if TYPE_CHECKING:
-    from omniprep.compiler.build import Planned
+    from omniprep.compiler.output.built_rows import Planned
     from omniprep.compiler.plan.estimate import Estimate
 
 EXAMPLES = 3

@@ -201,4 +201,4 @@ def _efforts(rows: Rows, tasks: Sequence[EncodeTask]) -> list[float]:
     return [float(encode_seconds(rows.columns(task.row_ids)).sum()) for task in tasks]
 
 
-__all__ = ["Planned", "build", "plan", "plan_only"]
+__all__ = ["build", "plan", "plan_only"]
