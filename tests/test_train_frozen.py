@@ -64,7 +64,7 @@ def test_no_backward_node_of_what_is_frozen_and_gradients_of_all_that_trains(fam
     trained = add_lora(model, parts, config) if config.lora else model
     compute_frozen_towers_without_gradients(trained, parts)
     if config.lora:
-        adapted = {parts.of(name) for name, module in model.named_modules() if hasattr(module, "lora_A")}
+        adapted = {parts.part_of(name) for name, module in model.named_modules() if hasattr(module, "lora_A")}
         trains = {"llm": True, "tower": not config.freeze_vit, "aligner": not config.freeze_aligner}
         assert adapted == {part for part, there in trains.items() if there}
     trained.activation_checkpointing_enable({"use_reentrant": False})
@@ -102,7 +102,7 @@ def test_no_backward_node_of_what_is_frozen_and_gradients_of_all_that_trains(fam
     experts = ("experts", "mlp.gate")  # a small bin does not send a token to every expert
     assert not [name for name in missing if not any(part in name for part in experts)], missing
     if case == "full, towers too":
-        assert {parts.of(name) for name in wanted} == {"llm", "tower", "aligner"}
+        assert {parts.part_of(name) for name in wanted} == {"llm", "tower", "aligner"}
 
 
 def test_the_same_losses_and_gradients_as_with_the_hooks_of_transformers(family):

@@ -35,7 +35,7 @@ KERNELS = ("varlen", "flash_attention_3", "flash_attention_2")
 """Names in `--attn` of the kernels of `VARLEN`, the preferred one first."""
 
 # Arguments that transformers' models hand through to their attention and that change no result: the borders, which
-# the functions here have already, switches about outputs and caches, and the number of tokens for the loss.
+# functions below read under one name, switches about outputs and caches, and the number of tokens for the loss.
 NEUTRAL = frozenset(
     {
         "position_ids", "cache_position", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache", "return_dict",
@@ -211,15 +211,15 @@ def windowed_attention(
     parts = []
     for first in range(0, query.shape[2], QUERIES):
         last, begin = min(first + QUERIES, query.shape[2]), max(first - window + 1, 0)
-        of_query = torch.arange(first, last, device=query.device)[:, None]
-        of_key = torch.arange(begin, last, device=query.device)[None]
-        seen = (of_key <= of_query) & (of_key > of_query - window)
+        query_position = torch.arange(first, last, device=query.device)[:, None]
+        key_position = torch.arange(begin, last, device=query.device)[None]
+        visible = (key_position <= query_position) & (key_position > query_position - window)
         parts.append(
             scaled_dot_product_attention(
                 query[:, :, first:last],
                 key[:, :, begin:last],
                 value[:, :, begin:last],
-                attn_mask=seen,
+                attn_mask=visible,
                 dropout_p=dropout,
                 scale=scaling,
             )
@@ -259,7 +259,7 @@ def row_mask(
         mask_function: Which token sees which: all that a mask is.
         attention_mask: Must be None: a bin has no padding outside of its rows.
         config: Of the language model.
-        hints: How to make a mask tensor (dtype, device, use_vmap, which masks may be left out); none is made here.
+        hints: How to make a mask tensor (dtype, device, use_vmap, which masks may be left out); no mask tensor is made.
 
     Returns:
         None for causal attention. For a sliding window a tensor without elements, (1, 1, 0, window): its shape is read
@@ -270,15 +270,15 @@ def row_mask(
     """
     if attention_mask is not None or q_offset or kv_offset or q_length != kv_length or batch_size != 1:
         raise OmniprepError("packed attention takes one bin, without padding and without a cache")
-    known = causal_window(mask_function)
-    if known is None or not known[0]:
+    mask = causal_window(mask_function)
+    if mask is None or not mask[0]:
         name = getattr(mask_function, "__qualname__", repr(mask_function)).split(".")[0]
         raise OmniprepError(refusal("the model", config, f"a mask that is not plainly causal ({name})", "sdpa"))
-    return None if known[1] is None else torch.empty(1, 1, 0, known[1])
+    return None if mask[1] is None else torch.empty(1, 1, 0, mask[1])
 
 
-# Masks of transformers are closures, and say what they are by the code that made them. A closure that is none of
-# these is another mask; where a version of transformers writes them otherwise, all masks are refused and none is lost.
+# Masks of transformers are closures: a mask is recognized by the code object of the function that made it. Any other
+# code is another mask. Should a version of transformers write them otherwise, all masks are refused, none is ignored.
 _AND = masking_utils.and_masks(masking_utils.causal_mask_function).__code__
 _WINDOW = masking_utils.sliding_window_overlay(1).__code__
 _SAME_ROW = masking_utils.packed_sequence_mask_function(torch.zeros(1, 1)).__code__
@@ -297,16 +297,16 @@ def causal_window(mask_function: Callable[..., Any]) -> tuple[bool, int | None] 
         return True, None
     code = getattr(mask_function, "__code__", None)
     cells = getattr(mask_function, "__closure__", None) or ()
-    held = {} if code is None else dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
+    variables = {} if code is None else dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
     if code is _SAME_ROW:  # rows are kept apart in any case
         return False, None
     if code is _WINDOW:
-        return False, int(held["sliding_window"])
+        return False, int(variables["sliding_window"])
     if code is _REMAPPED:  # positions within the row instead of within the bin: `row_attention` counts them so too
-        return causal_window(held["mask_function"])
+        return causal_window(variables["mask_function"])
     if code is not _AND:
         return None
-    parts = [causal_window(part) for part in held["mask_functions"]]
+    parts = [causal_window(part) for part in variables["mask_functions"]]
     if any(part is None for part in parts):
         return None
     windows = [part[1] for part in parts if part is not None and part[1] is not None]

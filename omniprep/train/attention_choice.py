@@ -27,7 +27,7 @@ __all__ = ["check_attention", "choose_attention", "own_attention", "use_attentio
 
 
 def check_attention(wanted: str, device: torch.device, *, half: bool) -> None:
-    """Refuse an `--attn` that cannot run here, before a model is loaded.
+    """Refuse an `--attn` that cannot run on this machine, before a model is loaded.
 
     Args:
         wanted: As for `choose_attention`.
@@ -35,7 +35,7 @@ def check_attention(wanted: str, device: torch.device, *, half: bool) -> None:
         half: Whether attention computes in 16 bits: weights of 16 bits, or autocast.
 
     Raises:
-        OmniprepError: The implementation cannot run here.
+        OmniprepError: It cannot.
     """
     if wanted in KERNELS:
         if device.type != "cuda" or not half:
@@ -147,7 +147,7 @@ def use_attention(model: PreTrainedModel, name: str, towers: Iterable[str] = ())
 
 
 def takes_borders(tower: nn.Module) -> bool:
-    """Whether a tower's layers are told where windows, images and clips end."""
+    """Whether a tower's layers take the borders of windows, images and clips."""
     return any("cu_seqlens" in inspect.signature(type(layer).forward).parameters for layer in tower.modules())
 
 

@@ -1,10 +1,9 @@
-"""Checkpoints that others load: the layout of the one that was loaded, whole, and the place in the data.
+"""Checkpoints in the layout of the one that training began with, complete, and the position in the data.
 
-transformers' save_pretrained already writes the tensors under their original names (`thinker.model.layers…`). What it
-leaves out is added
-here: the tensors that were never loaded (the talker, copied from the source checkpoint), config.json as it was (only
-dtype and architecture may change), and the processor, tokenizer, chat template, generation config and spk_dict.pt of
-the source. A LoRA adapter is left as PEFT writes it.
+transformers' save_pretrained already writes the tensors under their original names (`thinker.model.layers…`).
+`complete` adds what it leaves out: the tensors that were never loaded (the talker, copied from the source checkpoint),
+config.json as it was (only dtype and architecture may change), and the processor, tokenizer, chat template, generation
+config and spk_dict.pt of the source. A LoRA adapter is left as PEFT writes it.
 """
 
 import json
@@ -99,12 +98,12 @@ def _copy_tensors(folder: Path, source: Path, prefixes: tuple[str, ...]) -> None
 
 
 def write_position(folder: Path, state: dict[str, Any]) -> None:
-    """Write the place in the data: the last file of a checkpoint, so that one without it is not whole."""
+    """Write the position in the data: the last file of a checkpoint, so that one without it is not whole."""
     (folder / POSITION).write_text(json.dumps(state, indent=2) + "\n")
 
 
 def read_position(folder: Path) -> dict[str, Any]:
-    """The place in the data of a checkpoint.
+    """The position in the data of a checkpoint.
 
     Raises:
         OmniprepError: Not a whole checkpoint of `omniprep train`.
@@ -131,5 +130,5 @@ def last_checkpoint(run: Path) -> Path | None:
 
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, the earliest first."""
-    found = [p for p in run.glob("checkpoint-*") if (p / POSITION).is_file() and p.name[11:].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[11:]))
+    whole = [p for p in run.glob("checkpoint-*") if (p / POSITION).is_file() and p.name[11:].isdigit()]
+    return sorted(whole, key=lambda p: int(p.name[11:]))

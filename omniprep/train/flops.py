@@ -98,7 +98,7 @@ class StepWork:
     def _add_weights(self, model: Any, parts: Parts, text: Any) -> None:
         """Sort the weights of all linear layers, convolutions and experts into the parts."""
         head = model.get_output_embeddings()
-        open_parts = {parts.of(name) for name, p in model.named_parameters() if p.requires_grad}
+        open_parts = {parts.part_of(name) for name, p in model.named_parameters() if p.requires_grad}
         repeats = convolution_positions(model, parts)
         first_layers = {name for prefix in parts.towers for name in convolutions(model, prefix)[:1]}  # of media alone
         for name, module in model.named_modules():
@@ -107,7 +107,7 @@ class StepWork:
                 products = (name not in first_layers) + weight.requires_grad
                 if module is head:
                     part = self.head
-                elif (kind := parts.of(name)) == "llm":
+                elif (kind := parts.part_of(name)) == "llm":
                     part = self.language
                 elif kind in ("tower", "aligner"):
                     tower = self.towers[self.modality(name, parts)]

@@ -1,11 +1,11 @@
 """Which weights train: the reference's freezing, LoRA targets and learning-rate groups, by module prefixes of the
 family.
 
-ms-swift 3.9.3 (reference page, section 5): freeze_llm, freeze_vit and freeze_aligner name the language model, the
+In ms-swift 3.9.3 freeze_llm, freeze_vit and freeze_aligner name the language model, the
 towers (with their aligners) and the aligners; an aligner that is not frozen trains even inside a frozen tower; the
-generator (talker, token2wav) never trains. Two departures, both of them mended by ms-swift's later versions: freeze_llm
-freezes the output head too, and the head has a learning-rate group. Prefixes are those of the checkpoint's tensors
-(`thinker.visual`), which `module_prefix` turns into those of the loaded module (`thinker.model.visual` since
+generator (talker, token2wav) never trains. Two departures, which later versions of ms-swift make too: freeze_llm
+freezes the output head as well, and the head belongs to a learning-rate group. Prefixes are those of the checkpoint's
+tensors (`thinker.visual`), which `module_prefix` turns into those of the loaded module (`thinker.model.visual` since
 transformers 5).
 """
 
@@ -54,7 +54,7 @@ class Parts:
     aligner: tuple[str, ...]
     generator: tuple[str, ...]
 
-    def of(self, name: str) -> str:
+    def part_of(self, name: str) -> str:
         """The part a parameter or module belongs to: aligner, tower, generator or llm (whatever is left, such as the
         head).
         """
@@ -70,7 +70,7 @@ def under(name: str, prefixes: Iterable[str]) -> bool:
 
 
 def module_prefix(model: PreTrainedModel, prefix: str) -> str:
-    """Where the tensors under a checkpoint prefix live in the loaded module."""
+    """The module prefix under which the loaded model has the tensors of a checkpoint prefix."""
     renamings = [r for r in get_model_conversion_mapping(model, add_legacy=False) if isinstance(r, WeightRenaming)]
     renamed: str = rename_source_key(prefix + ".weight", renamings, [])[0]
     return renamed.removesuffix(".weight")
@@ -83,19 +83,19 @@ def resolve_parts(model: PreTrainedModel, arch: Arch) -> Parts:
         OmniprepError: A prefix matches nothing in the model (but the generator, which need not be loaded).
     """
     names = [n for n, _ in model.named_modules()]
-    found = {
+    prefixes = {
         key: tuple(module_prefix(model, p) for p in getattr(arch, key))
         for key in ("language_model", "vision_tower", "aligner", "generator")
     }
     for key in ("language_model", "vision_tower", "aligner"):
-        for prefix in found[key]:
+        for prefix in prefixes[key]:
             if prefix not in names:
                 raise OmniprepError(f"the family's {key} {prefix!r} is no module of {type(model).__name__}")
     return Parts(
-        language_model=found["language_model"],
-        towers=found["vision_tower"],
-        aligner=found["aligner"],
-        generator=found["generator"],
+        language_model=prefixes["language_model"],
+        towers=prefixes["vision_tower"],
+        aligner=prefixes["aligner"],
+        generator=prefixes["generator"],
     )
 
 
@@ -113,7 +113,7 @@ def freeze(model: nn.Module, parts: Parts, config: TrainConfig) -> None:
     }
     never = getattr(model, "never_used", ())
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains[parts.of(name)] and not under(name, never))
+        parameter.requires_grad_(trains[parts.part_of(name)] and not under(name, never))
     if not any(p.requires_grad for p in model.parameters()):
         raise OmniprepError("nothing is left to train: --freeze-llm, --freeze-vit and --freeze-aligner are all on")
 
@@ -184,12 +184,11 @@ def lora_regex(model: nn.Module, parts: Parts, config: TrainConfig) -> str:
     names = [
         name
         for name, module in model.named_modules()
-        if "linear" in type(module).__name__.lower() and module is not head and trains.get(parts.of(name), False)
+        if "linear" in type(module).__name__.lower() and module is not head and trains.get(parts.part_of(name), False)
     ]
     if not names:
         raise OmniprepError("no module is left for LoRA: --freeze-llm, --freeze-vit and --freeze-aligner are all on")
-    # Layer numbers within a name become \\d+, which keeps the expression of a 28-layer model at a few hundred
-    # characters.
+    # Layer numbers within a name become \\d+: a few hundred characters for a model of 28 layers.
     patterns = {re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in names}
     return f"^(?:{'|'.join(sorted(patterns))})$"
 
@@ -207,7 +206,7 @@ def parameter_groups(model: nn.Module, parts: Parts, config: TrainConfig, decay:
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = parts.of(name.removeprefix("module.").removeprefix("base_model.model."))
+            part = parts.part_of(name.removeprefix("module.").removeprefix("base_model.model."))
             groups.setdefault((part, name in decay), []).append(parameter)
     out = []
     for (part, decayed), parameters in sorted(groups.items()):

@@ -7,7 +7,7 @@ A mistake in packed attention only shows as a worse model, so three things are t
 - a row of each modality, taken from the data, likewise: pictures may have masks of their own.
 
 The first and the second cost some forward passes of 64 tokens, or of twice the window; the third those of the
-shortest rows that are found.
+shortest rows of each modality in the first bins.
 """
 
 import inspect
@@ -32,7 +32,8 @@ COMPARED = 64  # positions of a row that are compared, at most: their logits are
 EAGER = 4096  # longest row that eager attention computes: its scores take 64 MB a head; SDPA makes none
 SEARCHED = 8  # bins looked through for a modality before the table of rows is read
 # Median distance of logits, relative to their length, that rounding explains. Rounding differs between kernels; in 16
-# bits it may be several times this in deep models, so there the model's own two kernels say how much (`check_rows`).
+# bits it may be several times this in deep models, so there the model's own kernels are compared with each other
+# (`check_rows`).
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 MOST_ROUNDING = 0.2
 
@@ -77,20 +78,20 @@ def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
     """
     with evaluating(model):
         for what, row in rows.items():
-            where = compared_positions(model, row)
-            ours = logits_at(model, row, where)
-            theirs = plain_logits(model, row, where)
+            positions = compared_positions(model, row)
+            ours = logits_at(model, row, positions)
+            theirs = plain_logits(model, row, positions)
             allowed = ROUNDING.get(computing_type(model), 2e-2)
-            found = distance(ours, theirs)
-            if found > allowed and allowed > ROUNDING[torch.float32]:
+            difference = distance(ours, theirs)
+            if difference > allowed and allowed > ROUNDING[torch.float32]:
                 # Language model and towers by other kernels than a moment ago, where there are several.
                 with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], True):
-                    rounding = distance(plain_logits(model, row, where, "sdpa"), theirs)
+                    rounding = distance(plain_logits(model, row, positions, "sdpa"), theirs)
                 allowed = max(allowed, min(4 * rounding, MOST_ROUNDING))
-            if not found <= allowed:
+            if not difference <= allowed:
                 raise OmniprepError(
                     f"{type(model).__name__} computes something else on {what} of a bin than its own forward pass on "
-                    f"the row alone (logits differ by {found:.2g} of their size, rounding is {allowed:.2g}): use "
+                    f"the row alone (logits differ by {difference:.2g} of their size, rounding is {allowed:.2g}): use "
                     "--attn eager, and please report it"
                 )
 
@@ -125,7 +126,7 @@ def media_rows(
     datasets: Sequence[PackedDataset], device: torch.device, dtype: torch.dtype
 ) -> dict[str, dict[str, Any]]:
     """A short row of each modality that the datasets have, as `omniprep.collate` gives it."""
-    chosen: dict[str, Found] = {}
+    chosen: dict[str, ChosenRow] = {}
     for dataset in datasets:
         shown = set()
         for number in range(min(SEARCHED, len(dataset))):
@@ -140,8 +141,8 @@ def media_rows(
     }
 
 
-class Found(NamedTuple):
-    """A row that was found for a modality."""
+class ChosenRow(NamedTuple):
+    """The row that stands for a modality."""
 
     tokens: int
     dataset: PackedDataset
@@ -150,7 +151,7 @@ class Found(NamedTuple):
     """Which row of the bin."""
 
 
-def choose_rows(dataset: PackedDataset, number: int, chosen: dict[str, Found]) -> set[str]:
+def choose_rows(dataset: PackedDataset, number: int, chosen: dict[str, ChosenRow]) -> set[str]:
     """Put the rows of a bin into `chosen` where they are the shortest of their modality; the bin's modalities."""
     item, modalities = dataset[number], dataset.layout.modalities
     lengths = np.diff(item["cu_seqlens"])
@@ -160,7 +161,7 @@ def choose_rows(dataset: PackedDataset, number: int, chosen: dict[str, Found]) -
         for row in np.flatnonzero(counts[:, m]).tolist():
             shown.add(modality)
             if modality not in chosen or lengths[row] < chosen[modality].tokens:
-                chosen[modality] = Found(int(lengths[row]), dataset, number, row)
+                chosen[modality] = ChosenRow(int(lengths[row]), dataset, number, row)
     return shown
 
 
@@ -170,8 +171,8 @@ def bin_with(dataset: PackedDataset, modality: str) -> int | None:
     if counts is None or not counts.items.get(modality):
         return None
     rows = dataset.rows
-    of_packed = np.flatnonzero((rows[f"{modality}s"].to_numpy() > 0) & rows["bin"].is_valid().to_numpy())
-    return int(rows["bin"][int(of_packed[0])].as_py()) if len(of_packed) else None
+    packed = np.flatnonzero((rows[f"{modality}s"].to_numpy() > 0) & rows["bin"].is_valid().to_numpy())
+    return int(rows["bin"][int(packed[0])].as_py()) if len(packed) else None
 
 
 def windows(config: Mapping[Any, Any]) -> Iterator[int]:
@@ -205,28 +206,28 @@ def compared_positions(model: Any, row: Row) -> Tensor:
     """Positions (K) of a row at which a difference would show: beyond the largest window, where it has one."""
     length = int(row["input_ids"].shape[1])
     first = max((w for w in windows(model.config.get_text_config().to_dict()) if w < length), default=0)
-    places = torch.linspace(first, length - 1, min(COMPARED, length - first)).round().long()
-    return places.to(row["input_ids"].device)
+    positions = torch.linspace(first, length - 1, min(COMPARED, length - first)).round().long()
+    return positions.to(row["input_ids"].device)
 
 
-def logits_at(forward: Any, row: Row, where: Tensor) -> Tensor:
+def logits_at(forward: Any, row: Row, positions: Tensor) -> Tensor:
     """Logits (K, words) in float32 at some positions of a row."""
     arguments = {k: v for k, v in row.items() if k not in ("labels", "loss_scale")} | {"use_cache": False}
     logits: Tensor
     if "logits_to_keep" in inspect.signature(getattr(forward, "forward", forward)).parameters:
-        logits = forward(**arguments, logits_to_keep=where).logits[0]
+        logits = forward(**arguments, logits_to_keep=positions).logits[0]
     else:
-        logits = forward(**arguments).logits[0][where]
+        logits = forward(**arguments).logits[0][positions]
     return logits.float()
 
 
-def plain_logits(model: Any, row: Row, where: Tensor, attention: str = "eager") -> Tensor:
+def plain_logits(model: Any, row: Row, positions: Tensor, attention: str = "eager") -> Tensor:
     """Logits (K, words) of the model's own forward pass on a row alone, as transformers would run it.
 
     Args:
         model: As in `check_rows`.
         row: The row; what belongs to packing is left out.
-        where: (K) positions.
+        positions: (K) of the row.
         attention: eager, which is how a model is defined, or sdpa, which a model may not have: it is eager again then.
     """
     packing = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -235,7 +236,7 @@ def plain_logits(model: Any, row: Row, where: Tensor, attention: str = "eager") 
     for name in (wanted, "eager") if model._supports_sdpa else ("eager",):
         try:
             with own_attention(model, name):
-                return logits_at(getattr(model, "plain_forward", model), alone, where)
+                return logits_at(getattr(model, "plain_forward", model), alone, positions)
         except ValueError as error:  # transformers' SDPA refuses soft caps so
             if name == "eager" or isinstance(error, OmniprepError):
                 raise

@@ -71,7 +71,7 @@ def load_base(
         if find_adapter_config_file(path) is not None:
             # transformers would load it too, of any kind, those by which PEFT imports a module by name among them.
             raise OmniprepError(
-                f"model {path!r}: an adapter (adapter_config.json) lies in the same place as the model, and would be "
+                f"model {path!r}: an adapter (adapter_config.json) lies in the same folder as the model, and would be "
                 "loaded with it: keep the two in folders of their own"
             )
         if hook is not None:
@@ -174,8 +174,8 @@ def check_packing(model: PreTrainedModel, datasets: Sequence[PackedDataset], dty
     check_isolation(model, vocabulary, mrope=mrope)
     longest = max(d.record.bin_length for d in datasets)
     rows = {"a long row of text": text_row(model, vocabulary, longest, mrope=mrope)}
-    where = next(model.parameters()).device
-    check_rows(model, rows | media_rows(datasets, where, dtype))
+    device = next(model.parameters()).device
+    check_rows(model, rows | media_rows(datasets, device, dtype))
 
 
 def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoint: Path | None = None) -> Any:

@@ -1,7 +1,7 @@
-"""What `omniprep train` and `infer` need installed, asked before anything of it is imported or loaded.
+"""Packages that `omniprep train` and `infer` need, checked before any of them is imported.
 
-Names, versions and the command that installs a package are those of `omniprep doctor` (checkup.py), which reads them
-from the package's own metadata.
+Names, versions and the command that installs a package are those of `omniprep doctor` (doctor/machine.py), which reads
+them from omniprep's own metadata.
 """
 
 import importlib.util

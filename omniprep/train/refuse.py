@@ -29,34 +29,34 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
             f"the model has embeddings for {words} tokens, its tokenizer {len(ctx.tokenizer)}: resize them first"
         )
     for dataset in datasets:
-        manifest, where = dataset.manifest, dataset.uri
+        manifest, uri = dataset.manifest, dataset.uri
         if not len(dataset):
-            raise OmniprepError(f"{where}: the dataset has no bin")
+            raise OmniprepError(f"{uri}: the dataset has no bin")
         if dataset.layout.family != ctx.name:
             raise OmniprepError(
-                f"{where} was built for family {dataset.layout.family!r}, the model is of family {ctx.name!r}"
+                f"{uri} was built for family {dataset.layout.family!r}, the model is of family {ctx.name!r}"
             )
         built, ours = manifest.get("tokenizer_sha256"), ctx.tokenizer_sha256
         if built is not None and built != ours:
             raise OmniprepError(
-                f"{where} was built with another tokenizer ({built[:12]}, of {manifest.get('model')}) than the model's "
+                f"{uri} was built with another tokenizer ({built[:12]}, of {manifest.get('model')}) than the model's "
                 f"({ours[:12]}): build it with this --model"
             )
         if (manifest.get("counts") or {}).get("labeled_tokens") == 0:
-            raise OmniprepError(f"{where}: no token of it is labeled, so there is nothing to learn (rows need answers)")
-        if different := other_params(dataset, ctx):
+            raise OmniprepError(f"{uri}: no token of it is labeled, so there is nothing to learn (rows need answers)")
+        if names := other_params(dataset, ctx):
             raise OmniprepError(
-                f"{where} was built for a checkpoint with other {different} than this --model: build it with this one"
+                f"{uri} was built for a checkpoint with other {names} than this --model: build it with this one"
             )
         positions = text_config(ctx.config).get("max_position_embeddings")
         if positions is not None and dataset.record.bin_length > positions:
             raise OmniprepError(
-                f"{where} has bins of {dataset.record.bin_length} tokens, the model has {positions} positions: "
+                f"{uri} has bins of {dataset.record.bin_length} tokens, the model has {positions} positions: "
                 f"omniprep repack --bin-length {positions}"
             )
         if dataset.layout != datasets[0].layout:
             raise OmniprepError(
-                f"{where} has other columns or loss weights than {datasets[0].uri}: build both with the same options"
+                f"{uri} has other columns or loss weights than {datasets[0].uri}: build both with the same options"
             )
 
 
@@ -64,14 +64,14 @@ def other_params(dataset: PackedDataset, ctx: Any) -> str:
     """Which parameters of media (mean, patch_size …) the dataset has otherwise than the checkpoint; "" for none."""
     # As JSON has them, which the shards' parameters have been through: lists, not tuples.
     ours = {column.name: json.loads(json.dumps(column.params)) for column in ctx.columns}
-    found = [
+    different = [
         f"{name} of {column.name} ({value}, not {ours[column.name][name]})"
         for column in dataset.layout.columns
         if column.name in ours
         for name, value in column.params.items()
         if name in ours[column.name] and ours[column.name][name] != value
     ]
-    return ", ".join(found)
+    return ", ".join(different)
 
 
 def check_family(ctx: Any, config: TrainConfig) -> None:
@@ -105,7 +105,7 @@ def check_ranks(model: str, trained: Collection[str], config: TrainConfig) -> No
     """
     if config.fsdp or config.deepspeed or {"tower", "aligner"} & set(trained):
         raise OmniprepError(
-            f"{model} runs its towers only where a bin has media: several ranks would wait for each other for ever. "
+            f"{model} runs its towers only where a bin has media: several ranks would wait for each other forever. "
             "Give the family the hook omniprep.train.vision_text:load_model (docs/families.md), or train with frozen "
             "towers and without --fsdp and --deepspeed"
         )

@@ -89,7 +89,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         base: Any = model.get_base_model() if config.lora else model  # type: ignore[operator]
         self.meter = Meter(batcher.kinds, batcher.sources, args.device, StepWork(base, parts))
         self.fused_loss = "touch_towers" in dir(type(base))
-        trained = {parts.of(n) for n, p in base.named_parameters() if p.requires_grad}
+        trained = {parts.part_of(n) for n, p in base.named_parameters() if p.requires_grad}
         keep_frozen_in_eval(model)
         if self.fused_loss:
             batcher.geometry = base.geometry  # before a reader process starts with it

@@ -78,8 +78,8 @@ def gives_zero(mlp: nn.Module, *, gated: bool) -> bool:
     """Whether an MLP makes zeros of the zeros of padding: the gated ones do, others if their activation does."""
     if gated:
         return True
-    found = [getattr(mlp, name) for name in _ACTIVATIONS if callable(getattr(mlp, name, None))]
-    return bool(found) and all(float(activation(torch.zeros(1))) == 0.0 for activation in found)
+    activations = [getattr(mlp, name) for name in _ACTIVATIONS if callable(getattr(mlp, name, None))]
+    return bool(activations) and all(float(activation(torch.zeros(1))) == 0.0 for activation in activations)
 
 
 def pad_layer(layer: Any, dim: int, width: int) -> None:
