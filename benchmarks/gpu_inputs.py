@@ -114,7 +114,7 @@ def write_rows(folder: Path, pictures: int, sounds: int, scale: float = 1.0) -> 
         width, height = (max(int(side * scale), 28) for side in PICTURES[number % len(PICTURES)])
         name = f"media/{number}.jpg"
         Image.fromarray(picture(width, height, rng)).save(folder / name, quality=90)
-        rows["image"].append(chat("image", name, 1 + number % 5))
+        rows["image"].append(chat("image", name, 4 + number % 5))
     for number in range(sounds):
         name = f"media/{number}.wav"
         write_sound(folder / name, max((8 + 7 * (number % 4)) * scale, 1.0), rng)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-WATCHED = ("omniprep", "transformers", "accelerate", "torch/optim", "torch/utils", "peft", "liger_kernel")
+WATCHED = ("omniprep", "gpu_trace", "transformers", "accelerate", "torch/optim", "torch/utils", "peft", "liger_kernel")
 """Parts of paths of the code that is named for a wait of the host."""
 AHEAD = ("omniprep-prefetch", "Thread-")
 """Names of the threads that work ahead of the training loop: ours, and those by which a DataLoader pins memory."""
@@ -119,7 +119,7 @@ class StepWatch(TrainerCallback):  # type: ignore[misc]
         return sum(n for where, n in (self.waits or {}).items() if not where.startswith(AHEAD))
 
     def step_ms(self) -> list[float]:
-        """Milliseconds of each timed step."""
+        """Milliseconds of each timed step, from the end of the last one."""
         synchronize(self.device)
         pairs = list(itertools.pairwise(self.marks))[self.warm : self.warm + self.timed]
         return [a[0].elapsed_time(b[0]) if a[0] is not None else (b[1] - a[1]) * 1e3 for a, b in pairs]
@@ -165,7 +165,7 @@ def host_waits() -> Iterator[collections.Counter[str]]:
         if "synchroniz" not in str(message):
             return
         frames = [f for f in traceback.extract_stack()[:-1] if any(part in f.filename for part in WATCHED)]
-        names = [f"{'/'.join(f.filename.split('/')[-2:])}:{f.lineno}" for f in frames[-3:]]
+        names = [f"{'/'.join(f.filename.split('/')[-2:])}:{f.lineno} {f.name}" for f in frames[-3:]]
         counts[f"{threading.current_thread().name}: {' < '.join(reversed(names)) or filename}"] += 1
 
     with warnings.catch_warnings():
