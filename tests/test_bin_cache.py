@@ -71,8 +71,12 @@ def test_a_full_folder_is_not_listed_for_every_bin(tmp_path, shard, scans, monke
     assert lists <= 480 / 10 + 2 and entries <= 480 * 16, (
         "one listing for ten bins, as many entries a miss as there are scans"
     )
-    last = {p.name for p in tmp_path.iterdir()}
-    assert cache._path(SHARD, 479 * BIN, BIN).name in last and cache._path(SHARD, 0, BIN).name not in last
+    asked = []
+    monkeypatch.setattr(cache_module.io, "read_range", lambda uri, start, size: asked.append(start) or shard[:BIN])
+    cache.read(SHARD, 479 * BIN, BIN)
+    assert not asked, "the last bin is kept"
+    cache.read(SHARD, 0, BIN)
+    assert asked == [0], "the first is not"
 
 
 def test_several_processes_stay_near_the_bound(tmp_path, shard):

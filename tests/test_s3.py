@@ -211,7 +211,7 @@ def test_one_range_request_a_bin(omniprep, model_dir: Path, local, store: Store,
         assert sum(p.stat().st_size for p in (tmp_path / "small").iterdir()) <= size + 10
     io.remove(f"{out}/shards/00000.arrow")
     with pytest.raises(DamagedDataError, match=r"bin 0: s3://lake/read/shards/00000.arrow"):
-        PackedDataset(out, verify="always")._reader and there[0]
+        PackedDataset(out, verify="always")[0]
     assert json.loads(io.read_bytes(f"{out}/manifest.json"))["counts"]["bins"] == len(here)
 
 

@@ -191,7 +191,7 @@ def test_a_bin_that_cannot_be_written_leaves_nothing(dataset_folder, monkeypatch
 
 def test_long_shards_go_to_the_disk_as_they_grow(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr("omniprep.shards.writer._SYNC_BYTES", 1)
+    monkeypatch.setattr("omniprep.shards.writer.SYNC_BYTES", 1)
     monkeypatch.setattr("omniprep.shards.writer.os.fsync", lambda number: synced.append(os.fstat(number).st_size))
     entries, info = write(tmp_path / "s.arrow", small_bins())
     assert synced == [*(e.offset + e.length for e in entries), info.bytes]

@@ -390,7 +390,7 @@ NOBODY: dict[str, Any] = {"token": "x", "host": "other", "boot": "b", "pidns": "
 
 
 def forged() -> dict[str, bytes]:
-    us = {**lease._ourselves(), "token": "x", "beat": 0, "time": 0.0}
+    us = {**lease.process_identity(), "token": "x", "beat": 0, "time": 0.0}
     old = {**NOBODY, "time": 0.0}
     entries: dict[str, Any] = {
         "old": old,
@@ -467,7 +467,7 @@ def test_leases_of_any_content_for_long() -> None:
 
 def test_containers_of_one_host_name_are_two_machines(tmp_path: Path, monkeypatch) -> None:
     """Their process ids mean nothing to each other: what looks dead there may live, so its signs of life are watched."""
-    us = lease._ourselves()
+    us = lease.process_identity()
     assert us["pidns"], "this test needs /proc"
     fresh = {**us, "pidns": "4:4026539999", "pid": 1, "token": "x", "beat": 0, "time": time.time()}
     (tmp_path / "lease.json").write_text(json.dumps(fresh))
@@ -482,14 +482,14 @@ def test_containers_of_one_host_name_are_two_machines(tmp_path: Path, monkeypatc
 
     with pytest.raises(OmniprepError, match="at work"), lease.hold(str(tmp_path), beats):
         pass
-    monkeypatch.setattr(lease, "_process_namespace", lambda: "")  # /proc of another namespace: no process is asked for
+    monkeypatch.setattr(lease, "process_namespace", lambda: "")  # /proc of another namespace: no process is asked for
     (tmp_path / "lease.json").write_text(json.dumps({**us, "pidns": "", "token": "x", "beat": 0, "time": time.time()}))
     with pytest.raises(OmniprepError, match="its last sign of life is"), lease.hold(str(tmp_path)):
         pass
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare(1)")
-def test_two_process_namespaces(tmp_path: Path) -> None:
+def test_twoprocess_namespaces(tmp_path: Path) -> None:
     """As two containers of one machine see each other, with real namespaces."""
     import subprocess
     import sys

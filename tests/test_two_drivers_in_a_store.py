@@ -89,7 +89,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             super().release()
 
     monkeypatch.setattr(lease, "time", clock)
-    monkeypatch.setattr(lease, "_ourselves", machine)
+    monkeypatch.setattr(lease, "process_identity", machine)
     monkeypatch.setattr(lease, "Lease", Held)
     pause = Play.pause
 

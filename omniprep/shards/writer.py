@@ -29,7 +29,8 @@ from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dty
 __all__ = ["ShardInfo", "ShardWriter", "serialize_bin"]
 
 _MAGIC_SIZE = 8  # "ARROW1" and two zeros open an IPC file
-_SYNC_BYTES = 32 << 20  # on their way to the disk while more is made, so that the fsync at the end has little left
+SYNC_BYTES = 32 << 20
+"""Bytes after which the disk is told to begin writing, so that the fsync at the end has little left."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +82,7 @@ class ShardWriter:
         offset = self._sink.position - length
         assert offset == self._sink.batch_start, (offset, self._sink.batch_start)
         if self._local:
-            self._sink.sync(_SYNC_BYTES)
+            self._sink.sync(SYNC_BYTES)
         return BatchEntry(offset=offset, length=length, checksum=self._sink.batch_hash.intdigest())
 
     def close(self) -> ShardInfo:

@@ -124,7 +124,7 @@ def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[L
     if found is not None:
         found = _wait_for_death(uri, found, say)
     fence = Fence(out, replaced="" if found is None else found.content)
-    entry = {"token": fence.token, **_ourselves(), "beat": 0, "time": time.time()}
+    entry = {"token": fence.token, **process_identity(), "beat": 0, "time": time.time()}
     fence.open()
     try:
         _take(uri, fence, entry, found)
@@ -215,7 +215,7 @@ def _wait_for_death(uri: str, found: Holder, say: Callable[[str], None]) -> Hold
     Raises:
         OmniprepError: It lives, or cannot be told from one that does.
     """
-    us = _ourselves()
+    us = process_identity()
     if us["pidns"] and (found.host, found.boot, found.pidns) == (us["host"], us["boot"], us["pidns"]):
         if (started := _started(found.pid)) and started == found.started:
             raise OmniprepError(
@@ -240,16 +240,17 @@ def _wait_for_death(uri: str, found: Holder, say: Callable[[str], None]) -> Hold
     return found
 
 
-def _ourselves() -> dict[str, Any]:
+def process_identity() -> dict[str, Any]:
+    """What tells this process from any other: host, boot, namespace of process ids, id and start time."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = ""
-    us = {"host": socket.gethostname(), "boot": boot, "pidns": _process_namespace()}
-    return {**us, "pid": os.getpid(), "started": _started(os.getpid())}
+    machine = {"host": socket.gethostname(), "boot": boot, "pidns": process_namespace()}
+    return {**machine, "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-def _process_namespace() -> str:
+def process_namespace() -> str:
     """What process ids mean here; "" where that cannot be told, and then no process is ever asked for."""
     if not sys.platform.startswith("linux"):
         return "one"  # systems without such namespaces

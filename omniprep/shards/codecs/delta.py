@@ -79,7 +79,6 @@ def pixels_of_residuals(residuals: np.ndarray) -> np.ndarray:
     return np.stack([planes[:, 0] + green, green, planes[:, 2] + green], axis=-1)
 
 
-@lru_cache(maxsize=1)
 def _kernels() -> ModuleType | None:
     """The compiled arithmetic; None where numba cannot be imported."""
     try:
