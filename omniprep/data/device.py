@@ -56,25 +56,31 @@ def unpack_pixels(
         raise ValueError(
             f"patches of {patches.shape[1]} values are not {channels} channels of {patch_size}x{patch_size}"
         )
-    center, scale = _scaling(tuple(mean), tuple(std), patches.device)
     if patches.is_cuda and HAS_TRITON:
         from omniprep.data.pixels import launch
 
-        return launch(patches, center, scale, area, temporal_patch_size // frames, dtype)
-    pixels = patches.view(-1, channels, frames, area).to(torch.float32).sub_(center).div_(scale).to(dtype)
+        tables = _tables(tuple(mean), tuple(std), dtype, patches.device)
+        return launch(patches, tables, area, temporal_patch_size // frames)
+    pixels = patches.view(-1, channels, frames, area).to(torch.float32)
+    center, scale = _times_255(tuple(mean), patches.device), _times_255(tuple(std), patches.device)
+    pixels = pixels.sub_(center).div_(scale).to(dtype)
     if frames != temporal_patch_size:
         pixels = pixels.expand(-1, -1, temporal_patch_size, -1)
     return pixels.reshape(len(patches), channels * temporal_patch_size * area)
 
 
 @lru_cache(maxsize=64)
-def _scaling(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # Kept on the device: a copy from the host a batch would wait for the device's queue.
-    center = (torch.tensor(mean, dtype=torch.float32) * 255.0).view(-1, 1, 1)
-    scale = (torch.tensor(std, dtype=torch.float32) * 255.0).view(-1, 1, 1)
-    return center.to(device), scale.to(device)
+def _times_255(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # Kept on the device: a copy from the host for each batch would wait for the device's queue.
+    return (torch.tensor(values, dtype=torch.float32) * 255.0).view(-1, 1, 1).to(device)
+
+
+@lru_cache(maxsize=64)
+def _tables(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(C, 256): the float of each byte in each channel."""
+    every_byte = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, len(mean)).contiguous()
+    floats = unpack_pixels(every_byte, mean=mean, std=std, patch_size=1, temporal_patch_size=1, dtype=dtype)
+    return floats.t().contiguous().to(device)
 
 
 def to_model(
