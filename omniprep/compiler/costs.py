@@ -30,7 +30,8 @@ Facts = Mapping[str, NDArray[Any]]
 def stored_bytes(facts: Facts, pixel_codec: str) -> NDArray[np.int64]:
     """Bytes that rows take in a shard, about: int64 (rows,)."""
     pixels = _patch_price(facts, "bytes") * stored_share(pixel_codec) * facts["patches"]
-    others = TOKEN_BYTES * facts["length"].astype(np.int64) + MODALITIES["audio"].bytes * facts["audio_frames"]
+    # Float prices: a row of a day of sound times an integer price would not fit the int32 of the plan's columns.
+    others = float(TOKEN_BYTES) * facts["length"] + float(MODALITIES["audio"].bytes) * facts["audio_frames"]
     return (others + pixels).astype(np.int64)
 
 

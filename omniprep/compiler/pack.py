@@ -47,9 +47,9 @@ class Rows:
         return len(self.split)
 
     def columns(self, chosen: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """What chosen rows cost (omniprep/compiler/costs.py): by row numbers or a mask, as int64."""
+        """What chosen rows (numbers or a mask) cost, see omniprep/compiler/costs.py."""
         names = ("length", "patches", "audio_frames", *(modality.column for modality in MODALITIES.values()))
-        return {name: self.facts[name][chosen].astype(np.int64) for name in names}
+        return {name: self.facts[name][chosen] for name in names}
 
 
 @dataclass(slots=True)

@@ -203,7 +203,7 @@ def read_facts(uri: str) -> dict[str, NDArray[Any]]:
 
 
 @dataclass(frozen=True, slots=True)
-class RejectedRow:
+class PlannedReject:
     """A row that planning rejected."""
 
     number: int
@@ -216,7 +216,7 @@ class RejectedRow:
     """The row as JSON: bytes of the plan."""
 
 
-def read_rejects(uri: str) -> Iterator[RejectedRow]:
+def read_rejects(uri: str) -> Iterator[PlannedReject]:
     """The rejected rows of a split, in order."""
     reader, first = _open(uri, ("line", "code", "message", "raw")), 0
     for chunk in range(reader.num_record_batches):
@@ -225,7 +225,7 @@ def read_rejects(uri: str) -> Iterator[RejectedRow]:
         texts = _views(raw.cast(pa.large_binary()))
         for index in pc.indices_nonzero(code.is_valid()).to_pylist():
             text = texts[index] or memoryview(b"null")
-            yield RejectedRow(first + index, line[index].as_py(), code[index].as_py(), message[index].as_py(), text)
+            yield PlannedReject(first + index, line[index].as_py(), code[index].as_py(), message[index].as_py(), text)
         first += batch.num_rows
 
 
