@@ -12,13 +12,24 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from omniprep.errors import UsageError, shown_name
 from omniprep.rows.columns import parse_columns
 
-__all__ = ["BuildConfig", "PixelCodecName", "RowOptions", "Switch", "Trust", "build_config", "config_hash", "shaping"]
+__all__ = [
+    "BuildConfig",
+    "PixelCodecName",
+    "RowOptions",
+    "Switch",
+    "Trust",
+    "build_config",
+    "config_hash",
+    "row_options_as_json",
+    "shaping",
+]
 
 
 Switch = Literal["auto", "on", "off"]
@@ -189,7 +200,7 @@ class BuildConfig(RowOptions, Trust):
     decode_timeout: float = 600.0
     """Seconds that the media of one row may take to be read and decoded; 0: any time. Longer rows are rejected."""
     decode_memory: int = 8 << 30
-    """Bytes that a process may hold for one row when rows are tried apart after a crash; rows beyond it are
+    """Bytes that a process may hold for one row when rows are tried one by one after a crash; rows beyond it are
     rejected."""
 
     def __post_init__(self) -> None:
@@ -285,7 +296,16 @@ _FREE = {"out", "workers", "ray_address", "overwrite", "on_error", "max_error_ra
 
 def shaping(config: BuildConfig) -> dict[str, Any]:
     """The options that a shard's bytes depend on, as JSON types."""
-    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+    return _as_json(config, {field.name for field in dataclasses.fields(config)} - _FREE)
+
+
+def row_options_as_json(options: RowOptions) -> dict[str, Any]:
+    """The fields of `RowOptions` as JSON types; `typed_record(RowOptions, ...)` reads them again."""
+    return _as_json(options, {field.name for field in dataclasses.fields(RowOptions)})
+
+
+def _as_json(options: RowOptions, names: Collection[str]) -> dict[str, Any]:
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in names}
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
 

@@ -38,10 +38,10 @@ def unforeseen(where: str, error: BaseException) -> OmniprepError:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    place = f" at {os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else ""
-    said = " ".join(str(error).split())[:500]
+    code_line = f" at {os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else ""
+    text = " ".join(str(error).split())[:500]
     return OmniprepError(
-        f"{where}: {type(error).__name__}{place}: {said or 'no message'}. This is a defect: please report it "
+        f"{where}: {type(error).__name__}{code_line}: {text or 'no message'}. This is a defect: please report it "
         "(OMNIPREP_TRACEBACK=1 shows where). What is finished stays: the same command again goes on from here"
     )
 

@@ -12,7 +12,7 @@ import sys
 import warnings
 from typing import Any
 
-__all__ = ["escape_json", "printable", "printable_json", "quote_libraries", "say"]
+__all__ = ["counted", "escape_json", "printable", "printable_json", "quote_libraries", "say"]
 
 # Control characters (C0, DEL, C1), line and paragraph separators, lone surrogates (names of files that are not UTF-8),
 # and the marks that turn the direction of text around (Trojan Source, CVE-2021-42574).
@@ -48,6 +48,17 @@ def escape_json(text: str) -> str:
 def printable_json(value: Any, *, indent: int | None = None) -> str:
     """A value as JSON text that is safe to print."""
     return escape_json(json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun, such as "1 row" or "1,200 rows".
+
+    Args:
+        count: The number.
+        one: What follows 1.
+        many: What follows any other number (default: `one` with an s).
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def say(text: object, *, error: bool = False) -> None:

@@ -288,7 +288,7 @@ class RichReporter:
 
 @contextmanager
 def reporter(*, quiet: bool = False) -> Iterator[Reporter]:
-    """The reporter that suits standard error, for the time of a `with` block: bars on a terminal, else plain lines."""
+    """The reporter for this standard error, within a `with` block: bars on a terminal, else plain lines."""
     if os.environ.get(LOG_JSON) and not quiet:
         yield JsonReporter()
         return

@@ -583,6 +583,7 @@ def test_a_manifest_of_another_build_is_not_taken_for_ours(tmp_path: Path, sourc
 
 
 def test_a_lost_lease_ends_the_work_at_its_next_change(tmp_path: Path) -> None:
+    from omniprep.compiler.output.folder import BuildIdentity
     from omniprep.config import BuildConfig
 
     def work(held: lease.Lease) -> dict[str, Any]:
@@ -591,7 +592,7 @@ def test_a_lost_lease_ends_the_work_at_its_next_change(tmp_path: Path) -> None:
         io.write_atomic(str(tmp_path / "manifest.json"), b"{}")
         return {}
 
-    identity = {"command": "build", "config": {}, "inputs": [], "versions": {}, "tokenizer_sha256": ""}
+    identity = BuildIdentity(config={}, inputs=(), versions={}, tokenizer_sha256="")
     with pytest.raises(LostLeaseError, match="process 1 on other has taken over"):
         run_in_folder(BuildConfig(out=str(tmp_path)), identity, QuietReporter(), work)
     assert not (tmp_path / "manifest.json").exists()

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import make_dataset
 
-from omniprep.config import BuildConfig, RowOptions, Trust, build_config, shaping
+from omniprep.config import BuildConfig, RowOptions, Trust, build_config, row_options_as_json, shaping
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, OmniprepError
-from omniprep.shards.manifest import Manifest, parse_manifest, row_options_as_json
+from omniprep.shards.manifest import Manifest, parse_manifest
 from omniprep.shards.names import is_dataset_file, is_shard_path
 from omniprep.shards.typed import parse_json, typed_record
 

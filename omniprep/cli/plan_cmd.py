@@ -16,7 +16,7 @@ from omniprep.cli.options import check_values, make_config, options_of, require,
 from omniprep.cli.summary import note_lines
 from omniprep.config import BuildConfig
 from omniprep.errors import UsageError
-from omniprep.printable import printable, say
+from omniprep.printable import counted, printable, say
 from omniprep.progress import duration, size
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
         "fill": f"{100 * estimate.fill:.2f} %",
         "shards": f"{estimate.shards:,}, about {size(estimate.bytes)}",
         "vision patches, audio frames": f"{estimate.patches:,}, {estimate.audio_frames:,}",
-        "encoding takes about": f"{time} on {workers} {'worker' if workers == 1 else 'workers'}",
+        "encoding takes about": f"{time} on {counted(workers, 'worker')}",
         "  known from": known,
     }
 

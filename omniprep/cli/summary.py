@@ -7,7 +7,7 @@ from typing import Any
 
 from omniprep import io
 from omniprep.errors import OmniprepError
-from omniprep.printable import printable, say
+from omniprep.printable import counted, printable, say
 from omniprep.progress import duration, short, size
 
 
@@ -53,10 +53,11 @@ def print_summary(out: str, manifest: dict[str, Any], seconds: float) -> None:
     speed = short(counts["tokens"] / max(seconds, 1e-9))
     print_table(out, [*lines, ("time", f"{duration(seconds)}, {speed} tokens/s")])
     if rejected := counts["rows"]["rejected"]:
-        say(f"{rejected:,} rows were rejected; each with its reason: {io.join(out, 'rejected.jsonl')},")
+        text = f"{counted(rejected, 'row was', 'rows were')} rejected; each with its reason"
+        say(f"{text}: {io.join(out, 'rejected.jsonl')},")
         say(f"or omniprep inspect {out} --rejected")
     if counts["rows_without_labels"]:
-        say(f"{counts['rows_without_labels']:,} rows have no trained token; they teach nothing")
+        say(f"{counted(counts['rows_without_labels'], 'row has', 'rows have')} no trained token: nothing to learn")
     print_notes(totals(manifest))
 
 
@@ -105,7 +106,7 @@ def note_lines(notes: Mapping[str, int], unread: Mapping[str, Sequence[Any]]) ->
     for name, text in NOTES.items():
         if not notes.get(name):
             continue
-        line = f"1 row has {text}" if notes[name] == 1 else f"{notes[name]:,} rows have {text}"
+        line = counted(notes[name], f"row has {text}", f"rows have {text}")
         if name == "unread_columns" and unread:
             columns = [
                 f"{column} ({rows:,}{f'; --columns {option} reads it' if option else ''})"

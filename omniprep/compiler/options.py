@@ -1,6 +1,4 @@
-"""From a build's options to a family at work: which options are the family's own, and what a worker needs to be
-told.
-"""
+"""From a build's options to its family: which options are the family's own, and what a worker needs to make it."""
 
 import ast
 from pathlib import Path
@@ -21,7 +19,7 @@ FAMILY_OPTIONS = (
     "fps_min_frames",
     "fps_max_frames",
 )
-# The same, for options that have a default value here: told to the family only where they differ from it.
+# The same, for options that have a default value: the family gets them only where they differ from it.
 _WITH_DEFAULT = {"video_timing": "reference", "long_audio": "reject"}
 
 

@@ -76,8 +76,8 @@ def spooled(uri: str, fs: Any, path: str, gate: Gate | None) -> Iterator[BinaryI
             yield spool
         except OSError as error:
             if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of this disk, not of the store
-                said = f"{error.strerror}; what is uploaded is first written to"
-                raise OSError(error.errno, said, tempfile.gettempdir()) from error
+                reason = f"{error.strerror}; what is uploaded is first written to"
+                raise OSError(error.errno, reason, tempfile.gettempdir()) from error
             raise
         _write_object(uri, fs, path, spool, gate)
 

@@ -155,21 +155,21 @@ def public_address(host: str, port: int, label: str) -> tuple[str, int]:
     Raises:
         Reject: media_url_forbidden where any of its addresses is not public.
     """
-    found = _resolved(host, port)
-    for address, _ in found:
+    addresses = _resolved(host, port)
+    for address, _ in addresses:
         if not is_public(address):
             raise Reject(RejectCode.MEDIA_URL_FORBIDDEN, f"{label}: leads to {address}, which is no public address")
-    return found[0]
+    return addresses[0]
 
 
 def _resolved(host: str, port: int) -> list[tuple[str, int]]:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise PassingError(f"the host name cannot be resolved ({error})") from error
-    if not found:
+    if not entries:
         raise PassingError("the host name has no address")
-    return [(str(address[0]), int(address[1])) for *_, address in found]
+    return [(str(address[0]), int(address[1])) for *_, address in entries]
 
 
 @lru_cache(maxsize=64)

@@ -167,14 +167,14 @@ class _OSErrors:
             raise TimeoutError(errno.ETIMEDOUT, str(error), self._label) from error
         if not isinstance(error, Reject):
             return
-        said = error.message.removeprefix(f"{self._label}: ")
+        reason = error.message.removeprefix(f"{self._label}: ")
         if error.code == RejectCode.MEDIA_NOT_FOUND:
-            raise FileNotFoundError(errno.ENOENT, said, self._label) from error
+            raise FileNotFoundError(errno.ENOENT, reason, self._label) from error
         if error.code == RejectCode.MEDIA_URL_FORBIDDEN:
             raise PermissionError(
-                errno.EACCES, f"{said}; if that address is meant, give its URL itself", self._label
+                errno.EACCES, f"{reason}; if that address is meant, give its URL itself", self._label
             ) from error
-        raise OSError(errno.EPROTO, said, self._label) from error
+        raise OSError(errno.EPROTO, reason, self._label) from error
 
 
 def _whole_size(content_range: str | None) -> int | None:

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from omniprep import io
 from omniprep.errors import OmniprepError, did_you_mean, shown_name
+from omniprep.printable import counted
 from omniprep.rows import saved
 
 __all__ = ["Input", "Kind", "find_inputs"]
@@ -169,7 +170,7 @@ class _Search:
         inputs = list(dict.fromkeys(inputs))
         literal = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]  # folders that the pattern names literally
         splits = _describe_splits(entry.source.removeprefix(literal) for entry in inputs)
-        self._say(f"{pattern}: {_count_files(len(inputs))}{splits}")
+        self._say(f"{pattern}: {counted(len(inputs), 'file')}{splits}")
         return inputs
 
     def _folder(self, name: str, split: str, given: str) -> list[Input]:
@@ -211,7 +212,7 @@ class _Search:
                 + (f" (files left out: {more})" if more else "")
             )
         splits = "" if chosen else _describe_splits(files)
-        self._say(f"{name}: {_count_files(len(inputs))}{splits}" + (f"; left out: {more}" if more else ""))
+        self._say(f"{name}: {counted(len(inputs), 'file')}{splits}" + (f"; left out: {more}" if more else ""))
         return inputs
 
     def _choose_files(self, folder: str, files: list[str], split: str) -> tuple[list[str], str]:
@@ -302,10 +303,6 @@ def _describe_splits(paths: Iterable[str]) -> str:
     counts = Counter(split for path in paths if (split := _split_of(path)) not in ("", "train"))
     splits = ", ".join(f"{count} of the split {name}" for name, count in sorted(counts.items()))
     return f", {splits} (by their names)" if splits else ""
-
-
-def _count_files(number: int) -> str:
-    return f"{number:,} file{'' if number == 1 else 's'}"
 
 
 def _hidden_parts(path: str) -> int:

@@ -7,7 +7,6 @@ say which flag the reader of the dataset would have to give.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from omniprep import io
-from omniprep.config import RowOptions, Trust
+from omniprep.config import RowOptions, Trust, row_options_as_json
 from omniprep.errors import DamagedDataError, OmniprepError, did_you_mean
 from omniprep.shards.names import is_shard_path
 from omniprep.shards.schema import FORMAT
@@ -99,7 +98,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     family: str = ""
     model: str = ""
-    """The checkpoint as the build was told it: a name to show. See `omniprep.inspect.trust` before it is opened."""
+    """The checkpoint as it was given to the build: a name to show. See `omniprep.inspect.trust` before it is opened."""
     bin_length: int = 0
     fill: float = 0.0
     counts: Counts | None = None
@@ -188,13 +187,6 @@ def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
 def _counts_as_json(counts: Counts) -> dict[str, Any]:
     plain = dataclasses.asdict(counts)
     return plain | {f"{_ROWS_WITH}{name}": count for name, count in plain.pop("rows_with").items()}
-
-
-def row_options_as_json(options: RowOptions) -> dict[str, Any]:
-    """Options as JSON types; `typed_record(RowOptions, ...)` reads them again."""
-    values = {entry.name: getattr(options, entry.name) for entry in dataclasses.fields(RowOptions)}
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
 
 
 def _needed_flags(content: dict[str, Any]) -> list[str]:

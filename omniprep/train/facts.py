@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from omniprep import io
-from omniprep.config import BuildConfig, RowOptions
+from omniprep.config import BuildConfig, RowOptions, row_options_as_json
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.families.checkpoint import checkpoint_file
-from omniprep.shards.manifest import TRUST_FLAGS, Manifest, row_options_as_json
+from omniprep.shards.manifest import TRUST_FLAGS, Manifest
 from omniprep.shards.typed import parse_json, typed_record
 
 __all__ = ["FACTS", "RowFacts", "facts_of_content", "facts_of_manifest", "one_of", "read_facts", "write_facts"]

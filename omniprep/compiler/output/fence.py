@@ -62,19 +62,21 @@ class Fence:
             LostLeaseError: It has not.
             OSError: The lease cannot be read.
         """
-        where = self.out.rstrip("/") or "."
+        folder = self.out.rstrip("/") or "."
         holder = read_holder(io.join(self.out, LEASE))
         if holder is None:
             raise LostLeaseError(
-                f"{where}: {LEASE} is gone, so another run may have begun there; this one stops. The same command "
+                f"{folder}: {LEASE} is gone, so another run may have begun there; this one stops. The same command "
                 "again goes on"
             )
         if holder.content == self.replaced and not io.is_local(self.out):
             return
         if holder.token != self.token:
-            raise LostLeaseError(f"{where}: {holder} has taken over; this build stops")
+            raise LostLeaseError(f"{folder}: {holder} has taken over; this build stops")
         if io.is_local(self.out) and not os.path.isdir(self.staging):
-            raise LostLeaseError(f"{where}: another build has removed {os.path.basename(self.staging)}; this one stops")
+            raise LostLeaseError(
+                f"{folder}: another build has removed {os.path.basename(self.staging)}; this one stops"
+            )
 
     def open(self) -> None:
         """Make the run's own folder (local folders only)."""
@@ -112,4 +114,4 @@ def _remove_run(path: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
         if not os.path.lexists(path):
             return
-    os.rmdir(path)  # says why
+    os.rmdir(path)  # raises the error that rmtree ignored

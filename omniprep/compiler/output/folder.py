@@ -100,10 +100,10 @@ def list_inputs(config: BuildConfig, say: Callable[[str], None] = lambda text: N
     Raises:
         UsageError: --split names a split, and no input has splits.
     """
-    found = find_inputs(config.inputs, config.split, say)
-    if config.split and not any(entry.split for entry in found):
+    inputs = find_inputs(config.inputs, config.split, say)
+    if config.split and not any(entry.split for entry in inputs):
         raise UsageError(f"--split {config.split}: none of the inputs has splits")
-    splits = find_splits(found, seed=config.seed, say=say)
+    splits = find_splits(inputs, seed=config.seed, say=say)
     return Listed(splits, describe_inputs(splits))
 
 

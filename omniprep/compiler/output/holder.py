@@ -1,4 +1,4 @@
-"""What a lease says of who works in a folder. The file may be anything: cut off, forged, of another version."""
+"""Reads a lease: who works in a folder. The file may be anything: cut off, forged, of another version."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ _SHOWN = 64
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who a lease says works in the folder. Anything that is no lease is one of an unknown machine that was last heard
-    of long ago, as a process leaves it that dies while it writes.
+    """Who works in the folder, by its lease. A file that is no lease (a process died while it wrote it) counts as one
+    of an unknown machine whose last sign of life is long ago.
     """
 
     content: str
@@ -68,14 +68,6 @@ def parse(data: bytes) -> Holder:
         and math.isfinite(moment)
         and 0 < entry["pid"] < 1 << 32
     ):
-        return Holder(
-            content,
-            entry["token"],
-            entry["host"],
-            entry["boot"],
-            pidns,
-            entry["pid"],
-            entry["started"],
-            float(moment),
-        )
+        token, host, boot = (entry[name] for name in _STRINGS)
+        return Holder(content, token, host, boot, pidns, entry["pid"], entry["started"], float(moment))
     return Holder(content)

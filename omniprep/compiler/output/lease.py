@@ -2,14 +2,14 @@
 
     {"token", "host", "boot", "pidns", "pid", "started", "beat", "time"}
 
-A process of the same machine is asked for directly (pid and start time), so a run that was killed is followed at once.
+A process of the same machine is looked up (pid and start time), so a run that was killed is followed at once.
 The same machine means the same host name, boot and namespace of process ids: two containers of one machine, even of
 one host name, are two machines here, since neither sees the processes of the other. Another machine's lease counts as
 alive until its last sign is `STALE` seconds old by our clock and, since clocks differ and jump, does not change while
 we watch for `WATCH` seconds by a clock that cannot jump.
 
-The lease is what runs tell each other. That a run which was taken for dead, and is not, can change nothing any more is
-the fence's part (compiler/output/fence.py). A lease that is gone is lost: it is never made anew by the run that had it.
+The lease only informs. The fence (compiler/output/fence.py) makes sure that a run which was taken for dead, and is not,
+changes nothing any more. A lease that is gone is lost: the run that had it never writes it anew.
 """
 
 import json
@@ -110,7 +110,7 @@ def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[L
 
     Args:
         out: The folder; made where it is absent.
-        say: Told while another machine's lease is watched.
+        say: Takes a line while another machine's lease is watched.
 
     Raises:
         OmniprepError: Another run is at work there, or a folder of the dataset is a symbolic link.
@@ -120,14 +120,14 @@ def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[L
     if io.is_local(out):
         refuse_linked_folders(Path(out), FOLDERS)
     uri = io.join(out, NAME)
-    found = read_holder(uri)
-    if found is not None:
-        found = _wait_for_death(uri, found, say)
-    fence = Fence(out, replaced="" if found is None else found.content)
+    dead = read_holder(uri)
+    if dead is not None:
+        dead = _wait_for_death(uri, dead, say)
+    fence = Fence(out, replaced="" if dead is None else dead.content)
     entry = {"token": fence.token, **process_identity(), "beat": 0, "time": time.time()}
     fence.open()
     try:
-        _take(uri, fence, entry, found)
+        _take(uri, fence, entry, dead)
         lease = Lease(fence, entry)
     except BaseException:
         fence.close()
@@ -152,32 +152,32 @@ def _take(uri: str, fence: Fence, entry: dict[str, Any], dead: Holder | None) ->
         return
     # The store lets one of several create it, or replace what they saw; one that cannot is read back after a while.
     if not io.swap(uri, data, None if dead is None else lambda content: parse(content) == dead):
-        raise _at_the_same_moment(uri)
+        raise _lost_race(uri)
     time.sleep(SETTLE)
     try:
         fence.check()
     except LostLeaseError:
-        raise _at_the_same_moment(uri) from None
+        raise _lost_race(uri) from None
 
 
 def _is_ours(uri: str, fence: Fence) -> bool:
-    found = read_holder(uri)
-    return found is not None and found.token == fence.token
+    holder = read_holder(uri)
+    return holder is not None and holder.token == fence.token
 
 
 def _put_aside(uri: str, fence: Fence, dead: Holder) -> None:
     """Of several runs that found the same dead lease, one gets hold of the file."""
     aside = os.path.join(fence.staging, "dead")
     if read_holder(uri) != dead:
-        raise _at_the_same_moment(uri)
+        raise _lost_race(uri)
     try:
         os.replace(io.local_path(uri), aside)
     except FileNotFoundError:
-        raise _at_the_same_moment(uri) from None
+        raise _lost_race(uri) from None
     if read_holder(aside) != dead:  # of a run that was quicker by that much: it gets it back, or stops where it cannot
         with suppress(OSError):
             os.link(aside, io.local_path(uri))
-        raise _at_the_same_moment(uri)
+        raise _lost_race(uri)
 
 
 def _create(uri: str, fence: Fence, data: bytes) -> None:
@@ -193,7 +193,7 @@ def _create(uri: str, fence: Fence, data: bytes) -> None:
             with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "wb") as file:
                 file.write(data)
     except (FileExistsError, FileNotFoundError):  # another run was quicker: the lease is there, or our folder is gone
-        raise _at_the_same_moment(uri) from None
+        raise _lost_race(uri) from None
 
 
 def _write_ours(uri: str, fence: Fence, data: bytes) -> None:
@@ -202,42 +202,43 @@ def _write_ours(uri: str, fence: Fence, data: bytes) -> None:
         Path(ready).write_bytes(data)
         os.replace(ready, io.local_path(uri))
     except FileNotFoundError:
-        raise _at_the_same_moment(uri) from None
+        raise _lost_race(uri) from None
 
 
-def _at_the_same_moment(uri: str) -> OmniprepError:
-    return OmniprepError(f"{_where(uri)}: another build began there at the same moment")
+def _lost_race(uri: str) -> OmniprepError:
+    return OmniprepError(f"{_folder(uri)}: another build began there at the same moment")
 
 
-def _wait_for_death(uri: str, found: Holder, say: Callable[[str], None]) -> Holder | None:
-    """Return the holder of a lease when it is dead; None when it has gone.
+def _wait_for_death(uri: str, holder: Holder, say: Callable[[str], None]) -> Holder | None:
+    """Return the holder of a lease when it is dead; None when its lease has gone.
 
     Raises:
-        OmniprepError: It lives, or cannot be told from one that does.
+        OmniprepError: It is alive, or may be.
     """
-    us = process_identity()
-    if us["pidns"] and (found.host, found.boot, found.pidns) == (us["host"], us["boot"], us["pidns"]):
-        if (started := _started(found.pid)) and started == found.started:
+    ours = process_identity()
+    same_machine = (holder.host, holder.boot, holder.pidns) == (ours["host"], ours["boot"], ours["pidns"])
+    if ours["pidns"] and same_machine:
+        if (started := _started(holder.pid)) and started == holder.started:
             raise OmniprepError(
-                f"{_where(uri)}: another build is at work there ({found}); wait for it, or choose another --out"
+                f"{_folder(uri)}: another build is at work there ({holder}); wait for it, or choose another --out"
             )
-        return found
-    age = time.time() - found.time
+        return holder
+    age = time.time() - holder.time
     if 0 <= age < STALE:
         raise OmniprepError(
-            f"{_where(uri)}: another build is at work there ({found}; its last sign of life is {age:.0f} s old). "
+            f"{_folder(uri)}: another build is at work there ({holder}; its last sign of life is {age:.0f} s old). "
             f"If that machine is gone, try again in {STALE - age:.0f} s"
         )
-    say(f"{_where(uri)}: {found} gave no sign of life for long; watching for {WATCH:.0f} s whether it does")
+    say(f"{_folder(uri)}: {holder} gave no sign of life for long; watching for {WATCH:.0f} s whether it does")
     end = time.monotonic() + WATCH
     while time.monotonic() < end:
         time.sleep(min(1.0, WATCH / 4))
         now = read_holder(uri)
         if now is None:
             return None
-        if now.content != found.content:
-            raise OmniprepError(f"{_where(uri)}: another build is at work there ({now})")
-    return found
+        if now.content != holder.content:
+            raise OmniprepError(f"{_folder(uri)}: another build is at work there ({now})")
+    return holder
 
 
 def process_identity() -> dict[str, Any]:
@@ -246,12 +247,17 @@ def process_identity() -> dict[str, Any]:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = ""
-    machine = {"host": socket.gethostname(), "boot": boot, "pidns": process_namespace()}
-    return {**machine, "pid": os.getpid(), "started": _started(os.getpid())}
+    return {
+        "host": socket.gethostname(),
+        "boot": boot,
+        "pidns": _process_namespace(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+    }
 
 
-def process_namespace() -> str:
-    """What process ids mean here; "" where that cannot be told, and then no process is ever asked for."""
+def _process_namespace() -> str:
+    """Id of the namespace of our process ids; "" where it cannot be read, and then no process is ever looked up."""
     if not sys.platform.startswith("linux"):
         return "one"  # systems without such namespaces
     try:
@@ -264,7 +270,7 @@ def process_namespace() -> str:
 
 def _started(pid: int) -> int:
     """When a process started, in clock ticks since boot; 0 where there is none, or one that is dead and whose parent
-    has not asked for its end; -1 where the system does not tell.
+    has not asked for its end; -1 where it cannot be read.
     """
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -283,5 +289,5 @@ def _started(pid: int) -> int:
     return -1
 
 
-def _where(uri: str) -> str:
+def _folder(uri: str) -> str:
     return uri.removesuffix(NAME).rstrip("/") or "."

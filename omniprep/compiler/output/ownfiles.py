@@ -55,16 +55,16 @@ def refuse_foreign(out: str, *, fresh: bool = False) -> None:
                 f"{out}: holds a dataset that no build can go on with; choose another --out, or --overwrite"
             )
         return
-    top = [name for name in io.list_folder(out) if name not in (*FOLDERS, LEASE) and not name.endswith(".tmp")]
-    inner = [
+    foreign = [name for name in io.list_folder(out) if name not in (*FOLDERS, LEASE) and not name.endswith(".tmp")]
+    foreign += [
         f"{folder}/{name}"
         for folder in FOLDERS
         for name in io.list_folder(io.join(out, folder))
         if not name.endswith(".tmp")
     ]
-    if found := [*top, *inner]:
+    if foreign:
         raise OmniprepError(
-            f"{out}: the folder is not empty ({found[0]}) and holds no omniprep build; choose another --out"
+            f"{out}: the folder is not empty ({foreign[0]}) and holds no omniprep build; choose another --out"
         )
 
 
@@ -101,13 +101,13 @@ def stale_objects(out: str, generation: str) -> list[str]:
 
     They are listed before that: what is listed is older than this run, so no later one can be using it.
     """
-    found = []
+    stale = []
     for folder, pattern in OWN.items() if not io.is_local(out) else ():
         for name in io.list_folder(io.join(out, folder)):
             match = pattern.fullmatch(name)
             if match and (folder, name) != STATE and (match["tag"] or "").removeprefix("-") != generation:
-                found.append(io.join(out, folder, name))
-    return found
+                stale.append(io.join(out, folder, name))
+    return stale
 
 
 def refuse_overlap(out: str, sources: Iterable[str]) -> None:
@@ -126,8 +126,8 @@ def refuse_overlap(out: str, sources: Iterable[str]) -> None:
 
 
 def canonical(uri: str) -> str:
-    """One spelling for each place: absolute, without links, `..` and doubled slashes, a store's main protocol (s3 for
-    s3a). Two URIs of one place may differ in all of these.
+    """One spelling for each file or folder: absolute, without links, `..` and doubled slashes, a store's main protocol
+    (s3 for s3a). Two URIs of the same file may differ in all of these.
     """
     if io.is_local(uri):
         return os.path.realpath(io.local_path(uri))
@@ -139,7 +139,7 @@ def canonical(uri: str) -> str:
 
 
 def is_inside(folder: str, uri: str) -> bool:
-    """Whether a place is a folder or lies in it, links followed."""
+    """Whether a URI is a folder or lies in it, links followed."""
     if any(name.startswith(("http://", "https://")) for name in (folder, uri)):
         return False  # nothing is ever written there
     outer, inner = canonical(folder), canonical(uri)
@@ -166,7 +166,6 @@ def sweep(out: str) -> None:
         return
     for folder in (out, *(io.join(out, name) for name in FOLDERS)):
         for name in io.list_folder(folder):
-            if name.endswith(".tmp") and not RUN.fullmatch(
-                name
-            ):  # those of other runs are gone since the lease was taken
+            # Folders of other runs are gone since the lease was taken; the one that is left is our own.
+            if name.endswith(".tmp") and not RUN.fullmatch(name):
                 io.remove(io.join(folder, name))
