@@ -250,13 +250,13 @@ def process_identity() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "boot": boot,
-        "pidns": _process_namespace(),
+        "pidns": process_namespace(),
         "pid": os.getpid(),
         "started": _started(os.getpid()),
     }
 
 
-def _process_namespace() -> str:
+def process_namespace() -> str:
     """Id of the namespace of our process ids; "" where it cannot be read, and then no process is ever looked up."""
     if not sys.platform.startswith("linux"):
         return "one"  # systems without such namespaces
