@@ -1,8 +1,8 @@
-"""Does a family work here? Dummy rows of it, end to end: the second half of `omniprep doctor`.
+"""Dummy rows of a family, planned and encoded: the second half of `omniprep doctor`.
 
-A dummy row takes the way of every row: its media are written to files, probed, counted, decoded, mapped and expanded.
-The encoder itself insists that counter, expansion and tensors agree; here the three numbers are also reported, for
-each modality alone and for all together. Takes 10 to 30 s, most of it imports.
+The media of a dummy row are written to files, probed, counted, decoded, mapped and expanded, as those of every row. The
+encoder refuses a row whose counter, expansion and tensors disagree; the three numbers are reported as well, for each
+modality alone and for all together. Takes 10 to 30 s, most of it imports.
 """
 
 from dataclasses import dataclass
@@ -57,19 +57,18 @@ def try_family(ctx: FamilyContext, folder: Path) -> list[Trial]:
         ctx: The family on a checkpoint.
         folder: Where the media files may be written.
     """
-    chosen = [{m: 1} for m in ctx.modalities] + [dict.fromkeys(ctx.modalities, 1)]
     trials = []
-    for counts in chosen:
-        what = " + ".join(counts)
+    for counts in [*({modality: 1} for modality in ctx.modalities), dict.fromkeys(ctx.modalities, 1)]:
+        name = " + ".join(counts)
         try:
             messages, media = ctx.dummy(BIN_LENGTH, counts)
-            trials.append(_try_row(ctx, what, {"messages": messages, **_save_media(media, folder)}, folder))
+            trials.append(_try_row(ctx, name, {"messages": messages, **_save_media(media, folder)}, folder))
         except (Reject, OmniprepError, OSError) as error:
-            trials.append(Trial(what, fault=" ".join(str(error).split())))
+            trials.append(Trial(name, fault=" ".join(str(error).split())))
     return trials
 
 
-def _try_row(ctx: FamilyContext, what: str, row: dict[str, Any], folder: Path) -> Trial:
+def _try_row(ctx: FamilyContext, name: str, row: dict[str, Any], folder: Path) -> Trial:
     from omniprep.compiler.encode.rows import MediaCache, encode_planned
     from omniprep.compiler.plan.rows import plan_rows
     from omniprep.config import BuildConfig
@@ -79,7 +78,7 @@ def _try_row(ctx: FamilyContext, what: str, row: dict[str, Any], folder: Path) -
     config = BuildConfig(model=ctx.spec.model, bin_length=BIN_LENGTH)
     planned = plan_rows([row], ctx, config, MediaRoots(str(folder), (), False))[0]
     if isinstance(planned, Reject):
-        return Trial(what, fault=str(planned))
+        return Trial(name, fault=str(planned))
     pads = [ctx.placeholder_id(modality) for modality in ctx.modalities]
     promised = sum(item.tokens for items in planned.items.values() for item in items)
     encoded = encode_planned(planned, ctx, config, MediaCache(0))
@@ -93,11 +92,11 @@ def _try_row(ctx: FamilyContext, what: str, row: dict[str, Any], folder: Path) -
         arrays = encoded.media[column.name]
         if column.kind == "flat" and column.sizes and arrays:
             source, _ = column.size_source()
-            said = item_sizes(column, {source: np.array(encoded.media[source])}).tolist()
+            declared = item_sizes(column, {source: np.array(encoded.media[source])}).tolist()
             units = [array.size // column.unit for array in arrays]
-            if units != said:
-                fault = f"{column.name} holds {units} units, but {column.sizes} says {said}"
-    return Trial(what, promised, expanded, ", ".join(shapes), fault)
+            if units != declared:
+                fault = f"{column.name} holds {units} units, but {column.sizes} says {declared}"
+    return Trial(name, promised, expanded, ", ".join(shapes), fault)
 
 
 def _save_media(media: dict[str, list[Any]], folder: Path) -> dict[str, list[Any]]:
@@ -106,14 +105,14 @@ def _save_media(media: dict[str, list[Any]], folder: Path) -> dict[str, list[Any
 
     saved: dict[str, list[Any]] = {f"{modality}s": [] for modality in media}
     for modality, items in media.items():
-        for n, item in enumerate(items):
+        for number, item in enumerate(items):
             if isinstance(item, np.ndarray):
-                soundfile.write(folder / f"{modality}{n}.wav", item, 16_000)
-                saved[f"{modality}s"].append(f"{modality}{n}.wav")
+                soundfile.write(folder / f"{modality}{number}.wav", item, 16_000)
+                saved[f"{modality}s"].append(f"{modality}{number}.wav")
                 continue
-            names = []
-            for k, picture in enumerate(item if isinstance(item, list) else [item]):
-                names.append(f"{modality}{n}_{k}.png")
-                picture.save(folder / names[-1])
+            pictures = item if isinstance(item, list) else [item]
+            names = [f"{modality}{number}_{frame}.png" for frame in range(len(pictures))]
+            for name, picture in zip(names, pictures, strict=True):
+                picture.save(folder / name)
             saved[f"{modality}s"].append(names if isinstance(item, list) else names[0])
     return saved

@@ -1,7 +1,7 @@
-"""What is installed, what reads media here, and which fast paths are taken: the first half of `omniprep doctor`.
+"""What is installed, what decodes media, and which fast paths are taken: the first half of `omniprep doctor`.
 
-Imports nothing of omniprep that could be broken by what is missing. What must be there, and which versions, is read
-from the package's own metadata, so pyproject.toml says it once.
+Imports no module of omniprep that could fail for a missing package. The packages and versions that are needed are read
+from the package's own metadata, so pyproject.toml lists them once.
 """
 
 import importlib
@@ -46,20 +46,20 @@ class Finding:
 
 def system() -> list[Finding]:
     """omniprep, Python, the machine."""
-    found = [
+    facts = [
         ("omniprep", importlib.metadata.version("omniprep")),
         ("python", platform.python_version()),
         ("platform", platform.platform(terse=True)),
         ("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())),
     ]
-    return [Finding(name, "ok", text) for name, text in found]
+    return [Finding(name, "ok", text) for name, text in facts]
 
 
 def packages() -> list[Finding]:
     """Every package that omniprep asks for, with its version or the command that installs it."""
     from packaging.requirements import Requirement
 
-    found: dict[str, Finding] = {}
+    findings: dict[str, Finding] = {}
     for text in importlib.metadata.requires("omniprep") or ():
         wanted = Requirement(text)
         extra = re.search(r"""extra == ["']([\w-]+)["']""", text)
@@ -69,9 +69,9 @@ def packages() -> list[Finding]:
         # Several parts may ask for one package (training for a newer transformers): one line, the worst of them.
         finding = _package(wanted.name, str(wanted.specifier), name)
         key = re.sub(r"[-_.]+", "-", wanted.name).lower()
-        if key not in found or SEVERITY[finding.state] > SEVERITY[found[key].state]:
-            found[key] = finding
-    return sorted(found.values(), key=lambda finding: (finding.state == "absent", finding.name))
+        if key not in findings or SEVERITY[finding.state] > SEVERITY[findings[key].state]:
+            findings[key] = finding
+    return sorted(findings.values(), key=lambda finding: (finding.state == "absent", finding.name))
 
 
 def _package(name: str, versions: str, extra: str) -> Finding:

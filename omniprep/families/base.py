@@ -69,7 +69,6 @@ class Family(Checkpoint):
         most_tokens: Modality → true upper bound of one item's tokens, where no option changes it.
         chat_template: A template, or the name of a registered one.
         model_arch: An architecture, or the name of a registered one.
-        checkpoint_files: Patterns of files of a checkpoint that training copies, beside those that every model has.
         load_model: "module:function" (or a function) that loads a checkpoint for training.
         init_model: "module:function" (or a function) of (folder, seed) that writes a small random checkpoint.
 
@@ -93,7 +92,6 @@ class Family(Checkpoint):
     most_tokens: Mapping[str, int] = {}
     chat_template: str | TemplateMeta = "chatml"
     model_arch: str | ModelArch = ""
-    checkpoint_files: tuple[str, ...] = ()
     load_model: Any = ""
     init_model: Any = ""
 

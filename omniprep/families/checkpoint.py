@@ -69,9 +69,9 @@ class Checkpoint:
             ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
             unknown = len(ids) == 1 and ids[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token
             if len(ids) != 1 or unknown:
-                what = "unknown to the tokenizer" if unknown else f"{len(ids)} tokens"
+                fault = "unknown to the tokenizer" if unknown else f"{len(ids)} tokens"
                 raise UnknownTokenError(
-                    f"family {self.name!r}: {token!r} is {what} of {self._model!r}, it must be one token; "
+                    f"family {self.name!r}: {token!r} is {fault} of {self._model!r}, it must be one token; "
                     "use a token of this tokenizer or add it there"
                 )
             self._token_ids[token] = int(ids[0])

@@ -1,4 +1,4 @@
-"""What is checked of a family: before a build, that nothing is missing; while it runs, what its methods give."""
+"""Checks of a family: before a build, that nothing is missing; while one runs, of what its methods return."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,12 +30,12 @@ __all__ = [
 
 
 @contextmanager
-def no_stop_iteration(family: str, what: str) -> Iterator[None]:
+def no_stop_iteration(family: str, method: str) -> Iterator[None]:
     """Turn StopIteration, which a loop around the block would take for its end, into an error.
 
     Args:
         family: Name of the family.
-        what: The method that the block calls.
+        method: What the block calls, in words.
 
     Raises:
         CallbackError: In the place of StopIteration.
@@ -44,7 +44,7 @@ def no_stop_iteration(family: str, what: str) -> Iterator[None]:
         yield
     except StopIteration as error:
         raise CallbackError(
-            f"family {family!r}: the {what} raised StopIteration; "
+            f"family {family!r}: the {method} raised StopIteration; "
             "it asks an iterator for more items than there are (use next(iterator, None), or zip(..., strict=True))"
         ) from error
 
@@ -100,9 +100,9 @@ def check_support(
         placeholders: Of the family.
         fields: Of the family.
     """
-    for decorator, what in missing.items():
+    for decorator, purpose in missing.items():
         raise MissingRegistrationError(
-            f"family {family!r} supports {modality} but registers no {what} for it; add "
+            f"family {family!r} supports {modality} but registers no {purpose} for it; add "
             f"@REGISTRY.{decorator}({modality!r}, ...)"
         )
     if modality not in placeholders:
@@ -119,26 +119,26 @@ def check_mapped(family: str, fields: Mapping[str, Field], modality: str, result
     Raises:
         UndeclaredFieldError, ConflictingKeyError, TokenCountMismatchError: See there.
     """
-    who = f"family {family!r}: the {modality} mapper"
+    mapper = f"family {family!r}: the {modality} mapper"
     if not isinstance(result, dict):
-        raise CallbackError(f"{who} must give a dict of arrays, not {type(result).__name__}")
+        raise CallbackError(f"{mapper} must give a dict of arrays, not {type(result).__name__}")
     for key in result:
         if key not in fields:
-            raise UndeclaredFieldError(f"{who} gives {key!r}, which `fields` does not declare; declare it there")
+            raise UndeclaredFieldError(f"{mapper} gives {key!r}, which `fields` does not declare; declare it there")
         if fields[key].modality != modality:
             raise ConflictingKeyError(
-                f"{who} gives {key!r}, which belongs to {fields[key].modality}; name it differently"
+                f"{mapper} gives {key!r}, which belongs to {fields[key].modality}; name it differently"
             )
     declared = {key: entry for key, entry in fields.items() if entry.modality == modality}
     if missing := declared.keys() - result.keys():
         raise UndeclaredFieldError(
-            f"{who} does not give {', '.join(map(repr, sorted(missing)))}, which `fields` declares"
+            f"{mapper} does not give {', '.join(map(repr, sorted(missing)))}, which `fields` declares"
         )
     for key, entry in declared.items():
         if callable(entry.sizes):
             promised, held = int(np.sum(entry.sizes(result))), len(result[key])
             if promised != held:
-                raise TokenCountMismatchError(f"{who} gives {held} units of {key!r}, its `sizes` says {promised}")
+                raise TokenCountMismatchError(f"{mapper} gives {held} units of {key!r}, its `sizes` says {promised}")
     return result
 
 
@@ -148,21 +148,19 @@ def check_expansions(family: str, sample: Sample, expansions: list[Expansion]) -
     Raises:
         TokenCountMismatchError: With the modality and item.
     """
-    who = f"family {family!r}: the input processor"
-    left = {(m, i): item for m, items in sample.items.items() for i, item in enumerate(items) if not item.meta.in_video}
+    fault = f"family {family!r}: the input processor"
+    left = {(m, n): item for m, items in sample.items.items() for n, item in enumerate(items) if not item.meta.in_video}
     for expansion in expansions:
+        name = f"{expansion.modality} {expansion.item + 1}"
         item = left.pop((expansion.modality, expansion.item), None)
         if item is None:
-            raise TokenCountMismatchError(
-                f"{who} expands {expansion.modality} {expansion.item + 1}, which is not there or was expanded before"
-            )
+            raise TokenCountMismatchError(f"{fault} expands {name}, which is not there or was expanded before")
         sound = sample.items["audio"][item.audio].tokens if item.audio is not None else 0
         if len(expansion.ids) != item.tokens + sound:
             raise TokenCountMismatchError(
-                f"{who} makes {len(expansion.ids)} tokens of {expansion.modality} {expansion.item + 1}, the token "
-                f"counter promised {item.tokens + sound}"
+                f"{fault} makes {len(expansion.ids)} tokens of {name}, the token counter promised {item.tokens + sound}"
             )
     if left:
         modality, number = next(iter(left))
-        raise TokenCountMismatchError(f"{who} gives no expansion for {modality} {number + 1}; give one for each item")
+        raise TokenCountMismatchError(f"{fault} gives no expansion for {modality} {number + 1}; give one for each item")
     return expansions

@@ -1,7 +1,7 @@
-"""What can be wrong with a family, each named after the mistake; messages give family, modality and the fix.
+"""Mistakes in a family, one class each; messages name the family, the modality and the fix.
 
-Mistakes that show before anything is built are usage errors (exit status 2); those that show while rows are built end
-the build (exit status 1). Neither is ever one row's fault: that is `Reject`.
+A mistake that shows before anything is built is a usage error (exit status 2); one that shows while rows are built ends
+the build (exit status 1). What is wrong with one row alone is a `Reject`.
 """
 
 from omniprep.errors import OmniprepError, UsageError
@@ -10,8 +10,9 @@ from omniprep.errors import OmniprepError, UsageError
 class FamilyError(OmniprepError):
     """A family, or a plug-in that registers one, is not right."""
 
-    place: tuple[int, int] | int | None = None
-    """The row that showed it: its split and line there, or its number in rows.parquet; the build names its file."""
+    row: tuple[int, int] | int | None = None
+    """The row that showed it: its split and its line in the split, or its number in rows.parquet; the build names its
+    input."""
 
     def within(self, where: str) -> "FamilyError":
         """The same error, with where it happened before it."""

@@ -1,7 +1,7 @@
-"""Where families come from (built-in files, entry points, plug-in files), and what is read of a checkpoint.
+"""Where families come from: built-in files, entry points of installed packages, plug-in files.
 
 A plug-in's text travels to the workers, so nodes need not have its file. A call that names other plug-ins than the one
-before it in this process replaces those: what is registered is what the command at hand has asked for.
+before it in this process replaces those: registered is what the present command asks for.
 """
 
 import importlib
@@ -19,7 +19,8 @@ from omniprep.families.records import text_hash
 from omniprep.families.registry import REGISTRY
 
 BUILT_IN = ("qwen.qwen2_5_omni", "qwen.qwen2_vl", "qwen.qwen3_vl", "qwen.qwen2_audio", "qwen.qwen3_omni")
-_loaded: dict[str, str] = {}  # path of a plug-in → its text
+_loaded: dict[str, str] = {}
+"""Path of each plug-in that is loaded → its text."""
 
 
 def load_families(plugins: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> None:
@@ -51,7 +52,7 @@ def _load_entry_points() -> None:
         except OmniprepError:
             raise
         except Exception as error:
-            raise PluginImportError(f"entry point {point.name!r} ({point.value}): {_where(error, None)}") from error
+            raise PluginImportError(f"entry point {point.name!r} ({point.value}): {_describe(error, None)}") from error
 
 
 def plugin_texts(plugins: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,19 +83,19 @@ def named_function(family: str, attribute: str, hook: Any) -> Callable[..., Any]
     Raises:
         UnknownFunctionError: There is no such function.
     """
-    found = hook
+    function = hook
     if isinstance(hook, str):
         module, _, name = hook.partition(":")
         try:
-            found = getattr(importlib.import_module(module), name)
+            function = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:  # ValueError: no module is named
             raise UnknownFunctionError(
                 f"family {family!r}: {attribute} {hook!r} is no function that can be imported ({error}); it is written "
                 "as 'module:function'"
             ) from error
-    if not callable(found):
+    if not callable(function):
         raise UnknownFunctionError(f"family {family!r}: {attribute} {hook!r} is no function")
-    return cast(Callable[..., Any], found)
+    return cast(Callable[..., Any], function)
 
 
 def _load_plugins(texts: dict[str, str]) -> None:
@@ -125,11 +126,11 @@ def _load_plugin(path: str, text: str) -> None:
         REGISTRY.forget(origin)
         if isinstance(error, OmniprepError):
             raise
-        raise PluginImportError(f"--plugin {path}: {_where(error, path)}") from error
+        raise PluginImportError(f"--plugin {path}: {_describe(error, path)}") from error
 
 
-def _where(error: Exception, path: str | None) -> str:
-    """The error, and the last line of the file that it passed."""
+def _describe(error: Exception, path: str | None) -> str:
+    """The error, and the last line of the plug-in in its traceback."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
     return f"{type(error).__name__}: {error}" + ("" if line is None else f" (line {line})")

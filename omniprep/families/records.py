@@ -45,8 +45,8 @@ class FamilyRecord:
     archs: Mapping[str, ModelArch] = field(default_factory=dict)
 
 
-def named(known: Mapping[str, T], what: str, name: str) -> T:
-    """The template or architecture of a name.
+def named(known: Mapping[str, T], kind: str, name: str) -> T:
+    """The template or architecture (the kind, for the message) of a name.
 
     Raises:
         UnknownTemplateError: There is none; the message lists those there are.
@@ -54,7 +54,7 @@ def named(known: Mapping[str, T], what: str, name: str) -> T:
     if name not in known:
         names = ", ".join(sorted(filter(None, known))) or "none"
         raise UnknownTemplateError(
-            f"{what} {name!r} is not registered; registered: {names}. Register it before the family"
+            f"{kind} {name!r} is not registered; registered: {names}. Register it before the family"
         )
     return known[name]
 

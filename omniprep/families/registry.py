@@ -87,13 +87,13 @@ class Registry:
         Raises:
             UnknownFamilyError: None fits; the message lists near names and what is registered.
         """
-        every = ", ".join(
+        registered = ", ".join(
             f"{r.name} ({r.origin})" if r.origin.startswith("--plugin") else r.name for r in self.families.values()
         )
         if name is not None:
             if name in self.families:
                 return self.families[name]
-            hint = did_you_mean(name, self.families) or f"; registered: {every}"
+            hint = did_you_mean(name, self.families) or f"; registered: {registered}"
             raise UnknownFamilyError(f"family {name!r} is not registered{hint}")
         architectures, model_type = set(config.get("architectures") or ()), config.get("model_type")
         for record in reversed(self.families.values()):  # the latest first: a plug-in may take over an architecture
@@ -104,13 +104,13 @@ class Registry:
                 return record
         raise UnknownFamilyError(
             f"no family for architectures {sorted(architectures)} (model_type {model_type!r}); "
-            f"registered: {every}. Pass --family NAME, or register one with --plugin FILE.py"
+            f"registered: {registered}. Pass --family NAME, or register one with --plugin FILE.py"
         )
 
-    def _decorator(self, what: str, write: Callable[[type[Family]], None]) -> Callable[[C], C]:
+    def _decorator(self, name: str, write: Callable[[type[Family]], None]) -> Callable[[C], C]:
         if self.frozen:
             raise RegistryFrozenError(
-                f"{what}: families must be registered before a build starts; move it into a --plugin file"
+                f"{name}: families must be registered before a build starts; move it into a --plugin file"
             )
 
         def decorate(cls: Any) -> Any:
@@ -188,26 +188,26 @@ class Registry:
         return self._attribute("arch", "model_arch", self.archs, arch, meta, override)
 
     def _attribute(
-        self, what: str, attribute: str, known: dict[str, T], first: str | T, second: T | None, override: bool
+        self, kind: str, attribute: str, known: dict[str, T], first: str | T, second: T | None, override: bool
     ) -> Callable[[C], C]:
-        value = second if second is not None else named(known, what, first) if isinstance(first, str) else first
-        decorate: Callable[[C], C] = self._decorator(f"register_{what}", lambda cls: setattr(cls, attribute, value))
+        value = second if second is not None else named(known, kind, first) if isinstance(first, str) else first
+        decorate: Callable[[C], C] = self._decorator(f"register_{kind}", lambda cls: setattr(cls, attribute, value))
         if isinstance(first, str) and second is not None:
             if known.get(first, second) != second and not override:
                 raise DuplicateFamilyError(
-                    f"{what} {first!r} is registered already; choose another name or pass override=True"
+                    f"{kind} {first!r} is registered already; choose another name or pass override=True"
                 )
             known[first] = second
         return decorate
 
-    def named(self, what: str, name: str) -> Any:
+    def named(self, kind: str, name: str) -> Any:
         """The "template" or "arch" of a name.
 
         Raises:
             UnknownTemplateError: There is none; the message lists those there are.
         """
-        known: Mapping[str, Any] = self.templates if what == "template" else self.archs
-        return named(known, what, name)
+        known: Mapping[str, Any] = self.templates if kind == "template" else self.archs
+        return named(known, kind, name)
 
     def _method(self, name: str, function: Callable[..., Any]) -> Callable[[C], C]:
         # A function of (ctx, ...) is a method of (self, ...). It is wrapped since not all that can be called binds.

@@ -16,9 +16,7 @@ from omniprep.testing.small_base import (
     INTERLEAVED,
     SECTIONS,
     THINK_TOKENS,
-    VISION,
     VISION3,
-    VISION25,
     VISION_NAMES,
     VISION_TOKENS,
     audio_settings,
@@ -29,6 +27,17 @@ from omniprep.testing.small_base import (
 )
 
 MROPE = {"type": "mrope", "mrope_section": SECTIONS}
+VISION: dict[str, Any] = {
+    "depth": 2,
+    "num_heads": 4,
+    "in_channels": 3,
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+}
+
 
 
 def init_qwen2_vl(path: Path, seed: int) -> None:
@@ -59,7 +68,16 @@ def init_qwen2_5_vl(path: Path, seed: int) -> None:
         **IDS,
         "tie_word_embeddings": False,
         "text_config": text_config("qwen2_5_vl_text", **ENDS, rope_scaling=MROPE),
-        "vision_config": {**VISION25, "model_type": "qwen2_5_vl", "tokens_per_second": 2},
+        "vision_config": {
+            **VISION,
+            "model_type": "qwen2_5_vl",
+            "hidden_size": HIDDEN,
+            "out_hidden_size": HIDDEN,
+            "intermediate_size": 96,
+            "fullatt_block_indexes": [1],
+            "window_size": 112,
+            "tokens_per_second": 2,
+        },
         "torch_dtype": "bfloat16",
     }
     _write_vision(path, seed, config, "Qwen2_5_VLProcessor")

@@ -13,7 +13,6 @@ from omniprep.testing.small_base import (
     SECTIONS,
     THINK_TOKENS,
     VISION3,
-    VISION25,
     VISION_NAMES,
     VISION_TOKENS,
     audio_settings,
@@ -66,8 +65,34 @@ THINKER: dict[str, Any] = {
     "text_config": text_config(
         "qwen2_5_omni_text", rope_scaling={"mrope_section": SECTIONS, "rope_type": "default", "type": "default"}
     ),
-    "vision_config": {**VISION25, "model_type": "qwen2_5_omni_vision_encoder", "tokens_per_second": 25},
-    "audio_config": {**AUDIO, "model_type": "qwen2_5_omni_audio_encoder", "output_dim": HIDDEN, "n_window": 100},
+    "vision_config": {
+        "model_type": "qwen2_5_omni_vision_encoder",
+        "depth": 2,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "out_hidden_size": HIDDEN,
+        "fullatt_block_indexes": [1],
+        "in_channels": 3,
+        "in_chans": 3,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 25,
+        "window_size": 112,
+    },
+    "audio_config": {
+        "model_type": "qwen2_5_omni_audio_encoder",
+        "d_model": HIDDEN,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 128,
+        "output_dim": HIDDEN,
+        "num_mel_bins": 128,
+        "n_window": 100,
+        "max_source_positions": 1500,
+    },
 }
 
 CONFIG: dict[str, Any] = {

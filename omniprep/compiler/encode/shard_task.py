@@ -117,7 +117,7 @@ class _Encoding:
                 rows.append(_encode_row(planned, self.family, task.config, self.cache))
                 ids.append(row_id)
             except FamilyError as error:
-                error.place = row_id
+                error.row = row_id
                 raise
             except Reject as reject:
                 self.reject(row_id, reject)

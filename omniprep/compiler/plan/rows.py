@@ -77,7 +77,7 @@ def plan_rows(
         generate: Leave the last answer open (inference).
 
     Raises:
-        FamilyError: A callback of the family is at fault; the error's `place` is the number of the row in the chunk.
+        FamilyError: A callback of the family is at fault; the error's `row` is the number of the row in the chunk.
     """
     rendered = [
         raw if isinstance(raw, Reject) else _or_reject(number, _render, raw, ctx, config, media_roots, generate)
@@ -104,7 +104,7 @@ def _or_reject(number: int, function: Callable[..., T], *args: Any) -> T | Rejec
     except RecursionError as error:
         return Reject(RejectCode.BAD_ROW, f"the row is nested too deeply ({error})")
     except FamilyError as error:
-        error.place = number
+        error.row = number
         raise
     except OmniprepError:
         raise

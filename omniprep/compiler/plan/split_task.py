@@ -146,8 +146,8 @@ class _Planning:
         try:
             rows = plan_rows(contents, self.family, self.task.config, self.media_roots)
         except FamilyError as error:
-            if isinstance(error.place, int):
-                error.place = self.task.number, chunk[error.place].line
+            if isinstance(error.row, int):
+                error.row = self.task.number, chunk[error.row].line
             raise
         lines = [raw.line for raw in chunk]
         rejected = [

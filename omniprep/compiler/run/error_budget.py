@@ -72,7 +72,7 @@ class FirstErrors:
 
     def with_source_line(self, error: FamilyError) -> FamilyError:
         """A fault of the family with the source and line of the row that showed it."""
-        return error if error.place is None else error.within(self._source_line(error.place))
+        return error if error.row is None else error.within(self._source_line(error.row))
 
     def _source_line(self, position: RowPosition) -> str:
         """Source and line (from 1) of a row."""

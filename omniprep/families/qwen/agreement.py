@@ -1,8 +1,8 @@
-"""Our sizes and frame choices against qwen_omni_utils as it is installed here: a part of `omniprep doctor`.
+"""Our sizes and frame choices against the installed qwen_omni_utils: a part of `omniprep doctor`.
 
 Rows follow qwen_omni_utils 0.0.8, without calling it: its functions take decoded media, a plan has headers alone. A
-version that computes otherwise does not change what omniprep builds, but a trainer that calls it would see other sizes;
-so its own functions are asked over a grid of sizes, rates and durations, and the first difference is named.
+version that computes otherwise does not change what omniprep builds, but a trainer that calls it would see other sizes.
+So its functions are called over a grid of sizes, rates and durations, and the first difference is reported.
 """
 
 import itertools
@@ -50,18 +50,18 @@ class Agreement:
 
 def _ours(function: Callable[..., Any], *args: Any) -> Outcome:
     try:
-        found = function(*args)
+        outcome = function(*args)
     except Reject:
         return None
-    return found if isinstance(found, tuple) else (found,)
+    return outcome if isinstance(outcome, tuple) else (outcome,)
 
 
 def _theirs(function: Callable[..., Any], *args: Any, **named: Any) -> Outcome:
     try:
-        found = function(*args, **named)
+        outcome = function(*args, **named)
     except (ValueError, AssertionError):
         return None
-    return tuple(map(int, found)) if isinstance(found, tuple) else (int(found),)
+    return tuple(map(int, outcome)) if isinstance(outcome, tuple) else (int(outcome),)
 
 
 def _images(utils: Any) -> Iterator[tuple[str, Outcome, Outcome]]:
@@ -118,7 +118,8 @@ def _frame_counts(utils: Any) -> Iterator[tuple[str, Outcome, Outcome]]:
 
 def _frame_ranges(utils: Any) -> Iterator[tuple[str, Outcome, Outcome]]:
     for frames, rate, (start, end) in itertools.product(FRAMES, RATES, RANGES):
-        asked = {key: at for key, at in (("video_start", start), ("video_end", end)) if at is not None}
+        limits = (("video_start", start), ("video_end", end))
+        asked = {name: seconds for name, seconds in limits if seconds is not None}
         yield (
             f"{frames} frames at {rate:.6g} a second, from {start} s to {end} s",
             _theirs(utils.calculate_video_frame_range, asked, frames, rate),

@@ -13,6 +13,7 @@ have two positions.
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +44,16 @@ def chunks(values: NDArray[np.floating] | Int, size: int, *, bfloat16: bool = Fa
         bfloat16: The values are bfloat16 numbers; the multiples are then rounded to bfloat16 before the comparison, as
             torch does (`tensor >= 650` compares with 648).
     """
-    result, start, after = [], 0, 0
+    pieces, start, first_cut = [], 0, 0
     edge = size
     while True:
         limit = to_bfloat16(np.array([edge], np.float32))[0] if bfloat16 else edge
-        cut = max(int(np.searchsorted(values, limit, side="left")), after)
+        cut = max(int(np.searchsorted(values, limit, side="left")), first_cut)
         if cut >= len(values):
-            result.append((start, len(values)))
-            return result
-        result.append((start, cut))
-        start, after, edge = cut, cut + 1, edge + size
+            pieces.append((start, len(values)))
+            return pieces
+        pieces.append((start, cut))
+        start, first_cut, edge = cut, cut + 1, edge + size
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -92,15 +93,11 @@ def interleave(block: Block, per_second: int, chunk: int | None, *, bfloat16: bo
         return merge(np.repeat(times, h * w), to_bfloat16(sound) if bfloat16 else sound)
     video = chunks(np.repeat(times, h * w), chunk, bfloat16=bfloat16)
     audio = chunks(np.arange(block.audio_tokens), chunk)
-    order = np.empty(t * h * w + block.audio_tokens, dtype=bool)
-    at = 0
-    for j in range(max(len(video), len(audio))):
-        for pieces, is_video in ((video, True), (audio, False)):
-            if j < len(pieces):
-                length = pieces[j][1] - pieces[j][0]
-                order[at : at + length] = is_video
-                at += length
-    return order
+    lengths, is_video = [], []
+    for pair in zip_longest(video, audio, fillvalue=(0, 0)):
+        lengths += [end - start for start, end in pair]
+        is_video += [True, False]
+    return np.repeat(is_video, lengths)
 
 
 def _count(size: int) -> Series:
@@ -149,10 +146,10 @@ def _body(block: Block, base: np.float32, per_second: int, chunk: int | None) ->
     video_chunks = chunks(video[0] - base, chunk)
     audio_chunks = chunks(audio[0] - base, chunk)
     pieces = []
-    for j in range(max(len(video_chunks), len(audio_chunks))):
-        for whole, cuts in ((video, video_chunks), (audio, audio_chunks)):
-            if j < len(cuts):
-                pieces.append(whole[:, cuts[j][0] : cuts[j][1]])
+    for pair in zip_longest(video_chunks, audio_chunks):
+        for series, piece in zip((video, audio), pair, strict=True):
+            if piece is not None:
+                pieces.append(series[:, piece[0] : piece[1]])
     return pieces, pieces[-1].max()
 
 

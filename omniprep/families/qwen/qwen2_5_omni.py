@@ -54,7 +54,6 @@ class Qwen25Omni(QwenVision, QwenAudio):
         aligner=("thinker.audio_tower.proj", "thinker.visual.merger"),
         generator=("talker", "token2wav"),
     )
-    checkpoint_files = ("spk_dict.pt",)
     load_model = "omniprep.train.model:load_qwen2_5_omni"
     init_model = "omniprep.testing.small_omni:init_qwen2_5_omni"
 
