@@ -39,7 +39,6 @@ VISION: dict[str, Any] = {
 }
 
 
-
 def init_qwen2_vl(path: Path, seed: int) -> None:
     """A small Qwen2-VL."""
     config = {
