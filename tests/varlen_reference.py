@@ -105,3 +105,31 @@ def varlen_2_14(
 
 
 VERSIONS = {"2.10": varlen_2_10, "2.11": varlen_2_11, "2.14": varlen_2_14}
+
+
+def compute_on_cpu() -> bool:
+    """Give the operators of the torch that is installed this reference as their kernel on the CPU; whether it has them.
+
+    Then `torch.nn.attention.varlen.varlen_attn` itself runs, with its own signature, checks and autograd.
+    """
+    try:
+        from torch.nn.attention import varlen as installed
+    except ImportError:
+        return False
+
+    @installed._varlen_attn.register_kernel("cpu")
+    def _(q, k, v, borders, borders_k, longest, longest_k, is_causal=False, scale=None, window_size=None, *rest):
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        left, right = window_size or (-1, -1)
+        out = varlen(q, k, v, borders, longest, is_causal, scale, left, right)
+        return out, q.new_zeros(q.shape[1], len(q), dtype=torch.float), torch.zeros(2, dtype=torch.uint64)
+
+    @installed._varlen_attn_backward.register_kernel("cpu")
+    def _(
+        grad, q, k, v, out, lse, borders, borders_k, longest, longest_k, is_causal, rng, scale=None, window_size=None
+    ):
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        left, right = window_size or (-1, -1)
+        return varlen_backward(grad.contiguous(), q, k, v, borders, longest, is_causal, scale, left, right)
+
+    return True
