@@ -45,11 +45,12 @@ class Meter:
         self.work = work
         name = torch.cuda.get_device_name() if device.type == "cuda" else ""
         self.peak = next((flops for mark, flops in PEAK.items() if mark in name), None)
-        self.began, self.waited = time.perf_counter(), 0.0
+        self.waited = 0.0
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new span."""
+        """Begin a new span now."""
+        self.began = time.perf_counter()
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         self.counts = torch.zeros_like(self.sums)
         self.hits = torch.zeros(1, dtype=torch.float64, device=self.device)
@@ -79,8 +80,7 @@ class Meter:
         found: list[float] = reduce(torch.cat([self.sums, self.counts, self.hits, tokens])).tolist()
         n = len(self.names)
         sums, counts, hits, all_tokens = found[:n], found[n : 2 * n], found[-2], found[-1]
-        now = time.perf_counter()
-        seconds = max(now - self.began, 1e-9)
+        seconds = max(time.perf_counter() - self.began, 1e-9)
         out = {
             "token_accuracy": hits / max(sum(counts[: self.kinds]), 1.0),
             "learned_tokens": sum(counts[: self.kinds]),
@@ -93,6 +93,6 @@ class Meter:
                 out |= {f"loss_{self.names[k]}": sums[k] / counts[k] for k in present}
         if self.peak is not None:
             out["mfu"] = self.flops / seconds / self.peak
-        self.began, self.waited = now, waited
+        self.waited = waited
         self.reset()
         return out
