@@ -156,7 +156,7 @@ def wait_for(pid: int, seconds: float = 300) -> int:
 
 
 def command(inputs: list[Path], model: Path, out: Path, *more: object) -> list[str]:
-    fixed = ["--model", model, "--bin-length", 512, "--shard-size", 60_000, "--out", out, "--workers", 0]
+    fixed = ["--model", model, "--bin-length", 512, "--shard-size", 24_000, "--out", out, "--workers", 0]
     return [str(a) for a in ("build", *inputs, *fixed, *more)]
 
 
