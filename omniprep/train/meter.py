@@ -76,7 +76,8 @@ class Meter:
             steps: Optimizer steps of the span.
             reduce: Sums a tensor over the ranks.
         """
-        tokens = torch.tensor([self.tokens], dtype=torch.float64, device=self.device)
+        # Filled in on the device: a copy from the host would wait once more.
+        tokens = torch.full((1,), self.tokens, dtype=torch.float64, device=self.device)
         found: list[float] = reduce(torch.cat([self.sums, self.counts, self.hits, tokens])).tolist()
         n = len(self.names)
         sums, counts, hits, all_tokens = found[:n], found[n : 2 * n], found[-2], found[-1]
