@@ -231,6 +231,27 @@ def test_balanced_order_of_few_bins_is_a_permutation(n):
     assert np.array_equal(np.sort(order), np.arange(n))
 
 
+@pytest.mark.parametrize("world", [8, 16, 64])
+def test_ranks_of_a_step_get_equal_work_in_the_towers_too(world):
+    """With weights shared out a step takes the longest time in the towers, and then the longest in the language model."""
+    rng = np.random.default_rng(5)
+    towers = rng.choice([0.0, 0.5, 1.0], 20_000) * rng.uniform(2_000, 6_000, 20_000)
+    language = 16_000 + rng.uniform(0, 4_000, 20_000)
+    costs = towers + language
+
+    def slowest(order: np.ndarray) -> float:
+        steps = order[: len(order) // world * world].reshape(-1, world)
+        return float((towers[steps].max(1) + language[steps].max(1)).mean() / costs.mean())
+
+    order = balanced_order(costs, 7, 1, towers)
+    assert np.array_equal(np.sort(order), np.arange(len(costs)))
+    together = costs[order[: len(order) // world * world]].reshape(-1, world)
+    assert (together.max(1) / together.mean(1)).mean() < 1.05, "and of both together"
+    plain = slowest(balanced_order(costs, 7, 1))
+    assert slowest(order) < 1.04 and plain > 1.1, (slowest(order), plain)
+    assert not np.array_equal(order, balanced_order(costs, 7, 2, towers))
+
+
 def test_large_plans_are_packed_in_windows():
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 3000, 5000).astype(np.int32)

@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+from train_helpers import write_dataset
 
+from omniprep.compiler.costs import CostModel
+from omniprep.data import PackedDataset
 from omniprep.errors import UsageError
+from omniprep.train.batches import Bins
 from omniprep.train.config import TrainConfig, parse_source
+from omniprep.train.data import costs
 from omniprep.train.stream import BinStream, Mixture
 
 
@@ -91,3 +96,19 @@ def test_sources_with_weights():
 def test_options_that_no_run_could_use(bad):
     with pytest.raises(UsageError):
         TrainConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "products"), [({}, 0), ({"freeze_vit": False}, 2), ({"lora": True, "freeze_vit": False}, 1)]
+)
+def test_towers_that_train_cost_their_backward_pass(tmp_path, options, products):
+    dataset = PackedDataset(str(write_dataset(tmp_path / "d", bins=5)))
+    index, model = dataset.index, CostModel()
+    assert index["patches"].any() and index["audio_frames"].any()
+    forward = model.patch * index["patches"] + model.audio_frame * index["audio_frames"]
+    work, tower_work = costs([dataset], Bins([dataset]), TrainConfig(**options))
+    np.testing.assert_allclose(work, index["cost"] + products * forward)
+    if products:
+        np.testing.assert_allclose(tower_work, (1 + products) * forward)
+    else:
+        assert tower_work is None

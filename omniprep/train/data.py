@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import TrainingArguments
 
+from omniprep.compiler.costs import CostModel
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.train.batches import Batcher, BatchLoader, Bins, make_loader, number_sources
@@ -63,11 +64,13 @@ def prepare_data(
     if config.torch_compile:
         length = config.batch_size * max(d.record.bin_length for d in (*datasets, *evaluation))
     modalities = datasets[0].layout.modalities
+    work, tower_work = costs(datasets, bins, config)
     mixture = Mixture(
         sizes=[len(b) for b in bins.bins],
         shares=shares(datasets, bins, config),
         seed=config.seed,
-        costs=costs(datasets, bins),
+        costs=work,
+        tower_costs=tower_work,
     )
     batcher = Batcher(modalities, names, length)
     return RunData(
@@ -114,9 +117,22 @@ def split_bins(
     return Bins(datasets, kept, sources), held
 
 
-def costs(datasets: list[PackedDataset], bins: Bins) -> np.ndarray:
-    """Cost of each bin that takes part, as the build reckoned it."""
-    return np.concatenate([d.costs[b] for d, b in zip(datasets, bins.bins, strict=True)])
+def costs(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> tuple[np.ndarray, np.ndarray | None]:
+    """Work of each bin that takes part, as the build reckoned it, and the towers' part of that where they train.
+
+    The build takes towers for frozen, with a forward pass alone. Where they train there is a backward pass of twice
+    that (of once that for adapters), and ranks wait for each other within the towers too.
+    """
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([d.index[name][b] for d, b in zip(datasets, bins.bins, strict=True)])
+
+    if config.freeze_vit:
+        return joined("cost"), None
+    model = CostModel()
+    forward = model.patch * joined("patches") + model.audio_frame * joined("audio_frames")
+    backward = (1 if config.lora else 2) * forward
+    return joined("cost") + backward, forward + backward
 
 
 def shares(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> list[float] | None:

@@ -19,6 +19,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from omniprep.data import BinSampler
+from omniprep.packing.balance import balanced_order
 
 __all__ = ["BinStream", "Mixture"]
 
@@ -32,12 +33,14 @@ class Mixture:
         shares: Share of the bins of an epoch that each dataset gives, or None: every bin once an epoch.
         seed: Of the order.
         costs: float (all bins,), for balance between ranks, or None.
+        tower_costs: The towers' part of them, where it is to be balanced too.
     """
 
     sizes: Sequence[int]
     shares: Sequence[float] | None = None
     seed: int = 0
     costs: np.ndarray | None = None
+    tower_costs: np.ndarray | None = None
     _kept: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     @property
@@ -55,7 +58,7 @@ class Mixture:
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.shares is None:
-            return shuffled(self.epoch_bins, self.seed, epoch, self.costs)
+            return shuffled(self.epoch_bins, self.seed, epoch, self.costs, self.tower_costs)
         begins = np.concatenate([[0], np.cumsum(self.sizes)])
         drawn = []
         edges = np.concatenate([[0.0], np.cumsum(self.shares)]) / np.sum(self.shares) * self.epoch_bins
@@ -66,16 +69,24 @@ class Mixture:
             passes = {int(q): shuffled(size, self.seed + 1 + d, int(q)) for q in np.unique(taken // size)}
             drawn.append(np.array([begins[d] + passes[int(t) // size][int(t) % size] for t in taken], np.int64))
         bins = np.concatenate(drawn)[: self.epoch_bins]
-        costs = None if self.costs is None else self.costs[bins]
-        return bins[shuffled(len(bins), self.seed, epoch, costs)]
+        costs, tower_costs = (None if values is None else values[bins] for values in (self.costs, self.tower_costs))
+        return bins[shuffled(len(bins), self.seed, epoch, costs, tower_costs)]
 
     def at(self, position: int) -> int:
         """The bin at a place of the endless sequence."""
         return int(self.order(position // self.epoch_bins)[position % self.epoch_bins])
 
 
-def shuffled(n: int, seed: int, epoch: int, costs: np.ndarray | None = None) -> np.ndarray:
-    """The order of n bins in an epoch, int64 (n,)."""
+def shuffled(
+    n: int,
+    seed: int,
+    epoch: int,
+    costs: np.ndarray | None = None,
+    tower_costs: np.ndarray | None = None,
+) -> np.ndarray:
+    """The order of n bins in an epoch, int64 (n,): that of `BinSampler`, but for `tower_costs`."""
+    if costs is not None and tower_costs is not None:
+        return balanced_order(costs, seed, epoch, tower_costs)
     sampler = BinSampler(n, seed=seed, costs=costs)
     sampler.set_epoch(epoch)
     return sampler.order()
