@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import toy
+from PIL import Image
 
 from omniprep.compiler import build as run
 from omniprep.compiler.encode.rows import MediaCache, encode_planned
@@ -23,8 +24,10 @@ from omniprep.families.records import FamilySpec
 from omniprep.media.fetch import MediaRoots
 from omniprep.registry import (
     REGISTRY,
+    Decoded,
     Expansion,
     Field,
+    Item,
     MediaMeta,
     ModelArch,
     Registry,
@@ -419,6 +422,48 @@ def test_a_method_in_the_place_of_a_decorator(family, base, rows):
     both = family(body, *sound, bases=(by_method,))
     assert both.count("audio", MediaMeta(kind="audio")) == 3 and both.count("image", None) == 12
     assert both.maxima == {"image": 1024, "audio": 4}
+
+
+def test_positions_and_work_by_decorator(family, rows):
+    plain = family()
+    assert not plain.mrope and encode(plain, rows).position_ids is None
+    item = Item("image", MediaMeta(kind="image", width=64, height=64), tokens=4)
+    assert plain.work(item) == 4  # as many as it has tokens
+
+    def positions(ctx, sample):
+        return np.tile(np.arange(len(sample.ids), dtype=np.int32)[::-1], (3, 1))
+
+    ctx = family(
+        {},
+        lambda r: r.register_positions(positions),
+        lambda r: r.register_tower_work("image", lambda ctx, meta: meta.width * ctx.opt.max_side),
+    )
+    row = encode(ctx, rows)
+    assert ctx.mrope and row.position_ids.tolist() == [list(range(len(row.input_ids)))[::-1]] * 3
+    assert ctx.work(item) == 64 * 1024
+
+
+def test_the_default_mapper_is_the_checkpoints_image_processor(model_dir):
+    from transformers import AutoImageProcessor
+
+    fields = {
+        "pixel_values": Field("image", "flat", sizes=lambda mapped: mapped["image_grid_thw"].prod(1)),
+        "image_grid_thw": Field("image", "item"),
+    }
+    body = {"limits": {"image": None}, "placeholders": {"image": "<|IMAGE|>"}, "fields": fields}
+    registry = Registry()
+    cls = registry.register_image_input_mapper()(type("Default", (SupportsMultiModal,), body))
+    cls = registry.register_token_counter("image", lambda ctx, meta: 4)(registry.register_max_image_tokens(4)(cls))
+    registry.register_family("default")(cls)
+    ctx = cls(registry.families["default"], FamilySpec(model=str(model_dir)), {})
+    image = Image.effect_noise((84, 56), 90).convert("RGB")
+    ours = ctx.map_item("image", Decoded(MediaMeta(kind="image", width=84, height=56), image=image))
+    theirs = AutoImageProcessor.from_pretrained(model_dir).preprocess([image], return_tensors="np")
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert [(c.name, c.kind, c.dtype) for c in ctx.columns] == [
+        ("pixel_values", "flat", "float32"),
+        ("image_grid_thw", "items", "int32"),
+    ]
 
 
 def test_decorators_of_two_bases_come_together(family, base):

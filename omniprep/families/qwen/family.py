@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from omniprep.families.base import Family
-from omniprep.families.kinds import Sample
+from omniprep.families.kinds import Item, Sample
 
 
 class QwenFamily(Family):
@@ -22,20 +22,17 @@ class QwenFamily(Family):
         tags = "".join(f"<{modality}>" * len(items) for modality, items in media.items())
         return [{"role": "user", "content": tags + "hi"}, {"role": "assistant", "content": "ok"}], media
 
-    def media_blocks(self, sample: Sample) -> list[tuple[int, str, int]]:
-        """(first token, modality, number of the item) of each run of media tokens of an expanded row.
-
-        For families whose runs are one item each; a run beyond the items has the number -1.
-        """
+    def media_runs(self, sample: Sample) -> list[tuple[int, str]]:
+        """(first token, modality) of each run of media tokens of an expanded row."""
         modality_of = {self.placeholder_id(modality): modality for modality in self.modalities}
         is_media = np.isin(sample.ids, list(modality_of))
         starts = np.flatnonzero(is_media & ~np.concatenate([[False], is_media[:-1]])).tolist()
-        numbers = {
-            modality: iter([n for n, item in enumerate(sample.items[modality]) if not item.meta.in_video])
-            for modality in self.modalities
+        return [(start, modality_of[int(sample.ids[start])]) for start in starts]
+
+    def media_blocks(self, sample: Sample) -> list[tuple[int, Item]]:
+        """(first token, item) of each run of media tokens, for families whose items make one run each."""
+        left = {
+            modality: iter([item for item in items if not item.meta.in_video])
+            for modality, items in sample.items.items()
         }
-        blocks = []
-        for start in starts:
-            modality = modality_of[int(sample.ids[start])]
-            blocks.append((start, modality, next(numbers[modality], -1)))
-        return blocks
+        return [(start, next(left[modality])) for start, modality in self.media_runs(sample)]

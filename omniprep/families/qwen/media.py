@@ -28,15 +28,12 @@ from omniprep.families.qwen.vision import (
     video_patches,
 )
 from omniprep.media.resample import resize, resize_bytes
+from omniprep.rows.normalize import ITEM_OPTIONS
 
 MERGE = 2
 """Patches along a side of a token."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-ROW_OPTIONS = (
-    *("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"),
-    *("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end"),
-)
 Grid = tuple[int, int, int]
 """Steps in time, rows and columns."""
 
@@ -105,7 +102,7 @@ class QwenVision(QwenFamily):
     media_tokens: tuple[str, ...] = ("<|vision_start|>", "<|vision_end|>")
     fields = vision_fields(14)
     options = vision_options(28)
-    row_options = frozenset(ROW_OPTIONS)
+    row_options = ITEM_OPTIONS
 
     @cached_property
     def token_side(self) -> int:

@@ -80,8 +80,8 @@ class Qwen25Omni(QwenVision, QwenAudio):
         if not sample.items["image"] and not sample.items["video"]:
             return None
         runs = self.media_blocks(sample)
-        blocks = [self._block(sample, sample.items[modality][number]) for _, modality, number in runs]
-        return positions(len(sample.ids), [start for start, _, _ in runs], blocks, *self._timing())
+        blocks = [self._block(sample, item) for _, item in runs]
+        return positions(len(sample.ids), [start for start, _ in runs], blocks, *self._timing())
 
     def _block(self, sample: Sample, item: Item) -> Block:
         if item.modality == "audio":

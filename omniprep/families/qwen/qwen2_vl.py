@@ -88,10 +88,9 @@ class Qwen2VL(QwenVision):
         runs = self.media_blocks(sample)
         if not runs:
             return None
-        items = [sample.items[modality][number] for _, modality, number in runs]
-        grids = [self.token_grid(item.meta) for item in items]
-        times = [self._times(item, steps) for item, (steps, _, _) in zip(items, grids, strict=True)]
-        starts = [start for start, _, _ in runs]
+        grids = [self.token_grid(item.meta) for _, item in runs]
+        times = [self._times(item, steps) for (_, item), (steps, _, _) in zip(runs, grids, strict=True)]
+        starts = [start for start, _ in runs]
         return vision_positions(len(sample.ids), starts, grids, times, spatial=self.opt.rope == "transformers5")
 
     def _times(self, item: Item, steps: int) -> NDArray[np.int64]:

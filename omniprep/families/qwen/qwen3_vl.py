@@ -118,10 +118,8 @@ class Qwen3VL(QwenVision):
 
     def positions(self, sample: Sample) -> NDArray[np.int32] | None:
         """M-rope ids (3, L); None (the plain range) for rows without pictures."""
-        modalities = {self.placeholder_id(modality): modality for modality in ("image", "video")}
-        is_media = np.isin(sample.ids, list(modalities))
-        starts = np.flatnonzero(is_media & ~np.concatenate([[False], is_media[:-1]])).tolist()
-        if not starts:
+        runs = self.media_runs(sample)
+        if not runs:
             return None
         # Each pair of frames is a picture of its own.
         grids = {
@@ -130,7 +128,8 @@ class Qwen3VL(QwenVision):
                 for steps, rows, columns in (self.token_grid(item.meta) for item in sample.items[modality])
                 for _ in range(steps)
             )
-            for modality in modalities.values()
+            for modality in self.modalities
         }
-        blocks = [next(grids[modalities[int(sample.ids[start])]], (1, 0, 0)) for start in starts]
-        return vision_positions(len(sample.ids), starts, blocks, [np.zeros(1, np.int64)] * len(starts), spatial=False)
+        blocks = [next(grids[modality]) for _, modality in runs]
+        starts, times = [start for start, _ in runs], [np.zeros(1, np.int64)] * len(runs)
+        return vision_positions(len(sample.ids), starts, blocks, times, spatial=False)
