@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from omniprep.errors import Reject
 from omniprep.template.expand import Expansion, expand
-from omniprep.template.truncate import kept_tokens, text_tokens
+from omniprep.template.truncate import Placeholder, kept_tokens, text_tokens
 
 TEXT, OPEN, CLOSE, STAMP, PAD = 1, 2, 3, 4, 9
 # What a placeholder becomes, and how many tokens of its tag stand before and after it: an image; a bare video of
@@ -63,10 +63,13 @@ def test_rows_are_cut_as_the_reference_cuts_them_or_rejected(
     }
     lost = [i for i in range(len(whole)) if int(numbers[i]) in needed and i not in set(expected)]
     texts = text_tokens(row, expansions)[at].astype(np.int64)
-    sizes = np.array([len(e.ids) for e in expansions], np.int64)
+    placeholders = [
+        Placeholder(index, len(expansion.ids), *around)
+        for index, expansion, around in zip(at, expansions, frames, strict=True)
+    ]
 
     def cut() -> np.ndarray:
-        return kept_tokens(len(row), np.array(at, np.int64), sizes, texts, limit, side, frames)
+        return kept_tokens(len(row), placeholders, texts, limit, side)
 
     if lost or len(expected) > limit:
         with pytest.raises(Reject) as caught:
@@ -84,7 +87,7 @@ def test_time_stamps_count_against_the_room() -> None:
     row = np.array([TEXT] * 10 + [PAD], np.int32)
     texts = text_tokens(row, [Expansion("video", 0, [PAD], new, is_embed=np.array(new) == PAD)])
     assert texts.tolist() == [0] * 10 + [8]
-    keep = kept_tokens(11, np.array([10]), np.array([12]), texts[[10]], 16, "left", [(0, 0)])
+    keep = kept_tokens(11, [Placeholder(10, 12, 0, 0)], texts[[10]], 16, "left")
     assert keep.tolist() == [False] * 6 + [True] * 5
     with pytest.raises(Reject):
-        kept_tokens(11, np.array([10]), np.array([12]), texts[[10]], 16, "right", [(0, 0)])
+        kept_tokens(11, [Placeholder(10, 12, 0, 0)], texts[[10]], 16, "right")

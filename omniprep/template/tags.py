@@ -7,7 +7,6 @@ first pass; videos, audios, references and boxes in a second.
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from omniprep.template.loss import Pieces
 
@@ -28,22 +27,19 @@ def replace_tags(
     pieces: Pieces,
     *,
     counts: dict[str, int],
-    place: Callable[[str, int], str],
+    placeholder_text: Callable[[str, int], str],
     references: list[str],
-    boxes: Callable[[], list[Any]],
-    write_reference: Callable[[str], str],
-    write_box: Callable[[Any], str],
+    box_texts: Callable[[], list[str]],
 ) -> Pieces:
     """Replace tags, then join neighbors of equal weight.
 
     Args:
         pieces: From `template.chat.contexts`.
         counts: Items of each modality ("image", "audio", "video").
-        place: Called with modality and item number, in reading order within its pass; gives the placeholder text.
-        references: Texts for `<ref-object>`.
-        boxes: Called after images are placed (their sizes are then known); gives the boxes for `<bbox>`.
-        write_reference: Text of a reference.
-        write_box: Text of a box.
+        placeholder_text: What replaces the tag of an item, by modality and number; called in reading order within its
+            pass.
+        references: What replaces each `<ref-object>`.
+        box_texts: Called after the images, whose sizes are then known; gives what replaces each `<bbox>`.
     """
     split = _split(pieces)
     if len(split) == len(pieces) and not any(_TAGS.fullmatch(text) for text, _ in split):
@@ -52,17 +48,15 @@ def replace_tags(
     first: Pieces = []
     for text, weight in split:
         item = next(images, None) if text == "<image>" else None
-        first.append((text, weight) if item is None else (place("image", item), 0.0))
+        first.append((text, weight) if item is None else (placeholder_text("image", item), 0.0))
     streams = {f"<{m}>": (m, iter(range(counts[m]))) for m in ("video", "audio")}
-    reference, box = iter(references), iter(boxes())
+    written = {"<ref-object>": iter(references), "<bbox>": iter(box_texts())}
     second: Pieces = []
     for text, weight in first:
         if text in streams and (item := next(streams[text][1], None)) is not None:
-            second.append((place(streams[text][0], item), 0.0))
-        elif text == "<ref-object>" and (name := next(reference, None)) is not None:
-            second.append((write_reference(name), weight))
-        elif text == "<bbox>" and (corners := next(box, None)) is not None:
-            second.append((write_box(corners), weight))
+            second.append((placeholder_text(streams[text][0], item), 0.0))
+        elif text in written and (written_text := next(written[text], None)) is not None:
+            second.append((written_text, weight))
         else:
             second.append((text, weight))
     return _join(second)

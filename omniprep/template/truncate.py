@@ -10,7 +10,7 @@ one of them is rejected.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,42 +19,47 @@ from omniprep.errors import Reject, RejectCode
 from omniprep.template.expand import Expansion
 
 
+class Placeholder(NamedTuple):
+    """The token of a row that stands for a media item before expansion."""
+
+    token_index: int
+    size: int
+    """Tokens that it expands to."""
+    before: int
+    """Tokens in front of it that belong to the item (vision_start and the like)."""
+    after: int
+
+
 def kept_tokens(
     length: int,
-    placeholders: NDArray[np.int64],
-    sizes: NDArray[np.int64],
+    placeholders: Sequence[Placeholder],
     texts: NDArray[np.int64],
     limit: int,
     side: Literal["left", "right"],
-    wrapping: list[tuple[int, int]],
 ) -> NDArray[np.bool_]:
     """Which tokens of a row stay.
 
     Args:
         length: Tokens of the row before expansion.
-        placeholders: Index of each placeholder, ascending.
-        sizes: Tokens that each placeholder expands to.
-        texts: How many of those are no media tokens.
+        placeholders: Ascending.
+        texts: How many of the tokens that each expands to are no media tokens.
         limit: Most tokens after expansion.
         side: The side that is cut away.
-        wrapping: For each placeholder, how many tokens before and after it belong to the item.
 
     Returns:
         bool (length,).
 
     Raises:
         Reject: media_truncated.
-    """  # fmt: skip
-    protected = int((sizes - texts).sum())
+    """
+    indices = np.array([placeholder.token_index for placeholder in placeholders], np.int64)
+    protected = sum(placeholder.size for placeholder in placeholders) - int(texts.sum())
     free = np.ones(length, np.int64)
-    free[placeholders] = texts
+    free[indices] = texts
     used = np.cumsum(free[::-1])[::-1] if side == "left" else np.cumsum(free)
     keep = used <= max(limit - protected, 0)
-    keep[placeholders[texts == 0]] = True
-    whole = all(
-        keep[max(index - before, 0) : index + after + 1].all()
-        for index, (before, after) in zip(placeholders.tolist(), wrapping, strict=True)
-    )
+    keep[indices[texts == 0]] = True
+    whole = all(keep[max(index - before, 0) : index + after + 1].all() for index, _, before, after in placeholders)
     if protected > limit or not whole:
         raise Reject(
             RejectCode.MEDIA_TRUNCATED, f"cutting the row to {limit} tokens from the {side} would cut into its media"

@@ -31,7 +31,7 @@ from omniprep.template.chat import TemplateMeta, contexts, prepare, surplus_tags
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
 from omniprep.template.loss import Pieces, parse_strategy
 from omniprep.template.tags import replace_tags
-from omniprep.template.truncate import kept_tokens, text_tokens
+from omniprep.template.truncate import Placeholder, kept_tokens, text_tokens
 
 T = TypeVar("T")
 Ids = NDArray[np.int32]
@@ -196,25 +196,26 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
         items["audio"].append(sound)
         return ctx.tag("video_audio", number + 1)
 
-    def boxes() -> list[Any]:
-        if not row.objects or not row.media["image"]:
-            return list(row.objects.get("bbox") or [])
-        metas = [item.meta for item, _ in probed["image"]]
-        original = [(meta.width, meta.height) for meta in metas]
-        norm = config.norm_bbox or template.norm_bbox
-        resized = original if norm == "norm1000" else [_resized(ctx, meta) for meta in metas]
-        return normalize_boxes(row.objects, original, resized, norm)
-
     bbox_format = config.bbox_format or template.bbox_format
+
+    def box_texts() -> list[str]:
+        boxes = row.objects.get("bbox") or []
+        if row.objects and row.media["image"]:
+            metas = [item.meta for item, _ in probed["image"]]
+            original = [(meta.width, meta.height) for meta in metas]
+            norm = config.norm_bbox or template.norm_bbox
+            resized = original if norm == "norm1000" else [_resized(ctx, meta) for meta in metas]
+            boxes = normalize_boxes(row.objects, original, resized, norm)
+        return [write_box(box, bbox_format, template.box_tokens) for box in boxes]
+
+    references = [str(name) for name in row.objects.get("ref") or []]
     pieces = contexts(row, template, parse_strategy(loss_scale), default_system=config.system, generate=generate)
     pieces = replace_tags(
         pieces,
         counts={modality: len(entries) for modality, entries in probed.items()},
-        place=placeholder_text,
-        references=[str(name) for name in row.objects.get("ref") or []],
-        boxes=boxes,
-        write_reference=lambda name: write_reference(name, bbox_format, template.reference_tokens),
-        write_box=lambda box: write_box(box, bbox_format, template.box_tokens),
+        placeholder_text=placeholder_text,
+        references=[write_reference(name, bbox_format, template.reference_tokens) for name in references],
+        box_texts=box_texts,
     )
     for modality, entries in probed.items():
         placed = sum(not item.meta.in_video for item in items[modality])
@@ -268,7 +269,7 @@ def _assemble(rendered: Rendered, tokens: list[Ids], ctx: FamilyContext, config:
     label_turn_ends(ids, weights, _turn_end(ctx, config.use_chat_template))
     weights[0] = 0.0  # nothing stands before the first token that it could be predicted from
     placeholders = _find_placeholders(ids, items, ctx) if any(items.values()) else []
-    grown = sum(size - 1 for _, size, _ in placeholders)  # by expansion
+    grown = sum(placeholder.size - 1 for placeholder in placeholders)  # by expansion
     if len(ids) + grown > config.row_limit:
         keep = _fit(ids, placeholders, items, ctx, config)
         ids, weights = ids[keep], weights[keep]
@@ -301,8 +302,8 @@ def _tower_work(unit: str, items: Items, ctx: FamilyContext) -> int:
     return sum(ctx.work(item) for modality in counted for item in items[modality])
 
 
-def _find_placeholders(ids: Ids, items: Items, ctx: FamilyContext) -> list[tuple[int, int, tuple[int, int]]]:
-    """Index of each placeholder, how many tokens it becomes, and its wrapping; in the order of the row."""
+def _find_placeholders(ids: Ids, items: Items, ctx: FamilyContext) -> list[Placeholder]:
+    """The placeholders of a row, in its order."""
     wrapping = _wrapping(ctx)
     result = []
     for modality in ctx.modalities:
@@ -315,26 +316,23 @@ def _find_placeholders(ids: Ids, items: Items, ctx: FamilyContext) -> list[tuple
             )
         for index, item in zip(indices, own, strict=True):
             if item.audio is None:
-                result.append((index, item.tokens, wrapping[modality]))
+                result.append(Placeholder(index, item.tokens, *wrapping[modality]))
             else:
-                sound = items["audio"][item.audio]
-                result.append((index, item.tokens + sound.tokens, wrapping["video_audio"]))
+                size = item.tokens + items["audio"][item.audio].tokens
+                result.append(Placeholder(index, size, *wrapping["video_audio"]))
     return sorted(result)
 
 
 def _fit(
-    ids: Ids, placeholders: list[tuple[int, int, tuple[int, int]]], items: Items, ctx: FamilyContext,
-    config: BuildConfig,
-) -> NDArray[np.bool_]:  # fmt: skip
+    ids: Ids, placeholders: list[Placeholder], items: Items, ctx: FamilyContext, config: BuildConfig
+) -> NDArray[np.bool_]:
     """Which tokens of a row longer than the limit stay (--truncation)."""
-    indices = np.array([index for index, _, _ in placeholders], np.int64)
-    sizes = np.array([size for _, size, _ in placeholders], np.int64)
     if config.truncation == "raise":
-        length = len(ids) - len(sizes) + int(sizes.sum())
+        length = len(ids) + sum(placeholder.size - 1 for placeholder in placeholders)
         raise Reject(RejectCode.ROW_TOO_LONG, f"{length} tokens, the limit is {config.row_limit}")
-    texts = text_tokens(ids, ctx.expand_row(Sample(ids, items)) if placeholders else [])[indices]
-    wrapping = [around for _, _, around in placeholders]
-    return kept_tokens(len(ids), indices, sizes, texts, config.row_limit, config.truncation, wrapping)
+    texts = text_tokens(ids, ctx.expand_row(Sample(ids, items)) if placeholders else [])
+    texts = texts[[placeholder.token_index for placeholder in placeholders]]
+    return kept_tokens(len(ids), placeholders, texts, config.row_limit, config.truncation)
 
 
 def label_turn_ends(ids: Ids, weights: NDArray[np.float32], suffix: list[int]) -> None:
