@@ -232,7 +232,7 @@ def test_sounding_videos_equal_the_processors(family, ctx, model):
     from qwen_omni_utils.v2_5.vision_process import fetch_video
     from transformers import AutoProcessor
 
-    from omniprep.media.audio import decode_track
+    from omniprep.media.audio import decode_audio
     from omniprep.media.fetch import MediaRoots
 
     videos, audio = ("sound25.mp4", "sound_longer.mp4", "sound_shorter.mp4"), "ms100.wav"
@@ -246,7 +246,7 @@ def test_sounding_videos_equal_the_processors(family, ctx, model):
     }
     ours = encode(row, ctx, use_audio_in_video=True)
     media_roots = MediaRoots(str(MEDIA), (), False)
-    tracks = [decode_track(media_roots.locate(v), 16000) for v in videos]
+    tracks = [decode_audio(media_roots.locate(v), 16000, of_video=True) for v in videos]
     frames = [fetch_video({"video": str(MEDIA / v)}).to(torch.uint8) for v in videos]
     plain = encode(row, ctx)  # the tags without sound, which the processor puts in
     text = text_of(ctx, row)

@@ -15,7 +15,7 @@ from omniprep.compiler.plan.file import PlanReader, to_batch, write_plan
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.errors import Reject
 from omniprep.families.kinds import Item, MediaMeta
-from omniprep.media.audio import decode_audio, decode_track, probe_audio
+from omniprep.media.audio import decode_audio, probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import decode_image, probe_image
 from omniprep.media.source import Source
@@ -26,7 +26,7 @@ from tests.media_files import picture, sound, video
 READ: dict[str, Callable[[Source], object]] = {
     "image": lambda source: (probe_image(source), decode_image(source)),
     "audio": lambda source: (probe_audio(source, 16000), decode_audio(source, 16000)),
-    "sound of a video": lambda source: decode_track(source, 16000),
+    "sound of a video": lambda source: decode_audio(source, 16000, of_video=True),
     "video": lambda source: open_video(source).read([0]),
     "video of a plan": lambda source: open_video(source, (64, 48)).read([0]),
     "bytes": lambda source: source.read(),
@@ -208,7 +208,7 @@ def test_a_name_is_no_pattern_and_no_protocol(beside: Path, name: str, content: 
         assert frames == {"png": 1, "gif": 3, "mp4": 4}[content]
     for decoder in ("ffmpeg", "pyav"):
         with pytest.raises(Reject):
-            decode_track(source, 16000, decoder)
+            decode_audio(source, 16000, decoder, of_video=True)
 
 
 LISTS = {

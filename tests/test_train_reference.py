@@ -11,7 +11,7 @@ from omniprep.compiler.encode.single_row import encode_prompt, encode_row
 from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig
 from omniprep.data.loss import predicted
-from omniprep.media.audio import decode_track
+from omniprep.media.audio import decode_audio
 from omniprep.media.source import Source
 from omniprep.train.attention_choice import use_attention
 from omniprep.train.config import InferConfig
@@ -116,7 +116,7 @@ def with_sound(batch: dict, ids: torch.Tensor, row: dict, checkpoint: str) -> di
     from transformers import WhisperFeatureExtractor
 
     extractor = WhisperFeatureExtractor.from_pretrained(checkpoint)
-    waves = [decode_track(Source(path=path), 16_000) for path in row["videos"]]
+    waves = [decode_audio(Source(path=path), 16_000, of_video=True) for path in row["videos"]]
     found = extractor(
         waves, sampling_rate=16_000, return_attention_mask=True, padding="max_length", return_tensors="pt"
     )

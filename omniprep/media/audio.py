@@ -24,7 +24,7 @@ from omniprep.media.guard import library_faults, said
 from omniprep.media.source import Source
 from omniprep.media.track import Waveform, check_sound, count_track, decode_track_frames
 
-__all__ = ["Waveform", "count_sound_of_video", "decode_audio", "decode_track", "probe_audio", "resampled_length"]
+__all__ = ["Waveform", "decode_audio", "probe_audio", "resampled_length"]
 
 _BLOCK = 1 << 16
 """Frames decoded at a time to count them."""
@@ -45,13 +45,19 @@ def resampled_length(frames: int, rate: int, target: int) -> int:
     return frames if rate == target else math.ceil(frames * (float(target) / rate))
 
 
-def probe_audio(source: Source, target: int, decoder: str = "auto") -> int:
+def probe_audio(source: Source, target: int, decoder: str = "auto", *, of_video: bool = False) -> int:
     """Samples at rate `target`, without decoding where the header is exact.
 
+    Args:
+        source: The sound file, or the video.
+        target: Rate in Hz.
+        decoder: "auto", "ffmpeg" or "pyav", for what libsndfile cannot read.
+        of_video: Whether the sound of a video is meant, which libsndfile is not asked to read.
+
     Raises:
-        Reject: bad_media, media_not_found, decode_error, audio_too_long, audio_too_short.
+        Reject: bad_media, media_not_found, decode_error, audio_too_long, audio_too_short, no_audio_track.
     """
-    with _open_sound(source, target) as sound:
+    with _open_sound(source, target, of_video) as sound:
         if isinstance(sound, soundfile.SoundFile):
             frames, rate = _count(sound, source), int(sound.samplerate)
         else:
@@ -61,13 +67,9 @@ def probe_audio(source: Source, target: int, decoder: str = "auto") -> int:
     return resampled_length(frames, rate, target)
 
 
-def decode_audio(source: Source, target: int, decoder: str = "auto") -> Waveform:
-    """Mono samples at rate `target`, float32.
-
-    Raises:
-        Reject: As `probe_audio`, and bad_audio.
-    """
-    with _open_sound(source, target) as sound:
+def decode_audio(source: Source, target: int, decoder: str = "auto", *, of_video: bool = False) -> Waveform:
+    """Mono samples at rate `target`, float32; arguments and errors are those of `probe_audio`, and bad_audio."""
+    with _open_sound(source, target, of_video) as sound:
         if isinstance(sound, soundfile.SoundFile):
             with library_faults(source.label, RejectCode.DECODE_ERROR):
                 samples, rate = sound.read(dtype="float32", always_2d=True), int(sound.samplerate)
@@ -75,26 +77,6 @@ def decode_audio(source: Source, target: int, decoder: str = "auto") -> Waveform
             samples, rate = decode_track_frames(source, target, decoder, sound)
     if samples.size == 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
-    return _to_mono_at(samples, rate, target, source)
-
-
-def count_sound_of_video(source: Source, target: int, decoder: str = "auto") -> int:
-    """Samples at rate `target` of a video's sound, decoded piece by piece.
-
-    Raises:
-        Reject: no_audio_track, decode_error, audio_too_long.
-    """
-    frames, rate = count_track(source, target, decoder, None)
-    return resampled_length(frames, rate, target)
-
-
-def decode_track(source: Source, target: int, decoder: str = "auto") -> Waveform:
-    """The sound of a video, mono at rate `target`, float32.
-
-    Raises:
-        Reject: no_audio_track, decode_error, audio_too_long.
-    """
-    samples, rate = decode_track_frames(source, target, decoder, None)
     return _to_mono_at(samples, rate, target, source)
 
 
@@ -122,8 +104,13 @@ class _QuietFile:
 
 
 @contextmanager
-def _open_sound(source: Source, target: int) -> "Iterator[soundfile.SoundFile | str]":
-    """The file opened by libsndfile, its header checked; or libsndfile's message where it cannot read the file."""
+def _open_sound(source: Source, target: int, of_video: bool) -> "Iterator[soundfile.SoundFile | str | None]":
+    """The file opened by libsndfile, its header checked; libsndfile's message where it cannot read the file; None for
+    the sound of a video.
+    """
+    if of_video:
+        yield None
+        return
     with source.open() as file:
         try:
             with library_faults("libsndfile", RejectCode.BAD_MEDIA):

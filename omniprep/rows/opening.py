@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 from omniprep import io
 from omniprep.errors import OmniprepError
 
-__all__ = ["MAX_LINE_BYTES", "Form", "find_form", "next_line", "open_file", "open_text"]
+__all__ = ["MAX_LINE_BYTES", "Form", "find_form", "next_line", "open_file", "open_text", "os_errors_named"]
 
 MAX_LINE_BYTES = 1 << 30
 """Default for the longest line (or element of a JSON array); inline media of a row may have hundreds of MB."""
@@ -42,16 +42,23 @@ _OTHER_FORMATS = (
 Form = Literal["lines", "values"]
 
 
+@contextmanager
+def os_errors_named(uri: str) -> Iterator[None]:
+    """Turn an OSError of the block into an OmniprepError that names the input."""
+    try:
+        yield
+    except OSError as error:
+        raise OmniprepError(f"{uri}: {error.strerror or error}") from error
+
+
 def open_file(uri: str) -> BinaryIO:
     """Open an input.
 
     Raises:
         OmniprepError: It cannot be opened.
     """
-    try:
+    with os_errors_named(uri):
         return io.open_input(uri)
-    except OSError as error:
-        raise OmniprepError(f"{uri}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -161,7 +168,8 @@ def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int)
         with open_text(uri, codec) as file:
             head = file.read(_HEAD)
     else:
-        head = _first_bytes(uri, min(size, _HEAD))
+        with os_errors_named(uri):
+            head = io.read_range(uri, 0, min(size, _HEAD)) if size else b""
     for mark, name in _OTHER_FORMATS:
         if head.startswith(mark):
             raise OmniprepError(f"{uri}: is {name}")
@@ -174,13 +182,6 @@ def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int)
         return ("values" if text.startswith(b"[") or not _is_lines(text) else "lines"), encoding
     line, _, rest = text.partition(b"\n")
     return ("lines" if rest.strip() and _is_object(line) else "values"), encoding
-
-
-def _first_bytes(uri: str, count: int) -> bytes:
-    try:
-        return io.read_range(uri, 0, count) if count else b""
-    except OSError as error:
-        raise OmniprepError(f"{uri}: {error.strerror or error}") from error
 
 
 def _encoding(head: bytes) -> str:

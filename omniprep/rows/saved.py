@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -87,8 +88,10 @@ def _check_files(folder: str) -> None:
     """Raise an OmniprepError if a saved dataset names files outside its folder; `datasets` would open them."""
     uri = io.join(folder, _STATE)
     state = _read_json(uri)
-    listed = [entry for key in ("_data_files", "_indices_data_files") for entry in _as_list(state.get(key), uri)]
-    for entry in listed:
+    listed = [state[key] for key in ("_data_files", "_indices_data_files") if state.get(key) is not None]
+    if not all(isinstance(entries, list) for entries in listed):
+        raise OmniprepError(f"{uri}: _data_files must be a list")
+    for entry in chain.from_iterable(listed):
         name = entry.get("filename") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not _is_plain(name):
             raise OmniprepError(f"{uri}: names {name!r} as a file of the dataset, which must lie in the folder itself")
@@ -96,14 +99,6 @@ def _check_files(folder: str) -> None:
             real, root = (os.path.realpath(path) for path in (io.join(folder, name), io.local_path(folder)))
             if os.path.dirname(real) != root:
                 raise OmniprepError(f"{uri}: {name} leads to {real}, outside the dataset's folder")
-
-
-def _as_list(value: Any, uri: str) -> list[Any]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise OmniprepError(f"{uri}: _data_files must be a list")
-    return value
 
 
 def _load(uri: str, split: str) -> Any:

@@ -21,7 +21,7 @@ from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.rows import saved
 from omniprep.rows.inputs import Input
 from omniprep.rows.jsontext import parse_row, read_values
-from omniprep.rows.opening import MAX_LINE_BYTES, find_form, next_line, open_file, open_text
+from omniprep.rows.opening import MAX_LINE_BYTES, find_form, next_line, open_file, open_text, os_errors_named
 
 __all__ = ["RawRow", "Split", "count_lines", "find_splits", "fingerprint", "numbered", "read_split"]
 
@@ -149,7 +149,8 @@ def _splits_of(entry: Input, split_bytes: int) -> Iterator[Split]:
         for start in range(0, rows, HF_ROWS):
             yield Split(entry.source, "hf", start, min(start + HF_ROWS, rows), uri, entry.base, name=entry.split)
     else:
-        size = 0 if entry.codec else _file_size(uri)
+        with os_errors_named(uri):
+            size = 0 if entry.codec else io.size(uri)
         form, encoding = find_form(uri, entry.codec, entry.kind, size)
         if form == "values" or entry.codec or encoding:
             yield Split(entry.source, form, 0, 0, uri, entry.base, entry.codec, encoding)
@@ -320,13 +321,6 @@ def _parse(line: int, text: bytes | None, size: int, max_line_bytes: int) -> Raw
         return RawRow(line, Reject(RejectCode.LINE_TOO_LONG, message), 0)
     # Concatenated files have a byte order mark before a line in the middle.
     return RawRow(line, parse_row(text.removeprefix(_BOM)), size)
-
-
-def _file_size(uri: str) -> int:
-    try:
-        return io.size(uri)
-    except OSError as error:
-        raise OmniprepError(f"{uri}: {error.strerror or error}") from error
 
 
 @contextmanager

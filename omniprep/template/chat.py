@@ -202,12 +202,8 @@ def contexts(
     rounds = len(messages) // 2
     pieces: Pieces = []
 
-    def add(text: str, kind: str, **known: Any) -> None:
-        pieces.extend(
-            weigh(strategy, text, kind, last_round=False, query=None, loss=None)
-            if not known
-            else weigh(strategy, text, kind, **known)
-        )
+    def add(text: str, kind: str, *, last_round: bool = False, query: Any = None, loss: float | None = None) -> None:
+        pieces.extend(weigh(strategy, text, kind, last_round=last_round, query=query, loss=loss))
 
     for context in meta.system_prefix if system else meta.prefix:
         if text := _fill(context, (("{{SYSTEM}}", system),)):
@@ -231,8 +227,7 @@ def contexts(
         response, last = answer["content"], i == rounds - 1
         if response is None:
             continue
-        known = {"last_round": last, "query": question["content"], "loss": answer.get("loss")}
-        add(response, RESPONSE, **known)
+        add(response, RESPONSE, last_round=last, query=question["content"], loss=answer.get("loss"))
         if not last:
             if messages[2 * (i + 1)]["role"] != "tool":
                 for text in meta.chat_sep or ():

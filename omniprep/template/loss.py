@@ -118,16 +118,16 @@ def weigh(strategy: Strategy, text: str, kind: str, *, last_round: bool, query: 
 def _splitter(name: str) -> Callable[[str, Any], Pieces]:
     weights = MAPS[name]
     delimiters = [key for key, value in weights.items() if len(value) == 2]
+    delimiter = re.compile("(" + "|".join(map(re.escape, delimiters)) + ")")
 
     def by_delimiters(text: str, query: Any) -> Pieces:
+        """Delimiters and the texts behind them (swift/llm/template/utils.py split_str_parts_by)."""
         if name == "agentflan" and any(key in query for key in _FLAN_QUERIES):
             return [(text, 3.0)]
-        pieces: Pieces = []
-        for key, content in split_at(text, tuple(delimiters)):
-            if key in weights:
-                pieces += [(key, weights[key][0]), (content, weights[key][1])]
-            else:
-                pieces.append((content, 1.0))
+        first, *parts = delimiter.split(text)
+        pieces: Pieces = [(first, 1.0)] if first else []
+        for key, content in zip(parts[::2], parts[1::2], strict=True):
+            pieces += [(key, weights[key][0]), (content, weights[key][1])]
         return pieces
 
     patterns = [(re.compile(key, re.DOTALL), value[0]) for key, value in weights.items() if len(value) == 1]
@@ -138,18 +138,3 @@ def _splitter(name: str) -> Callable[[str, Any], Pieces]:
         return [(part, next((w for pattern, w in patterns if pattern.match(part)), 1.0)) for part in parts]
 
     return by_delimiters if delimiters else by_patterns
-
-
-@lru_cache(maxsize=32)
-def _delimiter_pattern(delimiters: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("(" + "|".join(map(re.escape, delimiters)) + ")", re.DOTALL)
-
-
-def split_at(text: str, delimiters: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Cut text at literal delimiters into pairs (delimiter, text behind it); the text before the first has ''.
-
-    Source: swift/llm/template/utils.py split_str_parts_by.
-    """
-    parts = _delimiter_pattern(delimiters).split(text)
-    pairs = list(zip(parts[1::2], parts[2::2], strict=True))
-    return pairs if parts[0] == "" else [("", parts[0]), *pairs]

@@ -19,7 +19,7 @@ from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError, TokenCountMismatchError
 from omniprep.families.kinds import Decoded, Item, MediaMeta, Sample, as_json
 from omniprep.lru import BoundedCache
-from omniprep.media.audio import decode_audio, decode_track
+from omniprep.media.audio import decode_audio
 from omniprep.media.image import decode_image
 from omniprep.media.video import open_video
 from omniprep.shards.codecs import with_codec
@@ -111,8 +111,7 @@ def _decode(item: Item, ctx: FamilyContext, config: BuildConfig) -> Decoded:
         image = decode_image(source, exif=config.exif, alpha=config.alpha)
         return Decoded(replace(meta, width=image.width, height=image.height), image=image)
     if meta.kind == "audio":
-        decode = decode_track if meta.in_video else decode_audio
-        waveform = decode(source, rate, config.audio_decoder)
+        waveform = decode_audio(source, rate, config.audio_decoder, of_video=meta.in_video)
         return Decoded(replace(meta, samples=len(waveform)), waveform=waveform)
     if meta.sizes:  # given as a list of frames
         alpha = "white" if config.alpha == "white" else "frames"

@@ -9,7 +9,7 @@ from omniprep.errors import Reject, RejectCode, UsageError
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
 from omniprep.families.kinds import Item, MediaMeta
-from omniprep.media.audio import count_sound_of_video, probe_audio
+from omniprep.media.audio import probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import probe_image
 from omniprep.media.source import Source
@@ -149,7 +149,7 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
     )
     sound = None
     if has_sound:
-        samples = count_sound_of_video(source, rate, config.audio_decoder)
+        samples = probe_audio(source, rate, config.audio_decoder, of_video=True)
         sound = setting.item([source], MediaMeta(kind="audio", samples=samples, in_video=True, options=options))
     elif config.use_audio_in_video and config.silent_video == "reject":
         raise Reject(
