@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from omniprep.data import PackedDataset, stack, to_model
 from omniprep.data.loss import predicted
 from omniprep.errors import OmniprepError
+from omniprep.modalities import row_kinds
 from omniprep.train.compiling import padded
 from omniprep.train.prefetch import HostBatch, on_device
 from omniprep.train.stream import BinStream
@@ -121,9 +122,9 @@ class Batcher:
         if "loss_scale" in bins[0]:
             scale = torch.from_numpy(np.concatenate([b["loss_scale"] for b in bins]).astype(np.float32))
         positions, targets, weights = predicted(labels, scale)
-        row_kinds = np.concatenate([self.row_kinds(np.asarray(b["row_items"])) for b in bins])
+        kind_of_row = np.concatenate([row_kinds(np.asarray(b["row_items"]).T) for b in bins])
         lengths = np.concatenate([np.diff(b["cu_seqlens"]) for b in bins])
-        kinds = torch.from_numpy(np.repeat(row_kinds, lengths))[positions + 1]
+        kinds = torch.from_numpy(np.repeat(kind_of_row, lengths))[positions + 1]
         sources = None
         if "sources" in bins[0]:
             row_sources = np.concatenate([b["sources"] for b in bins]).astype(np.int64)
@@ -139,14 +140,6 @@ class Batcher:
             "sources": sources,
             "tokens": len(labels),
         }
-
-    def row_kinds(self, items: np.ndarray) -> np.ndarray:
-        """int64 (R,): index into `kinds` of each row, by its number of media items of each modality."""
-        present = items.reshape(-1, len(self.modalities)) > 0
-        several = present.sum(1) > 1
-        return np.where(several, len(self.kinds) - 1, np.where(present.any(1), present.argmax(1) + 1, 0)).astype(
-            np.int64
-        )
 
 
 class PinnedBatcher:
