@@ -1,4 +1,4 @@
-"""Progress of long work: a small protocol, and four ways of showing it on standard error.
+"""Progress of long work: a small base class, and four ways of showing it on standard error.
 
 A stage has a name, a unit and perhaps a total; the worker functions know nothing of it, the driver that collects their
 results calls `advance`. A terminal gets one bar a stage with its rates and the time left, anything else gets a plain
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from omniprep.printable import printable, printable_json
 
@@ -35,10 +35,10 @@ class WorkerStatus(NamedTuple):
     unit: str
 
 
-class Reporter(Protocol):
-    """What a stage of the build calls; every method returns at once."""
+class Reporter:
+    """What a stage of the build calls; every method returns at once, and shows nothing unless a subclass does."""
 
-    nested: bool
+    nested = False
     """Whether `workers` shows anything. False: skip collecting worker status."""
 
     def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
@@ -90,10 +90,10 @@ class Stage:
         return ", ".join(parts)
 
     def remaining(self) -> str:
-        """Time left at the rate so far, or "" where it cannot be known."""
+        """Time left at the rate so far, such as ", 12 s left", or "" where it cannot be known."""
         if not self.total or not self.done or self.done >= self.total:
             return ""
-        return duration(self.seconds / self.done * (self.total - self.done))
+        return f", {duration(self.seconds / self.done * (self.total - self.done))} left"
 
 
 def short(number: float) -> str:
@@ -126,25 +126,11 @@ def size(count: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-class QuietReporter:
+class QuietReporter(Reporter):
     """Messages only."""
-
-    nested = False
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-
-    def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
-        """Nothing to show."""
-
-    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None:
-        """Nothing to show."""
-
-    def finish(self, stage: str) -> None:
-        """Nothing to show."""
-
-    def workers(self, stage: str, statuses: Sequence[WorkerStatus]) -> None:
-        """Nothing to show."""
 
     def message(self, text: str) -> None:
         """Print the line."""
@@ -169,18 +155,23 @@ class PlainReporter(QuietReporter):
         """Count, and print when the last line is old enough."""
         state = self.stages[stage]
         state.add(n, tokens, rejects)
-        now = time.monotonic()
-        if now - self.shown[stage] >= self.interval:
-            self.shown[stage] = now
-            total = f"/{state.total:,}" if state.total else ""
-            left = f", {state.remaining()} left" if state.remaining() else ""
-            self.message(f"{stage}: {state.done:,}{total} {state.unit}, {state.facts()}{left}")
+        if time.monotonic() - self.shown[stage] >= self.interval:
+            self.shown[stage] = time.monotonic()
+            self.print_progress(state)
 
     def finish(self, stage: str) -> None:
         """Print the stage's last line."""
-        state = self.stages.pop(stage, None)
-        if state is not None:
-            self.message(f"{stage}: {state.done:,} {state.unit} in {duration(state.seconds)}, {state.facts()}")
+        if (state := self.stages.pop(stage, None)) is not None:
+            self.print_finish(state)
+
+    def print_progress(self, state: Stage) -> None:
+        """Print a line of a stage under way."""
+        total = f"/{state.total:,}" if state.total else ""
+        self.message(f"{state.name}: {state.done:,}{total} {state.unit}, {state.facts()}{state.remaining()}")
+
+    def print_finish(self, state: Stage) -> None:
+        """Print the last line of a stage."""
+        self.message(f"{state.name}: {state.done:,} {state.unit} in {duration(state.seconds)}, {state.facts()}")
 
 
 class JsonReporter(PlainReporter):
@@ -190,35 +181,29 @@ class JsonReporter(PlainReporter):
     tokens, rejects, seconds; for messages text.
     """
 
-    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None:
-        """Count, and print when the last line is old enough."""
-        state = self.stages[stage]
-        state.add(n, tokens, rejects)
-        if time.monotonic() - self.shown[stage] >= self.interval:
-            self.shown[stage] = time.monotonic()
-            self._print_stage("progress", state)
-
-    def finish(self, stage: str) -> None:
-        """Print the stage's last line."""
-        state = self.stages.pop(stage, None)
-        if state is not None:
-            self._print_stage("finish", state)
-
     def message(self, text: str) -> None:
         """Print the line as a message."""
-        self._print({"event": "message", "text": text})
+        self._print("message", {"text": text})
 
-    def _print_stage(self, event: str, state: Stage) -> None:
+    def print_progress(self, state: Stage) -> None:
+        """As in `PlainReporter`."""
+        self._print("progress", self._facts(state))
+
+    def print_finish(self, state: Stage) -> None:
+        """As in `PlainReporter`."""
+        self._print("finish", self._facts(state))
+
+    def _facts(self, state: Stage) -> dict[str, Any]:
         names = ("done", "total", "unit", "tokens", "rejects")
         facts = {name: getattr(state, name) for name in names}
-        self._print({"event": event, "stage": state.name, **facts, "seconds": round(state.seconds, 3)})
+        return {"stage": state.name, **facts, "seconds": round(state.seconds, 3)}
 
-    def _print(self, facts: dict[str, Any]) -> None:
-        line = {"time": round(time.time(), 3), **facts}
+    def _print(self, event: str, facts: dict[str, Any]) -> None:
+        line = {"time": round(time.time(), 3), "event": event, **facts}
         print(printable_json(line), file=self.stream, flush=True)
 
 
-class RichReporter:
+class RichReporter(Reporter):
     """One bar a stage on a terminal, and below the stage under way a bar for each worker (the first `WORKERS`)."""
 
     nested = True
@@ -252,8 +237,7 @@ class RichReporter:
         """Move the bar."""
         state = self.stages[stage]
         state.add(n, tokens, rejects)
-        left = f", {state.remaining()} left" if state.remaining() else ""
-        self.progress.update(self.tasks[stage], completed=state.done, facts=state.facts() + left)
+        self.progress.update(self.tasks[stage], completed=state.done, facts=state.facts() + state.remaining())
 
     def finish(self, stage: str) -> None:
         """Fill the bar and leave it standing; the lines of its workers go."""

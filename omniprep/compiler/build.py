@@ -107,8 +107,6 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
         )
     listed = listed or list_inputs(config, progress.message)
     splits = listed.splits
-    if not splits:
-        raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
     worker_config = replace(config, inputs=())
     generation, fence = (lease.generation, lease.fence) if lease else ("", None)
     tasks = [

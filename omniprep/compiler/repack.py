@@ -52,7 +52,6 @@ class CopyTask(ShardTask):
     """Write one shard of copied rows, in this process."""
 
     reader: RowReader
-    chosen: Chosen
     assignment: Assignment
     pixel_codec: str
 
@@ -69,7 +68,7 @@ class CopyTask(ShardTask):
         with ShardFile(self.out, self.number, schema, self.generation) as shard:
             for number in range(first, last):
                 ids = assignment.order[assignment.offsets[number] : assignment.offsets[number + 1]]
-                rows = [self.reader.read(int(self.chosen.dataset[row]), int(self.chosen.line[row])) for row in ids]
+                rows = [self.reader.read(row) for row in ids.tolist()]
                 shard.put(number - first, make_bin(rows, ids.tolist()))
         return shard.finish([])
 
@@ -125,14 +124,13 @@ def _repack(
     rows = _rows(chosen, config)
     assignment = assign_bins(rows, config)
     plan_hash = freeze(config.out, rows, assignment, config, lease.generation)
-    reader = RowReader(datasets)
+    reader = RowReader(datasets, chosen)
     tasks = [
         CopyTask(
             number=number,
             out=config.out,
             generation=lease.generation,
             reader=reader,
-            chosen=chosen,
             assignment=assignment,
             pixel_codec=config.pixel_codec,
         )

@@ -140,9 +140,9 @@ def _rejected_lines(dataset: PackedDataset) -> Iterator[tuple[tuple[str, int], b
 class RowReader:
     """Cuts single rows out of bins; see the module for what is kept."""
 
-    def __init__(self, datasets: Sequence[PackedDataset]) -> None:
+    def __init__(self, datasets: Sequence[PackedDataset], chosen: Chosen) -> None:
         """Open nothing yet."""
-        self.datasets = datasets
+        self.datasets, self._chosen = datasets, chosen
         self._positions = [
             {name: ds.rows[name].to_numpy(zero_copy_only=False) for name in ("bin", "start", "length")}
             for ds in datasets
@@ -151,8 +151,9 @@ class RowReader:
         self._bins: BoundedCache[tuple[int, int], dict[str, Any]] = BoundedCache(KEPT_BYTES, _bytes)
         self._hashed = [np.zeros(len(ds), bool) for ds in datasets]
 
-    def read(self, dataset: int, line: int) -> Bin:
-        """One row, as `encode_planned` would give it; its arrays look into the old shard."""
+    def read(self, number: int) -> Bin:
+        """A chosen row by its number, as `encode_planned` would give it; its arrays look into the old shard."""
+        dataset, line = int(self._chosen.dataset[number]), int(self._chosen.line[number])
         bins, starts, lengths = (self._positions[dataset][name] for name in ("bin", "start", "length"))
         packed = self._bin(dataset, int(bins[line]))
         start, borders = int(starts[line]), packed["cu_seqlens"]
