@@ -26,6 +26,7 @@ from omniprep.train.deepspeed import PRESETS, deepspeed_config
 from omniprep.train.freeze import resolve_parts
 from omniprep.train.liger import use_liger
 from omniprep.train.loss import make_loss_head
+from omniprep.train.model import load_trainable
 from omniprep.train.packages import check_packages
 from omniprep.train.trainer import BinTrainer
 
@@ -264,6 +265,18 @@ def test_liger_rotates_what_lies_on_a_gpu(liger):
     assert liger.count("rope") == 1
     use_liger(small_model())
     assert modeling_qwen2_5_omni.apply_rotary_pos_emb is rotate, "wrapped once"
+
+
+def test_kernels_that_compute_something_else_do_not_train(tmp_path, liger, monkeypatch):
+    """A run with --liger compares the logits of its rows before and after."""
+    folder, model = write_dataset(tmp_path / "d", bins=2), write_model(tmp_path / "model")
+    datasets, config, cpu = [PackedDataset(str(folder))], TrainConfig(device="cpu", liger="on"), torch.device("cpu")
+    load_trainable(small_family(model), str(model), config, cpu, datasets)
+    assert "norm" in liger and "swiglu" in liger
+    functional = sys.modules["liger_kernel.transformers.functional"]
+    monkeypatch.setattr(functional, "liger_swiglu", lambda gate, up: gate.sigmoid() * up)
+    with pytest.raises(OmniprepError, match="with --liger .*use --no-liger"):
+        load_trainable(small_family(model), str(model), config, cpu, datasets)
 
 
 def test_the_head_loss_by_liger_is_ours(liger, monkeypatch):

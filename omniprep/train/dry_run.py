@@ -199,7 +199,13 @@ def batch_loss(trainer: Any, data: RunData, bins: list[Any], device: torch.devic
     loader: Any = [data.batcher(bins)]
     batch = next(iter(BatchLoader(loader, 1, device)))
     trainer.model.train()
-    return lambda: trainer.compute_loss(trainer.model, batch, num_items_in_batch=len(batch["targets"]))
+
+    def loss() -> torch.Tensor:
+        with trainer.compute_loss_context_manager():  # autocast, with --amp
+            result: torch.Tensor = trainer.compute_loss(trainer.model, batch, num_items_in_batch=len(batch["targets"]))
+        return result
+
+    return loss
 
 
 def advice(trainer: Any, data: RunData, measured: Measured, config: TrainConfig, device: torch.device) -> Iterator[str]:

@@ -11,7 +11,7 @@ shortest rows of each modality in the first bins.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from omniprep.data.collate import cut_row
 from omniprep.errors import OmniprepError
 from omniprep.train.attention_choice import own_attention
 
-__all__ = ["check_isolation", "check_rows", "media_rows", "text_row"]
+__all__ = ["check_isolation", "check_replaced", "check_rows", "media_rows", "text_row"]
 
 SHORT = 64  # tokens of the text row where the configuration has no window
 COMPARED = 64  # positions of a row that are compared, at most: their logits are 40 MB for 152,064 words
@@ -93,6 +93,32 @@ def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
                     f"{type(model).__name__} computes something else on {what} of a bin than its own forward pass on "
                     f"the row alone (logits differ by {difference:.2g} of their size, rounding is {allowed:.2g}): use "
                     "--attn eager, and please report it"
+                )
+
+
+def check_replaced(model: Any, rows: Mapping[str, Row], replace: Callable[[], object], option: str) -> None:
+    """Replace parts of a model by kernels that compute the same, and see that they do.
+
+    Args:
+        model: As in `check_isolation`.
+        rows: As in `check_rows`.
+        replace: Replaces them.
+        option: What asks for it, for the message.
+
+    Raises:
+        OmniprepError: The logits of a row differ by more than rounding.
+    """
+    with evaluating(model):
+        before = [logits_at(model, row, compared_positions(model, row)) for row in rows.values()]
+    replace()
+    allowed = 10 * ROUNDING[torch.float32] if computing_type(model) == torch.float32 else MOST_ROUNDING
+    with evaluating(model):
+        for (what, row), expected in zip(rows.items(), before, strict=True):
+            difference = distance(logits_at(model, row, compared_positions(model, row)), expected)
+            if not difference <= allowed:
+                raise OmniprepError(
+                    f"{type(model).__name__} computes something else on {what} with {option} (logits differ by "
+                    f"{difference:.2g} of their size): use --no-{option.removeprefix('--')}, and please report it"
                 )
 
 

@@ -25,7 +25,7 @@ from omniprep.train.compiling import compile_layers
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import gathered, is_shared_out, keep_names
 from omniprep.train.freeze import Parts, freeze, keep_inputs_plain, lora_regex, resolve_parts
-from omniprep.train.isolation import check_isolation, check_rows, media_rows, text_row
+from omniprep.train.isolation import check_isolation, check_replaced, check_rows, media_rows, text_row
 from omniprep.train.liger import use_liger, uses_liger
 from omniprep.train.loss import make_loss_head
 from omniprep.train.varlen import HALF_TYPES
@@ -152,19 +152,24 @@ def load_trainable(
         if not is_shared_out(model):  # kernels run on a GPU alone; and there the rows take no time
             model.to(device)
         make_loss_head(model.get_output_embeddings(), config.head_loss)
-        check_packing(model, datasets, dtype)
+        rows = check_packing(model, datasets, dtype)
+        if uses_liger(config, device):
+            check_replaced(model, rows, lambda: use_liger(model, required=config.liger == "on"), "--liger")
         if config.fsdp:  # it moves the weights itself, a part to each rank
             model.to("cpu")
-    if uses_liger(config, device):
-        use_liger(model, required=config.liger == "on")
     if config.torch_compile:
         compile_layers(model, parts.language_model, attention)
     freeze(model, parts, config)
     return model, parts
 
 
-def check_packing(model: PreTrainedModel, datasets: Sequence[PackedDataset], dtype: torch.dtype) -> None:
+def check_packing(
+    model: PreTrainedModel, datasets: Sequence[PackedDataset], dtype: torch.dtype
+) -> dict[str, dict[str, Any]]:
     """Refuse a model that computes something else on bins than on rows (isolation.py).
+
+    Returns:
+        The rows that were tried.
 
     Raises:
         OmniprepError: It does.
@@ -175,7 +180,9 @@ def check_packing(model: PreTrainedModel, datasets: Sequence[PackedDataset], dty
     longest = max(d.record.bin_length for d in datasets)
     rows = {"a long row of text": text_row(model, vocabulary, longest, mrope=mrope)}
     device = next(model.parameters()).device
-    check_rows(model, rows | media_rows(datasets, device, dtype))
+    rows |= media_rows(datasets, device, dtype)
+    check_rows(model, rows)
+    return rows
 
 
 def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoint: Path | None = None) -> Any:
