@@ -117,7 +117,8 @@ def measure_steps(
             "steps", f"{name}, waits of the host in a step", number=watch.stalls(), by_code=dict(watch.waits or {})
         )
         report.check(f"waits of the host in a step ({name})", watch.stalls(), 2)
-        report.check(f"counted MFU ({name})", round(counted_mfu(run, step), 4), 0.4, at_least=True)
+        if not options.get("lora"):  # whose step is full of small kernels; the goal is for the full one
+            report.check(f"counted MFU ({name})", round(counted_mfu(run, step), 4), 0.4, at_least=True)
         report.check(f"share of the step waiting for data ({name})", round(watch.wait_ms() / step, 4), 0.01)
     leave(run)
 
@@ -213,13 +214,14 @@ def measure_memory(bench: Bench, name: str, *, shape: str, **options: Any) -> No
     with random_weights(bench.device):
         run = prepare_run(config, Silent())
     run.args.save_strategy = "no"
+    checkpointing = run.trainer.config.gradient_checkpointing
     watch = StepWatch(run.trainer, warm, timed)
     run_steps(run, watch)
     reached = watch.peak or foretold  # on the CPU the peak is the process's, which only grows
     leave(run)
     bench.report.row(
         "memory", name, dry_run_gib=round(foretold / GIB, 3), training_gib=round(reached / GIB, 3),
-        off=round(foretold / reached - 1, 4),
+        off=round(foretold / reached - 1, 4), checkpointing=checkpointing,
     )  # fmt: skip
     bench.report.check(f"dry run's peak against training's ({name})", round(abs(foretold / reached - 1), 4), 0.02)
     if (shape, options.get("gradient_checkpointing")) == ("7b", "on"):

@@ -1,7 +1,8 @@
 """Write tables of measured numbers into README.md and docs/performance.md, from benchmarks/results; --check compares.
 
 A table stands under a marker, `<!-- table: NAME -->`, and ends at the next blank line. "goals" is what `make bench`
-prints at its end; "short" is its lines that a newcomer asks for; any other name is a file of results, whole.
+prints at its end; "short" is its lines that a newcomer asks for; "gpu_…" are those of gpu_tables.py; any other name is
+a file of results, whole.
 """
 
 import json
@@ -9,8 +10,10 @@ import re
 import sys
 from pathlib import Path
 
+from gpu_tables import gpu_rows
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "training.md")
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+)[^>]*-->\n)(?:\|[^\n]*\n)*")
 SHORT = {
     "build, all kinds, against ms-swift's encode": "build, tokens a second a core, of ms-swift's encode",
@@ -45,6 +48,8 @@ def measured() -> list[dict[str, str]]:
 
 def table(name: str) -> str:
     """A table as Markdown."""
+    if name.startswith("gpu_"):
+        return markdown(gpu_rows(name.removeprefix("gpu_")))
     if name not in ("goals", "short"):
         return results(name)
     lines = measured()
@@ -54,6 +59,13 @@ def table(name: str) -> str:
     columns = ("what", "goal", "measured") if name == "short" else ("what", "goal", "measured", "spread")
     rows = [columns, ("---",) * len(columns), *(tuple(line[column] for column in columns) for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Rows as a Markdown table; "" without any."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
 
 
 def results(name: str) -> str:

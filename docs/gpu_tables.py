@@ -1,0 +1,99 @@
+"""The tables of docs/training.md that come from a GPU: what benchmarks/gpu.py measured, and memory as reckoned."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
+Rows = list[dict[str, Any]]
+
+
+def steps(result: dict[str, Any]) -> Rows:
+    """A step of each variant."""
+    return [
+        {
+            "step": row["what"],
+            "ms": f"{row['step_ms']:,.0f}",
+            "tokens/s": f"{row['tokens_per_s']:,}",
+            "MFU": f"{row['mfu']:.1%}",
+            "peak GiB": f"{row['peak_gib']:.1f}",
+            "checkpointing": row.get("checkpointing", ""),
+        }
+        for row in result["rows"]
+        if row["part"] == "steps" and "step_ms" in row
+    ]
+
+
+def goals(result: dict[str, Any]) -> Rows:
+    """What was to be reached, and what was."""
+    return [
+        {
+            "goal": check["goal"],
+            "measured": f"{check['value']:,}",
+            "limit": f"{check['limit']:,}",
+            "reached": "yes" if check["reached"] else "no",
+        }
+        for check in result["checks"]
+    ]
+
+
+def attention(result: dict[str, Any]) -> Rows:
+    """Forward and backward pass by length of rows, a line for each way."""
+    ways: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        if row["part"] == "attention" and "both_ms" in row:
+            way, lengths = row["what"].split(", ", 1)
+            mask = f" (mask {row['mask_ms']:.1f})" if "mask_ms" in row else ""
+            ways.setdefault(way, {"attention": way})[lengths] = f"{row['forward_ms']:.2f} / {row['both_ms']:.2f}{mask}"
+    return list(ways.values())
+
+
+def loader(result: dict[str, Any]) -> Rows:
+    """Milliseconds a bin by codec, a column for each number of readers."""
+    codecs: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        if row["part"] == "loader" and "ms_a_bin" in row:
+            codec, readers = row["what"].split(", ", 1)
+            codecs.setdefault(codec, {"codec": codec})[readers] = f"{row['ms_a_bin']:.1f}"
+    return list(codecs.values())
+
+
+def dry_run(result: dict[str, Any]) -> Rows:
+    """The peak that the dry run foretells and the one that training reaches."""
+    return [
+        {
+            "run": row["what"],
+            "dry run, GiB": f"{row['dry_run_gib']:.2f}",
+            "training, GiB": f"{row['training_gib']:.2f}",
+            "off by": f"{row['off']:+.2%}",
+        }
+        for row in result["rows"]
+        if row["part"] == "memory" and "off" in row
+    ]
+
+
+def memory() -> Rows:
+    """Reckoned peaks in GiB by bin length, and the longest bin of each card."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from memory_table import rows
+
+    return [
+        {key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in row.items()} for row in rows()
+    ]
+
+
+def gpu_rows(name: str) -> Rows:
+    """The rows of a table by its name after "gpu_"; none where nothing was measured."""
+    if name == "memory":
+        return memory()
+    if not RESULT.exists():
+        return []
+    result = json.loads(RESULT.read_text())
+    return {"steps": steps, "goals": goals, "attention": attention, "loader": loader, "dry_run": dry_run}[name](result)
+
+
+def card() -> str:
+    """What the result was measured on."""
+    return json.loads(RESULT.read_text())["device"] if RESULT.exists() else "no GPU"
