@@ -102,16 +102,16 @@ def unreadable(head: bytes, kind: str, detail: str = "") -> str:
         kind: "an image", "audio" or "a video".
         detail: The library's message, if it has one.
     """
-    what, more = describe(head), f" ({detail})" if detail else ""
-    if what is None:
-        return f"not {kind} that can be read{more}" + (_PICTURES if kind == "an image" and not more else "")
-    if ";" in what or ":" in what or "program" in what or "pickle" in what:
-        return what  # which already says what to do about it
+    description, reason = describe(head), f" ({detail})" if detail else ""
+    if description is None:
+        return f"not {kind} that can be read{reason}" + (_PICTURES if kind == "an image" and not reason else "")
+    if ";" in description or ":" in description or "program" in description or "pickle" in description:
+        return description  # which already says what to do about it
     expected = {
         "an image": ("picture",),
         "audio": ("sound", *_SOUND_OR_VIDEO),
         "a video": ("video", "GIF", *_SOUND_OR_VIDEO),
     }
-    if any(word in what for word in expected[kind]):  # the right kind of file, but damaged
-        return f"{what} that cannot be read{more}"
-    return f"{what}, not {kind}"
+    if any(word in description for word in expected[kind]):  # the right kind of file, but damaged
+        return f"{description} that cannot be read{reason}"
+    return f"{description}, not {kind}"

@@ -149,8 +149,8 @@ def _check_streams(file: BinaryIO, source: Source, first_error: str | None) -> t
         if not container.streams.audio:
             if first_error is None:
                 raise Reject(RejectCode.NO_AUDIO_TRACK, f"{source.label}: there is no audio in the file")
-            what = unreadable(source.head(HEAD_BYTES), "audio", first_error)
-            raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {what}; there is no audio in the file")
+            description = unreadable(source.head(HEAD_BYTES), "audio", first_error)
+            raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {description}; there is no audio in the file")
         with library_faults(source.label, RejectCode.DECODE_ERROR):
             stream = container.streams.audio[0]
             codec = stream.codec_context

@@ -12,7 +12,7 @@ __all__ = ["json_text", "parse_json", "read_literal"]
 _JSON_WORD = re.compile(r"\b(?:true|false|null|NaN|Infinity)\b")
 
 
-def read_literal(text: str, what: str) -> Any:
+def read_literal(text: str, name: str) -> Any:
     """Parse a column that holds a list as text (core.py default_repair_messages: ast.literal_eval).
 
     Raises:
@@ -21,7 +21,7 @@ def read_literal(text: str, what: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        message = f"{what} is text, but not a Python literal"
+        message = f"{name} is text, but not a Python literal"
         try:
             json.loads(text)
         except (ValueError, RecursionError):
@@ -33,7 +33,7 @@ def read_literal(text: str, what: str) -> Any:
         raise Reject(RejectCode.BAD_MESSAGE, message) from error
 
 
-def json_text(value: Any, code: RejectCode, what: str) -> str:
+def json_text(value: Any, code: RejectCode, name: str) -> str:
     """Write a value as JSON, as the reference does.
 
     Raises:
@@ -42,7 +42,7 @@ def json_text(value: Any, code: RejectCode, what: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise Reject(code, f"{what} cannot be written as JSON: {error}") from error
+        raise Reject(code, f"{name} cannot be written as JSON: {error}") from error
 
 
 def parse_json(text: Any) -> Any:
