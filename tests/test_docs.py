@@ -34,9 +34,9 @@ OPTIONS = set(re.findall(r"--[a-z][a-z0-9-]+", (ROOT / "tests" / "cli_surface.tx
 }
 OTHERS = {
     *("--strict", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--num-processes"),
-    *("--head", "--port", "--address"),
+    *("--head", "--port", "--address", "--codecs"),
 }
-"""Options of other programs: mypy, torchrun, accelerate, ray."""
+"""Options of other programs: mypy, torchrun, accelerate, ray, benchmarks/storage.py."""
 SLOW = ("README.md", "docs/cluster.md", "docs/families.md", "docs/sharing.md", "docs/training.md")
 SWAPS = {
     "--workers 16": "--workers 0",
