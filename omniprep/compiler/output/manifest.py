@@ -91,7 +91,9 @@ def finish(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> dict
     check_error_rate(config, int((~packed).sum()), len(rows), f"see {io.join(config.out, 'rejected.jsonl')}")
     counts = count(config.out, rows, packed, codes, entries)
     if unread := origin.unread():
-        counts["unread_columns"] = {name: {"rows": n, "option": option} for name, (n, option) in unread.items()}
+        counts["unread_columns"] = {
+            name: {"rows": with_it, "option": option} for name, (with_it, option) in unread.items()
+        }
     manifest = {
         **origin.facts(sum(receipt["seconds"] for receipt in receipts)),
         "config": shaping(config),
@@ -111,32 +113,31 @@ def finish(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> dict
 def _write_row_table(out: str, origin: Origin, packed: NDArray[np.bool_], codes: NDArray[Any]) -> None:
     """rows.parquet, part by part: its texts are many times the numbers that they are made of."""
     rows = origin.rows
-    where = row_offsets(rows, origin.assignment, packed)
+    offsets = row_offsets(rows, origin.assignment, packed)
 
-    def part(at: slice) -> pa.Table:
-        status = pa.DictionaryArray.from_arrays((~packed[at]).astype(np.int8), ["packed", "rejected"])
-        lengths = rows.facts["length"][at].astype(np.int64)
-        sources, numbers = origin.lines(at)
+    def table(part: slice) -> pa.Table:
+        rejected = ~packed[part]
+        status = pa.DictionaryArray.from_arrays(rejected.astype(np.int8), ["packed", "rejected"])
+        sources, lines = origin.lines(part)
+        facts = {name: values[part] for name, values in rows.facts.items()}
+        positions = {**{name: values[part] for name, values in offsets.items()}, "length": facts["length"]}
         return pa.table(
             {
                 "source": sources,
-                "line": numbers,
+                "line": lines,
                 "status": status.cast(pa.string()),
-                "code": pa.array(codes[at], pa.string()),
-                **{
-                    name: pa.array(values, mask=~packed[at])
-                    for name, values in (("bin", where["bin"][at]), ("start", where["start"][at]), ("length", lengths))
-                },
-                **{f"{m}s": counts[at] for m, counts in item_counts(rows).items()},
-                "trained": rows.facts["trained"][at],
-                **{name: rows.facts[name][at].astype(np.int64) for name in ("patches", "audio_frames")},
-                "control": rows.facts["control"][at],
-                **{name: notes[at] for name, notes in note_columns(rows).items()},
+                "code": pa.array(codes[part], pa.string()),
+                **{name: pa.array(values.astype(np.int64), mask=rejected) for name, values in positions.items()},
+                **{f"{modality}s": counts[part] for modality, counts in item_counts(rows).items()},
+                "trained": facts["trained"],
+                **{name: facts[name].astype(np.int64) for name in ("patches", "audio_frames")},
+                "control": facts["control"],
+                **{name: noted[part] for name, noted in note_columns(rows).items()},
             }
         )
 
-    begins = range(0, max(len(rows), 1), PART_ROWS)
-    write_rows(io.join(out, "rows.parquet"), (part(slice(a, a + PART_ROWS)) for a in begins))
+    starts = range(0, max(len(rows), 1), PART_ROWS)
+    write_rows(io.join(out, "rows.parquet"), (table(slice(start, start + PART_ROWS)) for start in starts))
 
 
 def note_columns(rows: Rows) -> dict[str, NDArray[np.bool_]]:
@@ -157,11 +158,11 @@ def count(
         "tokens": sum(entry.tokens for entry in entries),
         "labeled_tokens": int(rows.facts["trained"][packed].sum()),
         "bins": len(entries),
-        "rejected_by_code": dict(sorted(Counter(c for c in codes if c).items())),
+        "rejected_by_code": dict(sorted(Counter(code for code in codes if code).items())),
         "rows_with_control_tokens": int(rows.facts["control"][packed].sum()),
-        **{f"rows_with_{name}": int(notes[packed].sum()) for name, notes in note_columns(rows).items()},
+        **{f"rows_with_{name}": int(noted[packed].sum()) for name, noted in note_columns(rows).items()},
         "rows_without_labels": int((rows.facts["trained"][packed] == 0).sum()),
-        "items": {m: int(counts[packed].sum()) for m, counts in item_counts(rows).items()},
+        "items": {modality: int(items[packed].sum()) for modality, items in item_counts(rows).items()},
     }
     stored = sum(entry.rows for entry in entries)
     if counts["rows"]["read"] != stored + counts["rows"]["rejected"]:
@@ -178,15 +179,16 @@ def fill(counts: dict[str, Any], bin_length: int) -> float:
 
 def row_offsets(rows: Rows, assignment: Assignment, packed: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
     """Bin and first token of each packed row, with rows that failed while encoding taken out."""
-    bin_of, start = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    bins, starts = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     kept = packed[assignment.order]
     lengths = np.where(kept, rows.facts["length"][assignment.order], 0).astype(np.int64)
     before = np.cumsum(lengths) - lengths
     counts = np.diff(assignment.offsets)
-    final = np.cumsum(_nonempty(assignment, kept)) - 1
-    bin_of[assignment.order] = np.repeat(final, counts)
-    start[assignment.order] = before - np.repeat(before[assignment.offsets[:-1]] if len(before) else before, counts)
-    return {"bin": bin_of, "start": start}
+    # A bin that lost all its rows is not written, so the bins after it move up.
+    written = np.cumsum(_nonempty(assignment, kept)) - 1
+    bins[assignment.order] = np.repeat(written, counts)
+    starts[assignment.order] = before - np.repeat(before[assignment.offsets[:-1]] if len(before) else before, counts)
+    return {"bin": bins, "start": starts}
 
 
 def _nonempty(assignment: Assignment, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -198,32 +200,26 @@ def index_entries(
     rows: Rows, assignment: Assignment, packed: NDArray[np.bool_], receipts: list[Receipt]
 ) -> list[IndexEntry]:
     """The lines of index.parquet, from where the receipts say that the bins are."""
-    order, which = assignment.order, np.repeat(np.arange(assignment.bins), np.diff(assignment.offsets))
+    order, bin_of_row = assignment.order, np.repeat(np.arange(assignment.bins), np.diff(assignment.offsets))
     if not packed.all():
         kept = packed[order]
-        order, which = order[kept], which[kept]
+        order, bin_of_row = order[kept], bin_of_row[kept]
     facts = {name: rows.facts[name][order] for name in ("length", "patches", "audio_frames")}
     sums = {
-        name: np.bincount(which, facts[name], assignment.bins).astype(np.int64) for name in ("patches", "audio_frames")
+        name: np.bincount(bin_of_row, facts[name], assignment.bins).astype(np.int64)
+        for name in ("patches", "audio_frames")
     }
-    cost = bin_cost(facts, which) if len(order) else np.zeros(0)
-    del order, which, facts
+    costs = bin_cost(facts, bin_of_row) if len(order) else np.zeros(0)
     entries = []
     for shard, receipt in enumerate(receipts):
-        first = int(assignment.shard_bins[shard])
         for entry in receipt["bins"]:
-            b = first + entry["bin"]
+            number = int(assignment.shard_bins[shard]) + entry["bin"]
             entries.append(
                 IndexEntry(
                     shard=shard,
-                    offset=entry["offset"],
-                    length=entry["length"],
-                    tokens=entry["tokens"],
-                    rows=entry["rows"],
-                    patches=int(sums["patches"][b]),
-                    audio_frames=int(sums["audio_frames"][b]),
-                    cost=float(cost[b]),
-                    checksum=entry["checksum"],
+                    **{name: entry[name] for name in ("offset", "length", "tokens", "rows", "checksum")},
+                    **{name: int(totals[number]) for name, totals in sums.items()},
+                    cost=float(costs[number]),
                 )
             )
     return entries
