@@ -210,6 +210,7 @@ def index_entries(
         for name in ("patches", "audio_frames")
     }
     costs = bin_cost(facts, bin_of_row) if len(order) else np.zeros(0)
+    del order, bin_of_row, facts  # 300 MB at 10,000,000 rows, before the entries take theirs
     entries = []
     for shard, receipt in enumerate(receipts):
         for entry in receipt["bins"]:
