@@ -5,7 +5,8 @@ an H200 a layer of 3,420 runs at 256 TFLOP/s and one of 3,424 at 744. The paddin
 it adds to the activations is act(0) * 0 = 0; so the columns of the layer behind it get no gradient, and since these
 columns are zero, neither do the rows of the layer before it. An optimizer that treats each weight by itself makes
 nothing of a gradient of zero, and weight decay nothing of a weight of zero. Adapters are padded in the same way: new
-rows of B, or new columns of A.
+rows of B, or new columns of A. (Dropout before an adapter draws a number for each input, those of the padding too: with
+it the same seed gives other masks than on plain widths.)
 """
 
 from collections.abc import Iterator, Mapping
