@@ -316,6 +316,25 @@ def test_the_head_loss_by_liger_is_ours(liger, monkeypatch):
         make_loss_head(torch.nn.Linear(8, 30), "liger")
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_model_of_a_plug_in_gets_row_lengths_and_ours_all_numbers(dataset, ours):
+    """docs/families.md: a model of one's own that has `touch_towers` gives losses too."""
+    batch = Batcher(dataset.layout.modalities)([dataset[0]])
+    given = {}
+
+    def model(**kwargs):
+        given.update(kwargs)
+        return SimpleNamespace(losses=1, correct=2)
+
+    cpu = SimpleNamespace(device=torch.device("cpu"))
+    trainer = SimpleNamespace(args=cpu, weights_dtype=torch.float32, fused_loss=True, takes_numbers=ours)
+    assert BinTrainer.token_losses(trainer, model, batch) == (1, 2)
+    assert given["logits_to_keep"].equal(batch["positions"]) and given["targets"].equal(batch["targets"])
+    assert ("numbers" in given) == ours and ("row_lengths" in given) != ours
+    numbers = given["numbers"] if ours else SimpleNamespace(row_lengths=given["row_lengths"])
+    assert list(numbers.row_lengths) == np.diff(dataset[0]["cu_seqlens"]).tolist()
+
+
 def lost(losses: list[float], **options) -> str:
     """What a run says that logs these losses."""
     state = SimpleNamespace(global_step=12)

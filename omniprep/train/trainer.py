@@ -34,6 +34,7 @@ from omniprep.train.meter import Meter
 from omniprep.train.prefetch import moved
 from omniprep.train.refuse import check_ranks
 from omniprep.train.stream import BinStream
+from omniprep.train.vision_text import Packed
 from omniprep.train.widths import with_padded_states, without_padding
 
 __all__ = ["BinTrainer"]
@@ -89,10 +90,12 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         base: Any = model.get_base_model() if config.lora else model  # type: ignore[operator]
         self.meter = Meter(batcher.kinds, batcher.sources, args.device, StepWork(base, parts))
         self.fused_loss = "touch_towers" in dir(type(base))
+        self.takes_numbers = isinstance(base, Packed)
         trained = {parts.part_of(n) for n, p in base.named_parameters() if p.requires_grad}
         keep_frozen_in_eval(model)
-        if self.fused_loss:
+        if isinstance(base, Packed):
             batcher.geometry = base.geometry  # before a reader process starts with it
+        if self.fused_loss:
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
             base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
         elif args.world_size > 1 and parts.towers:
@@ -137,8 +140,11 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         kwargs = forward_kwargs(batch, device, self.weights_dtype)
         positions, targets = batch["positions"].to(device), batch["targets"].to(device)
         if self.fused_loss:
-            numbers = moved(batch["numbers"], device)
-            out = model(**kwargs, numbers=numbers, logits_to_keep=positions, targets=targets)
+            if self.takes_numbers:
+                kwargs["numbers"] = moved(batch["numbers"], device)
+            else:  # a model of a plug-in's own, with `touch_towers`
+                kwargs["row_lengths"] = batch["numbers"].row_lengths
+            out = model(**kwargs, logits_to_keep=positions, targets=targets)
             return out.losses, out.correct
         logits = model(**kwargs).logits[0]
         return logits_loss(logits[positions], targets)
