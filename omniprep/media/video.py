@@ -6,8 +6,8 @@ names the one used. Both get the open file, never its name (omniprep/media/sourc
 
 import importlib.util
 import math
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -112,9 +112,10 @@ def _check_read(frames: int, width: int, height: int, source: Source) -> None:
         )
 
 
-def _size_changed(source: Source, width: int, height: int, new_width: int, new_height: int) -> Reject:
-    change = f"width, height {width}, {height} → {new_width}, {new_height}"
-    return Reject(RejectCode.DECODE_MISMATCH, f"{source.label}: decoding differs from the header ({change})")
+def _check_size(reader: VideoReader, width: int, height: int, source: Source) -> None:
+    if (width, height) != (reader.width, reader.height):
+        change = f"width, height {reader.width}, {reader.height} → {width}, {height}"
+        raise Reject(RejectCode.DECODE_MISMATCH, f"{source.label}: decoding differs from the header ({change})")
 
 
 class _Decord:
@@ -132,43 +133,39 @@ class _Decord:
             # /dev/fd/N has no suffix: decord cannot restrict FFmpeg's formats, which would take `v%d.png` for a pattern
             # of file names. A file in memory has no such name; decord copies it.
             name: Any = device_name(file) or file
-            try:
-                with library_faults(source.label, RejectCode.DECODE_ERROR):
-                    # One thread, because a worker has one core.
-                    self._reader: Any = decord.VideoReader(name, num_threads=1)
-                    self.frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
-                    first: tuple[int, int] = self._reader[0].shape[1::-1] if size is None and self.frames else (0, 0)
-                    self.width, self.height = size or first
-            except Reject as reject:
-                raise Reject(reject.code, self._explained(reject.message)) from reject
+            with _decord_faults(source):
+                # One thread, because a worker has one core.
+                self._reader: Any = decord.VideoReader(name, num_threads=1)
+                self.frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
+                first: tuple[int, int] = self._reader[0].shape[1::-1] if size is None and self.frames else (0, 0)
+                self.width, self.height = size or first
 
     def read(self, indices: list[int]) -> Frames:
         _check_read(len(indices), self.width, self.height, self._source)
-        try:
-            with library_faults(self._source.label, RejectCode.DECODE_ERROR):
-                frames: Frames = self._reader.get_batch(indices).asnumpy()
-        except Reject as reject:
-            raise Reject(reject.code, self._explained(reject.message)) from reject
+        with _decord_faults(self._source):
+            frames: Frames = self._reader.get_batch(indices).asnumpy()
         height, width = frames.shape[1:3]
-        if (width, height) != (self.width, self.height):
-            raise _size_changed(self._source, self.width, self.height, width, height)
+        _check_size(self, width, height, self._source)
         return frames
 
-    def _explained(self, message: str) -> str:
-        """The message, or what it means where decord has no decoder for the pictures."""
-        if _NO_DECODER not in message:
-            return message
-        return (
-            f"{self._source.label}: decord, which reads the videos, has no decoder for {_codec(self._source)}; convert "
-            "it to H.264: ffmpeg -i OLD -c:v libx264 NEW.mp4"
-        )
 
-
-def _codec(source: Source) -> str:
-    """FFmpeg's name of the video codec in capitals, such as "AV1"."""
-    with source.open() as file, open_container(file, source, "a video") as container:
-        codec = container.streams.video[0].codec_context
-        return "its codec" if codec is None else codec.codec.canonical_name.upper()
+@contextmanager
+def _decord_faults(source: Source) -> Iterator[None]:
+    """As `library_faults`; where decord has no decoder for the pictures, the reject says what to do."""
+    try:
+        with library_faults(source.label, RejectCode.DECODE_ERROR):
+            yield
+    except Reject as reject:
+        if _NO_DECODER not in reject.message:
+            raise
+        with source.open() as file, open_container(file, source, "a video") as container:
+            codec = container.streams.video[0].codec_context
+            name = "its codec" if codec is None else codec.codec.canonical_name.upper()  # such as AV1
+        raise Reject(
+            reject.code,
+            f"{source.label}: decord, which reads the videos, has no decoder for {name}; convert it to H.264: "
+            "ffmpeg -i OLD -c:v libx264 NEW.mp4",
+        ) from reject
 
 
 class _PyAV:
@@ -201,8 +198,7 @@ class _PyAV:
         with self._source.open() as file, closing(self._decode(file)) as frames:
             for number, (frame, _) in enumerate(frames):
                 if number in wanted:
-                    if (frame.width, frame.height) != (self.width, self.height):
-                        raise _size_changed(self._source, self.width, self.height, frame.width, frame.height)
+                    _check_size(self, frame.width, frame.height, self._source)
                     with library_faults(self._source.label, RejectCode.DECODE_ERROR):
                         pictures[number] = frame.to_ndarray(format="rgb24")
                 if number == last:
