@@ -1,10 +1,10 @@
-"""How the rows of a run were encoded, kept with the run: `infer` needs the dataset no more, wherever it is called.
+"""How the rows of a run were encoded, kept with the run, so that `infer` does not need the dataset.
 
 RUN/rows_config.json, the same in every checkpoint of the run and in RUN/merged, holds for each dataset the options that
 shape rows (`RowOptions`: system prompt, pixel limits, frames a second, loss strategy, family …). A run, like a dataset,
 may come from a stranger: that record has no field for what runs code, reaches the network or opens folders, which is
-taken from the command line alone. A file that holds such an option all the same is refused; what a build was given of
-them is kept by name, so that `infer` can ask for it.
+taken from the command line alone. A file that holds such an option all the same is refused; which of these flags a
+build was given is kept by name, so that `infer` can ask for them.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ __all__ = ["FACTS", "RowFacts", "facts_of_content", "facts_of_manifest", "one_of
 FACTS = "rows_config.json"
 FORMAT = 1
 FORBIDDEN = {f.name for f in dataclasses.fields(BuildConfig)} - {f.name for f in dataclasses.fields(RowOptions)}
-"""Options of a build that are no `RowOptions`: trust, places, and how it is run."""
+"""Options of a build that are no `RowOptions`: trust, folders, and how it is run."""
 NOT_OF_ROWS = frozenset(
     {
         "bin_length", "max_length", "seed", "split", "max_line_bytes", "shard_size", "pixel_codec", "max_bin_patches",
@@ -113,13 +113,13 @@ def facts_of_content(where: str, content: Any) -> list[RowFacts]:
         raise DamagedDataError(f"{where}: not of format {FORMAT}; give the dataset by --like DATASET")
     for entry in entries:
         options = entry.get("options") if isinstance(entry, dict) else None
-        if isinstance(options, dict) and (found := sorted(FORBIDDEN & options.keys())):
+        if isinstance(options, dict) and (refused := sorted(FORBIDDEN & options.keys())):
             raise OmniprepError(
-                f"{where}: holds {', '.join(map(repr, found))}, which no run may set: options that run code, reach the "
+                f"{where}: holds {', '.join(map(repr, refused))}, which no run may set: options that run code, reach the "
                 "network or open folders are given on the command line"
             )
     facts = [typed_record(RowFacts, entry, where) for entry in entries]
-    # Names of flags are shown: no others than those that there are.
+    # Names of flags are shown to the user: only those of known flags.
     known = TRUST_FLAGS.values()
     return [dataclasses.replace(f, needed_flags=tuple(n for n in known if n in f.needed_flags)) for f in facts]
 

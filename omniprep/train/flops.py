@@ -197,11 +197,11 @@ def convolution_positions(model: nn.Module, parts: Parts) -> dict[str, float]:
         bands: float = first(getattr(tower, "config", None), "num_mel_bins")
         if not bands:
             continue
-        found: dict[str, Any] = {name: model.get_submodule(name) for name in convolutions(model, prefix)}
+        layers: dict[str, Any] = {name: model.get_submodule(name) for name in convolutions(model, prefix)}
         frames = 1.0
-        for module in found.values():
+        for module in layers.values():
             frames *= module.stride[-1]
-        for name, module in found.items():
+        for name, module in layers.items():
             frames /= module.stride[-1]
             if isinstance(module, nn.Conv2d):
                 bands /= module.stride[0]

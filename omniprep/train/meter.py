@@ -61,9 +61,9 @@ class Meter:
         losses = losses.detach().double()
         groups = [batch["kinds"]] + ([batch["sources"] + self.kinds] if batch["sources"] is not None else [])
         for group in groups:
-            where = group.to(self.device)
-            self.sums.index_add_(0, where, losses)
-            self.counts.index_add_(0, where, torch.ones_like(losses))
+            index = group.to(self.device)
+            self.sums.index_add_(0, index, losses)
+            self.counts.index_add_(0, index, torch.ones_like(losses))
         self.hits += correct.sum()
         self.tokens += batch["tokens"]
         self.flops += self.work.of(batch)
@@ -78,9 +78,9 @@ class Meter:
         """
         # Filled in on the device: a copy from the host would wait once more.
         tokens = torch.full((1,), self.tokens, dtype=torch.float64, device=self.device)
-        found: list[float] = reduce(torch.cat([self.sums, self.counts, self.hits, tokens])).tolist()
-        n = len(self.names)
-        sums, counts, hits, all_tokens = found[:n], found[n : 2 * n], found[-2], found[-1]
+        totals: list[float] = reduce(torch.cat([self.sums, self.counts, self.hits, tokens])).tolist()
+        groups = len(self.names)
+        sums, counts, hits, all_tokens = totals[:groups], totals[groups : 2 * groups], totals[-2], totals[-1]
         seconds = max(time.perf_counter() - self.began, 1e-9)
         out = {
             "token_accuracy": hits / max(sum(counts[: self.kinds]), 1.0),
@@ -88,10 +88,10 @@ class Meter:
             "tokens_per_s": all_tokens / seconds,
             "data_wait_ms": (waited - self.waited) / max(steps, 1) * 1e3,
         }
-        for part in (range(self.kinds), range(self.kinds, n)):
-            present = [k for k in part if counts[k]]
+        for part in (range(self.kinds), range(self.kinds, groups)):
+            present = [group for group in part if counts[group]]
             if len(present) > 1:
-                out |= {f"loss_{self.names[k]}": sums[k] / counts[k] for k in present}
+                out |= {f"loss_{self.names[group]}": sums[group] / counts[group] for group in present}
         if self.peak is not None:
             out["mfu"] = self.flops / seconds / self.peak
         self.waited = waited
