@@ -115,8 +115,8 @@ def facts_of_content(where: str, content: Any) -> list[RowFacts]:
         options = entry.get("options") if isinstance(entry, dict) else None
         if isinstance(options, dict) and (refused := sorted(FORBIDDEN & options.keys())):
             raise OmniprepError(
-                f"{where}: holds {', '.join(map(repr, refused))}, which no run may set: options that run code, reach the "
-                "network or open folders are given on the command line"
+                f"{where}: holds {', '.join(map(repr, refused))}, which no run may set: options that run code, reach "
+                "the network or open folders are given on the command line"
             )
     facts = [typed_record(RowFacts, entry, where) for entry in entries]
     # Names of flags are shown to the user: only those of known flags.
