@@ -3,11 +3,12 @@
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import fake_hub
 import pytest
 
 # Tests never reach out: a missing checkpoint must fail here, not ask the Hub.
@@ -64,3 +65,17 @@ def fresh_python() -> Callable[[str], str]:
         return done.stdout
 
     return call
+
+
+@pytest.fixture
+def hub() -> Iterator[fake_hub.Hub]:
+    """A Hugging Face Hub on localhost, empty."""
+    hub, server = fake_hub.start()
+    yield hub
+    server.shutdown()
+
+
+@pytest.fixture
+def python(hub: fake_hub.Hub, tmp_path: Path) -> fake_hub.Python:
+    """Run Python or omniprep with `hub` as the Hub; asserts the exit code (`code`, default 0)."""
+    return fake_hub.python_with_hub(hub, tmp_path / "hf")

@@ -8,17 +8,24 @@ then breaks it, so that the answer is lost.
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
+Python = Callable[..., subprocess.CompletedProcess[str]]
 LFS_FROM = 20_000
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def blob_id(content: bytes) -> str:
@@ -264,3 +271,22 @@ def start() -> tuple[Hub, ThreadingHTTPServer]:
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return hub, server
+
+
+def python_with_hub(hub: Hub, cache: Path) -> Python:
+    """What runs Python in a process of its own with this Hub as the Hub, which huggingface_hub decides when imported."""
+    usual = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+    }  # fmt: skip
+
+    def call(*args: object, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=usual | env)
+        assert done.returncode == code, done.stdout + done.stderr[-3000:]
+        assert "Traceback" not in done.stderr
+        return done
+
+    return call

@@ -1,15 +1,11 @@
 """Push and pull against a Hub on localhost: resume, what changed, the Hub's moods, and reading back in every way."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fake_hub
 import pytest
-from conftest import ROOT, SAMPLES
+from conftest import SAMPLES
 
 from omniprep.data.dataset import PackedDataset
 from tests.reliability import make_chats
@@ -25,32 +21,6 @@ def built(omniprep, model_dir, tmp_path_factory) -> Path:
     done = omniprep("build", *inputs, "--model", model_dir, "--out", out, *options, "--quiet")
     assert done.code == 0, done.err
     return out
-
-
-@pytest.fixture
-def hub() -> Iterator[fake_hub.Hub]:
-    hub, server = fake_hub.start()
-    yield hub
-    server.shutdown()
-
-
-@pytest.fixture
-def python(hub, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run Python or omniprep with the fake Hub as the Hub: huggingface_hub reads its address when imported."""
-    env = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
-    }  # fmt: skip
-
-    def call(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
-        assert done.returncode == code, done.stderr[-3000:]
-        return done
-
-    return call
 
 
 def test_push_then_read_back_in_every_way(built, hub, python, tmp_path):
@@ -81,7 +51,7 @@ def test_push_then_read_back_in_every_way(built, hub, python, tmp_path):
     read_back(built, python, tmp_path)
 
 
-def read_back(built: Path, python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def read_back(built: Path, python: fake_hub.Python, tmp_path: Path) -> None:
     code = f"""
 import numpy as np
 from omniprep import PackedDataset

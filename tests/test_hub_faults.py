@@ -1,17 +1,14 @@
 """Push and pull where the Hub or the network fails: tried again, gone on with, or one line that says what to do."""
 
 import contextlib
-import os
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fake_hub
 import pytest
-from conftest import ROOT
 from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -21,7 +18,6 @@ from omniprep.progress import QuietReporter
 from tests.reliability import make_chats
 
 REPO = "org/chats"
-Python = Callable[..., subprocess.CompletedProcess[str]]
 HTTP_LIBRARIES = ("requests", "httpx", "httpx2")
 
 
@@ -37,35 +33,10 @@ def built(omniprep, model_dir, tmp_path_factory) -> Path:
     return folder / "packed"
 
 
-@pytest.fixture
-def hub() -> Iterator[fake_hub.Hub]:
-    hub, server = fake_hub.start()
-    yield hub
-    server.shutdown()
-
-
-@pytest.fixture
-def python(hub, tmp_path) -> Python:
-    """Run Python with the fake Hub as the Hub; `env` overrides."""
-    usual = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
-    }  # fmt: skip
-
-    def call(*args: object, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=usual | env)
-        assert done.returncode == code, done.stdout + done.stderr[-3000:]
-        assert "Traceback" not in done.stderr
-        return done
-
-    return call
-
-
 @pytest.mark.slow
-def test_push_and_pull_through_broken_connections(built: Path, hub: fake_hub.Hub, python: Python, tmp_path: Path):
+def test_push_and_pull_through_broken_connections(
+    built: Path, hub: fake_hub.Hub, python: fake_hub.Python, tmp_path: Path
+):
     """Each kind of request breaks once, a commit also after it was made; what arrives is the dataset, sent once."""
     hub.repos[REPO] = fake_hub.Repo(private=True)
     hub.repos[REPO].branches["main"] = {"shards/99999.arrow": b"of an older build", "shards/99998.arrow": b"too"}
@@ -96,7 +67,7 @@ def test_push_and_pull_through_broken_connections(built: Path, hub: fake_hub.Hub
 
 
 def test_a_pull_that_was_stopped_goes_on_and_never_keeps_an_old_file(
-    built: Path, hub: fake_hub.Hub, python: Python, tmp_path: Path
+    built: Path, hub: fake_hub.Hub, python: fake_hub.Python, tmp_path: Path
 ):
     hub.repos[REPO] = fake_hub.Repo(private=False)
     files = {str(p.relative_to(built)): p.read_bytes() for p in built.rglob("*") if p.is_file()}
@@ -123,7 +94,7 @@ def test_a_pull_that_was_stopped_goes_on_and_never_keeps_an_old_file(
 
 
 def test_a_pull_of_a_hostile_repository_writes_known_names_alone(
-    built: Path, hub: fake_hub.Hub, python: Python, tmp_path: Path
+    built: Path, hub: fake_hub.Hub, python: fake_hub.Python, tmp_path: Path
 ):
     good = (
         "manifest.json",
@@ -151,7 +122,7 @@ def test_a_pull_of_a_hostile_repository_writes_known_names_alone(
     assert inside == set(good)
 
 
-def test_a_pull_writes_through_no_link(built: Path, hub: fake_hub.Hub, python: Python, tmp_path: Path):
+def test_a_pull_writes_through_no_link(built: Path, hub: fake_hub.Hub, python: fake_hub.Python, tmp_path: Path):
     hub.repos[REPO] = fake_hub.Repo(private=False)
     names = ("manifest.json", "index.parquet", "rows.parquet", "shards/00000.arrow")
     hub.repos[REPO].branches["main"] = {name: (built / name).read_bytes() for name in names}
@@ -166,7 +137,7 @@ def test_a_pull_writes_through_no_link(built: Path, hub: fake_hub.Hub, python: P
 
 
 @pytest.mark.parametrize("where", ["offline", "unreachable"])
-def test_a_dry_run_needs_no_network(where: str, built: Path, python: Python):
+def test_a_dry_run_needs_no_network(where: str, built: Path, python: fake_hub.Python):
     """Offline nothing is asked; a Hub that hangs up is asked once, not tried again and again for half a minute."""
     connections = 0
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -188,7 +159,7 @@ def test_a_dry_run_needs_no_network(where: str, built: Path, python: Python):
     assert connections == (0 if where == "offline" else 1)
 
 
-def test_without_a_network_push_and_pull_say_so_in_one_line(built: Path, python: Python, tmp_path: Path):
+def test_without_a_network_push_and_pull_say_so_in_one_line(built: Path, python: fake_hub.Python, tmp_path: Path):
     for command in (("push", built, REPO, "--quiet"), ("pull", REPO, "--out", tmp_path / "x", "--quiet")):
         offline = python("-m", "omniprep", *command, code=1, HF_HUB_OFFLINE="1")
         assert "HF_HUB_OFFLINE is set" in offline.stderr and offline.stderr.count("\n") == 1
@@ -199,7 +170,9 @@ def test_without_a_network_push_and_pull_say_so_in_one_line(built: Path, python:
 @pytest.mark.parametrize(
     ("status", "said"), [(401, "hf auth login"), (403, "your token may not"), (404, "no such dataset or model")]
 )
-def test_a_repository_that_may_not_be_seen(status: int, said: str, hub, built: Path, python: Python, tmp_path: Path):
+def test_a_repository_that_may_not_be_seen(
+    status: int, said: str, hub, built: Path, python: fake_hub.Python, tmp_path: Path
+):
     hub.repos[REPO] = fake_hub.Repo(private=True)
     for command, request in (
         (("pull", REPO, "--out", tmp_path / "x"), ("GET", "/api/datasets/")),
@@ -211,7 +184,7 @@ def test_a_repository_that_may_not_be_seen(status: int, said: str, hub, built: P
         assert f"{REPO}: the Hub says {status}" in last and said in last
 
 
-def test_no_http_library_but_that_of_huggingface_hub_is_needed(built: Path, python: Python, tmp_path: Path):
+def test_no_http_library_but_that_of_huggingface_hub_is_needed(built: Path, python: fake_hub.Python, tmp_path: Path):
     """What pip installs with huggingface_hub must do: the others come with development tools only."""
     own = hub_faults._HTTP_ERROR.__module__.split(".")[0]
     assert own in HTTP_LIBRARIES
@@ -345,7 +318,7 @@ def test_the_pause_is_as_long_as_the_hub_asks(monkeypatch):
     assert pauses == [37.0, client.MOST_PAUSE]
 
 
-def test_a_name_that_is_none_is_refused_before_anything_is_done(built: Path, python: Python):
+def test_a_name_that_is_none_is_refused_before_anything_is_done(built: Path, python: fake_hub.Python):
     for name in ("chats", "a/b/c"):
         assert "ORG/NAME" in python("-m", "omniprep", "push", built, name, "--dry-run", code=2).stderr
     assert "org/b ad" in python("-m", "omniprep", "push", built, "org/b ad", "--dry-run", code=1).stderr

@@ -1,4 +1,4 @@
-"""The card of a pushed dataset: README.md with the numbers, the plots, the config and how to load it."""
+"""The card of a pushed dataset: a README.md with the numbers, the plots, the config and how to load it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -48,7 +48,7 @@ def card(repo_id: str, data: Mapping[str, Any], plots: Iterable[str]) -> str:
     )
     config = {name: value for name, value in data["config"].items() if value not in (None, [], False)}
     model = hub_name(data["model"])
-    if model is None:  # a folder of the machine that built it
+    if model is None:  # a folder on the machine that built it
         config.pop("model", None)
     versions = ", ".join(as_code(f"{name} {version}") for name, version in data["versions"].items())
     return f"""{_head(rows["packed"], items)}

@@ -1,4 +1,4 @@
-"""Talking to the Hub: requests repeated where their fault may pass, and refusals said in one line."""
+"""Requests to the Hub: retried where the fault may pass; refusals become one line that says what to do."""
 
 import random
 import threading
@@ -17,10 +17,10 @@ from omniprep.progress import Reporter
 __all__ = ["hub_errors_as_one_line", "refuse_offline", "retry", "within"]
 
 ATTEMPTS = 8
-"""Tries of a request that fails in passing: with pauses that double from one second, about two minutes."""
+"""Tries of a request whose fault may pass: with pauses that double from one second, about two minutes."""
 FIRST_ATTEMPTS = 3
-"""Tries of the first request of a command where no connection comes about: a wrong address or no network, most of
-the time, and nothing is lost by saying so after three seconds."""
+"""Tries of a command's first request if no connection is made: most often the address is wrong or there is no network,
+and three seconds suffice to say so."""
 FIRST_PAUSE = 1.0
 MOST_PAUSE = 300.0
 _ADVICE = {
@@ -56,10 +56,10 @@ def retry(call: Callable[[], T], progress: Reporter, pause: float = FIRST_PAUSE,
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What a call returns or raises, waited for at most so long: a name server that does not answer knows no timeout.
+    """What a call returns or raises within some seconds; a name server that does not answer has no timeout of its own.
 
     Raises:
-        TimeoutError: It is not done; it is left to itself.
+        TimeoutError: The call is not done; its thread is abandoned.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -81,7 +81,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def refuse_offline(what: str) -> None:
-    """Refuse what needs the Hub where HF_HUB_OFFLINE is set, before anything is prepared for it.
+    """Fail a command that needs the Hub if HF_HUB_OFFLINE is set, before anything is prepared for it.
 
     Raises:
         OmniprepError: HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set.

@@ -1,24 +1,24 @@
 """Pull a dataset from the Hub: the files that the format knows and no others, manifest.json last.
 
-What is in the folder already is compared by the Hub's hashes and not fetched again; a file that differs is removed
-before the first byte is fetched, since huggingface_hub hands out an old file where a connection fails.
+Files that the folder has already are compared by the Hub's hashes and not fetched again. A file that differs is removed
+before its first byte is fetched, since huggingface_hub returns an old file when a connection fails.
 """
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.hub.client import FIRST_PAUSE, hub_errors_as_one_line, refuse_offline, retry
+from omniprep.hub.files import LocalFile, is_same
 from omniprep.progress import Reporter
 from omniprep.shards.names import is_dataset_file, refuse_linked_folders
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = ["is_same", "pull"]
+__all__ = ["pull"]
 
 WORKERS = 8
 """Files that are fetched at once; huggingface_hub's own default."""
@@ -29,10 +29,10 @@ def pull(repo_id: str, out: str, progress: Reporter, *, revision: str | None = N
 
     Args:
         repo_id: ORG/NAME.
-        out: Local folder; made where absent.
-        progress: Told of every file and every further try.
+        out: Local folder; created if absent.
+        progress: Shows bytes fetched and every retry.
         revision: Branch, tag or commit.
-        pause: Seconds before the first further try of a request.
+        pause: Seconds before the first retry of a request.
 
     Raises:
         OmniprepError: There is no such dataset, it lacks files, or the Hub cannot be reached.
@@ -57,9 +57,9 @@ def pull(repo_id: str, out: str, progress: Reporter, *, revision: str | None = N
         refuse_linked_folders(folder, sorted({str(PurePosixPath(name).parent) for name in names} - {"."}))
         if missing := sorted({"manifest.json", "index.parquet"} - names):
             raise OmniprepError(f"{repo_id}: holds no {missing[0]}, so it is no dataset that omniprep pushed")
-        wanted = [entry for entry in files if not is_same(folder / entry.path, entry)]
+        wanted = [entry for entry in files if not _have(folder, entry)]
         if wanted:
-            # A reader must not find the old manifest over new shards.
+            # Readers must not see the old manifest beside new shards.
             (folder / "manifest.json").unlink(missing_ok=True)
             manifest = next(entry for entry in files if entry.path == "manifest.json")
             wanted = [*(entry for entry in wanted if entry is not manifest), manifest]
@@ -72,7 +72,7 @@ def pull(repo_id: str, out: str, progress: Reporter, *, revision: str | None = N
                 return api.hf_hub_download(repo_id, entry.path, repo_type="dataset", revision=commit, local_dir=folder)
 
             retry(request, progress, pause)
-            if not is_same(folder / entry.path, entry):
+            if not _have(folder, entry):
                 raise OmniprepError(f"{folder / entry.path}: not what the Hub has; pull again")
             progress.advance("pull", entry.size)
 
@@ -87,12 +87,9 @@ def pull(repo_id: str, out: str, progress: Reporter, *, revision: str | None = N
     return out
 
 
-def is_same(path: Path, there: Any) -> bool:
-    """Whether a local file has the content that the Hub lists: SHA-256 of large files, git's SHA-1 of small ones."""
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != there.size:
+def _have(folder: Path, entry: "RepoFile") -> bool:
+    """Whether a local file has the content that the Hub lists; a link never counts as one."""
+    path, file = folder / entry.path, LocalFile(folder, entry.path)
+    if path.is_symlink() or not path.is_file():
         return False
-    if there.lfs is not None:
-        with path.open("rb") as file:
-            return bool(hashlib.file_digest(file, "sha256").hexdigest() == there.lfs.sha256)
-    content = path.read_bytes()
-    return bool(hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id)
+    return is_same(entry, file.size(), file.sha256, file.read)

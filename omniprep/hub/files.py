@@ -1,22 +1,26 @@
 """Files of a folder that may come from a stranger, opened so that nothing outside the folder is ever read.
 
-A name is walked from the folder's descriptor down, and no step follows a symbolic link: a `rejected.jsonl` that is
-a link to a key file, or a `shards` that is a link to another folder, is refused instead of uploaded.
+A path is opened folder by folder from the root's descriptor, and no step follows a symbolic link: a `rejected.jsonl`
+that is a link to a key file, or a `shards` that is a link to another folder, is refused instead of uploaded.
 """
 
 import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omniprep.errors import OmniprepError
 
-__all__ = ["LocalFile"]
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+__all__ = ["LocalFile", "is_same"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +47,13 @@ class LocalFile:
 
     @contextmanager
     def pinned(self) -> Iterator[str]:
-        """A path that stays this very file while the block runs, whatever is put in its place meanwhile.
+        """A path, for code that wants one, that stays this very file inside the block even if another takes its place.
 
-        For code that wants a path. Where the system has no /proc it is the plain path, checked on entering.
+        Where the system has no /proc it is the plain path, checked on entering.
         """
         with self.open() as file:
-            through = f"/proc/self/fd/{file.fileno()}"
-            yield through if os.path.exists(through) else str(self.root / self.name)
+            descriptor_path = f"/proc/self/fd/{file.fileno()}"
+            yield descriptor_path if os.path.exists(descriptor_path) else str(self.root / self.name)
 
     def size(self) -> int:
         """Bytes."""
@@ -76,15 +80,32 @@ class LocalFile:
                 os.close(folder)
                 folder = inner
             # O_NONBLOCK: opening a named pipe must not wait for its writer; it is refused below.
-            found = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            descriptor = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         except OSError as error:
             # O_NOFOLLOW gives ELOOP for a link to a file, ENOTDIR for one where a folder is meant.
-            linked = error.errno in (errno.ELOOP, errno.ENOTDIR)
-            why = "a symbolic link, or under one" if linked else os.strerror(error.errno or 0)
-            raise OmniprepError(f"{self.root / self.name}: {why}; only files inside the folder are sent") from error
+            is_link = error.errno in (errno.ELOOP, errno.ENOTDIR)
+            reason = "a symbolic link, or under one" if is_link else os.strerror(error.errno or 0)
+            raise OmniprepError(f"{self.root / self.name}: {reason}; only files inside the folder are sent") from error
         finally:
             os.close(folder)
-        if not stat.S_ISREG(os.fstat(found).st_mode):
-            os.close(found)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
             raise OmniprepError(f"{self.root / self.name}: not a regular file; only files inside the folder are sent")
-        return found
+        return descriptor
+
+
+def is_same(entry: "RepoFile", size: int, sha256: Callable[[], str], content: Callable[[], bytes]) -> bool:
+    """Whether a file has the content that the Hub lists, by the hash that the Hub knows of it.
+
+    Args:
+        entry: What the Hub lists.
+        size: Of the file, in bytes.
+        sha256: Gives its SHA-256; asked for large files (LFS).
+        content: Gives its bytes; asked for small files, of which the Hub knows git's SHA-1.
+    """
+    if entry.size != size:
+        return False
+    if entry.lfs is not None:
+        return bool(entry.lfs.sha256 == sha256())
+    data = content()
+    return bool(entry.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest())

@@ -1,9 +1,8 @@
-r"""Text of others in a card of the Hub: YAML that reads back equal, and Markdown in which it is shown and never obeyed.
+r"""Untrusted text in a card of the Hub: YAML that reads back equal, and Markdown that shows it and never obeys it.
 
-Names of inputs, columns, models and codes come from whoever made the data. In a card they stand in inline code and in
-tables alone. Where a renderer might still take a letter of them for markup (a backtick ends the code, a pipe the cell,
-an angle bracket may begin a tag), and where a letter is not printed or turns the line around, its escape is written
-instead, as Python writes it: ` becomes \x60.
+Names of inputs, columns, models and codes come from whoever made the data. In a card they appear only as inline code
+and in tables. A character that a renderer might take for markup (a backtick ends the code, a pipe the cell, an angle
+bracket may begin a tag), that is not printed or that reverses the line is written as Python escapes it: ` becomes \x60.
 """
 
 import json
@@ -16,7 +15,7 @@ import yaml
 __all__ = ["as_code", "as_json_block", "front_matter", "hub_name", "repository_name"]
 
 LONGEST = 300
-"""Letters of a text that are shown: names of files are shorter, and a table with longer ones cannot be read."""
+"""Characters of a text that are shown: names of files are shorter, and a table with longer ones cannot be read."""
 _MARKUP = frozenset("`|<>")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
@@ -25,42 +24,42 @@ def as_code(text: object) -> str:
     """A text as inline code, on one line: safe in a paragraph, a list and a table cell."""
     whole = str(text)
     cut = whole if len(whole) <= LONGEST else whole[: LONGEST - 1] + "…"
-    escaped = "".join(letter if _is_plain(letter) else _escape(letter) for letter in cut)
-    # Inline code is not empty, and loses one space at both ends where it has them.
+    escaped = "".join(char if _is_plain(char) else _escape(char) for char in cut)
+    # Markdown takes empty inline code for text, and strips a space at both ends.
     return f"`{escaped}`" if escaped.strip() else "`(empty)`"
 
 
-def _is_plain(letter: str) -> bool:
-    # Z: separators (only the space is printed as one); C: control, format, surrogate and unassigned letters.
-    return letter == " " or (letter not in _MARKUP and unicodedata.category(letter)[0] not in "ZC")
+def _is_plain(char: str) -> bool:
+    # Z: separators (only the space is printed as one); C: control, format, surrogate and unassigned characters.
+    return char == " " or (char not in _MARKUP and unicodedata.category(char)[0] not in "ZC")
 
 
-def _escape(letter: str) -> str:
-    code = ord(letter)
+def _escape(char: str) -> str:
+    code = ord(char)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def as_json_block(value: Any) -> str:
-    """A value as a fenced block of JSON, which reads back equal. No letter in it can end the block or begin a tag."""
+    """A value as a fenced block of JSON, which reads back equal and can neither end the block nor begin a tag."""
     text = json.dumps(value, ensure_ascii=False, indent=1)
-    # Outside of strings JSON has none of these letters, and inside of them each may be written as an escape.
-    safe = "".join(letter if letter == "\n" or _is_plain(letter) else _json_escape(letter) for letter in text)
+    # JSON has none of these characters outside of strings, and inside of strings each may be written as an escape.
+    safe = "".join(char if char == "\n" or _is_plain(char) else _json_escape(char) for char in text)
     return f"```json\n{safe}\n```"
 
 
-def _json_escape(letter: str) -> str:
-    units = letter.encode("utf-16-be", "surrogatepass")
+def _json_escape(char: str) -> str:
+    units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[n] << 8 | units[n + 1]:04x}" for n in range(0, len(units), 2))
 
 
 def front_matter(values: dict[str, Any]) -> str:
-    """The YAML head of a card, between its two marks; what is read back is what was given."""
+    """The YAML head of a card between its two marks; it reads back equal."""
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False, width=1000, default_flow_style=False)
     return f"---\n{text}---\n"
 
 
 def hub_name(text: object) -> str | None:
-    """ORG/NAME, if the text is one; None for folders and everything else, which say nothing to others."""
+    """ORG/NAME, if the text is one; None for folders and everything else, which mean nothing to others."""
     return str(text) if _HUB_NAME.fullmatch(str(text)) else None
 
 

@@ -1,4 +1,4 @@
-"""A trained model on the Hub: the files that loaders read, and a card; not the trainer's state."""
+"""A trained model on the Hub: the files that loaders read and a card, without the trainer's state."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -9,11 +9,10 @@ from omniprep.hub.files import LocalFile
 from omniprep.hub.markup import as_code, front_matter, hub_name, repository_name
 from omniprep.shards.typed import parse_json, parse_yaml
 
-__all__ = ["WEIGHTS", "is_checkpoint", "model_card", "model_files"]
+__all__ = ["is_checkpoint", "model_card", "model_files"]
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PUSHED = (
-    *WEIGHTS,
+    "*.safetensors", "*.safetensors.index.json",
     "config.json", "generation_config.json", "configuration.json", "adapter_config.json", "*processor_config.json",
     "tokenizer*", "vocab.json", "merges.txt", "*.tiktoken", "special_tokens_map.json", "added_tokens.json",
     "chat_template*", "spk_dict.pt", "rows_config.json", "*.py", "LICENSE*",
@@ -22,8 +21,8 @@ PUSHED = (
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a model or an adapter (a dataset has a manifest)."""
-    here = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-    return here and not (folder / "manifest.json").is_file()
+    has_config = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return has_config and not (folder / "manifest.json").is_file()
 
 
 def model_files(folder: Path) -> list[str]:
@@ -57,7 +56,7 @@ def model_card(folder: Path, repo_id: str) -> str:
 
 
 def _facts(folder: Path, options: dict[str, Any], base: str | None) -> list[str]:
-    """A table of what is known of the run: numbers as they are, texts as inline code, nothing else."""
+    """A table of the run's facts: numbers as they are, texts as inline code, nothing else."""
     state = _last_state(folder)
     history = state.get("log_history")
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
@@ -80,19 +79,19 @@ def _value(value: Any) -> str:
 
 def _options(folder: Path) -> dict[str, Any]:
     """The options of the run, which are saved in its folder, above its checkpoints."""
-    for place in (folder, folder.parent):
-        if (place / "train_config.yaml").is_file():
-            options = parse_yaml(LocalFile(place, "train_config.yaml").read(), str(place / "train_config.yaml"))
+    for path in (folder / "train_config.yaml", folder.parent / "train_config.yaml"):
+        if path.is_file():
+            options = parse_yaml(LocalFile(path.parent, path.name).read(), str(path))
             if not isinstance(options, dict):
-                raise OmniprepError(f"{place / 'train_config.yaml'}: expected options as 'name: value'")
+                raise OmniprepError(f"{path}: expected options as 'name: value'")
             return options
     return {}
 
 
 def _last_state(folder: Path) -> dict[str, Any]:
     """The Trainer's state of a checkpoint, or of the last one in a run's folder."""
-    found = [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
-    states = [_json(path) for path in found]
+    paths = [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]
+    states = [_json(path) for path in paths]
     steps = [step if isinstance(step := state.get("global_step"), int) else -1 for state in states]
     return states[steps.index(max(steps))]
 

@@ -1,7 +1,7 @@
-"""Push a dataset or a model to the Hub: commits in batches that resume, since what is there already is not sent.
+"""Push a dataset or a model to the Hub, in batches of commits that leave out what the Hub has already.
 
-A file is there when the Hub's hash of it is ours: SHA-256 for large files (for shards it stands in the manifest, so
-they are not read for it), git's SHA-1 for small ones. So a push that was stopped goes on, and a second push sends what
+A file is not sent if the Hub lists the same hash of it: SHA-256 for large files (that of shards is in the manifest, so
+they are not read for it), git's SHA-1 for small ones. So a push that was stopped resumes, and a second push sends what
 changed. Shards go first, manifest.json last: whoever reads in between sees the old dataset or the new one.
 """
 
@@ -22,7 +22,7 @@ from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, UsageError
 from omniprep.hub.card import card
 from omniprep.hub.client import FIRST_PAUSE, hub_errors_as_one_line, refuse_offline, retry, within
-from omniprep.hub.files import LocalFile
+from omniprep.hub.files import LocalFile, is_same
 from omniprep.hub.model import is_checkpoint, model_card, model_files
 from omniprep.hub.preview import preview
 from omniprep.inspect.vocabulary import vocabulary_of
@@ -33,6 +33,7 @@ from omniprep.shards.names import DATASET_FILES, is_shard_path
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
 __all__ = ["Part", "Pushed", "push"]
 
@@ -41,21 +42,27 @@ GLANCE_SECONDS = 5.0
 """How long a dry run waits for the Hub before it lists all files instead."""
 LAST = (*DATASET_FILES[:-1], "README.md", DATASET_FILES[-1])
 MODEL_LAST = ("model.safetensors.index.json", "README.md", "config.json", "adapter_config.json")
-OURS = {
+REMOVABLE = {
     "dataset": re.compile(r"(shards/.*\.arrow|preview/.*|plots/.*\.png)"),
     "model": re.compile(r"(model|adapter_model)[^/]*\.safetensors(\.index\.json)?"),
 }
-"""What a push may remove where the dataset or model no longer has it."""
+"""Files that a push removes from the Hub when the dataset or model no longer has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file to push: of the folder, or made for the push."""
+    """A file to push: one of the folder, or one made for the push."""
 
     name: str
     content: LocalFile | bytes
     size: int
     sha256: str
+
+    def is_on_hub(self, entry: "RepoFile") -> bool:
+        """Whether the Hub has it with this content."""
+        content = self.content
+        read = content.read if isinstance(content, LocalFile) else lambda: content
+        return is_same(entry, self.size, lambda: self.sha256, read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +72,10 @@ class Pushed:
     url: str
     sent: tuple[Part, ...]
     same: int
+    """Files that the Hub had already."""
     removed: tuple[str, ...]
     remark: str = ""
-    """Of a dry run: why nothing was compared with the Hub; empty where it was."""
+    """Of a dry run: why nothing was compared with the Hub; empty if it was."""
 
 
 def push(
@@ -79,12 +87,12 @@ def push(
     Args:
         uri: A local folder.
         repo_id: ORG/NAME.
-        progress: Told of every batch.
-        revision: Branch to push to; made where absent.
+        progress: Shows bytes sent and every retry.
+        revision: Branch to push to; created if absent.
         private: Whether a new repository is private; one that exists stays as it is.
-        dry_run: Only say what would be sent. Asks the Hub once what it has, and does without the answer.
+        dry_run: Only say what would be sent. Asks the Hub once what it has; without an answer lists all files.
         model: Checkpoint whose tokenizer reads a dataset's preview (default: the build's).
-        pause: Seconds before the first further try of a request; doubled each time.
+        pause: Seconds before the first retry of a request; doubled each time.
 
     Raises:
         OmniprepError: The Hub refuses, or cannot be reached after the retries; or the folder holds links.
@@ -103,7 +111,7 @@ def push(
     remark = ""
     with hub_errors_as_one_line(repo_id):
         if dry_run:
-            there, remark = _glance(target)
+            on_hub, remark = _list_once(target)
         else:
             retry(
                 lambda: api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True),
@@ -113,28 +121,28 @@ def push(
                 retry(
                     lambda: api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True), progress, pause
                 )
-            there = retry(target.files, progress, pause)
-        sent = tuple(part for part in parts if not _same(part, there.get(part.name)))
+            on_hub = retry(target.files, progress, pause)
+        sent = tuple(part for part in parts if not (part.name in on_hub and part.is_on_hub(on_hub[part.name])))
         names = {part.name for part in parts}
-        removed = tuple(sorted(name for name in there if OURS[kind].fullmatch(name) and name not in names))
+        removed = tuple(sorted(name for name in on_hub if REMOVABLE[kind].fullmatch(name) and name not in names))
         url = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-        done = Pushed(url, sent, len(parts) - len(sent), removed, remark)
+        result = Pushed(url, sent, len(parts) - len(sent), removed, remark)
         if not dry_run and (sent or removed):
-            _commit(target, done, progress, pause)
-    return done
+            _commit(target, result, progress, pause)
+    return result
 
 
 def _check_repo_id(repo_id: str) -> None:
-    """Refuse a name that the Hub would refuse, before anything is prepared (HFValidationError)."""
+    """Refuse a name that the Hub would refuse (HFValidationError), before anything is prepared."""
     from huggingface_hub import hf_hub_url
 
     if repo_id.count("/") != 1:
         raise UsageError(f"{repo_id!r}: write the repository as ORG/NAME")
-    hf_hub_url(repo_id, "README.md")  # checks the name, and asks nobody
+    hf_hub_url(repo_id, "README.md")  # checks the name without a request
 
 
-def _glance(target: "_Target") -> tuple[dict[str, Any], str]:
-    """What a dry run compares with, and a remark where the Hub could not be asked.
+def _list_once(target: "_Target") -> tuple[dict[str, "RepoFile"], str]:
+    """What the Hub has, for a dry run, and a remark if the Hub could not be asked.
 
     A wrong token or a repository that may not be seen is an error here too: the push would meet it.
     """
@@ -151,8 +159,8 @@ def _glance(target: "_Target") -> tuple[dict[str, Any], str]:
         fault = fault_of(error)
         if fault is None or not fault.passing:
             raise
-        said = f"{target.api.endpoint} does not answer" if fault.status is None else f"the Hub says {fault.status}"
-        return {}, f"{said}: {nothing_compared}"
+        reason = f"{target.api.endpoint} does not answer" if fault.status is None else f"the Hub says {fault.status}"
+        return {}, f"{reason}: {nothing_compared}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +173,11 @@ class _Target:
     branch: str
 
     def ask(self) -> None:
-        """One short request: is the repository there, and may we see it?"""
+        """One short request, which fails if the repository is absent or may not be seen."""
         self.api.repo_info(self.repo_id, repo_type=self.kind, revision=self.branch, timeout=GLANCE_SECONDS - 1)
 
-    def files(self) -> dict[str, Any]:
-        """What is there, by name."""
+    def files(self) -> dict[str, "RepoFile"]:
+        """The files of the branch, by name."""
         from huggingface_hub.hf_api import RepoFile
 
         try:
@@ -183,7 +191,7 @@ class _Target:
 
 def model_parts(folder: Path, repo_id: str) -> list[Part]:
     """All files of a pushed checkpoint, in the order in which they are sent: what names the weights comes last."""
-    order = {name: place for place, name in enumerate(MODEL_LAST)}
+    order = {name: position for position, name in enumerate(MODEL_LAST)}
     parts = [_of_bytes("README.md", model_card(folder, repo_id).encode())]
     for name in model_files(folder):
         file = LocalFile(folder, name)
@@ -195,8 +203,7 @@ def parts_of(uri: str, repo_id: str, progress: Reporter, model: str | None = Non
     """All files of the pushed dataset, in the order in which they are sent.
 
     Raises:
-        DamagedDataError: A shard that the manifest names is not of the size that it says, or its path is none of a
-            shard: such a dataset did not come from a build as it is.
+        DamagedDataError: A shard has another size than the manifest says, or a path that no build gives a shard.
     """
     dataset = PackedDataset(uri)
     vocabulary = vocabulary_of(dataset, model)
@@ -209,7 +216,7 @@ def parts_of(uri: str, repo_id: str, progress: Reporter, model: str | None = Non
         made |= {f"preview/train.{suffix}": file for suffix, file in preview(dataset, vocabulary).items()}
     made["README.md"] = card(repo_id, data, pictures).encode()
     made |= {name: LocalFile(root, name).read() for name in DATASET_FILES if os.path.lexists(root / name)}
-    order = {name: place for place, name in enumerate(LAST)}
+    order = {name: position for position, name in enumerate(LAST)}
     return shards + sorted(
         (_of_bytes(name, content) for name, content in made.items()), key=lambda part: order.get(part.name, -1)
     )
@@ -220,11 +227,11 @@ def _shard(root: Path, entry: dict[str, Any]) -> Part:
     if not is_shard_path(path):
         raise DamagedDataError(f"{root}: manifest.json names {path!r} as a shard; a push sends no such file")
     file = LocalFile(root, path)
-    if (found := file.size()) != entry["bytes"]:
+    if (size := file.size()) != entry["bytes"]:
         raise DamagedDataError(
-            f"{root / path}: {found:,} bytes, written as {entry['bytes']:,}; omniprep verify {root} says more"
+            f"{root / path}: {size:,} bytes, written as {entry['bytes']:,}; omniprep verify {root} says more"
         )
-    return Part(path, file, found, entry["sha256"])
+    return Part(path, file, size, entry["sha256"])
 
 
 def _plots(data: dict[str, Any], progress: Reporter) -> dict[str, bytes]:
@@ -247,15 +254,6 @@ def _api() -> "HfApi":
     return HfApi(library_name="omniprep")
 
 
-def _same(part: Part, there: Any) -> bool:
-    if there is None or there.size != part.size:
-        return False
-    if there.lfs is not None:
-        return bool(there.lfs.sha256 == part.sha256)
-    content = part.content if isinstance(part.content, bytes) else part.content.read()
-    return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
-
-
 def _batches(parts: tuple[Part, ...]) -> Iterator[list[Part]]:
     batch: list[Part] = []
     for part in parts:
@@ -269,11 +267,11 @@ def _batches(parts: tuple[Part, ...]) -> Iterator[list[Part]]:
         yield batch
 
 
-def _commit(target: _Target, what: Pushed, progress: Reporter, pause: float) -> None:
-    batches = list(_batches(what.sent)) or [[]]
-    progress.start("push", sum(part.size for part in what.sent), "bytes")
+def _commit(target: _Target, change: Pushed, progress: Reporter, pause: float) -> None:
+    batches = list(_batches(change.sent)) or [[]]
+    progress.start("push", sum(part.size for part in change.sent), "bytes")
     for number, batch in enumerate(batches, 1):
-        removed = what.removed if number == len(batches) else ()
+        removed = change.removed if number == len(batches) else ()  # last: until then readers see the old manifest
         message = f"omniprep push ({number} of {len(batches)})"
         tries = 0
 
@@ -281,9 +279,9 @@ def _commit(target: _Target, what: Pushed, progress: Reporter, pause: float) -> 
             nonlocal tries
             tries += 1
             if tries > 1 and removed:
-                # The commit before may have been made though its answer was lost; the Hub refuses to remove twice.
-                there = target.files()
-                removed = tuple(name for name in removed if name in there)
+                # The last try may have been committed though its answer was lost, and the Hub refuses to remove twice.
+                on_hub = target.files()
+                removed = tuple(name for name in removed if name in on_hub)
             _create_commit(target, batch, removed, message)
 
         retry(send, progress, pause)
