@@ -55,11 +55,8 @@ def verify(
         progress.finish("verify")
         findings += check_rows(ds)
         if deep and not findings:
-            from omniprep.verify.deep import check_bins, check_sample
+            from omniprep.verify.deep import check_sample
 
-            progress.start("bins", len(ds), "bins")
-            findings += check_bins(ds, lambda count: progress.advance("bins", count))
-            progress.finish("bins")
             checked = min(sample, counts.rows.packed)
             progress.start("encode", checked, "rows")
             deeply = check_sample(

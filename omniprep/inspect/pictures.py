@@ -23,8 +23,8 @@ def half_blocks(picture: np.ndarray, columns: int, lines: int = 14) -> Text:
 
     Args:
         picture: uint8 (height, width, 3).
-        columns: Widest it may be, in characters.
-        lines: Highest it may be, in lines.
+        columns: Maximum width in characters.
+        lines: Maximum height in lines.
     """
     height, width = picture.shape[:2]
     scale = min(columns / width, 2 * lines / height, 1.0)

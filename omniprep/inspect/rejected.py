@@ -18,7 +18,7 @@ ROW_CHARS = 600
 
 
 def check_code(code: str) -> str:
-    """The code, or an error that names the one which was meant.
+    """The code if it exists; else an error that suggests the one that was meant.
 
     Raises:
         UsageError: No such code.
@@ -35,31 +35,31 @@ def read_rejected(dataset: PackedDataset, code: str | None, limit: int) -> Itera
 
     Args:
         dataset: A finished dataset.
-        code: Only rows with this code; None takes all.
-        limit: Most rows; 0 for all.
+        code: Only rows with this code; None for all.
+        limit: Maximum number of rows; 0 for all.
     """
     counts = dataset.counts["rejected_by_code"]
-    left = sum(counts.values()) if code is None else counts.get(code, 0)
-    left = min(left, limit) if limit > 0 else left
-    if not left:
+    remaining = sum(counts.values()) if code is None else counts.get(code, 0)
+    remaining = min(remaining, limit) if limit > 0 else remaining
+    if not remaining:
         return
     with io.open_input(io.join(dataset.uri, "rejected.jsonl")) as file:
         for line in file:
             reject = parse_line(line)
             if code in (None, reject["code"]):
                 yield reject
-                left -= 1
-            if not left:
+                remaining -= 1
+            if not remaining:
                 return
 
 
 def show_rejected(console: Console, dataset: PackedDataset, code: str | None, limit: int) -> None:
-    """Print codes with their counts and meanings, then rows."""
+    """Print the codes with their counts and meanings, then rows."""
     counts = dataset.counts["rejected_by_code"]
     if not counts.get(code, 0) if code else not counts:
         others = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none at all"
-        what = f"no row was rejected{f' with {code}' if code else ''} (rejected: {others})"
-        console.print(printable(what), markup=False)
+        text = f"no row was rejected{f' with {code}' if code else ''} (rejected: {others})"
+        console.print(printable(text), markup=False)
         return
     docs = {str(entry): entry.doc for entry in RejectCode}
     chosen = {name: count for name, count in counts.items() if code in (None, name)}
@@ -73,5 +73,5 @@ def show_rejected(console: Console, dataset: PackedDataset, code: str | None, li
         console.print(Text.assemble((printable(f"{reject['code']}: "), "red"), printable(reject["message"])))
         row = printable_json(reject["row"])
         console.print(Text(row if len(row) <= ROW_CHARS else f"{row[:ROW_CHARS]}… ({len(row):,} characters)", "dim"))
-    if left := sum(chosen.values()) - shown:
-        console.print(f"... and {left:,} more (--limit 0 shows all)", style="dim")
+    if more := sum(chosen.values()) - shown:
+        console.print(f"... and {more:,} more (--limit 0 shows all)", style="dim")

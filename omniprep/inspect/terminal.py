@@ -1,6 +1,6 @@
-"""The terminal view of `inspect`: trained text stands out, media are a colored mark with their number of tokens.
+"""The terminal view of `inspect`: trained text in green, media as a colored mark with their number of tokens.
 
-Where there is no color (a pipe, NO_COLOR) trained text is set in {+ +}, as `git diff --word-diff` does.
+Without colors (a pipe, NO_COLOR) trained text is set in {+ +}, as `git diff --word-diff` does.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ COLORS = {"image": "magenta", "audio": "cyan", "video": "yellow"}
 
 
 def show_head(console: Console, dataset: PackedDataset, number: int, rows: Sequence[StoredRow]) -> None:
-    """Facts of the dataset and of one of its bins."""
+    """Print the counts of the dataset and of one of its bins."""
     counts, tokens = dataset.counts, sum(row.tokens for row in rows)
     trained = sum(row.trained for row in rows)
     console.print(
@@ -37,7 +37,7 @@ def show_head(console: Console, dataset: PackedDataset, number: int, rows: Seque
 
 
 def show_row(console: Console, row: StoredRow, vocabulary: Vocabulary) -> None:
-    """One row: where it came from, its media, its text."""
+    """Print one row: its source and line, its media, its text."""
     colored = console.is_terminal and not console.no_color
     console.rule(
         Text(printable(f"{row.source}:{row.line}  {row.tokens} tokens, {row.trained} trained"), style="bold"),

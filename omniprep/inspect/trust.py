@@ -1,16 +1,16 @@
-"""What a dataset may not decide: which checkpoint and which inputs are opened when its rows are looked at again.
+"""What a dataset may not decide: which checkpoint and which inputs are opened to encode its rows again.
 
 `verify --deep` encodes rows again from the inputs that rows.parquet names, with the checkpoint that the manifest
-names. For the person who built the dataset both are their own; in a dataset that a stranger made they could be any
-file of this machine or any host. So, without a flag:
+names. Whoever built the dataset owns both; in a dataset that a stranger made they could be any file of this machine or
+any host. So, without a flag:
 
-- a checkpoint is opened where it is a folder (its config and tokenizer are data, and its code needs
-  --trust-remote-code) or is in the cache of the Hub; it is never fetched;
-- a local input is opened where its size and its modification time in nanoseconds are those that the build wrote down,
-  which a stranger does not know of a file of this machine;
-- an input in a store is opened where the dataset itself was opened from the same store.
+- a checkpoint is opened if it is a folder (its config and tokenizer are data, and its code needs --trust-remote-code)
+  or is in the cache of the Hub; it is never downloaded;
+- a local input is opened if its size and its modification time in nanoseconds are those that the build recorded, which
+  a stranger does not know of a file of this machine;
+- an input in a store is opened if the dataset itself was opened from the same store.
 
-Everything else is for the flags --model and --input.
+Everything else needs the flags --model and --input.
 """
 
 import os
@@ -26,7 +26,7 @@ __all__ = ["cached_folder", "input_refusal", "model_of_dataset", "with_missing_f
 
 
 def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
-    """The checkpoint to read a dataset's tokens with: the one that the user named, else the build's, never fetched.
+    """The checkpoint to read a dataset's tokens with: the one that the user named, else the build's, never downloaded.
 
     Args:
         given: Value of --model, if any.
@@ -34,7 +34,7 @@ def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
         uri: Of the dataset, for messages.
 
     Returns:
-        What the user named, or a folder of this machine.
+        `given`, or a folder on this machine.
 
     Raises:
         UsageError: The dataset names none, or one that is not on this machine.
@@ -55,22 +55,22 @@ def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
 
 
 def cached_folder(model: str) -> str | None:
-    """The folder of a Hub checkpoint in this machine's cache, or None; asks nobody."""
+    """The folder of a Hub checkpoint in this machine's cache, or None; makes no request."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     for name in ("config.json", "tokenizer.json"):
         try:
-            found = try_to_load_from_cache(model, name)
+            path = try_to_load_from_cache(model, name)
         except HFValidationError:
             return None
-        if isinstance(found, str):
-            return os.path.dirname(found)
+        if isinstance(path, str):
+            return os.path.dirname(path)
     return None
 
 
 def input_refusal(source: str, manifest: Manifest, uri: str, named: Sequence[str]) -> str:
-    """Why an input of a dataset is not opened, with the flag that opens it; empty where it may be.
+    """Why an input of a dataset is not opened, with the flag that opens it; empty if it may be opened.
 
     Args:
         source: As rows.parquet has it.
@@ -93,7 +93,7 @@ def input_refusal(source: str, manifest: Manifest, uri: str, named: Sequence[str
 
 
 def _covers(name: str, source: str) -> bool:
-    """Whether --input NAME is the source, a folder or prefix (at a slash) of it, or the dataset it is a split of."""
+    """Whether --input NAME is the source, a folder or prefix of it (up to a slash), or the dataset it is a split of."""
     if io.is_local(name) != io.is_local(source):
         return False
     if io.is_local(name):
@@ -111,12 +111,12 @@ def _store(uri: str) -> str:
 def _changed(source: str, entry: InputEntry) -> str:
     path = io.local_path(source)
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         return f"{os.strerror(error.errno or 0).lower()}; if it lies elsewhere now, build again from there"
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return f"it is no regular file; --input {source} reads it"
-    if (found.st_size, found.st_mtime_ns) != (entry.bytes, entry.mtime_ns):
+    if (status.st_size, status.st_mtime_ns) != (entry.bytes, entry.mtime_ns):
         return f"its size or time is not what it was when the dataset was built; --input {source} reads it anyway"
     return ""
 
@@ -126,16 +126,16 @@ def _saved_changed(source: str, entry: InputEntry, split: str | None) -> str:
     from omniprep.rows.inputs import find_inputs
 
     try:
-        found = saved.fingerprint(find_inputs((source,), split)[0].uri)
+        identity = saved.fingerprint(find_inputs((source,), split)[0].uri)
     except (OmniprepError, OSError) as error:
         return f"{error}; if it lies elsewhere now, build again from there"
-    if found != {"bytes": entry.bytes, "state_sha256": entry.state_sha256}:
+    if identity != {"bytes": entry.bytes, "state_sha256": entry.state_sha256}:
         return f"it is not what it was when the dataset was built; --input {source} reads it anyway"
     return ""
 
 
 def with_missing_flags(error: OmniprepError, manifest: Manifest, given: Sequence[str]) -> OmniprepError:
-    """The same error, with the flags that the build was given and this command was not."""
+    """The same error, extended by the flags that the build was given and this command was not."""
     missing = [flag for flag in manifest.needed_flags if flag not in given]
     if not missing:
         return error

@@ -1,9 +1,9 @@
 """The numbers of a report that need no shard: from manifest.json, index.parquet, rows.parquet and rejected.jsonl.
 
-Everything is JSON types. Tables are read as columns, so ten million rows take seconds and some hundred megabytes.
+All results are JSON types. Tables are read as columns, so ten million rows take seconds and some hundred megabytes.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 EXAMPLES = 12
-"""Rejects of each code that are shown in full."""
+"""Rejects of each code that are shown with their row."""
 EXAMPLE_CHARS = 1500
 MOST_SOURCES = 40
 
@@ -55,7 +55,7 @@ def totals(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def facts(dataset: PackedDataset) -> dict[str, Any]:
-    """All numbers of a dataset that its tables hold, as JSON types; what `omniprep stats` prints."""
+    """The numbers that the tables of a dataset give; what `omniprep stats` prints."""
     rows, index = dataset.rows, dataset.index
     kinds = row_kinds([rows[name] for name in MEDIA_COLUMNS])
     packed = rows["length"].is_valid().to_numpy()
@@ -74,9 +74,9 @@ def facts(dataset: PackedDataset) -> dict[str, Any]:
 
 
 def histogram(values: np.ndarray, *, most: int = 24) -> dict[str, Any]:
-    """Counts over at most `most` equal steps between the least and the greatest value: edges and counts.
+    """Edges and counts of at most `most` equal bins from the minimum to the maximum.
 
-    Few whole numbers are counted each alone ("each").
+    If there are fewer than `most` integers in that range, each is counted by itself ("each").
     """
     if len(values) == 0:
         return {"edges": [], "counts": []}
@@ -148,8 +148,8 @@ def _others(facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def balance(costs: np.ndarray, ranks: tuple[int, ...] = (2, 8, 32, 64)) -> list[dict[str, Any]]:
-    """The most loaded rank against the mean of a step, balanced as BinSampler does and in plain random order."""
-    found = []
+    """Cost of a step's most loaded rank over the mean of its ranks, in the order of BinSampler and in random order."""
+    results = []
     for world in ranks:
         steps = len(costs) // world
         if steps == 0:
@@ -159,8 +159,8 @@ def balance(costs: np.ndarray, ranks: tuple[int, ...] = (2, 8, 32, 64)) -> list[
             order = BinSampler(len(costs), costs=weights).order()[: steps * world]
             step = costs[order].reshape(steps, world)
             ratios.append(float((step.max(axis=1) / step.mean(axis=1)).mean()))
-        found.append({"ranks": world, "steps": steps, "balanced": round(ratios[0], 3), "random": round(ratios[1], 3)})
-    return found
+        results.append({"ranks": world, "steps": steps, "balanced": round(ratios[0], 3), "random": round(ratios[1], 3)})
+    return results
 
 
 def reject_facts(dataset: PackedDataset) -> dict[str, Any]:
@@ -174,28 +174,29 @@ def reject_facts(dataset: PackedDataset) -> dict[str, Any]:
     return {"codes": codes, "examples": _examples(io.join(dataset.uri, "rejected.jsonl"), counts)}
 
 
-_ROW = b', "row": '
+_ROW_KEY = b', "row": '
 
 
 def _examples(uri: str, counts: dict[str, int]) -> list[dict[str, Any]]:
     if not counts or not io.exists(uri):
         return []
     wanted = {code: min(count, EXAMPLES) for code, count in counts.items()}
-    seen: dict[str, int] = defaultdict(int)
-    found = []
+    seen: Counter[str] = Counter()
+    examples = []
     with io.open_input(uri) as file:
         for line in file:
-            at = line.find(_ROW)  # no message can hold this: its quotes would be escaped
-            reject = parse_json(line[:at] + b"}", uri) if at >= 0 else None
+            # The row is the last value. It is not parsed, since inline media may make it huge. No message can hold the
+            # key: its quotes would be escaped.
+            head, key, row = line.partition(_ROW_KEY)
+            reject = parse_json(head + b"}", uri) if key else None
             if not isinstance(reject, dict) or not isinstance(reject.get("code"), str):
                 raise DamagedDataError(f"{uri}: a line that no build wrote")
             code = reject["code"]
             if seen[code] < wanted.get(code, 0):
                 seen[code] += 1
-                size = len(line) - at - len(_ROW) - len(b"}\n")  # not parsed: with inline media it may be huge
-                start = at + len(_ROW)
-                text = line[start : start + min(size, EXAMPLE_CHARS)].decode(errors="ignore")
-                found.append({**reject, "row": text if size <= EXAMPLE_CHARS else f"{text}… ({size:,} bytes)"})
+                size = len(row) - len(b"}\n")
+                text = row[: min(size, EXAMPLE_CHARS)].decode(errors="ignore")
+                examples.append({**reject, "row": text if size <= EXAMPLE_CHARS else f"{text}… ({size:,} bytes)"})
             if all(seen[code] >= count for code, count in wanted.items()):
                 break
-    return found
+    return examples

@@ -1,8 +1,8 @@
-"""Put the report together: collect, draw, and embed data, plots, style and script into the template.
+"""Make the report page: collect the data, draw the plots, embed both with style and script into the template.
 
-The page loads nothing: its Content-Security-Policy forbids the network and admits only the script whose hash it names.
-Texts from the dataset travel as JSON (with `<` escaped) and are set as text, never as markup, so a row that
-holds HTML is shown, not run.
+The page loads nothing: its Content-Security-Policy forbids the network and admits only the script whose hash it has.
+Texts of the dataset are embedded as JSON (with `<` escaped) and set as text, never as markup, so a row that holds HTML
+is shown and not run.
 """
 
 import base64
@@ -33,7 +33,7 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
 
     Args:
         dataset: A finished dataset.
-        vocabulary: Reads the tokens; without one the page shows their numbers.
+        vocabulary: Decodes the tokens; without one the page shows their ids.
         shown: How many bins to show in full.
     """
     manifest, has_bins = dataset.manifest, len(dataset) > 0
@@ -63,7 +63,7 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
 
 
 def _changed(config: Mapping[str, Any]) -> list[str]:
-    """Options of the build that are not at their defaults; what "auto" became was not chosen."""
+    """Options of the build that differ from their defaults; the value that "auto" was resolved to does not count."""
     defaults = {field.name: field.default for field in dataclasses.fields(BuildConfig)}
     as_json = json.loads(json.dumps(defaults))
     return [n for n, value in config.items() if as_json.get(n) not in (value, "auto")]
@@ -117,17 +117,16 @@ def write_report(
 
     Args:
         uri: The dataset.
-        out: Where the page goes (default: report.html in the dataset).
+        out: Path of the page (default: report.html in the dataset).
         model: Checkpoint whose tokenizer reads the tokens (default: that of the build).
         shown: How many bins to show in full.
-        vocabulary: Reads the tokens, where the caller has it already (reading it takes half a second).
+        vocabulary: Decodes the tokens, if the caller has loaded it already (which takes half a second).
 
     Returns:
-        Where the page is, and a remark ("" where all is well): tokens are shown as numbers when no tokenizer can be
-        had.
+        Path of the page, and a remark if no tokenizer could be loaded and tokens are shown as numbers; else "".
 
     Raises:
-        OmniprepError: There is no finished dataset, or the tokenizer of a given `model` cannot be had.
+        OmniprepError: There is no finished dataset, or the tokenizer of a given `model` cannot be loaded.
     """
     dataset = PackedDataset(uri)
     remark = ""

@@ -1,8 +1,8 @@
 """The plots of a dataset, by matplotlib: SVG that follows the page's theme, or PNG for a dataset card.
 
-A plot is drawn with the colors of a palette. The SVG palette holds marks that are replaced by the page's CSS variables,
-so one drawing serves both themes. Each bar of an SVG says its value on hover. Text stays text: the page's font, and
-searchable; nothing in it is read as mathematics.
+A plot is drawn with the colors of a palette. The SVG palette holds placeholder colors that are replaced by the page's
+CSS variables, so one drawing serves both themes. Each bar of an SVG shows its value on hover. Text stays text: in the
+page's font, searchable, and never read as mathematics.
 """
 
 import html
@@ -41,7 +41,7 @@ STYLE: dict[str, Any] = {
 
 @dataclass(slots=True)
 class Canvas:
-    """A figure that is being drawn: its axes, its colors, and what its parts say on hover."""
+    """A figure that is being drawn: its axes, its colors, and the tooltips of its parts."""
 
     figure: Figure
     axes: Axes
@@ -49,7 +49,7 @@ class Canvas:
     tips: dict[str, str] = field(default_factory=dict)
 
     def tip(self, artist: Any, text: str) -> None:
-        """Let a part say something on hover."""
+        """Give a part a tooltip."""
         name = f"tip{len(self.tips)}"
         artist.set_gid(name)
         self.tips[name] = text
@@ -94,32 +94,32 @@ def sources(canvas: Canvas, data: Mapping[str, Any]) -> bool:
 def shares(canvas: Canvas, data: Mapping[str, Any]) -> bool:
     """Tokens by modality."""
     media = data["media"] or {"shares": {}}
-    found = {name: n for name, n in media["shares"].get("by_modality", {}).items() if n}
-    total = sum(found.values())
-    colors = [canvas.colors[f"c{KINDS.index(name) if name in KINDS else 4}"] for name in found]
-    names = list(found)[::-1]
-    bars = canvas.axes.barh(names, [100 * found[n] / total for n in names], color=colors[::-1], height=0.7)
+    tokens = {name: count for name, count in media["shares"].get("by_modality", {}).items() if count}
+    total = sum(tokens.values())
+    colors = [canvas.colors[f"c{KINDS.index(name) if name in KINDS else 4}"] for name in tokens]
+    names = list(tokens)[::-1]
+    bars = canvas.axes.barh(names, [100 * tokens[name] / total for name in names], color=colors[::-1], height=0.7)
     for bar, name in zip(bars, names, strict=True):
-        canvas.tip(bar, f"{name}: {found[name]:,} tokens")
+        canvas.tip(bar, f"{name}: {tokens[name]:,} tokens")
         _beside(canvas, bar, f"{bar.get_width():.1f} %")
     canvas.axes.set_xlabel("% of the tokens")
     canvas.axes.set_xlim(0, 115)
-    return bool(found)
+    return bool(tokens)
 
 
 def images(canvas: Canvas, data: Mapping[str, Any]) -> bool:
     """Width and height of the images, after resizing."""
-    found = (data["media"] or {"images": []})["images"]
-    for image in found:
-        size = 18 + 14 * min(image["n"], 400) ** 0.5
-        dot = canvas.axes.scatter(image["w"], image["h"], s=size, color=canvas.colors["c1"], alpha=0.7, linewidths=0)
+    sizes = (data["media"] or {"images": []})["images"]
+    for image in sizes:
+        area = 18 + 14 * min(image["n"], 400) ** 0.5
+        dot = canvas.axes.scatter(image["w"], image["h"], s=area, color=canvas.colors["c1"], alpha=0.7, linewidths=0)
         canvas.tip(dot, f"{image['w']} x {image['h']}: {image['n']:,}")
     canvas.axes.set(xlabel="width", ylabel="height")
-    if found:
-        canvas.axes.set_xlim(0, 1.08 * max(image["w"] for image in found))
-        canvas.axes.set_ylim(0, 1.12 * max(image["h"] for image in found))
+    if sizes:
+        canvas.axes.set_xlim(0, 1.08 * max(image["w"] for image in sizes))
+        canvas.axes.set_ylim(0, 1.12 * max(image["h"] for image in sizes))
     canvas.axes.grid(color=canvas.colors["line"], linewidth=0.7)
-    return bool(found)
+    return bool(sizes)
 
 
 def audio(canvas: Canvas, data: Mapping[str, Any]) -> bool:
@@ -158,11 +158,11 @@ def seconds(canvas: Canvas, data: Mapping[str, Any]) -> bool:
 PLOTS: dict[str, Callable[[Canvas, Mapping[str, Any]], bool]] = {
     plot.__name__: plot for plot in (lengths, sources, shares, images, audio, video, fill, cost, seconds)
 }
-"""Each draws what `omniprep.report.page.collect` gives, and says whether there was anything to draw."""
+"""Each draws data of `omniprep.report.page.collect`, and returns whether there was anything to draw."""
 
 
 def short_range(number: float) -> str:
-    """A number for an axis: whole where it is, else short."""
+    """A number for an axis: in full below 1,000, else abbreviated."""
     return f"{number:g}" if number < 1000 else short(number).replace(".0", "")
 
 
@@ -231,7 +231,7 @@ def _draw(name: str, data: Mapping[str, Any], colors: Mapping[str, str]) -> Canv
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_axisbelow(True)
-    axes.use_sticky_edges = False  # else a bar that ends where a bar of no height stands on it touches the frame
+    axes.use_sticky_edges = False  # or the highest bar of a stack touches the frame where the bar on it has no height
     canvas = Canvas(figure, axes, colors)
     if not PLOTS[name](canvas, data):
         return None
@@ -255,7 +255,7 @@ def _svg(name: str, data: Mapping[str, Any]) -> str:
         return ""
     target = memory.StringIO()
     with warnings.catch_warnings():
-        # Names of files in letters that matplotlib's font lacks: the page has them as text, in the reader's own fonts.
+        # matplotlib's font may lack characters of file names; the page shows them as text, in the reader's own fonts.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         canvas.figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = target.getvalue()

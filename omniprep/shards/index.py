@@ -1,7 +1,7 @@
-"""The two tables beside the shards: index.parquet says where a bin's bytes are, rows.parquet where an input row went.
+"""The tables beside the shards: index.parquet (the byte range of each bin) and rows.parquet (the bin of each row).
 
-The index is one small file that a trainer reads at its start instead of 10,000 footers: line i is bin i of the
-dataset, and (shard, offset, length) is all that one read needs. Both tables are a pure function of their content.
+A trainer reads the index at its start instead of 10,000 footers: line i is bin i of the dataset, and (shard, offset,
+length) is all that one read needs. Both files are a pure function of their content.
 """
 
 import os
@@ -59,7 +59,7 @@ bin."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchEntry:
-    """Where the writer put a bin."""
+    """Byte range and checksum of a bin in its shard."""
 
     offset: int
     length: int
@@ -82,7 +82,7 @@ class IndexEntry:
 
 
 def write_index(uri: str, entries: Iterable[IndexEntry]) -> None:
-    """Write index.parquet, one line for each bin, in the order of the bins."""
+    """Write index.parquet: a line for each bin, in the order of the bins."""
     columns: dict[str, list[int | float]] = {name: [] for name in INDEX_SCHEMA.names}
     for entry in entries:
         for name, values in columns.items():
@@ -96,12 +96,13 @@ def read_index(uri: str) -> dict[str, np.ndarray]:
     Raises:
         OmniprepError: A column is absent.
     """
-    table = _read(uri, INDEX_SCHEMA, nulls=(), most_rows_a_byte=1)  # a checksum alone is 8 bytes that nothing shrinks
+    # Each line has a checksum of 8 bytes, which do not compress.
+    table = _read(uri, INDEX_SCHEMA, nulls=(), most_rows_a_byte=1)
     return {name: table[name].to_numpy() for name in INDEX_SCHEMA.names}
 
 
 def write_rows(uri: str, tables: Iterable[pa.Table]) -> None:
-    """Write rows.parquet, part after part; the columns of ROWS_SCHEMA come first, others after them in their order."""
+    """Write rows.parquet from tables in order; the columns of ROWS_SCHEMA come first, further ones in their order."""
     with io.atomic_writer(uri) as file:
         writer = None
         for table in tables:
@@ -118,7 +119,7 @@ def write_rows(uri: str, tables: Iterable[pa.Table]) -> None:
 
 def read_rows(uri: str) -> pa.Table:
     """Read rows.parquet; `source`, `status` and `code` come dictionary-encoded, since they repeat."""
-    # A thousandfold repetition of a line still takes 1.3 bytes for its number, as Parquet and zstd store it.
+    # The line numbers alone take 1.3 bytes a row, as Parquet and zstd store them.
     return _read(uri, ROWS_SCHEMA, nulls=("code", "bin", "start", "length"), most_rows_a_byte=4)
 
 
@@ -128,22 +129,21 @@ def _write(uri: str, table: pa.Table) -> None:
 
 
 _FEW_ROWS = 1 << 20
-"""Rows of a table that are read whatever the size of its file: 1,048,576, or 75 MB of an index."""
+"""A table of at most so many rows is read whatever the size of its file: 75 MB of an index."""
 
 
 def _read(uri: str, schema: pa.Schema, nulls: Sequence[str], most_rows_a_byte: int) -> pa.Table:
-    """A table of a dataset, its columns of `schema` of these types and whole, whoever wrote it.
+    """Read a table of a dataset that may be hostile, with the columns of `schema` in exactly these types.
 
-    On one thread and without read-ahead: Arrow's threaded Parquet reader, still busy with a buffer when the interpreter
-    leaves, now and then aborted the process (with torch loaded beside it). These tables are read in well under a second
-    either way.
+    On one thread and without read-ahead: Arrow's threaded Parquet reader sometimes aborted the process when it still
+    held a buffer at interpreter exit (with torch loaded). These tables are read in well under a second either way.
 
     Args:
         uri: The file.
-        schema: Columns that must be there. Further ones are kept, but for nested ones. Texts of all columns come
+        schema: Columns that must be present. Further ones are kept, except nested ones. Text columns come
             dictionary-encoded: a text that is repeated a million times is held once.
         nulls: Columns of `schema` that may have nulls.
-        most_rows_a_byte: Rows that a byte of the file may stand for; more are refused before anything is decoded.
+        most_rows_a_byte: Most rows for each byte of the file; more are refused before anything is decoded.
 
     Raises:
         DamagedDataError: The file is absent, no Parquet, or not of this form.
@@ -152,19 +152,19 @@ def _read(uri: str, schema: pa.Schema, nulls: Sequence[str], most_rows_a_byte: i
     try:
         with io.open_input(uri) as source:
             file = pq.ParquetFile(source, pre_buffer=False)
-            found = file.schema_arrow
-            if missing := [name for name in schema.names if name not in found.names]:
+            stored = file.schema_arrow
+            if missing := [name for name in schema.names if name not in stored.names]:
                 raise OmniprepError(
                     f"{uri}: column {missing[0]!r} is absent, so this is not a table of an omniprep dataset"
                 )
-            nested = {field.name: field.type for field in found if field.type.num_fields}
+            nested = {field.name: field.type for field in stored if field.type.num_fields}
             if wrong := [name for name in schema.names if name in nested]:
                 raise DamagedDataError(f"{uri}: column {wrong[0]!r} is of {nested[wrong[0]]}")
             size = source.seek(0, os.SEEK_END)
             if file.metadata.num_rows > max(_FEW_ROWS, most_rows_a_byte * size):
                 raise DamagedDataError(f"{uri}: {file.metadata.num_rows:,} rows cannot be in {size:,} bytes")
-            texts = [field.name for field in found if _is_text(field.type)]
-            flat = [name for name in found.names if name not in nested]
+            texts = [field.name for field in stored if _is_text(field.type)]
+            flat = [name for name in stored.names if name not in nested]
             source.seek(0)
             file = pq.ParquetFile(source, read_dictionary=texts, pre_buffer=False)
             table = file.read(columns=flat, use_threads=False)
@@ -179,29 +179,29 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
 
 
-def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a column of another type may be cast, which fails where a value does not fit."""
+def _may_cast(stored: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column may be cast to another type; the cast itself fails for a value that does not fit."""
     if pa.types.is_string(wanted):
-        kind = found.value_type if pa.types.is_dictionary(found) else found
+        kind = stored.value_type if pa.types.is_dictionary(stored) else stored
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
     if pa.types.is_floating(wanted):
-        return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
-    return bool(pa.types.is_integer(found))
+        return bool(pa.types.is_floating(stored) or pa.types.is_integer(stored))
+    return bool(pa.types.is_integer(stored))
 
 
 def _checked(table: pa.Table, schema: pa.Schema, nulls: Sequence[str], uri: str) -> pa.Table:
     names = table.column_names
     if len(set(names)) != len(names):
-        raise DamagedDataError(f"{uri}: a column is there twice")
+        raise DamagedDataError(f"{uri}: two columns have the same name")
     for field in schema:
         column, wanted = table[field.name], field.type
         if pa.types.is_string(wanted):
             wanted = pa.dictionary(pa.int32(), wanted)
         if column.type != wanted:
-            if not _alike(column.type, field.type):
+            if not _may_cast(column.type, field.type):
                 raise DamagedDataError(f"{uri}: column {field.name!r} is of {column.type}, not of {field.type}")
             table = table.set_column(names.index(field.name), field.name, column.cast(wanted))
         if column.null_count and field.name not in nulls:
             raise DamagedDataError(f"{uri}: column {field.name!r} has no value in {column.null_count:,} lines")
-    table.validate(full=True)  # texts that are no UTF-8 would fail where they are looked up
+    table.validate(full=True)  # or text that is not UTF-8 would fail later, wherever it is read
     return table

@@ -1,9 +1,9 @@
-"""manifest.json as a typed record: the one place where the manifest of a dataset is read.
+"""manifest.json as a typed record; every command reads the manifest of a dataset here.
 
-A dataset may come from anyone, so a manifest is data and nothing else. The record holds what it says of the dataset's
-own files and of how its rows were made; it has no field for what would let code run or open folders or the network
-(`omniprep.config.Trust`). That the build was given such options is kept as their names alone, so that a message can
-say which flag the reader of the dataset would have to give.
+A dataset may come from anyone, so its manifest is treated as data only. The record holds what it says about the
+dataset's own files and how its rows were made; it has no field for options that would let code run or open folders or
+the network (`omniprep.config.Trust`). Of such options that the build was given only the names are kept, so that a
+message can say which flags the user would have to give.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ MOST_BYTES = 256 << 20
 """A manifest of a million inputs has 100 MB; a larger one is not read into memory."""
 _ROWS_WITH = "rows_with_"
 TRUST_FLAGS = MappingProxyType({entry.name: "--" + entry.name.replace("_", "-") for entry in dataclasses.fields(Trust)})
-"""Fields of `Trust`, with the flags of the command line that set them."""
+"""Fields of `Trust` and the command-line flags that set them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class ShardEntry:
     """A shard, as the manifest lists it."""
 
     path: str
-    """Relative to the dataset, such as shards/00000.arrow; of no other form (`is_shard_path`)."""
+    """Relative to the dataset, such as shards/00000.arrow; always of this form (`is_shard_path`)."""
     bins: int
     bytes: int = 0
     sha256: str = ""
@@ -42,7 +42,7 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputEntry:
-    """An input of the build, with what it was like then."""
+    """An input of the build, and what identified its content then."""
 
     source: str
     bytes: int | None = None
@@ -56,7 +56,7 @@ class InputEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowCounts:
-    """What became of the input rows."""
+    """How many input rows were read, and what became of them."""
 
     read: int
     packed: int
@@ -66,11 +66,11 @@ class RowCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnreadColumn:
-    """A column of the inputs that nobody reads."""
+    """A column of the inputs that the build did not read."""
 
     rows: int
     option: str
-    """Value of --columns that reads it; empty where none does."""
+    """Value of --columns that reads it; empty if none does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,7 @@ class Counts:
     rejected_by_code: Mapping[str, int] = field(default_factory=dict)
     rows_without_labels: int = 0
     rows_with: Mapping[str, int] = field(default_factory=dict)
-    """The entries rows_with_NAME, by NAME: rows that are worth a look."""
+    """The entries rows_with_NAME, by NAME: rows with that note."""
     items: Mapping[str, int] = field(default_factory=dict)
     """Media items by modality."""
     unread_columns: Mapping[str, UnreadColumn] = field(default_factory=dict)
@@ -92,18 +92,18 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a manifest says, checked. Nothing in it is a reason to run code or to read files of others."""
+    """A manifest whose types are checked. Nothing in it lets code run or opens files outside the dataset."""
 
     format: int
     shards: tuple[ShardEntry, ...]
     family: str = ""
     model: str = ""
-    """The checkpoint as it was given to the build: a name to show. See `omniprep.inspect.trust` before it is opened."""
+    """The checkpoint as it was named to the build, for display. See `omniprep.inspect.trust` before opening it."""
     bin_length: int = 0
     fill: float = 0.0
     counts: Counts | None = None
     config: RowOptions = field(default_factory=RowOptions)
-    """How the rows were made."""
+    """Options by which the rows were made."""
     config_sha256: str = ""
     plan_sha256: str | None = None
     tokenizer_sha256: str | None = None
@@ -112,7 +112,7 @@ class Manifest:
     inputs: tuple[InputEntry, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     needed_flags: tuple[str, ...] = ()
-    """Flags of `Trust` that the build was given, by their names alone: to encode its rows again takes them too."""
+    """Names of the flags of `Trust` that the build was given: encoding its rows again needs them too."""
 
     def counted(self, uri: str) -> Counts:
         """The counts.
@@ -137,8 +137,8 @@ def read_manifest(uri: str) -> tuple[Manifest, dict[str, Any]]:
     """
     path = io.join(uri, "manifest.json")
     try:
-        if (found := io.size(path)) > MOST_BYTES:
-            raise DamagedDataError(f"{path}: {found:,} bytes are too many for a manifest")
+        if (size := io.size(path)) > MOST_BYTES:
+            raise DamagedDataError(f"{path}: {size:,} bytes are too many for a manifest")
         data = io.read_bytes(path)
     except FileNotFoundError as error:
         advice = "; the command that built it, run again, finishes it"
@@ -150,10 +150,10 @@ def read_manifest(uri: str) -> tuple[Manifest, dict[str, Any]]:
 
 
 def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
-    """The record of a parsed manifest.json, and the same as JSON types for those who show it.
+    """The record of a parsed manifest.json, and the same as JSON types for display.
 
-    In the JSON too, `config` holds the options of `RowOptions` alone, and `needed_flags` the names of the flags of
-    `Trust` that the build was given.
+    In both, `config` holds only the options of `RowOptions`, and `needed_flags` the names of the flags of `Trust` that
+    the build was given.
 
     Args:
         content: The parsed JSON.
@@ -179,7 +179,7 @@ def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
     plain |= {name: plain.get(name, empty) for name, empty in (("inputs", []), ("versions", {}), ("seconds", {}))}
     if manifest.counts is not None:
         plain["counts"] = _counts_as_json(manifest.counts)
-        if "removed" not in content["counts"]["rows"]:  # of a dataset from which no row was ever removed
+        if "removed" not in content["counts"]["rows"]:  # no row was ever removed from the dataset
             del plain["counts"]["rows"]["removed"]
     return manifest, plain
 
@@ -190,8 +190,8 @@ def _counts_as_json(counts: Counts) -> dict[str, Any]:
 
 
 def _needed_flags(content: dict[str, Any]) -> list[str]:
-    """Names of the flags of `Trust` that a build was given: from its config, or as an earlier reading listed them."""
+    """Names of the flags of `Trust` that a build was given: from its config, or as `parse_manifest` left them."""
     config, listed = content.get("config"), content.get("needed_flags")
-    given = config if isinstance(config, dict) else {}
-    before = listed if isinstance(listed, list) else []
-    return [flag for name, flag in TRUST_FLAGS.items() if given.get(name) or flag in before]
+    options = config if isinstance(config, dict) else {}
+    flags = listed if isinstance(listed, list) else []
+    return [flag for name, flag in TRUST_FLAGS.items() if options.get(name) or flag in flags]

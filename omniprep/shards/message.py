@@ -1,8 +1,8 @@
-"""What a record batch message says of itself, read from its flatbuffer before Arrow decodes it.
+"""Reading a bin's record batch, with the compression flag of its message checked before Arrow decodes it.
 
-The bodies of shards are not compressed (a codec is a matter of single columns), and Arrow makes room for whatever
-size a compressed body claims. pyarrow neither shows nor refuses the compression of a message, so the two tables on
-the way to it are walked here: format/Message.fbs and format/Schema.fbs of Arrow, and the layout of flatbuffers.
+The bodies of shards are not compressed (codecs belong to single columns), and Arrow allocates whatever size a
+compressed body claims. pyarrow neither shows nor refuses the compression of a message, so the two flatbuffers tables
+that lead to it are walked here. Sources: format/Message.fbs and format/Schema.fbs of Arrow; the flatbuffers format.
 """
 
 import struct
@@ -20,22 +20,22 @@ _COMPRESSION = 3  # field of table RecordBatch
 
 
 def read_batch(data: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
-    """The record batch of one row in a message, its buffers looking into `data`.
+    """The record batch of one row in a message; its buffers are views of `data`.
 
     Args:
-        data: uint8, the whole message; only its head is looked at.
+        data: uint8, the whole message; only its head is read.
         schema: Of the shard.
 
     Raises:
         DamagedDataError: It is no record batch of the schema, not of one row, or compressed.
     """
     try:
-        # Arrow checks the flatbuffer when it reads the message, and the borders of the buffers with the batch.
+        # Arrow verifies the flatbuffer when it reads the message, and the ranges of the buffers with the batch.
         message = pa.ipc.read_message(pa.py_buffer(data))
         if _is_compressed(memoryview(message.metadata)):
             raise DamagedDataError("the record batch is compressed, which bins never are")
         batch = pa.ipc.read_record_batch(message, schema)
-        if batch.num_rows != 1:  # before anything counts the nulls of a false length, beyond the end of the message
+        if batch.num_rows != 1:  # with a false length, counting nulls would read beyond the end of the message
             raise DamagedDataError(f"a record batch of {batch.num_rows} rows, where a bin is one")
     except (pa.ArrowException, OSError, EOFError, MemoryError, OverflowError, struct.error) as error:
         raise DamagedDataError(f"no record batch of a bin: {' '.join(str(error).split()):.200}") from error
@@ -52,9 +52,9 @@ def _is_compressed(metadata: memoryview) -> bool:
 
 
 def _field(metadata: memoryview, table: int, number: int) -> int:
-    """Where a field of a flatbuffers table is, or 0 where it is absent."""
+    """Byte at which a field of a flatbuffers table begins; 0 if it is absent."""
     vtable = table - struct.unpack_from("<i", metadata, table)[0]
-    if vtable < 0:  # struct would count from the end
+    if vtable < 0:  # struct counts negative offsets from the end
         raise DamagedDataError("no record batch where the index has a bin")
     size = struct.unpack_from("<H", metadata, vtable)[0]
     slot = 4 + 2 * number

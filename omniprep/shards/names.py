@@ -1,7 +1,7 @@
 """Names of the files of a dataset: what a manifest may name, what a push may read and a pull may write.
 
-A dataset may come from anyone, and its manifest says where its shards are. Nothing outside its folder is reached
-since a shard's path is accepted only in the form in which a build writes it.
+A dataset may come from anyone, and its manifest names its shards. Since a shard's path is accepted only in the form
+that a build gives it, nothing outside the dataset's folder is reached.
 """
 
 import re
@@ -13,8 +13,8 @@ from omniprep.errors import OmniprepError
 __all__ = ["DATASET_FILES", "is_dataset_file", "is_shard_path", "refuse_linked_folders"]
 
 DATASET_FILES = ("index.parquet", "rows.parquet", "rejected.jsonl", "report.html", "manifest.json")
-"""The files beside the shards; the manifest last, as they are written and sent."""
-# A number of five digits or more, then at most one word that tells writers apart (the run that wrote the shard).
+"""The files beside the shards, in the order in which they are written and sent: the manifest last."""
+# A number of five digits or more, then optionally a word that identifies the run that wrote the shard.
 _SHARD = re.compile(r"shards/[0-9]{5,12}(?:-[0-9A-Za-z]{1,64})?\.arrow", re.ASCII)
 
 
@@ -29,11 +29,11 @@ def is_dataset_file(path: str) -> bool:
 
 
 def refuse_linked_folders(folder: Path, names: Iterable[str]) -> None:
-    """Stop before anything is removed or written where a folder inside a local dataset is a symbolic link: what is
-    removed and written there would be outside the dataset.
+    """Refuse a local dataset in which one of these folders is a symbolic link: writing or removing files below it would
+    change files outside the dataset.
 
     Args:
-        folder: The dataset; that it is itself a link is the user's choice.
+        folder: The dataset; may itself be a link, which is the user's choice.
         names: Folders inside it, such as "shards".
 
     Raises:

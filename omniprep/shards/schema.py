@@ -1,10 +1,10 @@
-"""The shard format, version 1: which columns a bin has, how media columns are declared, and the metadata that says so.
+"""The shard format, version 1: the columns of a bin, the declarations of media columns, the metadata that holds them.
 
 A shard is an uncompressed Arrow IPC *file*; one bin is one record batch with one row. Fixed columns hold the tokens
 of the bin and the borders of its rows; media columns follow, declared by the model family as `Column` records, so
-nothing here knows a modality's name. Two kinds exist: "items", a small vector for each media item (a grid, a frame
-count), and "flat", the raw bytes of all items one after the other along their first axis. A reader needs no
-inference: the sizes of the items of a flat column are named by `sizes`.
+nothing here depends on a modality's name. There are two kinds: "items", a small vector for each media item (a grid, a
+frame count), and "flat", the raw bytes of all items one after the other along their first axis. A reader infers
+nothing: `sizes` names the column that holds the sizes of a flat column's items.
 """
 
 import json
@@ -44,14 +44,14 @@ _STORAGE: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.uint16),  # numpy has no bfloat16: its 16 bits travel as an unsigned integer
 }
-_OF_BATCHES = frozenset(
+_RESERVED = frozenset(
     (
         *("columns", "layout", "modalities"),
         *("cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "use_cache"),
         *("attention_mask", "past_key_values"),
     )
 )
-"""What a batch or a bin has beside its columns, or must not have: rows would see each other."""
+"""Names of a batch or bin beside its columns, and arguments that would let its rows see each other."""
 _ITEM_TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float32": pa.float32()}
 
 
@@ -62,14 +62,14 @@ def storage_dtype(name: str) -> np.dtype[Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """A media column: what it holds for each item, and how the loader makes a forward argument of it."""
+    """A media column: what it holds for each item, and how the loader turns it into a forward argument."""
 
     name: str
     """Name in the shard, and of the forward argument."""
     modality: str
     """Modality whose items the column describes ("image", "audio", "video")."""
     kind: Literal["items", "flat"]
-    """items: one array of `shape` for each media item. flat: an array (units, *shape) for each, stored end to end."""
+    """items: an array of `shape` for each media item. flat: an array (units, *shape) for each, stored end to end."""
     dtype: str = "int32"
     """items: int32, int64 or float32. flat: also uint8 and bfloat16."""
     shape: tuple[int, ...] = ()
@@ -85,7 +85,7 @@ class Column:
     than count), frames_per_second. merge_size and frames_per_second may be left out (`DEFAULTS`)."""
 
     def __post_init__(self) -> None:
-        """Refuse a declaration that could not be stored or read."""
+        """Refuse a declaration that cannot be stored or read."""
         object.__setattr__(self, "shape", tuple(self.shape))
         allowed = _ITEM_TYPES if self.kind == "items" else _STORAGE
         if self.kind not in ("items", "flat") or self.dtype not in allowed:
@@ -107,11 +107,11 @@ class Column:
 
     @property
     def companion(self) -> str:
-        """Name of the items column that holds the units of each item, when no declared column says them."""
+        """Name of the items column that is added for the units of each item if `sizes` names none; else empty."""
         return f"{self.name}_sizes" if self.kind == "flat" and not self.sizes else ""
 
     def size_source(self) -> tuple[str, bool]:
-        """The items column that gives the units of each item, and whether its product is meant."""
+        """The items column that gives the units of each item, and whether they are the product of its values."""
         if self.companion:
             return self.companion, False
         if self.sizes.startswith("prod(") and self.sizes.endswith(")"):
@@ -121,14 +121,14 @@ class Column:
 
 @dataclass(kw_only=True, slots=True)
 class Bin:
-    """One bin as the writer takes it: L tokens of R rows, M modalities."""
+    """One bin for the writer: L tokens of R rows, M modalities."""
 
     input_ids: np.ndarray
     """int32 (L,)"""
     labels: np.ndarray
-    """int32 (L,); -100 where nothing is learned (so at the first token of a row, unless it was cut on the left)."""
+    """int32 (L,); -100 where nothing is learned, always at the first token of a row."""
     position_ids: np.ndarray | None
-    """int32 (3, L), the m-rope rows; None where every row of the bin counts 0..n-1 on all three."""
+    """int32 (3, L), the m-rope rows; None if they are 0..n-1 for every row of the bin."""
     cu_seqlens: np.ndarray
     """int32 (R+1,): borders of the rows, from 0 to L."""
     row_ids: np.ndarray
@@ -136,7 +136,7 @@ class Bin:
     row_items: np.ndarray
     """int32 (R, M): media items of each row, modalities in the order of the metadata."""
     loss_scale: np.ndarray | None = None
-    """float32 (L,), or None where the loss strategy has no weights."""
+    """float32 (L,), or None if the loss strategy has no weights."""
     media: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Column name to one array for each media item, in row order. items: `shape`; flat: (units, *shape), or any array
     of as many values, stored in C order (a spectrogram (128, T)); bfloat16 as uint16."""
@@ -144,7 +144,7 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What the schema metadata says: all a reader needs to give a bin its meaning."""
+    """The content of the schema metadata: all that a reader needs to interpret a bin."""
 
     family: str
     modalities: tuple[str, ...]
@@ -152,7 +152,7 @@ class Layout:
     """Media columns in the order of the schema, companions included."""
     weighted: bool
     mrope: bool = True
-    """Whether the family has m-rope positions; else its model takes the positions in the row alone."""
+    """Whether the family has m-rope positions; other models take the position in the row alone."""
 
 
 def arrow_schema(
@@ -193,7 +193,7 @@ def arrow_schema(
         "columns": [asdict(c) for c in declared],
         "weighted": weighted,
     }
-    if not mrope:  # told only where it is so: shards of the other families keep the bytes that they always had
+    if not mrope:  # written only if false: shards of families with m-rope keep the bytes that they always had
         layout["mrope"] = False
     text = json.dumps(layout, sort_keys=True, separators=(",", ":"))
     return pa.schema(fields, metadata={METADATA_KEY: text.encode()})
@@ -214,10 +214,10 @@ def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
     if METADATA_KEY not in metadata:
         raise OmniprepError(f"{name}: not an omniprep shard (its schema has no {METADATA_KEY.decode()!r} metadata)")
     content = parse_json(metadata[METADATA_KEY], f"{name}: schema metadata")
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT or isinstance(found, bool):
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT or isinstance(version, bool):
         raise OmniprepError(
-            f"{name}: shard format {shown(found)}, but this omniprep reads format {FORMAT}: use a newer one"
+            f"{name}: shard format {shown(version)}, but this omniprep reads format {FORMAT}: use a newer one"
         )
     try:
         layout = typed_record(Layout, content, f"{name}: schema metadata")
@@ -226,7 +226,7 @@ def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
         )
     except DamagedDataError:
         raise
-    except OmniprepError as error:  # columns that no family could declare
+    except OmniprepError as error:  # columns that no family can declare
         raise DamagedDataError(f"{name}: {error}") from error
     if not schema.equals(expected):
         raise DamagedDataError(f"{name}: its columns are not those that its metadata declares")
@@ -279,7 +279,7 @@ def _with_companions(columns: Sequence[Column]) -> list[Column]:
 def _check(columns: Sequence[Column], modalities: Sequence[str]) -> None:
     items = {c.name: c for c in columns if c.kind == "items"}
     for column in columns:
-        if column.name in _OF_BATCHES or column.params.get("mask") in _OF_BATCHES:
+        if column.name in _RESERVED or column.params.get("mask") in _RESERVED:
             raise OmniprepError(f"column {column.name!r}: its name, or its mask's, is one of a batch's own")
         if column.load == "mel" and (valid := column.params.get("valid")) is not None and valid not in items:
             raise OmniprepError(f"column {column.name!r}: valid {shown(valid)} names no items column")

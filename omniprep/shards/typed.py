@@ -1,7 +1,7 @@
-"""JSON (and YAML) that others wrote, as a frozen record of declared types, or one error that names the field.
+"""Untrusted JSON (and YAML) as a frozen record of declared types, or one error that names the field.
 
-A value is never converted: a number is not read from text, 1.0 is no whole number, true is no number. Names that the
-record does not have are left out, so a record cannot hold what its class does not declare.
+A value is never converted: a number is not read from text, 1.0 is not an integer, true is not a number. Keys that the
+record does not declare are dropped.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from omniprep.errors import DamagedDataError, UsageError
 __all__ = ["parse_json", "parse_yaml", "shown", "typed_record"]
 
 MOST = 1 << 63
-"""Whole numbers are below this, as in the tables beside the manifest: larger ones overflow where they are used."""
+"""Integers are below this, as in the tables beside the manifest: larger ones would overflow where they are used."""
 Record = TypeVar("Record")
 
 
@@ -26,7 +26,7 @@ def typed_record(cls: type[Record], content: Any, where: str) -> Record:
         cls: A dataclass; its fields are int, float, str, bool, Literal, dataclasses, tuples and mappings of these, or
             `X | None`; Any, which the class checks itself. Fields without a default must be there.
         content: The parsed JSON.
-        where: File and place in it, for messages: "packed/manifest.json: config".
+        where: File and key, for messages: "packed/manifest.json: config".
 
     Raises:
         DamagedDataError: Not an object; a field is absent, of another type, or refused by the class itself.
@@ -42,7 +42,7 @@ def typed_record(cls: type[Record], content: Any, where: str) -> Record:
             raise DamagedDataError(f"{where}: {field.name!r} is absent")
     try:
         return cls(**values)
-    except UsageError as error:  # what the class itself refuses, such as a negative length
+    except UsageError as error:  # refused by the class itself, such as a negative length
         raise DamagedDataError(f"{where}: {error}") from error
 
 
@@ -88,7 +88,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 def _finite(value: int | float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond the greatest float
+    except OverflowError:  # an integer beyond the largest float
         return False
 
 
@@ -97,16 +97,16 @@ def _text(value: Any, where: str) -> str:
         raise DamagedDataError(f"{where}: expected text, found {shown(value)}")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # half a pair of UTF-16, which cannot be written anywhere
+    except UnicodeEncodeError as error:  # a lone surrogate, which cannot be encoded
         raise DamagedDataError(f"{where}: text that is not valid Unicode: {shown(value)}") from error
     return value
 
 
 def shown(value: Any) -> str:
-    """A value for a message: printable ASCII, at most 80 letters of it."""
+    """A value for a message: printable ASCII, at most 80 characters of it."""
     try:
         text = ascii(value)
-    except (RecursionError, ValueError):  # ValueError: a whole number of more digits than Python writes
+    except (RecursionError, ValueError):  # ValueError: an integer of more digits than Python prints
         return f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -130,11 +130,11 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def parse_yaml(data: bytes, where: str) -> Any:
-    """YAML in UTF-8, of plain values. Aliases are refused: a few lines of them, nested, stand for gigabytes.
+    """YAML in UTF-8, of plain values. Aliases are refused: a few nested lines of them expand to gigabytes.
 
     Raises:
-        DamagedDataError: Not UTF-8, not YAML, with tags of other types or aliases, nested too deep, or with a number or
-            date that cannot be.
+        DamagedDataError: Not UTF-8, not YAML, with tags of other types or aliases, nested too deep, or with an
+            impossible number or date.
     """
     import yaml
 
@@ -150,5 +150,5 @@ def parse_yaml(data: bytes, where: str) -> Any:
         raise DamagedDataError(f"{where}: not UTF-8 (byte {error.start})") from error
     except RecursionError as error:
         raise DamagedDataError(f"{where}: not valid YAML: nested too deep") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 31st of February, a number of 5,000 digits
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: February 31, a number of 5,000 digits
         raise DamagedDataError(f"{where}: not valid YAML: {' '.join(str(error).split())[:200]}") from error

@@ -1,17 +1,15 @@
 """Write bins into one shard: a file that appears whole or not at all, hashed while it is written.
 
-Each bin becomes a record batch of one row. Token columns are wrapped without a copy; the media of a bin are joined
-once into a buffer that is kept from bin to bin (a bin with one media item is not copied at all). Arrow's pieces then
-go to the file as they are, past SHA-256 (the file) and XXH3 (the batch), so nothing is read a second time. Memory:
-the largest bin, twice.
+Each bin becomes a record batch of one row. Token columns are wrapped without a copy; those of media are copied once,
+end to end, into a buffer that is reused for the next bin (one media item alone is not copied). Arrow's writes go to the
+file and through SHA-256 (the file) and XXH3 (the batch), so nothing is read again. Memory: the largest bin, twice.
 
-The bytes are a pure function of the schema and the bins: no time, no name, no order of threads enters them.
+The bytes are a pure function of the schema and the bins: no clock, file name or order of threads reaches them.
 """
 
 import hashlib
 import math
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,7 +33,7 @@ SYNC_BYTES = 32 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardInfo:
-    """What a finished shard is known by."""
+    """Size and hash of a finished shard."""
 
     bytes: int
     sha256: str
@@ -56,7 +54,7 @@ class ShardWriter:
         self._local = io.is_local(uri)
         self._sink: _HashingSink | None = None
         self._info: ShardInfo | None = None
-        self._joined: dict[str, np.ndarray] = {}
+        self._scratch: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> Self:
         self._sink = _HashingSink(self._target.__enter__(), header=_MAGIC_SIZE + self._schema.serialize().size)
@@ -72,10 +70,10 @@ class ShardWriter:
             item: The bin; its arrays may be reused as soon as this returns.
 
         Returns:
-            Where its record batch is in the file, and the XXH3 of those bytes.
+            Byte range of its record batch in the file, and the XXH3 of those bytes.
         """
         assert self._sink is not None and self._info is None
-        batch = pa.RecordBatch.from_arrays(_arrays(item, self._layout, self._joined), schema=self._schema)
+        batch = pa.RecordBatch.from_arrays(_arrays(item, self._layout, self._scratch), schema=self._schema)
         length = pa.ipc.get_record_batch_size(batch)
         self._sink.begin_batch()
         self._writer.write_batch(batch)
@@ -86,10 +84,10 @@ class ShardWriter:
         return BatchEntry(offset=offset, length=length, checksum=self._sink.batch_hash.intdigest())
 
     def close(self) -> ShardInfo:
-        """End the shard: footer, fsync, rename. Leaving the `with` block does the same.
+        """Finish the shard: footer, fsync, rename. Leaving the `with` block does the same.
 
         Returns:
-            Size and SHA-256 of the file; asked again, the same facts.
+            Size and SHA-256 of the file; the same again if called again.
         """
         if self._info is None:
             assert self._sink is not None
@@ -113,16 +111,16 @@ class ShardWriter:
 
 
 def serialize_bin(item: Bin, schema: pa.Schema) -> np.ndarray:
-    """The record batch that a shard would hold for a bin, as uint8 (bytes,)."""
+    """The record batch that a shard holds for a bin, as uint8 (bytes,)."""
     batch = pa.RecordBatch.from_arrays(_arrays(item, read_layout(schema), {}), schema=schema)
     return np.frombuffer(batch.serialize(), np.uint8).copy()
 
 
 class _HashingSink:
-    """A file for Arrow to write to, which hashes what passes.
+    """A file for Arrow to write to, which hashes what is written.
 
     Args:
-        file: Where the bytes go.
+        file: Receives the bytes.
         header: Bytes before the first record batch (magic and schema).
     """
 
@@ -138,12 +136,12 @@ class _HashingSink:
         self.batch_hash = xxhash.xxh3_64()
 
     def begin_batch(self) -> None:
-        """Start the hash of the batch that is written next."""
+        """Start the hash of the next batch."""
         self.batch_start = max(self.position, self._header)
         self.batch_hash = xxhash.xxh3_64()
 
     def write(self, data: Any) -> int:
-        """Called by Arrow with bytes or a buffer of its own."""
+        """Write bytes or a buffer of Arrow's."""
         view = memoryview(data)
         self.file_hash.update(view)
         if self.position >= self.batch_start:
@@ -153,7 +151,7 @@ class _HashingSink:
         return view.nbytes
 
     def sync(self, size: int) -> None:
-        """Bring what was written to the disk, where it is more than `size` bytes."""
+        """Flush to the disk if more than `size` bytes were written since the last time."""
         if self.position - self.synced > size:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -178,7 +176,7 @@ class _HashingSink:
         return False
 
 
-def _arrays(item: Bin, layout: Layout, joined: dict[str, np.ndarray]) -> list[pa.Array]:
+def _arrays(item: Bin, layout: Layout, buffers: dict[str, np.ndarray]) -> list[pa.Array]:
     tokens, rows = len(item.input_ids), len(item.row_ids)
     assert item.labels.shape == (tokens,) and item.cu_seqlens.shape == (rows + 1,), (tokens, rows)
     assert item.cu_seqlens[0] == 0 and item.cu_seqlens[-1] == tokens and (np.diff(item.cu_seqlens) > 0).all()
@@ -210,11 +208,11 @@ def _arrays(item: Bin, layout: Layout, joined: dict[str, np.ndarray]) -> list[pa
             grids = item.media[column.size_source()[0]]
             media.append(_binary(codec_of(column).encode_items(column, parts, grids)))
             continue
-        media.append(_media(column, parts, lambda size, name=column.name: _scratch(joined, name, size)))  # type: ignore[misc]
+        media.append(_media(column, parts, buffers))
     return fixed + media
 
 
-def _media(column: Column, parts: list[np.ndarray], scratch: Callable[[int], np.ndarray]) -> pa.Array:
+def _media(column: Column, parts: list[np.ndarray], buffers: dict[str, np.ndarray]) -> pa.Array:
     dtype = storage_dtype(column.dtype)
     if column.kind == "items":
         for part in parts:
@@ -226,7 +224,7 @@ def _media(column: Column, parts: list[np.ndarray], scratch: Callable[[int], np.
         return _binary(parts[0].reshape(-1).view(np.uint8))
     if not parts:
         return pa.nulls(1, pa.large_binary())
-    data = scratch(sum(part.nbytes for part in parts))
+    data = _scratch(buffers, column.name, sum(part.nbytes for part in parts))
     start = 0
     for part in parts:
         target = data[start : start + part.nbytes].view(dtype).reshape(part.shape)
@@ -235,11 +233,11 @@ def _media(column: Column, parts: list[np.ndarray], scratch: Callable[[int], np.
     return _binary(data)
 
 
-def _scratch(joined: dict[str, np.ndarray], name: str, size: int) -> np.ndarray:
-    # Kept from bin to bin: fresh pages cost more than the copy itself.
-    if name not in joined or joined[name].size < size:
-        joined[name] = np.empty(2 ** math.ceil(math.log2(max(size, 1 << 16))), np.uint8)
-    return joined[name][:size]
+def _scratch(buffers: dict[str, np.ndarray], name: str, size: int) -> np.ndarray:
+    # Reused for the next bin: the page faults of a new buffer take longer than the copy itself.
+    if name not in buffers or buffers[name].size < size:
+        buffers[name] = np.empty(2 ** math.ceil(math.log2(max(size, 1 << 16))), np.uint8)
+    return buffers[name][:size]
 
 
 def _list(values: np.ndarray | None, dtype: type[np.generic]) -> pa.Array:

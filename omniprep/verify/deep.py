@@ -1,13 +1,12 @@
-"""`verify --deep`: what stands in the bins is what rows.parquet says, and a sample of rows encodes to the same tensors
-again.
+"""`verify --deep`: a sample of rows, encoded again from their inputs, gives the tensors that are stored.
 
-Reads every bin once, and of the inputs only the parts that sampled rows lie in. The sample is drawn with a fixed seed,
-from all sources alike. A row is compared argument by argument, bit by bit; spectrograms may differ by one bf16 step,
-since the FFT library chooses its kernels by the CPU.
+Of the inputs only the parts that hold sampled rows are read. The sample is drawn with a fixed seed, uniformly over all
+packed rows. A row is compared argument by argument, bit by bit; spectrograms may differ by one bf16 step, since the FFT
+library chooses its kernels by the CPU.
 
 The dataset may be a stranger's: its manifest says how rows were made (`RowOptions`), and nothing else of it is used.
-Which checkpoint and inputs are opened is decided by `inspect/trust.py`; what lets code run is given by the caller.
-An input that is not opened is no damage, so it is kept apart from the findings.
+`inspect/trust.py` decides which checkpoint and inputs are opened; the caller decides what lets code run. An input that
+is not opened is no damage, so it is reported apart from the findings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from omniprep.rows.inputs import find_inputs
 from omniprep.rows.sources import RawRow, Split, find_splits, numbered
 from omniprep.shards.manifest import TRUST_FLAGS
 
-__all__ = ["SampleCheck", "check_bins", "check_sample"]
+__all__ = ["SampleCheck", "check_sample"]
 
 _ELSEWHERE = {
     RejectCode.MEDIA_NOT_FOUND,
@@ -37,45 +36,19 @@ _ELSEWHERE = {
     RejectCode.MEDIA_URL_FORBIDDEN,
     RejectCode.MEDIA_FETCH_FAILED,
 }
-"""Rejects that say nothing of the dataset where this command was given fewer flags than the build."""
+"""Rejects that say nothing about the dataset if this command was given fewer flags than the build."""
 
 
 @dataclass(slots=True)
 class SampleCheck:
-    """What came of encoding rows again."""
+    """Result of encoding rows again."""
 
     findings: list[str] = field(default_factory=list)
-    """Rows that differ: the dataset, its input or the installed versions are not what they were."""
+    """Rows that differ: the dataset, its input or the installed versions have changed."""
     unread: list[str] = field(default_factory=list)
-    """Inputs and rows that were not read, and why: nothing is known of them."""
+    """Inputs and rows that were not read, and why."""
     equal: int = 0
     """Rows that encode to what is stored."""
-
-
-def check_bins(dataset: PackedDataset, done: Callable[[int], None] = lambda count: None) -> Iterator[str]:
-    """Findings about the content of bins: rows, borders and lengths against rows.parquet."""
-    places = {name: dataset.rows[name].to_numpy() for name in ("bin", "start", "length")}
-    for number in range(len(dataset)):
-        try:
-            item = dataset[number]
-        except OmniprepError as error:
-            yield str(error)
-            continue
-        ids, borders = item["row_ids"], item["cu_seqlens"].astype(np.int64)
-        if ids.min(initial=0) < 0 or ids.max(initial=-1) >= dataset.rows.num_rows:
-            yield f"bin {number}: holds rows that rows.parquet does not have"
-            continue
-        same = (
-            (places["bin"][ids] == number).all()
-            and np.array_equal(places["start"][ids], borders[:-1])
-            and np.array_equal(places["length"][ids], np.diff(borders))
-            and len(item["input_ids"]) == len(item["labels"]) == borders[-1]
-        )
-        if not same:
-            yield f"bin {number}: its rows are not where rows.parquet says"
-        elif (item["labels"][borders[:-1]] != -100).any():
-            yield f"bin {number}: a row begins with a trained token, which the row before it would predict"
-        done(1)
 
 
 def check_sample(
@@ -85,7 +58,7 @@ def check_sample(
     """Encode `count` packed rows again from their inputs.
 
     Args:
-        dataset: Whoever made it.
+        dataset: The dataset; may be a stranger's.
         count: Rows of the sample.
         trust: What the user's command line allows.
         model: Checkpoint that the user named (default: the build's, where it is on this machine).
@@ -135,17 +108,16 @@ def check_sample(
 
 
 def changed_versions(built: Mapping[str, str]) -> str:
-    """Words that name the packages of other versions than the build's; empty where all are the same."""
+    """Packages whose version differs from the build's, as a remark; empty if none does."""
     now = versions()
     changed = [f"{name} {built[name]} then, {now.get(name)} now" for name in built if built[name] != now.get(name)]
     return f" (versions differ: {', '.join(changed)})" if changed else ""
 
 
 def read_lines(source: str, lines: set[int], config: BuildConfig) -> Iterator[tuple[int, Split, RawRow]]:
-    """Some lines of an input, numbered from 1 as in rows.parquet; parts of it without any are skipped over."""
+    """Some lines of an input, numbered from 1 as in rows.parquet; splits of it that hold none are not read."""
     splits = [split for split in find_splits(find_inputs((source,), config.split)) if split.source == source]
-    found = numbered(splits, lambda part: any(line in part for line in lines), config.max_line_bytes)
-    for split, line, raw in found:
+    for split, line, raw in numbered(splits, lambda part: any(n in part for n in lines), config.max_line_bytes):
         if line in lines:
             yield line, split, raw
 
@@ -153,7 +125,7 @@ def read_lines(source: str, lines: set[int], config: BuildConfig) -> Iterator[tu
 def compare_row(
     dataset: PackedDataset, ctx: FamilyContext, config: BuildConfig, split: Split, line: int, raw: RawRow
 ) -> tuple[str, str]:
-    """What is wrong with one row, and the code with which it would be rejected; both may be empty."""
+    """What differs in one row, and the code with which it would be rejected now; both may be empty."""
     if isinstance(raw.content, Reject):
         return str(raw.content), str(raw.content.code)
     try:
@@ -162,22 +134,21 @@ def compare_row(
         return f"would be rejected now: {reject}", str(reject.code)
     stored = dataset.row(split.source, line)
     mel = {column.name for column in dataset.layout.columns if column.load == "mel"}
-    names = [name for name in stored if name not in again] + [name for name in again if name not in stored]
-    names += [
-        name for name in stored if name in again and not alike(stored[name], again[name], within_a_step=name in mel)
+    names = [
+        name
+        for name in dict.fromkeys((*stored, *again))
+        if not _equal(stored.get(name), again.get(name), within_a_step=name in mel)
     ]
     return (f"differs from what it encodes to now: {', '.join(names)}" if names else ""), ""
 
 
-def alike(a: Any, b: Any, *, within_a_step: bool = False) -> bool:
+def _equal(stored: Any, again: Any, *, within_a_step: bool) -> bool:
     """Whether two forward arguments are equal, bit by bit or within one bf16 step."""
-    if not isinstance(a, torch.Tensor):
-        return bool(a == b)
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if not isinstance(stored, torch.Tensor) or not isinstance(again, torch.Tensor):
+        return type(stored) is type(again) and bool(stored == again)
+    if stored.shape != again.shape or stored.dtype != again.dtype:
         return False
-    if torch.equal(a, b):
+    if torch.equal(stored, again):
         return True
-    if not within_a_step:
-        return False
-    steps = a.bfloat16().view(torch.int16).int() - b.bfloat16().view(torch.int16).int()
-    return int(steps.abs().max()) <= 1
+    steps = stored.bfloat16().view(torch.int16).int() - again.bfloat16().view(torch.int16).int()
+    return within_a_step and int(steps.abs().max()) <= 1

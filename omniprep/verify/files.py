@@ -1,11 +1,10 @@
-"""Is a built dataset whole? Checksums of every shard and bin in one pass over the bytes, that the bins hold the rows
-that rows.parquet says, and that no row was lost.
+"""`verify`: whether a dataset is what its build wrote, by checksums of shards and bins and by the rows of each bin.
 
 `check_shards` reads each shard once, in pieces of 8 MiB, and feeds the same bytes to the SHA-256 of the manifest and
 to the XXH3 of each bin of the index: 1 to 2 GB/s a core, memory for the largest bin, work in proportion to shards, bins
-and bytes. `check_rows` works on the tables alone: every input row once, read = packed + rejected, and the rows of each
-bin laid end to end without gap or overlap. A finding is a sentence that names the file; no finding means that the
-dataset is what the build wrote.
+and bytes. `check_rows` reads the tables alone: every input row once, read = packed + rejected, and the rows of each bin
+end to end without gap or overlap. A finding is a sentence that names the file; no finding means that the dataset is
+what the build wrote.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ CHUNK = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class _BinRange:
-    """Where a bin lies in its shard, and what its bytes hash to."""
+    """The bytes of a bin in its shard, and their XXH3."""
 
     number: int
     offset: int
@@ -57,32 +56,32 @@ def check_shards(dataset: PackedDataset, done: Callable[[int], None] = lambda co
     edges = np.searchsorted(index["shard"][order], np.arange(len(shards) + 1))
     columns = [index[name][order].tolist() for name in ("offset", "length", "checksum")]
     ranges = [_BinRange(*facts) for facts in zip(order.tolist(), *columns, strict=True)]
-    content = _RowTable.of(dataset)
+    table = _RowTable.of(dataset)
     for number, shard in enumerate(shards):
         bins = ranges[edges[number] : edges[number + 1]]
         if len(bins) != shard["bins"]:
             yield f"{shard['path']}: the manifest says {shard['bins']} bins, index.parquet {len(bins)}"
-        yield from _check_shard(io.join(dataset.uri, *shard["path"].split("/")), shard, bins, content)
+        yield from _check_shard(io.join(dataset.uri, *shard["path"].split("/")), shard, bins, table)
         done(shard["bytes"])
 
 
-def _check_shard(uri: str, shard: dict[str, Any], bins: list[_BinRange], content: "_RowTable | None") -> Iterator[str]:
+def _check_shard(uri: str, shard: dict[str, Any], bins: list[_BinRange], table: "_RowTable | None") -> Iterator[str]:
     """Findings about one shard, whose bins come in the order of their offsets.
 
     Args:
-        uri: Where it is.
+        uri: Of the shard.
         shard: Its entry in the manifest: path, bytes, sha256.
-        bins: What index.parquet says of its bins.
-        content: What rows.parquet says; None where that cannot be read.
+        bins: Its bins, from index.parquet.
+        table: What rows.parquet says of them; None if that cannot be read.
     """
     name = shard["path"]
     try:
-        found = io.size(uri)
+        size = io.size(uri)
     except FileNotFoundError:
         yield f"{name}: the file is missing"
         return
-    if found != shard["bytes"]:
-        yield f"{name}: {found:,} bytes, written as {shard['bytes']:,}"
+    if size != shard["bytes"]:
+        yield f"{name}: {size:,} bytes, written as {shard['bytes']:,}"
     whole = hashlib.sha256()
     sound, end = [], 0
     for entry in bins:  # bins that overlap would each be hashed again
@@ -91,8 +90,8 @@ def _check_shard(uri: str, shard: dict[str, Any], bins: list[_BinRange], content
         else:
             sound.append(entry)
             end = entry.end
-    damaged, left, buffer, start = False, iter(sound), bytearray(), 0
-    current = next(left, None)
+    damaged, remaining, buffer, start = False, iter(sound), bytearray(), 0
+    current = next(remaining, None)
     with io.open_input(uri) as file:
         while chunk := file.read(CHUNK):
             whole.update(chunk)
@@ -101,25 +100,25 @@ def _check_shard(uri: str, shard: dict[str, Any], bins: list[_BinRange], content
                 buffer += view[max(current.offset - start, 0) : current.end - start]
                 if current.end > end:
                     break
-                finding = _check_bin(name, current, buffer, content)
+                finding = _check_bin(name, current, buffer, table)
                 if finding:
                     damaged = True
                     yield finding
-                buffer, current = bytearray(), next(left, None)
+                buffer, current = bytearray(), next(remaining, None)
             start = end
-    for beyond in [] if current is None else [current, *left]:
+    for beyond in [] if current is None else [current, *remaining]:
         damaged = True
         yield f"{name}: bin {beyond.number} is damaged (it ends beyond the file)"
     if not damaged and whole.hexdigest() != shard["sha256"]:
         yield f"{name}: damaged outside its bins (its SHA-256 differs)"
 
 
-def _check_bin(name: str, entry: _BinRange, data: bytearray, content: "_RowTable | None") -> str | None:
+def _check_bin(name: str, entry: _BinRange, data: bytearray, table: "_RowTable | None") -> str | None:
     if xxhash.xxh3_64_intdigest(data) != entry.checksum:
         return f"{name}: bin {entry.number} is damaged (its checksum differs)"
-    if content is None:
+    if table is None:
         return None
-    finding = content.compare(entry.number, np.frombuffer(data, np.uint8))
+    finding = table.compare(entry.number, np.frombuffer(data, np.uint8))
     return f"{name}: bin {entry.number} {finding}" if finding else None
 
 
@@ -141,7 +140,7 @@ class _RowTable:
 
     @classmethod
     def of(cls, dataset: PackedDataset) -> "_RowTable | None":
-        """None where the tables or the first shard's schema cannot be read, of which other checks tell."""
+        """None if the tables or the first shard's schema cannot be read, which other checks report."""
         if not len(dataset):
             return None
         try:
@@ -150,15 +149,13 @@ class _RowTable:
             return None
 
     def compare(self, number: int, data: NDArray[np.uint8]) -> str | None:
-        """What is wrong with the rows of a bin, whose checksum is right."""
+        """What is wrong with the rows of a bin whose checksum is right."""
         try:
             item = decode(data, self._schema, self._layout)
-            ids, borders = item["row_ids"], item["cu_seqlens"].astype(np.int64)
-        except (pa.ArrowException, KeyError, ValueError, IndexError, OSError) as error:
+        except (pa.ArrowException, DamagedDataError) as error:
             return f"cannot be read ({error})"
-        if len(borders) != len(ids) + 1 or borders[-1] != len(item["input_ids"]):
-            return "has borders of rows that do not fit its tokens"
-        if not len(ids) or ids.min() < 0 or ids.max() >= self._rows:
+        ids, borders = item["row_ids"], item["cu_seqlens"].astype(np.int64)
+        if ids.min() < 0 or ids.max() >= self._rows:
             return "holds rows that rows.parquet does not have"
         same = (
             (self._bin[ids] == number).all()
@@ -166,11 +163,15 @@ class _RowTable:
             and np.array_equal(self._length[ids], np.diff(borders))
             and (self._items is None or np.array_equal(self._items[ids], item["row_items"]))
         )
-        return None if same else "holds other rows than rows.parquet says: the table is of another build"
+        if not same:
+            return "holds other rows than rows.parquet says: the table is of another build"
+        if (item["labels"][borders[:-1]] != -100).any():
+            return "has a row whose first token is trained, which would be predicted from the row before it"
+        return None
 
 
 def check_rows(dataset: PackedDataset) -> Iterator[str]:
-    """Findings about the tables and the rows: of another build, lost, twice, or in no place."""
+    """Findings about the tables and the rows: of another build, lost, twice, or neither packed nor rejected."""
     try:
         rows = dataset.rows
     except DamagedDataError as error:
@@ -183,26 +184,22 @@ def check_rows(dataset: PackedDataset) -> Iterator[str]:
     packed = pc.is_valid(rows["bin"])
     number_packed = pc.sum(packed).as_py() or 0
     rejected = rows.num_rows - number_packed
-    for what, found, said in (
-        ("read", rows.num_rows, counts["rows"]["read"]),
-        ("packed", number_packed, counts["rows"]["packed"]),
-        ("rejected", rejected, counts["rows"]["rejected"]),
-    ):
-        if found != said:
-            yield f"rows.parquet: {found:,} rows {what}, the manifest says {said:,}"
-    places = rows.select(["source", "line"]).group_by(["source", "line"]).aggregate([([], "count_all")])
-    twice = places.filter(pc.greater(places["count_all"], 1))
-    for place in twice.slice(0, 5).to_pylist():
-        yield f"rows.parquet: {place['source']}:{place['line']} is there {place['count_all']} times"
+    for what, count in (("read", rows.num_rows), ("packed", number_packed), ("rejected", rejected)):
+        if count != counts["rows"][what]:
+            yield f"rows.parquet: {count:,} rows {what}, the manifest says {counts['rows'][what]:,}"
+    lines = rows.select(["source", "line"]).group_by(["source", "line"]).aggregate([([], "count_all")])
+    repeated = lines.filter(pc.greater(lines["count_all"], 1))
+    for row in repeated.slice(0, 5).to_pylist():
+        yield f"rows.parquet: {row['source']}:{row['line']} is there {row['count_all']} times"
     without_code = rows.filter(pc.and_(pc.invert(packed), pc.is_null(rows["code"]))).num_rows
     if without_code:
         yield f"rows.parquet: {without_code:,} rows are neither packed nor rejected with a code"
-    yield from _check_places(dataset, rows.filter(packed))
+    yield from _check_positions(dataset, rows.filter(packed))
     yield from _check_rejects(dataset, rejected)
 
 
-def _check_places(dataset: PackedDataset, packed: pa.Table) -> Iterator[str]:
-    """The rows of each bin must follow each other from token 0 to the bin's last."""
+def _check_positions(dataset: PackedDataset, packed: pa.Table) -> Iterator[str]:
+    """Findings about rows that do not follow each other from the first token of their bin to its last."""
     bins, start, length = (packed[name].to_numpy() for name in ("bin", "start", "length"))
     if len(bins) and (bins.min() < 0 or bins.max() >= len(dataset)):
         yield f"rows.parquet: rows in bins outside 0 to {len(dataset) - 1}"
@@ -215,9 +212,10 @@ def _check_places(dataset: PackedDataset, packed: pa.Table) -> Iterator[str]:
     for wrong in np.unique(bins[start != expected])[:5].tolist():
         yield f"rows.parquet: the rows of bin {wrong} do not follow each other"
     tokens = np.bincount(bins, weights=length, minlength=len(dataset)).astype(np.int64)
-    for name, found in (("tokens", tokens), ("rows", np.bincount(bins, minlength=len(dataset)))):
-        for wrong in np.flatnonzero(found != dataset.index[name])[:5].tolist():
-            yield f"bin {wrong}: rows.parquet has {found[wrong]:,} {name}, index.parquet {dataset.index[name][wrong]:,}"
+    for name, counted in (("tokens", tokens), ("rows", np.bincount(bins, minlength=len(dataset)))):
+        for wrong in np.flatnonzero(counted != dataset.index[name])[:5].tolist():
+            expected = dataset.index[name][wrong]
+            yield f"bin {wrong}: rows.parquet has {counted[wrong]:,} {name}, index.parquet {expected:,}"
 
 
 def _check_rejects(dataset: PackedDataset, rejected: int) -> Iterator[str]:
@@ -226,13 +224,12 @@ def _check_rejects(dataset: PackedDataset, rejected: int) -> Iterator[str]:
         if rejected:
             yield "rejected.jsonl: the file is missing"
         return
+    lines = 0
     with io.open_input(uri) as file:
-        lines = 0
-        for number, line in enumerate(file, 1):
-            lines += 1
+        for lines, line in enumerate(file, 1):
             try:
                 parse_line(line)
             except ValueError:
-                yield f"rejected.jsonl: line {number} is not valid JSON"
+                yield f"rejected.jsonl: line {lines} is not valid JSON"
     if lines != rejected:
         yield f"rejected.jsonl: {lines:,} lines, rows.parquet has {rejected:,} rejected rows"

@@ -28,8 +28,8 @@ _LOW = np.uint64(255)
 
 
 @intrinsic  # the compiler supplies `typing` when the function is called
-def copy_word(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
-    """target[to : to + 8] = source[at : at + 8], of uint8 arrays, as one unaligned load and store."""
+def copy_word(typing: Any, target: Any, target_start: Any, source: Any, source_start: Any) -> Any:
+    """target[target_start :][:8] = source[source_start :][:8], of uint8 arrays, as one unaligned load and store."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def address(array_type: Any, array: Any, offset: Any) -> Any:
@@ -38,9 +38,9 @@ def copy_word(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
             return builder.bitcast(byte, ir.IntType(64).as_pointer())
 
         target_type, _, source_type, _ = signature.args
-        target, to, source, at = arguments
-        word = builder.load(address(source_type, source, at), align=1)
-        builder.store(word, address(target_type, target, to), align=1)
+        target, target_start, source, source_start = arguments
+        word = builder.load(address(source_type, source, source_start), align=1)
+        builder.store(word, address(target_type, target, target_start), align=1)
         return context.get_dummy_value()
 
     return types.void(target, types.int64, source, types.int64), generate
