@@ -264,7 +264,7 @@ ANSWERS: dict[str, tuple[Callable[[socket.socket], None], set[str]]] = {
     "a negative chunk": (at_once(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc"), {"media_fetch_failed"}),
     "HTTP/0.9": (at_once(b"<html>"), {"media_fetch_failed"}),
     "a status of five digits": (at_once(b"HTTP/1.1 99999 X\r\n\r\n"), {"media_fetch_failed"}),
-    "a colourful reason": (at_once(b"HTTP/1.1 403 \x1b[31mred\x1b]0;t\x07\r\n\r\n"), {"media_fetch_failed"}),
+    "a colorful reason": (at_once(b"HTTP/1.1 403 \x1b[31mred\x1b]0;t\x07\r\n\r\n"), {"media_fetch_failed"}),
     "no Location": (at_once(b"HTTP/1.1 302 F\r\nContent-Length: 0\r\n\r\n"), {"media_fetch_failed"}),
     **{
         f"Location: {value[:30]!r}": (located(value), {"media_fetch_failed", "media_url_forbidden"})

@@ -173,6 +173,6 @@ def compare_sound(case: Any, row: dict[str, torch.Tensor], truth: dict[str, Any]
 
 
 def bf16_order(bits: torch.Tensor) -> torch.Tensor:
-    """bf16 bit patterns as integers in the order of their values: neighbours differ by one."""
+    """bf16 bit patterns as integers in the order of their values: neighbors differ by one."""
     bits = bits.to(torch.int32) & 0xFFFF
     return torch.where(bits >= 0x8000, 0x8000 - bits, bits)

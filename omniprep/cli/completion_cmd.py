@@ -19,7 +19,7 @@ from omniprep.errors import UsageError
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the completion script of SHELL, for commands and options."""
+    """Print the script that completes commands and options in SHELL."""
     script = get_completion_class(shell)
     if script is None:
         raise UsageError(f"no completion for {shell}")

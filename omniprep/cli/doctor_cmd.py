@@ -36,12 +36,12 @@ MARKS = {
 @click.option("--family", help="Model family.  [default: found from the checkpoint]")
 @click.option("--plugin", multiple=True, help="Python file that registers model families.")
 def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> None:
-    """Say what is installed, what is missing and how to get it, and send dummy rows through every family.
+    """Show what is installed, what is missing and how to get it, and send dummy rows through every family.
 
-    Packages, what reads media, which fast paths are taken, whether sizes and frame choices equal those of the
-    installed qwen_omni_utils; then for each family and modality the tokens that the counter promises from the header,
-    those of the expansion, and the tensors. Exits 1 where something that is needed is missing, or the numbers
-    disagree.
+    Lists packages, media decoders, the fast paths that this machine takes, and whether image sizes and frame choices
+    equal those of the installed qwen_omni_utils; then, for each family and modality, the tokens that the counter
+    promises from the header, those of the expansion, and the tensors. Exits with 1 if something that is needed is
+    missing or the numbers disagree.
     """
     from omniprep.doctor.machine import decoders, fast_paths, packages, system
 
@@ -61,7 +61,7 @@ def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> No
 
 
 def show(title: str, findings: "Iterable[Finding]") -> int:
-    """Print a section; returns how many findings are faults: what is needed and missing, what differs."""
+    """Print a section; returns the number of faults: findings that are missing or differ."""
     from rich.console import Console
     from rich.text import Text
 
@@ -79,7 +79,7 @@ def show(title: str, findings: "Iterable[Finding]") -> int:
 
 
 def try_families(model: str | None, family: str | None, plugin: tuple[str, ...]) -> int:
-    """Print what dummy rows give, family by family; returns the number of faults."""
+    """Send dummy rows through families and print the results; returns the number of faults."""
     from omniprep.doctor.families import small_checkpoint, try_family
     from omniprep.errors import OmniprepError
     from omniprep.families.context import resolve_family

@@ -1,4 +1,4 @@
-"""A config dataclass as command line options and as a YAML file, so that an option is written once.
+"""A config dataclass as command-line options and as a YAML file, so that an option is declared once.
 
 A field `bin_length: int = 0` is the option `--bin-length`; the text under the field is its help; `Literal` gives
 choices, `bool` a pair of flags, `Switch` both, `tuple[str, ...]` an option that may be repeated. Whatever the command
@@ -28,7 +28,7 @@ SUFFIXES |= {f"{mark}i": 1024**power for power, mark in enumerate("kmgt", 1)}
 
 
 def read_bytes_option(value: str) -> int:
-    """A number of bytes, with or without a unit: 1000000, 512MiB, 2GB."""
+    """Parse a number of bytes, with or without a unit: 1000000, 512MiB, 2GB."""
     text = str(value).strip().lower().removesuffix("b")
     digits = text.rstrip("kmgti ")
     try:
@@ -58,7 +58,7 @@ def _ordered_fields(cls: type) -> "list[dataclasses.Field[Any]]":
 
 @cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The string under each field of a class, which Python itself does not keep; read from the class's source."""
+    """The docstring under each field of a class, read from its source since Python does not keep it."""
     docs: dict[str, str] = {}
     for part in _record_classes(cls):
         body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
@@ -95,7 +95,7 @@ def click_type(name: str, hint: Any) -> "click.ParamType[Any, Any]":
 
 
 def default_text(field: "dataclasses.Field[Any]") -> str:
-    """The default as --help shows it; nothing for empty defaults."""
+    """The default as --help shows it; empty for empty defaults."""
     value = field.default
     if value in (None, "", (), 0) or isinstance(value, bool) or value is dataclasses.MISSING:
         return ""
@@ -155,7 +155,7 @@ def with_switch_values(params: Sequence[click.Parameter], args: Sequence[str]) -
 
 
 def trust_options(command: Command) -> Command:
-    """Decorator that gives a command the flags of `Trust`; it receives them as keywords, for `Trust(**...)`."""
+    """Decorator that adds the flags of `Trust` to a command, which receives them as keywords for `Trust(**...)`."""
     docs, chosen = field_docs(Trust), command
     for field in reversed(dataclasses.fields(Trust)):
         name = option_name(field.name)
@@ -167,11 +167,11 @@ def trust_options(command: Command) -> Command:
 
 
 def make_config(cls: type[Config], given: Mapping[str, Any], config_file: str | None) -> Config:
-    """Make the record from the command line's values, the YAML file's, and the defaults, in that order.
+    """Make the config: command-line values win over those of the YAML file, which win over defaults.
 
     Args:
         cls: The config dataclass.
-        given: What the command line set; None and empty tuples mean "not set".
+        given: Values of the command line; None and empty tuples mean "not set".
         config_file: Path of a YAML file, or None.
 
     Raises:
@@ -193,10 +193,10 @@ def read_config(cls: type, path: str) -> dict[str, Any]:
 
 
 def yaml_value(text: str | bytes, where: str) -> Any:
-    """A value of the command line or of a file that it names, as YAML has it.
+    """Parse YAML of the command line or of a file that it names.
 
     Raises:
-        UsageError: Not YAML, or a date or number that cannot be; says `where`.
+        UsageError: Not YAML, or an impossible date or number; names `where`.
     """
     import yaml
 
@@ -210,7 +210,7 @@ def check_values(cls: type, where: str, content: Mapping[Any, Any]) -> dict[str,
     """Options by name (with dashes or underscores), checked against the fields of `cls`.
 
     Raises:
-        UsageError: Unknown name, or a value of the wrong type; says `where`.
+        UsageError: Unknown name, or a value of the wrong type; names `where`.
     """
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
@@ -251,12 +251,12 @@ def convert(where: str, name: str, hint: Any, value: Any) -> Any:
 
 
 def require(command: str, config: object, names: tuple[str, ...]) -> None:
-    """Refuse a config in which any of the named fields is still empty.
+    """Check that none of the named fields is empty.
 
     Raises:
         UsageError: Names the missing option or argument.
     """
     for name in names:
         if not getattr(config, name):
-            what = "no INPUT" if name == "inputs" else f"{option_name(name)} is missing"
-            raise UsageError(f"{what}; see `omniprep {command} --help`")
+            problem = "no INPUT" if name == "inputs" else f"{option_name(name)} is missing"
+            raise UsageError(f"{problem}; see `omniprep {command} --help`")

@@ -1,7 +1,7 @@
 """The loss of a bin with the weights of its tokens, and labels that keep a model's own loss from leaving them out.
 
 The reference (ms-swift 3.9.3 trainers.py:307-408): cross entropy on float32 logits of labels shifted by one, times
-loss_scale where the strategy is weighted, summed and divided by the number of labelled tokens (not by the sum of the
+loss_scale where the strategy is weighted, summed and divided by the number of labeled tokens (not by the sum of the
 weights). `omniprep train` computes its loss with the functions of this file too.
 
 The models of transformers accept any keyword argument, so they would take `loss_scale` and ignore it. The labels of a
@@ -31,8 +31,8 @@ def weighted_loss(logits: Tensor, batch: Mapping[str, Any], num_items_in_batch: 
     Args:
         logits: (1, L, words), of the model for this batch: `model(**batch).logits`.
         batch: From `collate`: labels (1, L), and loss_scale (1, L) where the dataset is weighted; without it every
-            labelled token counts 1.
-        num_items_in_batch: Labelled tokens that the sum is divided by (default: those of this batch). With gradient
+            labeled token counts 1.
+        num_items_in_batch: Labeled tokens that the sum is divided by (default: those of this batch). With gradient
             accumulation or several ranks: those of the whole step, so that the step equals one large batch.
 
     Returns:
@@ -70,7 +70,7 @@ def predicted(labels: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tens
         scale: float (L) loss weights of the tokens, if weighted.
 
     Returns:
-        positions (K) whose next token is labelled, the targets (K) there, their weights (K) or None.
+        positions (K) whose next token is labeled, the targets (K) there, their weights (K) or None.
     """
     positions = (labels[1:] != -100).nonzero()[:, 0]
     return positions, labels[positions + 1], None if scale is None else scale[positions + 1]
