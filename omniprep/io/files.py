@@ -16,11 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from omniprep.errors import did_you_mean
 from omniprep.io.gate import gate_of, remove_object, spooled, swap_object
 from omniprep.io.stores import REMOTE_MARK, call_store, filesystem, is_local, local_path
 
 __all__ = [
     "atomic_writer",
+    "did_you_mean_file",
     "exists",
     "expand",
     "fingerprint",
@@ -175,6 +177,14 @@ def list_folder(uri: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted({entry.rsplit("/", 1)[-1] for entry in entries if entry != path})
+
+
+def did_you_mean_file(uri: str) -> str:
+    """As `omniprep.errors.did_you_mean`, of the names in the folder of a local file that is absent."""
+    if not is_local(uri):
+        return ""
+    folder, name = os.path.split(local_path(uri).rstrip("/"))
+    return did_you_mean(name, list_folder(folder or "."), folder)
 
 
 def walk(uri: str) -> list[str]:

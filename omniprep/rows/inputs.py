@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from omniprep import io
-from omniprep.errors import OmniprepError, did_you_mean, shown_name
+from omniprep.errors import OmniprepError, shown_name
 from omniprep.printable import counted
 from omniprep.rows import saved
 
@@ -124,7 +124,7 @@ class _Search:
         if any(letter in name for letter in "*?[") and not _ask(io.exists, name):
             return self._glob(name)
         if not _ask(io.exists, name):
-            raise OmniprepError(f"{name}: no such file{_did_you_mean_file(name)}")
+            raise OmniprepError(f"{name}: no such file{io.did_you_mean_file(name)}")
         if _ask(io.is_folder, name):
             return self._folder(name, split, pattern)
         if split:
@@ -273,14 +273,6 @@ def _ask(function: Callable[[str], T], name: str) -> T:
         raise OmniprepError(f"{name}: {error}") from error
     except (OSError, ImportError, ValueError) as error:
         raise OmniprepError(f"{name}: {error}") from error
-
-
-def _did_you_mean_file(name: str) -> str:
-    """A hint at a file in the same folder with a similar name."""
-    if not io.is_local(name):
-        return ""
-    folder, word = os.path.split(io.local_path(name))
-    return did_you_mean(word, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], folder)
 
 
 def _kind(name: str) -> tuple[Kind, str] | None:

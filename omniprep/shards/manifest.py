@@ -15,7 +15,7 @@ from typing import Any
 
 from omniprep import io
 from omniprep.config import RowOptions, Trust, row_options_as_json
-from omniprep.errors import DamagedDataError, OmniprepError, did_you_mean
+from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.names import is_shard_path
 from omniprep.shards.schema import FORMAT
 from omniprep.shards.typed import parse_json, typed_record
@@ -143,8 +143,7 @@ def read_manifest(uri: str) -> tuple[Manifest, dict[str, Any]]:
     except FileNotFoundError as error:
         advice = "; the command that built it, run again, finishes it"
         if io.is_local(uri) and not os.path.isdir(io.local_path(uri)):
-            folder, name = os.path.split(io.local_path(uri).rstrip("/"))
-            advice = did_you_mean(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], folder)
+            advice = io.did_you_mean_file(uri)
         raise OmniprepError(f"{uri}: no manifest.json, so this is no finished omniprep dataset{advice}") from error
     return parse_manifest(parse_json(data, path), path)
 
