@@ -53,14 +53,14 @@ class RowOptions:
     seed: int = 0
     """Seed of the order of rows in bins and of bins in shards."""
     split: str | None = None
-    """The split to read of inputs that have splits and name none (INPUT:NAME); default: train."""
+    """Split to read of inputs that have splits and name none (INPUT:NAME); default: train."""
     max_line_bytes: int = 1 << 30
-    """Longest line of JSON; longer ones are rejected without being held in memory."""
+    """Maximum length of a line of JSON; longer lines are rejected without being held in memory."""
 
     max_length: int | None = None
-    """Longest row in tokens after expansion (default: the bin length)."""
+    """Maximum tokens of a row after expansion (default: the bin length)."""
     truncation: Literal["raise", "left", "right"] = "raise"
-    """What happens to a longer row: reject it, or cut its left or right end. Media are never cut: such a row is
+    """What to do with a longer row: reject it, or cut its left or right end. A row whose media would be cut is
     rejected."""
     loss_scale: str = "default"
     """Loss strategy: default, last_round, all, ignore_empty_think, hermes, react, qwen, agentflan, alpha_umi, or a
@@ -76,61 +76,61 @@ class RowOptions:
     """The rows' own limits of pixels and frames in the column of this name: ignored as in the reference, or used."""
 
     max_pixels: int | None = None
-    """Most pixels of an image after resizing (MAX_PIXELS of the reference)."""
+    """Maximum pixels of an image after resizing (MAX_PIXELS of the reference)."""
     min_pixels: int | None = None
-    """Fewest pixels of an image after resizing (MIN_PIXELS)."""
+    """Minimum pixels of an image after resizing (MIN_PIXELS)."""
     video_max_pixels: int | None = None
-    """Most pixels of a video frame (VIDEO_MAX_PIXELS)."""
+    """Maximum pixels of a video frame (VIDEO_MAX_PIXELS)."""
     video_min_pixels: int | None = None
-    """Fewest pixels of a video frame (VIDEO_MIN_PIXELS)."""
+    """Minimum pixels of a video frame (VIDEO_MIN_PIXELS)."""
     video_total_pixels: int | None = None
-    """Most pixels of a whole video (VIDEO_TOTAL_PIXELS)."""
+    """Maximum pixels of all frames of a video (VIDEO_TOTAL_PIXELS)."""
     fps: float | None = None
     """Frames a second taken from a video (FPS; default 2)."""
     fps_min_frames: int | None = None
-    """Fewest frames taken from a video (FPS_MIN_FRAMES; default 4)."""
+    """Minimum frames taken from a video (FPS_MIN_FRAMES; default 4)."""
     fps_max_frames: int | None = None
-    """Most frames taken from a video (FPS_MAX_FRAMES; default 768)."""
+    """Maximum frames taken from a video (FPS_MAX_FRAMES; default 768)."""
     use_audio_in_video: bool = False
-    """Take the sound of videos too, interleaved with their frames (USE_AUDIO_IN_VIDEO)."""
+    """Use the audio of videos too, interleaved with their frames (USE_AUDIO_IN_VIDEO)."""
     bbox_format: Literal["legacy", "new"] | None = None
     """How grounding boxes are written (QWENVL_BBOX_FORMAT; default: the family's, legacy for the Qwen families)."""
     norm_bbox: Literal["none", "norm1000"] | None = None
     """Units of boxes: pixels of the resized image, or thousandths (default: the family's)."""
     limit_mm_per_row: tuple[str, ...] = ()
-    """Most items of a modality in a row, such as image=8; rows with more are rejected."""
+    """Maximum items of a modality in a row, such as image=8; rows with more are rejected."""
 
     video_timing: Literal["reference", "actual"] = "reference"
     """Seconds between video grid steps in m-rope: 1.0 as the reference has it, or the true 2 / sampled fps."""
     exif: Literal["ignore", "apply"] = "ignore"
-    """Whether images are turned as their EXIF orientation says (the reference ignores it)."""
+    """Whether images are rotated as their EXIF orientation says (the reference ignores it)."""
     alpha: Literal["drop", "white"] = "drop"
-    """What becomes of transparency: dropped as the reference does, or laid on white."""
+    """What to do with transparency: drop it as the reference does, or blend it onto white."""
     silent_video: Literal["reject", "skip-audio"] = "reject"
-    """With --use-audio-in-video, what to do with a video that has no sound."""
+    """With --use-audio-in-video, what to do with a video that has no audio."""
     long_audio: Literal["reject", "truncate"] = "reject"
     """What to do with audio beyond the model's 300 s (the reference cuts it silently)."""
     audio_decoder: Literal["auto", "ffmpeg", "pyav"] = "auto"
-    """What decodes the sound of videos, and m4a: the ffmpeg program (what the reference runs) where it is installed,
-    else PyAV."""
+    """Decoder of the audio of videos, and of m4a: the ffmpeg program (as the reference) if it is installed, else
+    PyAV."""
     surplus_tags: Literal["literal", "reject"] = "literal"
-    """More media tags than media: the surplus stays text as in the reference, or the row is rejected."""
+    """What to do with more media tags than media: keep the surplus as text as the reference does, or reject the row."""
     special_tokens_in_text: Literal["allow", "reject"] = "allow"
-    """Control tokens typed in text (media tokens always reject the row)."""
+    """What to do with control tokens typed in text (media tokens always reject the row)."""
 
     shard_size: int = 512 << 20
-    """Bytes a shard grows to."""
+    """Size of a shard in bytes, about."""
     pixel_codec: PixelCodecName = "raw"
     """How pixels are stored, always without loss: raw bytes, delta (less than half of them on photographs), or
     pictures in WebP or JPEG XL (about as small, several times slower to decode)."""
     max_bin_patches: int | None = None
-    """Most vision patches in a bin (memory of the vision tower)."""
+    """Maximum vision patches in a bin, which bounds the memory of the vision tower."""
     max_bin_audio_frames: int | None = None
-    """Most audio frames in a bin (memory of the audio tower)."""
+    """Maximum audio frames in a bin, which bounds the memory of the audio tower."""
     family: str | None = None
     """Model family (default: found from the checkpoint's config)."""
     family_option: tuple[str, ...] = ()
-    """Option of the family, such as max_side=512; the family names them."""
+    """Option of the family, such as max_side=512; `omniprep families` lists them."""
 
     def __post_init__(self) -> None:
         """Refuse values that no build could use."""
@@ -164,7 +164,7 @@ class Trust:
     """
 
     media_root: tuple[str, ...] = ()
-    """More folders that media may lie in (default: the folder of the file that names them)."""
+    """Further folder that may hold media, besides that of the file that names them."""
     allow_http: bool = False
     """Fetch media from http(s) URLs (public addresses only)."""
     plugin: tuple[str, ...] = ()
@@ -190,18 +190,17 @@ class BuildConfig(RowOptions, Trust):
     ray_address: str | None = None
     """Join a running Ray cluster ("auto", or its address) instead of starting a local one."""
     overwrite: bool = False
-    """Throw away what an earlier build left in --out."""
+    """Discard what an earlier build left in --out."""
 
     on_error: Literal["quarantine", "fail"] = "quarantine"
-    """Reject bad rows and go on, or stop at the first."""
+    """Reject bad rows and continue, or stop at the first."""
     max_error_rate: float = 1.0
     """Stop when more than this share of the rows is rejected (checked when all rows are planned, and at the end)."""
 
     decode_timeout: float = 600.0
-    """Seconds that the media of one row may take to be read and decoded; 0: any time. Longer rows are rejected."""
+    """Seconds in which the media of one row must be read and decoded, or the row is rejected; 0: no limit."""
     decode_memory: int = 8 << 30
-    """Bytes that a process may hold for one row when rows are tried one by one after a crash; rows beyond it are
-    rejected."""
+    """Memory in bytes for one row when rows are tried one by one after a crash; rows that need more are rejected."""
 
     def __post_init__(self) -> None:
         """Refuse values that no build could use."""

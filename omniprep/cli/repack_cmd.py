@@ -28,7 +28,7 @@ from omniprep.modalities import KINDS
     "--shard-size",
     type=click.types.FuncParamType(read_bytes_option),
     metavar="BYTES",
-    help="Bytes a shard grows to.  [default: the dataset's]",
+    help="Size of a shard in bytes, about.  [default: the dataset's]",
 )
 @click.option("--source", "sources", multiple=True, help="Only rows of this input (or its end, such as chats.jsonl).")
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only rows that hold this besides text.")
