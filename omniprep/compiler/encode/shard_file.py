@@ -5,7 +5,7 @@ while the next one is made.
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,10 +31,8 @@ class UnwritableBinError(OmniprepError):
         super().__init__(f"bin {number} cannot be written ({type(error).__name__}: {error}); please report this")
 
 
-class ShardFile:
-    """Context manager that writes one shard; a thread writes a bin while the next one is made.
-
-    Call `finish` after the block.
+class ShardFile(ShardWriter):
+    """Writes one shard of a dataset; a thread writes a bin while the next one is made. Call `finish` after the block.
 
     Args:
         out: The dataset's folder.
@@ -46,32 +44,27 @@ class ShardFile:
     def __init__(self, out: str, number: int, schema: pa.Schema, generation: str = "") -> None:
         """Nothing is written before the block begins."""
         self._name, self._receipt = shard_name(number, generation), receipt_path(out, number, generation)
-        self._writer = ShardWriter(io.join(out, "shards", self._name), schema)
+        super().__init__(io.join(out, "shards", self._name), schema)
         self._thread = ThreadPoolExecutor(1, "omniprep-shard")
         self._writing: tuple[dict[str, int], Future[BatchEntry]] | None = None
         self._bins: list[dict[str, int]] = []
         self._began = time.perf_counter()
 
-    def __enter__(self) -> Self:
-        """Begin the file."""
-        self._writer.__enter__()
-        return self
-
-    def put(self, number: int, item: Bin) -> None:
+    def put(self, number: int, packed: Bin) -> None:
         """Append a bin.
 
         Args:
             number: Of the bin, within the shard as planned.
-            item: The bin; its arrays must not be changed any more.
+            packed: The bin; its arrays must not be changed any more.
 
         Raises:
             OSError: This bin or the one before it could not be written.
             UnwritableBinError: Its arrays are not what the schema says.
         """
         self._wait()
-        facts = {"bin": number, "tokens": len(item.input_ids), "rows": len(item.row_ids)}
-        self._writing = facts, self._thread.submit(self._writer.write, item)
-        if sum(array.nbytes for arrays in item.media.values() for array in arrays) > BEHIND_BYTES:
+        facts = {"bin": number, "tokens": len(packed.input_ids), "rows": len(packed.row_ids)}
+        self._writing = facts, self._thread.submit(self.write, packed)
+        if sum(array.nbytes for arrays in packed.media.values() for array in arrays) > BEHIND_BYTES:
             self._wait()
 
     def _wait(self) -> None:
@@ -97,7 +90,7 @@ class ShardFile:
             raise
         finally:
             self._thread.shutdown()
-            self._writer.__exit__(kind, error, trace)
+            super().__exit__(kind, error, trace)
 
     def finish(self, rejects: list[dict[str, Any]]) -> dict[str, Any]:
         """Write the receipt, by which the shard counts as done.
@@ -109,7 +102,7 @@ class ShardFile:
             The receipt: path, bytes, sha256, bins (number in the plan, offset, length, checksum, tokens, rows of each),
             rejects, seconds.
         """
-        info = self._writer.close()
+        info = self.close()
         receipt = {
             "path": f"shards/{self._name}",
             "bytes": info.bytes,
