@@ -194,8 +194,3 @@ def _check_frozen(out: str, plan_hash: str, generation: str) -> None:
             f"{out}: the plan differs from the one that its shards were made of (a split was planned again and gave "
             "other rows); --overwrite begins anew"
         )
-
-
-def item_counts(rows: Rows) -> dict[str, NDArray[np.int32]]:
-    """Media items of each row, by modality."""
-    return {name: rows.facts[modality.column] for name, modality in MODALITIES.items()}

@@ -151,23 +151,20 @@ def make_bin(rows: list[Bin], row_ids: list[int]) -> Bin:
         rows: At least one, each alone in a bin.
         row_ids: Number of each row in rows.parquet.
     """
+    lengths = [len(row.input_ids) for row in rows]
     positions = None
     if any(row.position_ids is not None for row in rows):
-        parts = (_plain_positions(row) if row.position_ids is None else row.position_ids for row in rows)
-        positions = np.concatenate([*parts], axis=1)
+        plain = (np.broadcast_to(np.arange(length, dtype=np.int32), (3, length)) for length in lengths)
+        parts = [p if row.position_ids is None else row.position_ids for row, p in zip(rows, plain, strict=True)]
+        positions = np.concatenate(parts, axis=1)
     weighted = rows[0].loss_scale is not None
     return Bin(
         input_ids=np.concatenate([row.input_ids for row in rows]),
         labels=np.concatenate([row.labels for row in rows]),
         loss_scale=np.concatenate([row.loss_scale for row in rows]) if weighted else None,
         position_ids=positions,
-        cu_seqlens=np.cumsum([0, *(len(row.input_ids) for row in rows)], dtype=np.int32),
+        cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
         row_ids=np.array(row_ids, np.int32),
         row_items=np.concatenate([row.row_items for row in rows]),
         media={name: [array for row in rows for array in row.media[name]] for name in rows[0].media},
     )
-
-
-def _plain_positions(row: Bin) -> Array:
-    length = len(row.input_ids)
-    return np.broadcast_to(np.arange(length, dtype=np.int32), (3, length))

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.compiler.costs import bin_cost
-from omniprep.compiler.pack import Assignment, Rows, item_counts
+from omniprep.compiler.pack import Assignment, Rows
 from omniprep.compiler.run.error_budget import check_error_rate
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig, config_hash, shaping
 from omniprep.errors import DamagedDataError
+from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 from omniprep.rows.columns import Note
 from omniprep.shards.index import IndexEntry, write_index, write_rows
 
@@ -128,7 +129,7 @@ def _write_row_table(out: str, origin: Origin, packed: NDArray[np.bool_], codes:
                 "status": status.cast(pa.string()),
                 "code": pa.array(codes[part], pa.string()),
                 **{name: pa.array(values.astype(np.int64), mask=rejected) for name, values in positions.items()},
-                **{f"{modality}s": counts[part] for modality, counts in item_counts(rows).items()},
+                **{column: facts[column] for column in MEDIA_COLUMNS},
                 "trained": facts["trained"],
                 **{name: facts[name].astype(np.int64) for name in ("patches", "audio_frames")},
                 "control": facts["control"],
@@ -162,7 +163,7 @@ def count(
         "rows_with_control_tokens": int(rows.facts["control"][packed].sum()),
         **{f"rows_with_{name}": int(noted[packed].sum()) for name, noted in note_columns(rows).items()},
         "rows_without_labels": int((rows.facts["trained"][packed] == 0).sum()),
-        "items": {modality: int(items[packed].sum()) for modality, items in item_counts(rows).items()},
+        "items": {name: int(rows.facts[entry.column][packed].sum()) for name, entry in MODALITIES.items()},
     }
     stored = sum(entry.rows for entry in entries)
     if counts["rows"]["read"] != stored + counts["rows"]["rejected"]:
