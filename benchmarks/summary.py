@@ -43,6 +43,10 @@ CLAIMS: list[tuple[str, str, str, Callable[[Rows], tuple[Any, str]]]] = [
     ("omniprep --help, seconds", "≤ 0.4", "cli", lambda r: _help(row(r, command="omniprep --help"))),
     ("driver of a build of 10,000,000 rows, peak MiB", "≤ 2048", "planner", lambda r: (r[-1]["peak_mib"], "")),
     ("text rows, largest build: peak MiB", "", "scale", lambda r: (r[-1]["peak_mib"], f"{r[-1]['rows']:,} rows")),
+    ("training on a GPU, share of a step that it is busy", "≥ 0.95", "gpu", lambda r: _gpu(r, "full, profile", "busy")),
+    ("training on a GPU, counted MFU", "≥ 0.4", "gpu", lambda r: _gpu(r, "full", "mfu")),
+    ("waits of the host in a step", "≤ 2", "gpu", lambda r: _gpu(r, "full, waits of the host in a step", "number")),
+    ("data wait of a step", "≤ 0.01", "gpu", lambda r: _data_wait(row(r, part="steps", what="full"))),
 ]
 
 
@@ -78,6 +82,14 @@ def _workers(found: dict[str, Any]) -> tuple[Any, str]:
 
 def _loading(found: dict[str, Any]) -> tuple[Any, str]:
     return found["loading_ratio"], found["loading_spread"]
+
+
+def _gpu(rows: Rows, what: str, column: str) -> tuple[Any, str]:
+    return round(row(rows, part="steps", what=what)[column], 3), ""
+
+
+def _data_wait(step: dict[str, Any]) -> tuple[Any, str]:
+    return round(step["data_wait_ms"] / step["step_ms"], 4), f"{step['data_wait_ms']} ms"
 
 
 def main() -> None:
