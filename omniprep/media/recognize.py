@@ -74,13 +74,13 @@ def describe(head: bytes) -> str | None:
         return "an empty file"
     if not head.strip(b"\0"):
         return "nothing but zero bytes; the copy or download broke off"
-    for pattern, what in _PATTERNS:
+    for pattern, description in _PATTERNS:
         if pattern.match(head):
-            return what
+            return description
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for pattern, what in _TEXT_PATTERNS:
+    for pattern, description in _TEXT_PATTERNS:
         if pattern.match(text):
-            return what
+            return description
     return "a text file" if _is_text(head) else None
 
 

@@ -249,7 +249,8 @@ def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
     if row.get("system") is not None:
         messages.append({"role": "system", "content": row["system"]})
     for query, answer, *_ in [*history, (row.get("query"), response)]:
-        messages += [{"role": r, "content": c} for r, c in (("user", query), ("assistant", answer)) if c is not None]
+        sides = (("user", query), ("assistant", answer))
+        messages += [{"role": role, "content": content} for role, content in sides if content is not None]
     return messages
 
 
@@ -344,7 +345,7 @@ def _box(box: Any, position: int, dataset_path: bool) -> list[Any]:
         raise Reject(RejectCode.BAD_OBJECTS, f"box {position} must be 2 or 4 finite numbers")
     if not dataset_path:
         return list(box)
-    box = [float(v) for v in box]
+    box = list(map(float, box))
     if len(box) == 4:
         box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
     return box

@@ -208,28 +208,33 @@ def contexts(
     for context in meta.system_prefix if system else meta.prefix:
         if text := _fill(context, (("{{SYSTEM}}", system),)):
             add(text, OTHER)
-    for i, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
+    for number, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True)):
         if question["role"] not in ("user", "tool") or answer["role"] != "assistant":
             raise Reject(
                 RejectCode.BAD_ROLE,
-                f"turn {i + 1} goes {question['role']} → {answer['role']}; users and assistants must take turns",
+                f"turn {number + 1} goes {question['role']} → {answer['role']}; users and assistants must take turns",
             )
         is_tool = question["role"] == "tool"
         if is_tool and isinstance(question["content"], str):
             raise Reject(
-                RejectCode.BAD_ROLE, f"turn {i + 1} begins with a tool's answer, but nothing was called before it"
+                RejectCode.BAD_ROLE, f"turn {number + 1} begins with a tool's answer, but nothing was called before it"
             )
         query: str = "" if is_tool else question["content"]
-        values = (("{{SYSTEM}}", system), ("{{QUERY}}", query), ("{{ROUND0}}", str(i)), ("{{ROUND1}}", str(i + 1)))
+        values = (
+            ("{{SYSTEM}}", system),
+            ("{{QUERY}}", query),
+            ("{{ROUND0}}", str(number)),
+            ("{{ROUND1}}", str(number + 1)),
+        )
         for context in question["content"] if is_tool else meta.prompt:
             if text := _fill(context, values):
                 add(text, OTHER)
-        response, last = answer["content"], i == rounds - 1
+        response, last = answer["content"], number == rounds - 1
         if response is None:
             continue
         add(response, RESPONSE, last_round=last, query=question["content"], loss=answer.get("loss"))
         if not last:
-            if messages[2 * (i + 1)]["role"] != "tool":
+            if messages[2 * (number + 1)]["role"] != "tool":
                 for text in meta.chat_sep or ():
                     add(text, OTHER)
         elif not generate and not response.endswith(meta.stop_words):

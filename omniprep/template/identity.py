@@ -52,5 +52,6 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     if tokenizer.pre_tokenizer is not None:
         pieces = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
     # `encode` would also truncate and pad where the file says so.
-    digest.update(json.dumps([[p, *(t.id for t in tokenizer.model.tokenize(p))] for p in pieces]).encode())
+    tokenized = [[piece, *(token.id for token in tokenizer.model.tokenize(piece))] for piece in pieces]
+    digest.update(json.dumps(tokenized).encode())
     return digest.hexdigest()
