@@ -228,6 +228,30 @@ def test_rows_are_checked_where_training_runs_and_towers_are_loaded_with_sdpa(tm
     assert checked == ["meta"] * 3 and loaded == ["sdpa", "sdpa", "eager"]
 
 
+@pytest.mark.parametrize("name", ["varlen", "flex_attention", "sdpa"])
+def test_what_a_kernel_refuses_at_its_first_call_is_one_line(name, tmp_path, monkeypatch):
+    from omniprep.train import model as model_module
+
+    def fail(*_):
+        raise RuntimeError("FlashAttention only supports\nAmpere GPUs or newer")
+
+    folder, model = write_dataset(tmp_path / "d", bins=2), write_model(tmp_path / "model")
+    for function, replaced in (
+        ("check_attention", lambda *_, **__: None),
+        ("choose_attention", lambda *_, **__: name),
+        ("use_attention", lambda *_: None),
+        ("check_packing", fail),
+    ):
+        monkeypatch.setattr(model_module, function, replaced)
+    kind, text = RuntimeError, "FlashAttention only"
+    if name != "sdpa":
+        kind, text = OmniprepError, f"--attn {name} cannot .* only supports Ampere GPUs or newer; use --attn sdpa"
+    with pytest.raises(kind, match=text):
+        load_trainable(
+            small_family(model), str(model), TrainConfig(), torch.device("cpu"), [PackedDataset(str(folder))]
+        )
+
+
 def test_a_modality_of_late_bins_is_found_by_the_table_of_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(isolation, "SEARCHED", 1)
     counts = {"rows": {"read": 9, "packed": 9, "rejected": 0}, "tokens": 90, "bins": 3}

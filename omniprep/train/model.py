@@ -152,7 +152,14 @@ def load_trainable(
         if not is_shared_out(model):  # kernels run on a GPU alone; and there the rows take no time
             model.to(device)
         make_loss_head(model.get_output_embeddings(), config.head_loss)
-        rows = check_packing(model, datasets, dtype)
+        try:
+            rows = check_packing(model, datasets, dtype)
+        except RuntimeError as error:
+            # What a kernel refuses at its first call (a GPU, a width of heads), and what flex attention cannot compile.
+            if isinstance(error, torch.OutOfMemoryError) or attention not in (*KERNELS, "flex_attention"):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise OmniprepError(f"--attn {attention} cannot compute this model: {reason}; use --attn sdpa") from error
         if uses_liger(config, device):
             check_replaced(model, rows, lambda: use_liger(model, required=config.liger == "on"), "--liger")
         if config.fsdp:  # it moves the weights itself, a part to each rank
