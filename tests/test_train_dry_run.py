@@ -115,6 +115,18 @@ def test_out_of_memory_is_one_line_with_what_would_fit(model, data, tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("where", ["make_model", "choose_checkpointing"])
+def test_a_model_that_does_not_fit_is_one_line_too(model, data, tmp_path, monkeypatch, dry_run, where):
+    def no_room(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(run_module, where, no_room)
+    with pytest.raises(OmniprepError, match=r"out of memory.*20\.00 GiB.*try .*--lora") as error:
+        run_module.train(config(model, data, tmp_path / "run", dry_run=dry_run), QuietReporter())
+    assert "\n" not in str(error.value)
+
+
 def test_a_bin_that_fits_is_as_long_as_the_memory_beyond_the_weights():
     assert longest_bin(peak=30 * GIB, fixed=20 * GIB, tokens=10_000, capacity=80 * GIB) == 55_200 // 256 * 256
     assert longest_bin(peak=30 * GIB, fixed=20 * GIB, tokens=10_000, capacity=16 * GIB) == 0

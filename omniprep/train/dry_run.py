@@ -31,6 +31,7 @@ from omniprep.train.memory import (
     free_memory,
     heaviest_batches,
     longest_bin,
+    memory_errors_as_one_line,
     passes_peak,
     peak_bytes,
     reset_peak,
@@ -137,7 +138,8 @@ def dry_run(config: TrainConfig, reporter: Reporter, prepare: Callable[..., Any]
             config, out=scratch, resume=None, overwrite=False, eval_steps=0, report_to=("none",), max_steps=1,
             grad_accumulation=passes, logging_steps=1 << 30,
         )  # fmt: skip
-        run = prepare(short, reporter, heavy_data)
+        with memory_errors_as_one_line(config):
+            run = prepare(short, reporter, heavy_data)
         trainer, device, batches = run.trainer, run.args.device, run.data.stream.batches
         try:
             measured = measure_run(run)

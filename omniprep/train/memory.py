@@ -4,12 +4,14 @@ is not enough.
 
 import gc
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
+from omniprep.errors import OmniprepError
 from omniprep.train.batches import Bins
 from omniprep.train.config import TrainConfig
 
@@ -24,6 +26,7 @@ __all__ = [
     "free_memory",
     "heaviest_batches",
     "longest_bin",
+    "memory_errors_as_one_line",
     "passes_peak",
     "peak_bytes",
     "reset_peak",
@@ -196,6 +199,19 @@ def device_bytes(device: torch.device) -> int:
     """Bytes that this process may hold on a GPU: what is free there, and what it holds already."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device)
+
+
+@contextmanager
+def memory_errors_as_one_line(config: TrainConfig) -> Iterator[None]:
+    """Raise what the device's allocator raises as an error for the user.
+
+    Raises:
+        OmniprepError: The device is out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OmniprepError(explain_memory(config, error)) from error
 
 
 def explain_memory(config: TrainConfig, error: BaseException) -> str:

@@ -12,7 +12,6 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from omniprep.data import PackedDataset
-from omniprep.errors import OmniprepError
 from omniprep.families.context import resolve_family
 from omniprep.progress import Reporter
 from omniprep.train.arguments import quiet_libraries, training_arguments
@@ -26,7 +25,7 @@ from omniprep.train.dry_run import dry_run
 from omniprep.train.facts import RowFacts, facts_of_manifest, write_facts
 from omniprep.train.folder import OPTIONS, prepare_folder
 from omniprep.train.freeze import Parts, compute_frozen_towers_without_gradients
-from omniprep.train.memory import explain_memory
+from omniprep.train.memory import memory_errors_as_one_line
 from omniprep.train.model import add_lora, load_trainable, weights_dtype
 from omniprep.train.packages import check_packages
 from omniprep.train.refuse import check_datasets, check_family
@@ -52,7 +51,8 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
     """
     if config.dry_run:
         return dry_run(config, reporter, prepare_run)
-    run = prepare_run(config, reporter)
+    with memory_errors_as_one_line(config):
+        run = prepare_run(config, reporter)
     trainer, args = run.trainer, run.args
     set_console(trainer, reporter)
     out = Path(config.out)
@@ -61,11 +61,9 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
         options = config.to_dict()
         del options["overwrite"]  # the file may be given to --config: it must not remove the run that it came from
         (out / OPTIONS).write_text(yaml.safe_dump(options, sort_keys=False))
-    try:
+    with memory_errors_as_one_line(trainer.config):
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        raise OmniprepError(explain_memory(trainer.config, error)) from error
-    trainer.evaluate()
+        trainer.evaluate()
     save(trainer, run.ctx, config, args)
     return out
 
