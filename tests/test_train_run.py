@@ -186,13 +186,13 @@ def test_only_the_last_checkpoints_are_kept(model, data, tmp_path):
 
 def test_evaluation_bins_are_held_out(model, data, tmp_path, monkeypatch):
     seen = []
-    original = Bins._told
+    original = Bins.__getitem__
 
-    def record(self, number, *rest):
+    def record(self, number):
         seen.append((id(self), int(self.bins[0][number if number >= 0 else ~number])))
-        return original(self, number, *rest)
+        return original(self, number)
 
-    monkeypatch.setattr(Bins, "_told", record)
+    monkeypatch.setattr(Bins, "__getitem__", record)
     train(model, data, tmp_path / "run", max_steps=5, eval_fraction=0.34, eval_steps=2)
     trained = {b for who, b in seen if who == seen[0][0]}
     held = {b for who, b in seen if who != seen[0][0]}

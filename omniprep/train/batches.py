@@ -33,8 +33,8 @@ class Bins(Dataset[dict[str, Any]]):
 
     Args:
         datasets: The datasets.
-        bins: Of each, the numbers of the bins that take part (None: all).
-        sources: Of each, the number of each row's source (see `number_sources`), for losses by source.
+        bins: For each, the numbers of the bins that take part (None: all).
+        sources: For each, the number of each row's source (see `number_sources`), for losses by source.
     """
 
     def __init__(
@@ -53,27 +53,19 @@ class Bins(Dataset[dict[str, Any]]):
         return int(self.begins[-1])
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """A bin, as `PackedDataset` gives it."""
-        d, place = self._place(number)
-        return self._told(number, d, self.datasets[d][place])
-
-    def _place(self, number: int) -> tuple[int, int]:
-        """Which dataset, and which of its bins."""
-        number = number if number >= 0 else ~number
-        d = int(np.searchsorted(self.begins, number, side="right")) - 1
-        return d, int(self.bins[d][number - self.begins[d]])
-
-    def _told(self, number: int, d: int, item: dict[str, Any]) -> dict[str, Any]:
-        found = dict(item)
+        """A bin as `PackedDataset` gives it, with `sources` (R) where they are wanted."""
+        bin_number = number if number >= 0 else ~number
+        dataset = int(np.searchsorted(self.begins, bin_number, side="right")) - 1
+        item = dict(self.datasets[dataset][int(self.bins[dataset][bin_number - self.begins[dataset]])])
         if number < 0:
-            found["labels"] = np.full_like(found["labels"], IGNORED)
+            item["labels"] = np.full_like(item["labels"], IGNORED)
         if self.sources:
-            found["sources"] = self.sources[d][found["row_ids"]]
-        return found
+            item["sources"] = self.sources[dataset][item["row_ids"]]
+        return item
 
 
 def number_sources(datasets: Sequence[PackedDataset]) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Names of all sources, shortened to what tells them apart, and of each dataset the number of each row's source.
+    """Names of all sources, as short as they differ, and for each dataset the number of each row's source.
 
     Reads rows.parquet: 10,000,000 rows are 20 MB of numbers, and some seconds.
     """
@@ -174,7 +166,7 @@ class BatchLoader:
 
     Args:
         loader: Batches of host tensors.
-        length: Forward passes of the whole run, those before a resume included (the Trainer reckons its epoch with it).
+        length: Forward passes of the whole run, those before a resume included (the Trainer derives its epoch from it).
         device: Where batches go.
     """
 

@@ -1,9 +1,10 @@
-"""The next batches on their way to the device while the last one computes.
+"""Copies the next batches to the GPU while the last one computes.
 
-A thread takes batches from the reader processes and copies them on a stream of its own, `DEPTH` ahead of the training
-loop; the loop's stream waits for the event of the batch it takes, not for the host. A thread, because the Trainer's
-loop stands still at every wait for the device (the gradient norm, a log line): copies that it started itself would
-begin only after them. It spends its time in calls that release the interpreter.
+A batch is one buffer of pinned memory (`PinnedBatch`), so one copy. A thread takes batches from the reader processes
+and copies them on a stream of its own, `DEPTH` ahead of the training loop, whose stream waits for the event of the
+batch that it takes, not for the host. A thread, because the Trainer's loop blocks wherever it waits for the device (a
+log line, a checkpoint): copies that it started itself would begin only after that. The thread spends its time in calls
+that release the interpreter.
 """
 
 import queue
@@ -28,8 +29,8 @@ _END = object()
 def prefetched(source: Iterator[Any], move: Callable[[Any], Any], depth: int = DEPTH) -> Iterator[Any]:
     """`map(move, source)`, computed by a thread that is up to `depth` items ahead.
 
-    What the source or `move` raises is raised here, in its place. When the iterator is closed, the thread ends with the
-    item that it is working at.
+    What the source or `move` raises is raised here, after the items before it. When the iterator is closed, the thread
+    ends after the item that it is working on.
     """
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()

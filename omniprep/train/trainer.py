@@ -111,8 +111,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         if self.config.fsdp and not self.is_fsdp_enabled:
             raise OmniprepError("--fsdp needs several ranks: torchrun --nproc-per-node N -m omniprep train …")
 
-    # Data -------------------------------------------------------------------------------------------------------------
-    # ----------
+    # Data
 
     def get_train_dataloader(self) -> BatchLoader:
         """The run's batches; not handed to accelerate, which would share them out again."""
@@ -131,8 +130,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         """Nothing: `compute_loss` takes the batch as it is."""
         return inputs
 
-    # Loss -------------------------------------------------------------------------------------------------------------
-    # ----------
+    # Loss
 
     def token_losses(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Losses (K) in float32 and hits (K) of a batch's targets."""
@@ -182,8 +180,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
-    # Log --------------------------------------------------------------------------------------------------------------
-    # ----------
+    # Log
 
     @property
     def position(self) -> int:
@@ -248,7 +245,6 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             )
 
     # Evaluation
-    # -----------------------------------------------------------------------------------------------------------------
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -257,26 +253,22 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         if self.evaluation is None:
             return {}
         self.model_wrapped.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        count = 0
         with torch.no_grad():
             for batch in self.evaluation:
                 losses, correct = self.token_losses(self.model_wrapped, self._prepare_inputs(batch))
                 weighted = apply_weights(losses, batch["weights"])
-                sums += torch.stack(
-                    [
-                        weighted.sum().double(),
-                        correct.sum().double(),
-                        sums.new_tensor(len(losses)),
-                    ]
-                )
-        total, hits, count = self.accelerator.reduce(sums).tolist()
-        metrics = {"eval_loss": total / max(count, 1.0), "eval_token_accuracy": hits / max(count, 1.0)}
+                sums += torch.stack([weighted.sum().double(), correct.sum().double()])
+                count += len(losses)
+        counts = torch.full((1,), count, dtype=torch.float64, device=self.args.device)
+        total, hits, labeled = self.accelerator.reduce(torch.cat([sums, counts])).tolist()
+        metrics = {"eval_loss": total / max(labeled, 1.0), "eval_token_accuracy": hits / max(labeled, 1.0)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     # Save and resume
-    # ------------------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save a whole checkpoint, or an adapter."""
@@ -293,7 +285,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             complete(folder, self.source, self.generator, self.weights_dtype)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save all, then the place in the data as the mark that it is whole.
+        """Save all, and last the position in the data, which marks the checkpoint as complete.
 
         Raises:
             OmniprepError: The weights are no numbers any more.
