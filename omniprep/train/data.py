@@ -53,7 +53,7 @@ def prepare_data(
     args: TrainingArguments,
     checkpoint: Path | None,
 ) -> RunData:
-    """The data of this rank, from the checkpoint's place on.
+    """The data of this rank, from the checkpoint's position on.
 
     Raises:
         OmniprepError: The checkpoint was made with other data, or nothing is left to do.
@@ -118,10 +118,10 @@ def split_bins(
 
 
 def costs(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> tuple[np.ndarray, np.ndarray | None]:
-    """Work of each bin that takes part, as the build reckoned it, and the towers' part of that where they train.
+    """Work of each bin that takes part, as the build estimated it, and the towers' part of it where they train.
 
-    The build takes towers for frozen, with a forward pass alone. Where they train there is a backward pass of twice
-    that (of once that for adapters), and ranks wait for each other within the towers too.
+    The build assumes frozen towers, which have a forward pass alone. Where they train, a backward pass adds twice that
+    (once for adapters), and ranks wait for each other within the towers too.
     """
 
     def joined(name: str) -> np.ndarray:
@@ -153,7 +153,7 @@ def shares(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> li
 
 
 def make_stream(mixture: Mixture, config: TrainConfig, args: TrainingArguments, checkpoint: Path | None) -> BinStream:
-    """This rank's way through the data, from the checkpoint's place.
+    """This rank's way through the data, from the checkpoint's position.
 
     Raises:
         OmniprepError: The checkpoint was made with other data, weights or seed; or nothing is left to do.

@@ -1,11 +1,11 @@
 """The loss of each predicted token, in memory that does not grow with the vocabulary times the bin.
 
-What the loss is stands in data/loss.py: the weighted sum over the labelled tokens divided by their number, here over
+data/loss.py says what the loss is: the weighted sum over the labeled tokens divided by their number, here over
 all ranks and accumulation steps. The division is the trainer's; this file gives the terms of the sum.
 
 Logits are made for at most `CHUNK` positions at once, and made again in the backward pass: 1024 positions of 152,064
 words are 0.6 GB in float32; a 32k bin with every token labeled would need 20 GB, and as much again for the gradient.
-`LossHead` goes over them as few times as it can (largest, exponentials, sum; then exponentials, gradient), about half
+`LossHead` passes over them as few times as it can (largest, exponentials, sum; then exponentials, gradient), about half
 the work of cross_entropy and argmax on the CPU.
 """
 
@@ -76,7 +76,7 @@ def torch_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
 
 
 class LossHead(nn.Linear):
-    """An output head that gives losses where it is told the targets, and logits elsewhere.
+    """An output head that gives losses where it gets targets, and logits elsewhere.
 
     The losses are made within `forward`, so that whatever shards weights has the whole weight there.
     """

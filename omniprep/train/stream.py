@@ -1,15 +1,15 @@
 """Which bin a rank trains on at each step: a pure function of (datasets, weights, seed), and one integer to resume
 from.
 
-All bins of a run form one global sequence, epoch after epoch. Position p of it goes, within a step, to forward pass
-p // (world * batch), rank p // batch % world. So a checkpoint needs only the number of bins consumed: a run continues
+All bins of a run form one global sequence, epoch after epoch. Within a step, position p goes to forward pass
+p // (world * batch) of rank p // batch % world. So a checkpoint needs only the number of bins consumed: a run continues
 in the middle of an epoch, on another number of ranks, with no bin lost or repeated, and without reading what was
 already trained on.
 
-Without weights an epoch is every bin once, in `BinSampler`'s order (balanced by cost). With weights an epoch has as
-many bins as all datasets together; each dataset gives its share and keeps its own passes, so its every bin comes once
-before any comes again. Where the last step of a run is not full, the missing places are bins whose tokens count
-nothing.
+Without weights an epoch has every bin once, in `BinSampler`'s order (balanced by cost). With weights an epoch has as
+many bins as all datasets together; each dataset gives its share in passes of its own, so that each of its bins comes
+once before any comes again. Where the last step of a run is not full, it is filled with bins whose labels are taken
+away.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,9 +31,9 @@ class Mixture:
     Attributes:
         sizes: Bins of each dataset.
         shares: Share of the bins of an epoch that each dataset gives, or None: every bin once an epoch.
-        seed: Of the order.
-        costs: float (all bins,), for balance between ranks, or None.
-        tower_costs: The towers' part of them, where it is to be balanced too.
+        seed: Seed of the order.
+        costs: float (all bins,): work of each bin, to balance ranks by; or None.
+        tower_costs: The towers' part of `costs`, where it is to be balanced too; or None.
     """
 
     sizes: Sequence[int]
