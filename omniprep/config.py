@@ -19,19 +19,6 @@ from typing import Any, Literal
 from omniprep.errors import UsageError, shown_name
 from omniprep.rows.columns import parse_columns
 
-__all__ = [
-    "BuildConfig",
-    "PixelCodecName",
-    "RowOptions",
-    "Switch",
-    "Trust",
-    "build_config",
-    "config_hash",
-    "row_options_as_json",
-    "shaping",
-]
-
-
 Switch = Literal["auto", "on", "off"]
 """An option that decides for itself unless it is told: on the command line `--NAME`, `--NAME on`, `--no-NAME` or
 `--NAME off`; in YAML true and false too."""

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["KINDS", "MEDIA_COLUMNS", "MODALITIES", "Modality", "row_kinds"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Modality:

@@ -12,8 +12,6 @@ import sys
 import warnings
 from typing import Any
 
-__all__ = ["counted", "escape_json", "printable", "printable_json", "quote_libraries", "say"]
-
 # Control characters (C0, DEL, C1), line and paragraph separators, lone surrogates (names of files that are not UTF-8),
 # and the marks that turn the direction of text around (Trojan Source, CVE-2021-42574).
 _UNSAFE = re.compile(

@@ -197,6 +197,3 @@ def _encode(
 def _efforts(rows: Rows, tasks: Sequence[EncodeTask]) -> list[float]:
     """Seconds that the shards take to encode, about."""
     return [float(encode_seconds(rows.columns(task.row_ids)).sum()) for task in tasks]
-
-
-__all__ = ["build", "plan", "plan_only"]

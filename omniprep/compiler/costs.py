@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from omniprep.modalities import MODALITIES
 from omniprep.shards.codecs import stored_share
 
-__all__ = ["CostModel", "bin_cost", "encode_seconds", "stored_bytes"]
-
 TOKEN_BYTES = 20
 """input_ids, labels and three position ids of four bytes each; a loss scale is not counted, few builds have one."""
 TOKEN_SECONDS = 2.6e-6

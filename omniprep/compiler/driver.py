@@ -23,8 +23,6 @@ from omniprep.config import BuildConfig
 from omniprep.errors import Terminated
 from omniprep.progress import Reporter
 
-__all__ = ["run_in_folder", "stopped_by_signal"]
-
 
 def run_in_folder(
     config: BuildConfig, identity: BuildIdentity, progress: Reporter, work: Callable[[Lease], dict[str, Any]],

@@ -42,8 +42,6 @@ from omniprep.rows.columns import Note
 from omniprep.shards.codecs import with_codec, without_codec
 from omniprep.shards.schema import arrow_schema
 
-__all__ = ["Chosen", "choose", "repack"]
-
 FACTS = ("trained", "patches", "audio_frames", "control")
 
 

@@ -19,8 +19,6 @@ from omniprep.shards.content import item_sizes
 from omniprep.shards.reader import BufferPool
 from omniprep.shards.schema import Column
 
-__all__ = ["collate", "cut_row", "stack"]
-
 Arrays = Mapping[str, Any]
 
 _POOL = BufferPool()  # for the media of several bins: fresh pages would cost more than the copy

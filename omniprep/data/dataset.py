@@ -23,8 +23,6 @@ from omniprep.shards.manifest import read_manifest
 from omniprep.shards.reader import ShardReader, decode, read_schema
 from omniprep.shards.schema import Layout, read_layout
 
-__all__ = ["PackedDataset"]
-
 
 class PackedDataset(Dataset[dict[str, Any]]):
     """The bins of a dataset that `omniprep build` finished.

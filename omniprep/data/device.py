@@ -14,8 +14,6 @@ import torch
 from omniprep.data.loss import WeightedLabels
 from omniprep.shards.schema import Column
 
-__all__ = ["to_model", "unpack_pixels"]
-
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """It comes with torch for NVIDIA and AMD GPUs."""
 

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["AudioNumbers", "BinNumbers", "VisionNumbers", "map_leaves", "map_tensors"]
-
 Grid = tuple[int, int, int]
 Leaf = TypeVar("Leaf")
 HOST = {"host": True}

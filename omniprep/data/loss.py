@@ -19,8 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from omniprep.errors import OmniprepError
 
-__all__ = ["CHUNK", "UnweightedLoss", "WeightedLabels", "apply_weights", "logits_loss", "predicted", "weighted_loss"]
-
 CHUNK = 1024
 """Positions whose float32 logits exist at once: 1024 positions of 152,064 words are 0.6 GB."""
 

@@ -14,8 +14,6 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["launch"]
-
 BLOCK = 2048
 """Values that one program writes: 1,024 of an image, which are written twice, 2,048 of a video. With twice as many the
 pixels of images took 1.05 times as long, with half as many those of videos 1.5 times (H200).

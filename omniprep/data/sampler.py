@@ -15,8 +15,6 @@ from omniprep.errors import OmniprepError
 from omniprep.packing.balance import balanced_order
 from omniprep.packing.order import permutation
 
-__all__ = ["BinSampler"]
-
 Tail = Literal["pad", "drop", "ragged"]
 
 

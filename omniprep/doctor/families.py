@@ -16,8 +16,6 @@ from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.families.records import FamilyRecord
 
-__all__ = ["Trial", "reference_findings", "small_checkpoint", "try_family"]
-
 BIN_LENGTH = 4096
 
 

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Finding", "decoders", "fast_paths", "packages", "system"]
-
 EXTRAS = {
     "train": "omniprep train and infer",
     "report": "plots in report.html and on dataset cards",

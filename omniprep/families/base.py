@@ -41,8 +41,6 @@ from omniprep.modalities import MODALITIES
 from omniprep.shards.schema import Column
 from omniprep.template.chat import TemplateMeta
 
-__all__ = ["NEEDED", "Family"]
-
 NEEDED = {
     "map_items": ("register_input_mapper", "input mapper"),
     "count_tokens": ("register_token_counter", "token counter"),

@@ -11,8 +11,6 @@ from omniprep.families.guess import guess_model
 from omniprep.template.identity import tokenizer_sha256
 from omniprep.template.tokens import Encoder
 
-__all__ = ["Checkpoint", "checkpoint_file"]
-
 
 class Checkpoint:
     """A checkpoint that a family is on: its settings and its tokenizer.

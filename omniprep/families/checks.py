@@ -18,16 +18,6 @@ from omniprep.families.errors import (
 from omniprep.families.kinds import Array, Expansion, Field, Sample
 from omniprep.modalities import MODALITIES
 
-__all__ = [
-    "check_declared",
-    "check_expansions",
-    "check_mapped",
-    "check_modality",
-    "check_packages",
-    "check_support",
-    "no_stop_iteration",
-]
-
 
 @contextmanager
 def no_stop_iteration(family: str, method: str) -> Iterator[None]:

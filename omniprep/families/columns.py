@@ -8,8 +8,6 @@ import numpy as np
 from omniprep.families.kinds import Array, Decoded, Field, MediaMeta
 from omniprep.shards.schema import Column
 
-__all__ = ["blank_image", "blank_item", "shard_columns"]
-
 _KINDS: dict[str, Literal["items", "flat"]] = {"item": "items", "flat": "flat"}
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-__all__ = ["ModalityMethod", "defines", "write_method"]
-
 
 class ModalityMethod:
     """A method whose first argument is a modality, written by decorators.

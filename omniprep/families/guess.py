@@ -6,8 +6,6 @@ from pathlib import Path
 
 from omniprep.errors import did_you_mean
 
-__all__ = ["guess_model"]
-
 KNOWN = (
     *(f"Qwen/Qwen2.5-Omni-{size}" for size in ("7B", "3B")),
     *(f"Qwen/Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B", "32B", "72B")),

@@ -4,8 +4,6 @@ from omniprep.families.base import Family
 from omniprep.families.records import FamilyRecord
 from omniprep.modalities import MODALITIES
 
-__all__ = ["describe"]
-
 
 def describe(record: FamilyRecord) -> list[str]:
     """A family in a few lines: origin, what it answers to, its modalities with their limits and maxima, its options."""

@@ -9,8 +9,6 @@ from omniprep.families.errors import UnknownTemplateError
 from omniprep.families.kinds import ModelArch
 from omniprep.template.chat import TemplateMeta
 
-__all__ = ["FamilyRecord", "FamilySpec", "named", "text_hash"]
-
 T = TypeVar("T")
 
 

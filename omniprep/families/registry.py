@@ -29,8 +29,6 @@ from omniprep.families.kinds import Array, Decoded, Expansion, MediaMeta, ModelA
 from omniprep.families.records import FamilyRecord, named
 from omniprep.template.chat import TemplateMeta
 
-__all__ = ["REGISTRY", "Registry"]
-
 C = TypeVar("C", bound=type)
 T = TypeVar("T")
 Counter = Callable[[Any, MediaMeta], int]

@@ -7,8 +7,6 @@ from omniprep.hub.markup import as_code, as_json_block, front_matter, hub_name, 
 from omniprep.modalities import MODALITIES
 from omniprep.progress import size
 
-__all__ = ["card"]
-
 PLOT_TITLES = {
     "lengths": "Length of the rows",
     "sources": "Tokens by source",

@@ -14,8 +14,6 @@ from omniprep.io.hub_faults import fault_of
 from omniprep.io.retry import retry as repeat
 from omniprep.progress import Reporter
 
-__all__ = ["hub_errors_as_one_line", "refuse_offline", "retry", "within"]
-
 ATTEMPTS = 8
 """Tries of a request whose fault may pass: with pauses that double from one second, about two minutes."""
 FIRST_ATTEMPTS = 3

@@ -18,8 +18,6 @@ from omniprep.shards.names import is_dataset_file, refuse_linked_folders
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = ["pull"]
-
 WORKERS = 8
 """Files that are fetched at once; huggingface_hub's own default."""
 

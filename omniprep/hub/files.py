@@ -20,8 +20,6 @@ from omniprep.errors import OmniprepError
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = ["LocalFile", "is_same"]
-
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:

@@ -12,8 +12,6 @@ from typing import Any
 
 import yaml
 
-__all__ = ["as_code", "as_json_block", "front_matter", "hub_name", "repository_name"]
-
 LONGEST = 300
 """Characters of a text that are shown: names of files are shorter, and a table with longer ones cannot be read."""
 _MARKUP = frozenset("`|<>")

@@ -9,8 +9,6 @@ from omniprep.hub.files import LocalFile
 from omniprep.hub.markup import as_code, front_matter, hub_name, repository_name
 from omniprep.shards.typed import parse_json, parse_yaml
 
-__all__ = ["is_checkpoint", "model_card", "model_files"]
-
 PUSHED = (
     "*.safetensors", "*.safetensors.index.json",
     "config.json", "generation_config.json", "configuration.json", "adapter_config.json", "*processor_config.json",

@@ -21,8 +21,6 @@ from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
 from omniprep.report.bins import spread
 
-__all__ = ["preview"]
-
 ROWS = 200
 THUMBNAIL = (384, 256)
 _CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-__all__ = ["Part", "Pushed", "push"]
-
 BATCH_FILES, BATCH_BYTES = 50, 5 << 30
 GLANCE_SECONDS = 5.0
 """How long a dry run waits for the Hub before it lists all files instead."""

@@ -14,8 +14,6 @@ from omniprep.shards.codecs.picture import pictures_of_item
 from omniprep.shards.content import item_sizes
 from omniprep.shards.schema import Column
 
-__all__ = ["MediaItem", "media_of", "spectrogram_picture"]
-
 SPECTROGRAM_HEIGHT = 96
 SPECTROGRAM_WIDTHS = (60, 480)
 # The colors of matplotlib's "magma", at fifths.

@@ -7,8 +7,6 @@ from PIL import Image
 from rich.style import Style
 from rich.text import Text
 
-__all__ = ["contact_sheet", "few", "half_blocks"]
-
 FRAMES_SHOWN = 4
 
 

@@ -12,8 +12,6 @@ from omniprep.errors import RejectCode, UsageError, did_you_mean
 from omniprep.printable import printable, printable_json
 from omniprep.rows.longline import parse_line
 
-__all__ = ["check_code", "read_rejected", "show_rejected"]
-
 ROW_CHARS = 600
 
 

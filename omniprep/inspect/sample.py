@@ -16,8 +16,6 @@ from omniprep.inspect.vocabulary import vocabulary_of
 from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
 from omniprep.shards.names import refuse_linked_folders
 
-__all__ = ["write_sample"]
-
 
 def write_sample(
     uri: str, out: Path, *, count: int = 20, rows: Sequence[str] = (), kinds: Sequence[str] = (), seed: int = 0,

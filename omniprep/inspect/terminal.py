@@ -15,8 +15,6 @@ from omniprep.inspect.pictures import few, half_blocks
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.printable import printable
 
-__all__ = ["show_head", "show_row"]
-
 COLORS = {"image": "magenta", "audio": "cyan", "video": "yellow"}
 
 

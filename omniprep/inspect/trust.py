@@ -22,8 +22,6 @@ from omniprep import io
 from omniprep.errors import OmniprepError, UsageError
 from omniprep.shards.manifest import InputEntry, Manifest
 
-__all__ = ["cached_folder", "input_refusal", "model_of_dataset", "with_missing_flags"]
-
 
 def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
     """The checkpoint to read a dataset's tokens with: the one that the user named, else the build's, never downloaded.

@@ -13,8 +13,6 @@ from omniprep.inspect.trust import model_of_dataset
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Vocabulary", "load_vocabulary", "vocabulary_of"]
-
 
 class Vocabulary:
     """Ids to text, by the tokenizer.json of a checkpoint."""

@@ -12,8 +12,6 @@ from typing import Any, BinaryIO
 
 from omniprep.io.stores import http_status
 
-__all__ = ["RefusedError", "create", "mark_of", "remove", "replace"]
-
 WHOLE_BYTES = 64 << 20
 """Up to here an object is sent with one request."""
 _BLOCK = 16 << 20

@@ -16,8 +16,6 @@ from typing import Any, BinaryIO, Protocol, cast
 from omniprep.io import conditional
 from omniprep.io.stores import call_store, is_local, join, local_path
 
-__all__ = ["Gate", "changes_through", "gate_of", "remove_object", "spooled", "swap_object"]
-
 TRIES = 20
 """How often an object is looked at again that somebody else changes between look and write."""
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-__all__ = ["HubFault", "fault_of"]
-
 RETRIED = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 """409 and 412: another commit came between ("A commit has happened since")."""
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
 
-__all__ = ["jittered", "retry"]
-
 T = TypeVar("T")
 
 

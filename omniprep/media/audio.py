@@ -24,8 +24,6 @@ from omniprep.media.guard import library_faults, said
 from omniprep.media.source import Source
 from omniprep.media.track import Waveform, check_sound, count_track, decode_track_frames
 
-__all__ = ["Waveform", "decode_audio", "probe_audio", "resampled_length"]
-
 _BLOCK = 1 << 16
 """Frames decoded at a time to count them."""
 # With a fixed number of bytes per sample the header's length follows from the size of the data. For the other subtypes

@@ -19,8 +19,6 @@ from omniprep.errors import Reject, RejectCode
 from omniprep.media.recognize import HEAD_BYTES, describe
 from omniprep.media.source import Source, file_type, is_inside, os_errors_as_rejects
 
-__all__ = ["MediaRoots"]
-
 _DATA_URI = re.compile(r"data:(.*?);base64,(.+)", re.DOTALL)
 _MAX_PATH_LENGTH = 4096
 """PATH_MAX of Linux; no longer text names a file."""

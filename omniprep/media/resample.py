@@ -13,8 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["KERNELS_AFTER", "Pixels", "image_is_fast", "resize", "resize_bytes", "video_is_fast"]
-
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
 """(width, height)."""

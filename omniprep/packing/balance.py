@@ -16,8 +16,6 @@ import numpy as np
 
 from omniprep.packing.order import permutation
 
-__all__ = ["balanced_order"]
-
 TIGHT = 1.05
 """A group whose dearest bin costs at most this times its cheapest may be in any order."""
 JITTER = 0.01

@@ -15,8 +15,6 @@ import numpy as np
 
 from omniprep.packing.order import permutation
 
-__all__ = ["pack"]
-
 _WORD = 512  # bits of one word of the bitmap: Python integers of this size still cost about 50 ns an operation
 
 

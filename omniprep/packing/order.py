@@ -6,8 +6,6 @@ change), so a seed means the same order on every machine and in every version. 1
 
 import numpy as np
 
-__all__ = ["permutation", "rows_by_bin"]
-
 
 def permutation(n: int, *key: int) -> np.ndarray:
     """A random order of 0..n-1, int64 (n,), that depends on n and the key alone.

@@ -21,8 +21,6 @@ from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.shards.content import item_sizes
 from omniprep.shards.schema import DEFAULTS, Column
 
-__all__ = ["browse", "choose_bins", "picture_url", "scan", "spread"]
-
 SCANNED = 64
 THUMBNAIL = (320, 200)
 TOKENS_A_ROW = 3000

@@ -18,16 +18,6 @@ from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
 from omniprep.rows.columns import Note
 from omniprep.shards.typed import parse_json
 
-__all__ = [
-    "balance",
-    "facts",
-    "histogram",
-    "length_histogram",
-    "reject_facts",
-    "source_facts",
-    "totals",
-]
-
 EXAMPLES = 12
 """Rejects of each code that are shown with their row."""
 EXAMPLE_CHARS = 1500

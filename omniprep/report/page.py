@@ -23,8 +23,6 @@ from omniprep.inspect.vocabulary import Vocabulary, vocabulary_of
 from omniprep.report.bins import browse, choose_bins, scan
 from omniprep.report.numbers import facts, histogram, reject_facts
 
-__all__ = ["collect", "page", "write_report"]
-
 SHOWN_BINS = 8
 
 

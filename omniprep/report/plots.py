@@ -22,8 +22,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from omniprep.modalities import KINDS, MODALITIES
 from omniprep.progress import duration, short
 
-__all__ = ["PLOTS", "draw_all", "png"]
-
 SIZE = (4.7, 2.8)
 """Inches, at 72 points each: readable at the width of a phone."""
 _ROLES = ("fg", "dim", "line", "c0", "c1", "c2", "c3", "c4", "panel")

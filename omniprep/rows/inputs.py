@@ -17,8 +17,6 @@ from omniprep.errors import OmniprepError, shown_name
 from omniprep.printable import counted
 from omniprep.rows import saved
 
-__all__ = ["Input", "Kind", "find_inputs"]
-
 T = TypeVar("T")
 Kind = Literal["jsonl", "json", "parquet", "hf"]
 _KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}

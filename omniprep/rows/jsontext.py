@@ -15,8 +15,6 @@ from typing import Any, BinaryIO
 from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.rows.longline import parse_line
 
-__all__ = ["MAX_DEPTH", "parse_row", "read_values"]
-
 MAX_DEPTH = 128
 """Most levels of lists and objects. The reference reads through Arrow, which ends at 64. The number is fixed because
 Python's own limit depends on how deep the call stack is where the row is read."""

@@ -7,8 +7,6 @@ from typing import Any
 
 from omniprep.errors import Reject, RejectCode
 
-__all__ = ["json_text", "parse_json", "read_literal"]
-
 _JSON_WORD = re.compile(r"\b(?:true|false|null|NaN|Infinity)\b")
 
 

@@ -5,8 +5,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["parse_line"]
-
 LONG_LINE = 1 << 20
 """From this length on, base64 strings are cut out of a line before it is parsed."""
 _BASE64 = re.compile(rb'(?<!\\)"((?:data:[\w/.+-]{0,99};base64,)?[A-Za-z0-9+/]{4096,}={0,2})"')

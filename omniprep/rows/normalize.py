@@ -29,8 +29,6 @@ from omniprep.rows.columns import (
 )
 from omniprep.rows.literal import json_text, read_literal
 
-__all__ = ["ROLES", "Row", "normalize"]
-
 ROLES = frozenset({"system", "user", "assistant", "tool_call", "tool_response", "tool"})
 _TOOL_ROLES = frozenset({"tool_call", "tool_response", "tool"})
 ITEM_OPTIONS = frozenset(

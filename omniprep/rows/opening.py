@@ -17,8 +17,6 @@ from typing import Any, BinaryIO, Literal
 from omniprep import io
 from omniprep.errors import OmniprepError
 
-__all__ = ["MAX_LINE_BYTES", "Form", "find_form", "next_line", "open_file", "open_text", "os_errors_named"]
-
 MAX_LINE_BYTES = 1 << 30
 """Default for the longest line (or element of a JSON array); inline media of a row may have hundreds of MB."""
 _HEAD = 64 << 10

@@ -18,8 +18,6 @@ import pyarrow as pa
 from omniprep import io
 from omniprep.errors import OmniprepError, Reject, RejectCode, did_you_mean
 
-__all__ = ["HUB", "choose_split", "count_rows", "fingerprint", "is_repository", "is_saved", "read_rows", "table_rows"]
-
 HUB = "hf://datasets/"
 _REPOSITORY = re.compile(re.escape(HUB) + r"(?:[\w.-]+/)?[\w.-]+/?")
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"

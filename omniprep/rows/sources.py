@@ -23,8 +23,6 @@ from omniprep.rows.inputs import Input
 from omniprep.rows.jsontext import parse_row, read_values
 from omniprep.rows.opening import MAX_LINE_BYTES, find_form, next_line, open_file, open_text, os_errors_named
 
-__all__ = ["RawRow", "Split", "count_lines", "find_splits", "fingerprint", "numbered", "read_split"]
-
 SPLIT_BYTES = 16 << 20
 """Bytes of JSON lines in a split."""
 HF_ROWS = 2000

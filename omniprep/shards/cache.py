@@ -18,8 +18,6 @@ from pathlib import Path
 
 from omniprep import io
 
-__all__ = ["BinCache"]
-
 _SCANS = 256  # how often the folder is listed while it is filled once
 _BIN_FILE = re.compile(r"[0-9a-f]{40}\.bin(\.[0-9a-f]{8}\.tmp)?")  # a killed process leaves its unfinished file
 

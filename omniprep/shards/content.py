@@ -13,8 +13,6 @@ import numpy as np
 from omniprep.errors import DamagedDataError
 from omniprep.shards.schema import Column, Layout
 
-__all__ = ["check_media", "check_rows", "item_sizes"]
-
 MOST_PATCHES_A_TOKEN = 64
 """Of pixels in a codec, whose bytes say nothing about the memory that they decode to. The Qwen families have 4 patches
 a token, others up to 16."""

@@ -15,17 +15,6 @@ import pyarrow.parquet as pq
 from omniprep import io
 from omniprep.errors import DamagedDataError, OmniprepError
 
-__all__ = [
-    "INDEX_SCHEMA",
-    "ROWS_SCHEMA",
-    "BatchEntry",
-    "IndexEntry",
-    "read_index",
-    "read_rows",
-    "write_index",
-    "write_rows",
-]
-
 INDEX_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),

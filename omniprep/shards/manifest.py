@@ -20,8 +20,6 @@ from omniprep.shards.names import is_shard_path
 from omniprep.shards.schema import FORMAT
 from omniprep.shards.typed import parse_json, typed_record
 
-__all__ = ["Counts", "InputEntry", "Manifest", "RowCounts", "ShardEntry", "parse_manifest", "read_manifest"]
-
 MOST_BYTES = 256 << 20
 """A manifest of a million inputs has 100 MB; a larger one is not read into memory."""
 _ROWS_WITH = "rows_with_"

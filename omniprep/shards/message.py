@@ -12,8 +12,6 @@ import pyarrow as pa
 
 from omniprep.errors import DamagedDataError
 
-__all__ = ["read_batch"]
-
 _HEADER_TYPE, _HEADER = 1, 2  # fields of table Message
 _RECORD_BATCH = 3  # of union MessageHeader
 _COMPRESSION = 3  # field of table RecordBatch

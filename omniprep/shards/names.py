@@ -10,8 +10,6 @@ from pathlib import Path
 
 from omniprep.errors import OmniprepError
 
-__all__ = ["DATASET_FILES", "is_dataset_file", "is_shard_path", "refuse_linked_folders"]
-
 DATASET_FILES = ("index.parquet", "rows.parquet", "rejected.jsonl", "report.html", "manifest.json")
 """The files beside the shards, in the order in which they are written and sent: the manifest last."""
 # A number of five digits or more, then optionally a word that identifies the run that wrote the shard.

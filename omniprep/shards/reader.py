@@ -25,8 +25,6 @@ from omniprep.shards.content import check_media, check_rows, item_sizes
 from omniprep.shards.message import read_batch
 from omniprep.shards.schema import Column, Layout, storage_dtype
 
-__all__ = ["BufferPool", "ShardReader", "decode", "read_schema"]
-
 _OPEN_FILES = 64
 _KEPT_BUFFERS = 8
 _SCHEMA_BYTES = 64 << 10

@@ -19,18 +19,6 @@ import pyarrow as pa
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.typed import parse_json, shown, typed_record
 
-__all__ = [
-    "DEFAULTS",
-    "FORMAT",
-    "METADATA_KEY",
-    "Bin",
-    "Column",
-    "Layout",
-    "arrow_schema",
-    "read_layout",
-    "storage_dtype",
-]
-
 FORMAT = 1
 METADATA_KEY = b"omniprep"
 DEFAULTS = {"merge_size": 2, "frames_per_second": 100}

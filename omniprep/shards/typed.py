@@ -12,8 +12,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from omniprep.errors import DamagedDataError, UsageError
 
-__all__ = ["parse_json", "parse_yaml", "shown", "typed_record"]
-
 MOST = 1 << 63
 """Integers are below this, as in the tables beside the manifest: larger ones would overflow where they are used."""
 Record = TypeVar("Record")

@@ -24,8 +24,6 @@ from omniprep.shards.codecs import codec_of
 from omniprep.shards.index import BatchEntry
 from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dtype
 
-__all__ = ["ShardInfo", "ShardWriter", "serialize_bin"]
-
 _MAGIC_SIZE = 8  # "ARROW1" and two zeros open an IPC file
 SYNC_BYTES = 32 << 20
 """Bytes after which the disk is told to begin writing, so that the fsync at the end has little left."""

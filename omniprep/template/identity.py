@@ -15,8 +15,6 @@ import hashlib
 import json
 from typing import Any
 
-__all__ = ["PROBE", "tokenizer_sha256"]
-
 PROBE = (
     "Hello, world! It's we'll THEY'RE I'd can't. 3.14159 1,000,000 2026-11-22T05:25 v1.2.3 0x1F  two  spaces   three\n"
     "\n\n  indented\n\ttabbed \r\nwindows\r\rlines \n \n trailing   \n"

@@ -13,8 +13,6 @@ from pathlib import Path
 from omniprep.config import refuse_undecoded
 from omniprep.errors import OmniprepError, UsageError
 
-__all__ = ["init_model"]
-
 
 def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0, plugins: tuple[str, ...] = ()) -> Path:
     """Make a small random-weight checkpoint of a family, by its `init_model` hook.

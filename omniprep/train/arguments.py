@@ -14,8 +14,6 @@ from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import deepspeed_config
 
-__all__ = ["quiet_libraries", "training_arguments"]
-
 NEVER = 1 << 40  # a number of steps that no run reaches
 
 

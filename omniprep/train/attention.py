@@ -26,8 +26,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from omniprep.errors import OmniprepError
 from omniprep.train.varlen import VarlenKernel, attend_segments
 
-__all__ = ["KERNELS", "ROWS", "VARLEN", "row_attention", "uses_borders", "varlen_attention"]
-
 ROWS = "omniprep_rows"
 VARLEN = "omniprep_flash_varlen"
 """Towers of transformers give borders to an attention whose name has "flash" in it, and loop over the others."""

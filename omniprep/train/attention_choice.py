@@ -23,8 +23,6 @@ from omniprep.errors import OmniprepError
 from omniprep.train.attention import KERNELS, ROWS, VARLEN, varlen_attention
 from omniprep.train.varlen import LARGEST_HEAD, VarlenKernel, find_kernel
 
-__all__ = ["check_attention", "choose_attention", "own_attention", "use_attention"]
-
 
 def check_attention(wanted: str, device: torch.device, *, half: bool) -> None:
     """Refuse an `--attn` that cannot run on this machine, before a model is loaded.

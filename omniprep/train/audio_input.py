@@ -13,8 +13,6 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from omniprep.data.host_numbers import AudioNumbers
 
-__all__ = ["audio_states"]
-
 
 def audio_states(core: Any, features: Tensor, mask: Tensor, numbers: AudioNumbers) -> Tensor:
     """States (audio tokens, H) of clips, end to end.

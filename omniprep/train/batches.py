@@ -23,8 +23,6 @@ from omniprep.train.prefetch import HostBatch, on_device
 from omniprep.train.stream import BinStream
 from omniprep.train.tower_numbers import TowerGeometry, bin_numbers
 
-__all__ = ["BatchLoader", "Batcher", "Bins", "forward_kwargs", "make_loader", "number_sources"]
-
 IGNORED = -100
 
 

@@ -20,16 +20,6 @@ from safetensors.torch import save_file
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.typed import parse_json
 
-__all__ = [
-    "COPIED",
-    "checkpoints",
-    "complete",
-    "last_checkpoint",
-    "read_position",
-    "source_folder",
-    "write_position",
-]
-
 POSITION = "data_state.json"
 GENERATOR = "model-generator.safetensors"
 COPIED = (

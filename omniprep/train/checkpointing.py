@@ -18,8 +18,6 @@ from omniprep.train.data import RunData
 from omniprep.train.dry_run import batch_loss
 from omniprep.train.memory import GIB, fits_without_checkpointing, heaviest_batches
 
-__all__ = ["choose_checkpointing"]
-
 
 def choose_checkpointing(trainer: Any, data: RunData, reporter: Reporter) -> None:
     """Decide what `auto` is, and set the trainer to it.

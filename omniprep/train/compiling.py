@@ -17,8 +17,6 @@ from transformers import PreTrainedModel
 from omniprep.errors import OmniprepError
 from omniprep.train.attention import KERNELS
 
-__all__ = ["compile_layers", "padded"]
-
 BACKEND = "inductor"
 _BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "row_lengths")
 

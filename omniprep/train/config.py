@@ -15,9 +15,6 @@ from typing import Any, Literal
 from omniprep.config import Switch, refuse_undecoded
 from omniprep.errors import UsageError
 
-__all__ = ["InferConfig", "TrainConfig", "parse_source"]
-
-
 SWITCHES = ("gradient_checkpointing", "liger")
 """Options of the type `Switch`; train_config.yaml of earlier runs has true and false for them, as may callers."""
 

@@ -7,8 +7,6 @@ from transformers import TrainerCallback
 
 from omniprep.progress import Reporter
 
-__all__ = ["ConsoleCallback", "log_line"]
-
 
 def log_line(step: int, total: int, logs: dict[str, float]) -> str:
     """One line for a log entry, such as "step 10/200  loss 1.234  lr 1.0e-05  …"."""

@@ -17,8 +17,6 @@ from omniprep.train.checkpoint import read_position
 from omniprep.train.config import TrainConfig, parse_source
 from omniprep.train.stream import BinStream, Mixture
 
-__all__ = ["RunData", "open_datasets", "prepare_data", "step_of"]
-
 SPLIT_SEED = 20  # the evaluation split must not move when --seed does
 
 

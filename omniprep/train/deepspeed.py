@@ -17,8 +17,6 @@ from transformers.core_model_loading import PrefixChange
 
 from omniprep.errors import OmniprepError
 
-__all__ = ["PRESETS", "deepspeed_config", "gathered", "is_shared_out", "keep_names", "numel"]
-
 PRESETS = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 _BUCKET = 200_000_000
 _AUTO = {

@@ -40,8 +40,6 @@ from omniprep.train.memory import (
 )
 from omniprep.train.stream import BinStream
 
-__all__ = ["dry_run", "measure_run"]
-
 SHORTEST = 1024
 """Tokens; no batch shorter than this is tried where the whole ones do not fit."""
 

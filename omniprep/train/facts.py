@@ -21,8 +21,6 @@ from omniprep.families.checkpoint import checkpoint_file
 from omniprep.shards.manifest import TRUST_FLAGS, Manifest
 from omniprep.shards.typed import parse_json, typed_record
 
-__all__ = ["FACTS", "RowFacts", "facts_of_content", "facts_of_manifest", "one_of", "read_facts", "write_facts"]
-
 FACTS = "rows_config.json"
 FORMAT = 1
 FORBIDDEN = {f.name for f in dataclasses.fields(BuildConfig)} - {f.name for f in dataclasses.fields(RowOptions)}

@@ -18,8 +18,6 @@ from omniprep.data.host_numbers import BinNumbers
 from omniprep.train.deepspeed import numel
 from omniprep.train.freeze import Parts, under
 
-__all__ = ["StepWork"]
-
 WHISPER_STATES = 1500
 """States of a clip in an audio tower that pads every clip to 30 s (Qwen2-Audio)."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -14,8 +14,6 @@ from omniprep.train.checkpoint import COPIED, checkpoints, last_checkpoint
 from omniprep.train.config import TrainConfig, parse_source
 from omniprep.train.facts import FACTS
 
-__all__ = ["OPTIONS", "prepare_folder"]
-
 OPTIONS = "train_config.yaml"
 """Written when a run begins: a folder with it is a run's."""
 BEGUN = (OPTIONS, FACTS, "runs")

@@ -23,18 +23,6 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 
-__all__ = [
-    "Parts",
-    "compute_frozen_towers_without_gradients",
-    "freeze",
-    "keep_frozen_in_eval",
-    "keep_inputs_plain",
-    "lora_regex",
-    "module_prefix",
-    "parameter_groups",
-    "resolve_parts",
-]
-
 
 class Arch(Protocol):
     """What a family says about its modules: prefixes in the names of the checkpoint's tensors."""

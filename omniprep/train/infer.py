@@ -34,8 +34,6 @@ from omniprep.train.config import InferConfig
 from omniprep.train.facts import FACTS, RowFacts, facts_of_manifest, one_of, read_facts
 from omniprep.train.model import load_base
 
-__all__ = ["infer", "left_padded"]
-
 
 def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
     """Answer every row of the inputs, in their order.

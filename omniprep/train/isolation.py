@@ -25,8 +25,6 @@ from omniprep.data.collate import cut_row
 from omniprep.errors import OmniprepError
 from omniprep.train.attention_choice import own_attention
 
-__all__ = ["check_isolation", "check_replaced", "check_rows", "media_rows", "text_row"]
-
 SHORT = 64  # tokens of the text row where the configuration has no window
 COMPARED = 64  # positions of a row that are compared, at most: their logits are 40 MB for 152,064 words
 EAGER = 4096  # longest row that eager attention computes: its scores take 64 MB a head; SDPA makes none

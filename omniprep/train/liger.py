@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 
-__all__ = ["ROTARY_MODULES", "liger_losses", "use_liger", "uses_liger"]
-
 _TRANSFORMERS = "transformers.models"
 ROTARY_MODULES = frozenset(
     f"{_TRANSFORMERS}.{name}.modeling_{name}"

@@ -21,8 +21,6 @@ from omniprep.data.loss import CHUNK, logits_loss
 from omniprep.errors import OmniprepError
 from omniprep.train.liger import liger_losses
 
-__all__ = ["LossHead", "TokenLoss", "make_loss_head", "token_loss"]
-
 
 @dataclass
 class TokenLoss(ModelOutput):  # type: ignore[misc]

@@ -15,26 +15,6 @@ from omniprep.errors import OmniprepError
 from omniprep.train.batches import Bins
 from omniprep.train.config import TrainConfig
 
-__all__ = [
-    "GIB",
-    "OPTIMIZER_STATES",
-    "SAFE_SHARE",
-    "advise",
-    "device_bytes",
-    "explain_memory",
-    "fits_without_checkpointing",
-    "free_memory",
-    "heaviest_batches",
-    "longest_bin",
-    "memory_errors_as_one_line",
-    "passes_peak",
-    "peak_bytes",
-    "reset_peak",
-    "state_bytes",
-    "weight_bytes",
-    "what_helps",
-]
-
 GIB = 1 << 30
 SAFE_SHARE = 0.94
 """Share of the device's memory that a prediction may reach: the caching allocator loses some to fragments (2 to 4 % on

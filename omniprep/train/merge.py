@@ -9,8 +9,6 @@ from omniprep.errors import OmniprepError
 from omniprep.train.checkpoint import complete, source_folder
 from omniprep.train.model import load_base
 
-__all__ = ["merge_lora"]
-
 
 def merge_lora(model: str, adapter: Path, out: Path, ctx: Any, dtype: torch.dtype) -> None:
     """Write `model` with an adapter merged into its weights.

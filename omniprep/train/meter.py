@@ -14,8 +14,6 @@ import torch
 
 from omniprep.train.flops import StepWork
 
-__all__ = ["Meter"]
-
 # Dense bf16 peak of the devices people train on, FLOP/s (data sheets).
 PEAK = {
     "A100": 312e12,

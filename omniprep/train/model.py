@@ -31,8 +31,6 @@ from omniprep.train.loss import make_loss_head
 from omniprep.train.varlen import HALF_TYPES
 from omniprep.train.vision_text import model_class, take_plain_positions
 
-__all__ = ["add_lora", "load_base", "load_qwen2_5_omni", "load_trainable", "weights_dtype"]
-
 
 def weights_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """Type of the weights: as asked, or bfloat16 on a GPU and float32 on the CPU.

@@ -10,8 +10,6 @@ from omniprep.doctor.machine import packages
 from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 
-__all__ = ["check_packages", "require_packages"]
-
 
 def check_packages(config: TrainConfig) -> None:
     """Refuse options whose packages are not installed, or too old.

@@ -17,8 +17,6 @@ import torch
 
 from omniprep.data.host_numbers import map_leaves, map_tensors
 
-__all__ = ["DEPTH", "HostBatch", "PinnedBatch", "on_device", "prefetched"]
-
 DEPTH = 2
 ALIGNMENT = 128
 """Bytes that the tensors of a `PinnedBatch` begin at multiples of; kernels load up to 16 at once."""

@@ -15,8 +15,6 @@ from transformers import Qwen2_5OmniForConditionalGeneration as Omni
 from omniprep.errors import OmniprepError
 from omniprep.train.vision_text import Packed, prepare_core
 
-__all__ = ["Qwen2_5OmniForConditionalGeneration", "Thinker", "load_model", "load_thinker"]
-
 
 class Thinker(Packed):
     """`Packed` for a thinker under the module names of the whole model."""

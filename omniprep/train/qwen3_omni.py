@@ -12,8 +12,6 @@ from transformers import Qwen3OmniMoeForConditionalGeneration as Omni
 
 from omniprep.train.qwen2_5_omni import Thinker, load_thinker
 
-__all__ = ["Qwen3OmniMoeForConditionalGeneration", "load_model"]
-
 
 class Qwen3OmniMoeForConditionalGeneration(Thinker, Omni):  # type: ignore[misc]  # the name is kept: it is saved
     """The thinker of Qwen3-Omni under the module names of the whole model."""

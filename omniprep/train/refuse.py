@@ -8,8 +8,6 @@ from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 
-__all__ = ["check_datasets", "check_family", "check_ranks"]
-
 
 def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
     """Refuse datasets that the model would silently learn nonsense from.

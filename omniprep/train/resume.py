@@ -16,8 +16,6 @@ from omniprep.errors import OmniprepError
 from omniprep.train.checkpoint import last_checkpoint, read_position
 from omniprep.train.config import TrainConfig
 
-__all__ = ["changes", "find_checkpoint", "identity"]
-
 KEPT = (
     "learning_rate", "vit_lr", "aligner_lr", "weight_decay", "adam_beta2", "optimizer", "schedule", "warmup", "lora",
     "lora_rank", "lora_alpha", "target_regex", "freeze_llm", "freeze_vit", "freeze_aligner", "weight_by",

@@ -33,8 +33,6 @@ from omniprep.train.resume import changes, find_checkpoint, identity
 from omniprep.train.trainer import BinTrainer
 from omniprep.train.widths import pad_widths, pads_widths
 
-__all__ = ["Run", "leave_group", "prepare_run", "set_console", "train"]
-
 
 def train(config: TrainConfig, reporter: Reporter) -> Path:
     """Train, and save the model to `config.out`.

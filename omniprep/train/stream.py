@@ -21,8 +21,6 @@ from torch.utils.data import Sampler
 from omniprep.data import BinSampler
 from omniprep.packing.balance import balanced_order
 
-__all__ = ["BinStream", "Mixture"]
-
 
 @dataclass(kw_only=True)
 class Mixture:

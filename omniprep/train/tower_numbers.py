@@ -22,9 +22,6 @@ from transformers.vision_utils import (
 
 from omniprep.data.host_numbers import AudioNumbers, BinNumbers, Grid, VisionNumbers
 
-__all__ = ["TowerGeometry", "audio_numbers", "bin_numbers", "tower_geometry", "vision_numbers"]
-
-
 VISION_MODULES = frozenset(
     f"modeling_{name}"
     for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni_moe")

@@ -37,8 +37,6 @@ from omniprep.train.stream import BinStream
 from omniprep.train.vision_text import Packed
 from omniprep.train.widths import with_padded_states, without_padding
 
-__all__ = ["BinTrainer"]
-
 
 class BinTrainer(Trainer):  # type: ignore[misc]
     """Trains on `BatchLoader`'s batches.

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["HALF_TYPES", "LARGEST_HEAD", "VarlenKernel", "attend_segments", "find_kernel"]
-
 HALF_TYPES = (torch.float16, torch.bfloat16)
 """Types that the kernels compute in."""
 LARGEST_HEAD = 256

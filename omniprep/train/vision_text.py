@@ -27,16 +27,6 @@ from omniprep.train.audio_input import audio_states
 from omniprep.train.loss import TokenLoss, token_loss
 from omniprep.train.tower_numbers import TowerGeometry, audio_numbers, bin_numbers, tower_geometry, vision_numbers
 
-__all__ = [
-    "Packed",
-    "keep_borders",
-    "load_model",
-    "model_class",
-    "prepare_core",
-    "refuse_arguments",
-    "take_plain_positions",
-]
-
 _BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "row_lengths", "use_cache")
 
 

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-__all__ = ["pad_widths", "pads_widths", "with_padded_states", "without_padding"]
-
 PADDED_DEVICES = ("cuda",)
 """Where widths are padded: elsewhere nothing would be gained."""
 MULTIPLE = 8

@@ -28,8 +28,6 @@ from omniprep.rows.inputs import find_inputs
 from omniprep.rows.sources import RawRow, Split, find_splits, numbered
 from omniprep.shards.manifest import TRUST_FLAGS
 
-__all__ = ["SampleCheck", "check_sample"]
-
 _ELSEWHERE = {
     RejectCode.MEDIA_NOT_FOUND,
     RejectCode.MEDIA_OUTSIDE_ROOT,

@@ -24,8 +24,6 @@ from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.rows.longline import parse_line
 from omniprep.shards.reader import decode
 
-__all__ = ["check_rows", "check_shards"]
-
 CHUNK = 8 << 20
 
 

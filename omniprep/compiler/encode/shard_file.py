@@ -16,8 +16,6 @@ from omniprep.shards.index import BatchEntry
 from omniprep.shards.schema import Bin
 from omniprep.shards.writer import ShardWriter
 
-__all__ = ["ShardFile", "UnwritableBinError"]
-
 BEHIND_BYTES = 64 << 20
 """Most media bytes of an unwritten bin before the encoder blocks; so memory stays bounded."""
 

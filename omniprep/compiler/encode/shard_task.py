@@ -24,8 +24,6 @@ from omniprep.families.errors import FamilyError
 from omniprep.shards.schema import Bin
 from omniprep.shards.writer import serialize_bin
 
-__all__ = ["EncodeTask"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeTask(ShardTask):

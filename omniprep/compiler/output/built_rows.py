@@ -27,8 +27,6 @@ from omniprep.media.video import backend
 from omniprep.rows.sources import Split, fingerprint, read_split
 from omniprep.shards.schema import FORMAT
 
-__all__ = ["Planned", "describe_inputs", "lines_before"]
-
 
 @dataclass(slots=True)
 class Planned:

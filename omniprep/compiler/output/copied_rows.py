@@ -30,8 +30,6 @@ from omniprep.shards.content import item_sizes
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin
 
-__all__ = ["Chosen", "CopiedRows", "RowReader"]
-
 KEPT_BYTES = 1 << 30
 MAPPED_SHARDS = 256
 

@@ -25,8 +25,6 @@ from omniprep import io
 from omniprep.compiler.output.holder import LEASE, read_holder
 from omniprep.errors import OmniprepError
 
-__all__ = ["RUN", "Fence", "LostLeaseError"]
-
 RUN = re.compile(r"run-[0-9a-f]{32}\.tmp")
 """Name of a run's own folder."""
 CLOSE_TRIES = 100

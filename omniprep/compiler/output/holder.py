@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from omniprep import io
 
-__all__ = ["LEASE", "Holder", "parse", "read_holder"]
-
 LEASE = "lease.json"
 MOST_BYTES = 1 << 16
 """A longer file is no lease."""

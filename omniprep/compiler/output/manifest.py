@@ -225,15 +225,3 @@ def index_entries(
                 )
             )
     return entries
-
-
-__all__ = [
-    "Origin",
-    "count",
-    "fill",
-    "finish",
-    "index_entries",
-    "note_columns",
-    "row_offsets",
-    "versions",
-]

@@ -12,20 +12,6 @@ from omniprep.compiler.output.holder import LEASE
 from omniprep.errors import DamagedDataError, OmniprepError, UsageError
 from omniprep.shards.typed import parse_json
 
-__all__ = [
-    "FOLDERS",
-    "OWN",
-    "RESULTS",
-    "STATE",
-    "is_inside",
-    "refuse_foreign",
-    "refuse_overlap",
-    "remove_own",
-    "remove_results",
-    "stale_objects",
-    "sweep",
-]
-
 FOLDERS = ("receipts", "shards", "plan")
 RESULTS = ("manifest.json", "index.parquet", "rows.parquet", "rejected.jsonl", "report.html")
 _TAG = r"(?P<tag>-[0-9a-f]{8})?"

@@ -2,8 +2,6 @@
 
 from omniprep import io
 
-__all__ = ["of_generation", "plan_path", "receipt_path", "shard_name"]
-
 
 def of_generation(stem: str, generation: str, suffix: str) -> str:
     """Name of a file of a generation (compiler/output/folder.py); that of the first, and of local folders, is ""."""

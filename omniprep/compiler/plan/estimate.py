@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from omniprep.compiler.output.built_rows import Planned
     from omniprep.config import BuildConfig
 
-__all__ = ["Estimate", "estimate"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:

@@ -24,8 +24,6 @@ from omniprep.shards.writer import ShardWriter
 if TYPE_CHECKING:
     from omniprep.compiler.output.built_rows import Planned
 
-__all__ = ["measure"]
-
 ROWS, SECONDS = 12, 6.0
 
 

@@ -347,6 +347,3 @@ def label_turn_ends(ids: Ids, weights: NDArray[np.float32], suffix: list[int]) -
             answer_end = border
         elif answer_end > 0 and ids[answer_end:border][: len(suffix)].tolist() == suffix:
             weights[answer_end : answer_end + len(suffix)] = 1.0
-
-
-__all__ = ["PlannedRow", "plan_rows", "unexpected"]

@@ -26,8 +26,6 @@ from omniprep.media.fetch import MediaRoots
 from omniprep.rows.columns import columns_of_row, parse_columns
 from omniprep.rows.sources import RawRow, Split, read_split
 
-__all__ = ["PlanTask", "merge_unread", "rejected_json", "row_chunks"]
-
 CHUNK_ROWS, CHUNK_BYTES = 256, 8 << 20
 
 

@@ -12,8 +12,6 @@ from omniprep.rows.literal import json_text, parse_json
 from omniprep.rows.normalize import Row
 from omniprep.template.agent import parse_tools
 
-__all__ = ["check_text", "check_unicode"]
-
 
 @dataclass(frozen=True, slots=True)
 class _TypedTokens:

@@ -16,8 +16,6 @@ from omniprep.compiler.run.workers import run_tasks
 from omniprep.families.errors import FamilyError
 from omniprep.progress import Reporter
 
-__all__ = ["Stage"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:

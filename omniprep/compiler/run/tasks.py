@@ -17,8 +17,6 @@ from omniprep.compiler.output.fence import Fence
 from omniprep.compiler.output.paths import receipt_path, shard_name
 from omniprep.shards.typed import parse_json
 
-__all__ = ["Receipt", "RejectedRow", "RowPosition", "ShardTask", "Task", "read_receipt"]
-
 Receipt = dict[str, Any]
 RowPosition = int | tuple[int, int]
 """A row by its number in rows.parquet, or by its split and its line there, from 0."""

@@ -24,8 +24,6 @@ from omniprep.families.qwen.vision import (
     smart_resize,
 )
 
-__all__ = ["Agreement", "compare_with_qwen_omni_utils"]
-
 SIDES = (1, 3, 20, 27, 28, 29, 56, 97, 224, 300, 448, 719, 1013, 1280, 1920, 4096)
 # Least and most tokens of a picture: the defaults of images and of frames, and some that people set.
 TOKENS = ((4, 16384), (128, 768), (1, 4), (4, 256), (256, 1280), (16, 64))

@@ -16,8 +16,6 @@ from omniprep.errors import DamagedDataError
 from omniprep.shards.codecs.picture import PictureShape, pictures_of_item, pictures_of_items
 from omniprep.shards.schema import Column
 
-__all__ = ["PictureCodec", "PixelCodec"]
-
 _COUNT = struct.Struct("<I")
 _ENTRY = struct.Struct("<III")
 

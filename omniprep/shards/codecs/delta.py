@@ -18,8 +18,6 @@ from omniprep.shards.codecs.picture import PictureShape
 if TYPE_CHECKING:
     import zstandard
 
-__all__ = ["Codec"]
-
 
 class Codec(PictureCodec):
     """Planes (R-G, G, B-G) mod 256, gradient residuals, one zstd frame a picture."""

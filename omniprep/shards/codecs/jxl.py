@@ -8,8 +8,6 @@ from omniprep.errors import OmniprepError, UsageError
 from omniprep.shards.codecs import webp
 from omniprep.shards.codecs.picture import PictureShape
 
-__all__ = ["Codec"]
-
 
 class Codec(webp.Codec):
     """Frames of a picture below each other, as one lossless JPEG XL."""

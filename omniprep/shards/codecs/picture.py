@@ -12,8 +12,6 @@ import numpy as np
 
 from omniprep.shards.schema import DEFAULTS, Column
 
-__all__ = ["PictureShape", "pictures_of_item", "pictures_of_items"]
-
 
 @dataclass(frozen=True, slots=True)
 class PictureShape:

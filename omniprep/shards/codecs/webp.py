@@ -11,8 +11,6 @@ from omniprep.media.guard import raised_by_library, said
 from omniprep.shards.codecs.base import PictureCodec
 from omniprep.shards.codecs.picture import PictureShape
 
-__all__ = ["Codec"]
-
 
 class Codec(PictureCodec):
     """Frames of a picture below each other, as one lossless WebP."""
