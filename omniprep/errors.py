@@ -29,12 +29,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def unforeseen(where: str, error: BaseException) -> OmniprepError:
-    """One line for an exception that nothing expects: its type and text, and the line of code that it comes from.
-
-    Args:
-        where: What was being worked on.
-        error: The exception.
-    """
+    """One line for an exception that nothing expects: its type and text, and the line of code that it comes from."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

@@ -40,16 +40,9 @@ EXAMPLES = 3
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @options_of(BuildConfig, skip=("inputs",))
 @click.option(
-    "--compare",
-    multiple=True,
-    metavar="OPTION=VALUE",
-    help="Also plan with this option, side by side; repeatable.",
+    "--compare", multiple=True, metavar="OPTION=VALUE", help="Also plan with this option, side by side; repeatable."
 )
-@click.option(
-    "--measure",
-    is_flag=True,
-    help="Encode some rows of each kind, to time the build on this machine.",
-)
+@click.option("--measure", is_flag=True, help="Encode some rows of each kind, to time the build on this machine.")
 @QUIET
 def plan(
     inputs: tuple[str, ...], config: str | None, compare: tuple[str, ...], measure: bool, quiet: bool, **given: Any

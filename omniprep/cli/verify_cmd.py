@@ -11,9 +11,7 @@ from omniprep.printable import say
 
 
 @click.command(
-    name="verify",
-    cls=Command,
-    examples=("omniprep verify packed/", "omniprep verify packed/ --deep --sample 200"),
+    name="verify", cls=Command, examples=("omniprep verify packed/", "omniprep verify packed/ --deep --sample 200")
 )
 @click.argument("dataset")
 @click.option("--deep", is_flag=True, help="Also encode a sample of rows again and compare.")

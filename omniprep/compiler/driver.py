@@ -9,13 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from omniprep import io
-from omniprep.compiler.output.folder import (
-    BuildIdentity,
-    finished,
-    generation_of,
-    os_errors_as_one_line,
-    prepare,
-)
+from omniprep.compiler.output.folder import BuildIdentity, finished, generation_of, os_errors_as_one_line, prepare
 from omniprep.compiler.output.holder import LEASE
 from omniprep.compiler.output.lease import Lease, hold
 from omniprep.compiler.output.ownfiles import stale_objects, sweep

@@ -229,10 +229,7 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     table = chosen.table
     lengths = table["length"].fill_null(0).to_numpy().astype(np.int32)
     codes = np.array(table["code"].to_pylist(), object)
-    for limit, code in (
-        (config.row_limit, RejectCode.ROW_TOO_LONG),
-        (config.bin_length, RejectCode.ROW_EXCEEDS_BIN),
-    ):
+    for limit, code in ((config.row_limit, RejectCode.ROW_TOO_LONG), (config.bin_length, RejectCode.ROW_EXCEEDS_BIN)):
         long = lengths > limit
         codes[long], lengths[long] = str(code), 0
     facts: dict[str, Any] = {"length": lengths, "code": codes}

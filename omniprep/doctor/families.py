@@ -49,12 +49,7 @@ def small_checkpoint(record: FamilyRecord, folder: Path) -> Path | None:
 
 
 def try_family(ctx: FamilyContext, folder: Path) -> list[Trial]:
-    """Dummy rows of one item of each modality, and of all together, through counter, decoder, mapper and expansion.
-
-    Args:
-        ctx: The family on a checkpoint.
-        folder: Where the media files may be written.
-    """
+    """Dummy rows of one item of each modality, and of all together, through counter, decoder, mapper and expansion."""
     trials = []
     for counts in [*({modality: 1} for modality in ctx.modalities), dict.fromkeys(ctx.modalities, 1)]:
         name = " + ".join(counts)

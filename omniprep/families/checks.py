@@ -23,10 +23,6 @@ from omniprep.modalities import MODALITIES
 def no_stop_iteration(family: str, method: str) -> Iterator[None]:
     """Turn StopIteration, which a loop around the block would take for its end, into an error.
 
-    Args:
-        family: Name of the family.
-        method: What the block calls, in words.
-
     Raises:
         CallbackError: In the place of StopIteration.
     """
@@ -81,15 +77,7 @@ def check_declared(family: str, limits: Mapping[str, Any], fields: Mapping[str, 
 def check_support(
     family: str, modality: str, missing: Mapping[str, str], placeholders: Mapping[str, str], fields: Mapping[str, Field]
 ) -> None:
-    """Raise MissingRegistrationError where a modality that `limits` names lacks something.
-
-    Args:
-        family: Name of the family.
-        modality: The modality.
-        missing: Decorators of methods that the family lacks, and what they register.
-        placeholders: Of the family.
-        fields: Of the family.
-    """
+    """Raise MissingRegistrationError where a modality that `limits` names lacks something."""
     for decorator, purpose in missing.items():
         raise MissingRegistrationError(
             f"family {family!r} supports {modality} but registers no {purpose} for it; add "

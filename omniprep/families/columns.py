@@ -17,14 +17,7 @@ def shard_columns(
     map_item: Callable[[str, Decoded], dict[str, Array]],
     family: Any,
 ) -> tuple[Column, ...]:
-    """The columns of the modalities that a family supports, in the order of `fields`.
-
-    Args:
-        fields: Of the family.
-        modalities: That it supports.
-        map_item: Maps a decoded item of a modality.
-        family: What a field's function `params` gets.
-    """
+    """The columns of the modalities that a family supports, in the order of `fields`."""
     learned: dict[str, Array] = {}
     columns = []
     for name, entry in fields.items():

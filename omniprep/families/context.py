@@ -58,10 +58,6 @@ def resolve_family(
     given = tuple(sorted((name, value) for name, value in (options or {}).items() if value is not None))
     return resolve(
         FamilySpec(
-            model=model,
-            family=family,
-            plugins=tuple(plugins),
-            options=given,
-            trust_remote_code=trust_remote_code,
+            model=model, family=family, plugins=tuple(plugins), options=given, trust_remote_code=trust_remote_code
         )
     )

@@ -11,12 +11,7 @@ from typing import Any
 
 
 class ModalityMethod:
-    """A method whose first argument is a modality, written by decorators.
-
-    Args:
-        owner: The class that has the method.
-        name: Of the method.
-    """
+    """A method whose first argument is a modality, written by decorators."""
 
     def __init__(self, owner: type, name: str) -> None:
         self.owner, self.name = owner, name

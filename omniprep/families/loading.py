@@ -26,10 +26,6 @@ _loaded: dict[str, str] = {}
 def load_families(plugins: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> None:
     """Import the built-in families, the entry points of installed packages (omniprep.families), and plug-in files.
 
-    Args:
-        plugins: Paths of the plug-in files.
-        sources: Their texts, where the caller has them.
-
     Raises:
         PluginImportError: A plug-in file is absent or fails; the message has its own error.
     """
@@ -74,11 +70,6 @@ def plugin_texts(plugins: tuple[str, ...]) -> tuple[str, ...]:
 
 def named_function(family: str, attribute: str, hook: Any) -> Callable[..., Any]:
     """The function that a family names in `load_model` or `init_model`.
-
-    Args:
-        family: Name of the family, for the message.
-        attribute: Which of the two.
-        hook: "module:function", or the function itself.
 
     Raises:
         UnknownFunctionError: There is no such function.

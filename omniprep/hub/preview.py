@@ -42,10 +42,7 @@ _FEATURES = {
     "tokens": {"dtype": "int64", "_type": "Value"},
     "trained": {"dtype": "int64", "_type": "Value"},
     "messages": {
-        "feature": {
-            "role": {"dtype": "string", "_type": "Value"},
-            "content": {"dtype": "string", "_type": "Value"},
-        },
+        "feature": {"role": {"dtype": "string", "_type": "Value"}, "content": {"dtype": "string", "_type": "Value"}},
         "_type": "List",
     },
     "thumbnail": {"_type": "Image"},

@@ -26,11 +26,6 @@ from omniprep.shards.manifest import InputEntry, Manifest
 def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
     """The checkpoint to read a dataset's tokens with: the one that the user named, else the build's, never downloaded.
 
-    Args:
-        given: Value of --model, if any.
-        manifest: Of the dataset.
-        uri: Of the dataset, for messages.
-
     Returns:
         `given`, or a folder on this machine.
 

@@ -36,12 +36,6 @@ def mark_of(fs: Any, path: str) -> str | None:
 def create(fs: Any, path: str, spool: BinaryIO, length: int) -> None:
     """Write an object that is not there.
 
-    Args:
-        fs: An fsspec filesystem.
-        path: In it.
-        spool: The content, from its start.
-        length: Bytes of it.
-
     Raises:
         RefusedError: There is an object of that name.
     """
@@ -51,8 +45,7 @@ def create(fs: Any, path: str, spool: BinaryIO, length: int) -> None:
         _send(fs, path, spool, length, "overwrite", {})
         return
     _conditionally(
-        lambda: _send(fs, path, spool, length, "create", {}),
-        lambda: _send(fs, path, spool, length, "overwrite", {}),
+        lambda: _send(fs, path, spool, length, "create", {}), lambda: _send(fs, path, spool, length, "overwrite", {})
     )
 
 
@@ -84,10 +77,7 @@ def remove(fs: Any, path: str, mark: str) -> None:
         fs.rm(path)
         return
     bucket, key, _ = fs.split_path(path)
-    _conditionally(
-        lambda: fs.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=mark),
-        lambda: fs.rm(path),
-    )
+    _conditionally(lambda: fs.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=mark), lambda: fs.rm(path))
     fs.invalidate_cache(path)
 
 

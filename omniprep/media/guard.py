@@ -32,10 +32,6 @@ _PLAIN_TEXTS = {
 def library_faults(label: str, code: RejectCode) -> Iterator[None]:
     """Turn what a media library raises in the block into a reject.
 
-    Args:
-        label: The file's name in messages.
-        code: Code of the reject.
-
     Raises:
         Reject: With `code`.
     """

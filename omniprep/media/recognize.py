@@ -95,13 +95,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def unreadable(head: bytes, kind: str, detail: str = "") -> str:
-    """The message for a file that cannot be read as the kind of media that the row names it for.
-
-    Args:
-        head: Its first bytes.
-        kind: "an image", "audio" or "a video".
-        detail: The library's message, if it has one.
-    """
+    """The message for a file that cannot be read as the kind of media that the row names it for."""
     description, reason = describe(head), f" ({detail})" if detail else ""
     if description is None:
         return f"not {kind} that can be read{reason}" + (_PICTURES if kind == "an image" and not reason else "")

@@ -27,13 +27,7 @@ SHOWN_BINS = 8
 
 
 def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = SHOWN_BINS) -> dict[str, Any]:
-    """All that the page shows, as JSON types.
-
-    Args:
-        dataset: A finished dataset.
-        vocabulary: Decodes the tokens; without one the page shows their ids.
-        shown: How many bins to show in full.
-    """
+    """All that the page shows, as JSON types."""
     manifest, has_bins = dataset.manifest, len(dataset) > 0
     sizes = scan(dataset, vocabulary) if has_bins else None
     if sizes is not None:

@@ -212,12 +212,7 @@ def _kind_of_column(name: str, value: Any) -> str:
 
 
 def unread_columns(row: Mapping[str, Any], read: Collection[str]) -> dict[str, str]:
-    """Columns with media that are not read, each with the --columns value that would read it ("" where none does).
-
-    Args:
-        row: The row with standard names.
-        read: Media columns that have items: images, audios, videos.
-    """
+    """Columns with media that are not read, each with the --columns value that would read it ("" where none does)."""
     unread = {}
     for name, value in row.items():
         if not isinstance(name, str) or name.lower() in _TEXT_COLUMNS or not (kind := _kind_of_column(name, value)):

@@ -16,10 +16,6 @@ def parse_line(text: bytes, loads: Callable[[str], Any] = json.loads) -> Any:
     A long line is not decoded whole, which could take four bytes a character: its base64 strings are replaced by marks
     and put back into the result. Bytes are not passed to json.loads, which would guess their encoding.
 
-    Args:
-        text: The line.
-        loads: Parser of JSON text.
-
     Raises:
         ValueError: It is not UTF-8, or not JSON.
     """

@@ -151,10 +151,6 @@ def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
 
     In both, `config` holds only the options of `RowOptions`, and `needed_flags` the names of the flags of `Trust` that
     the build was given.
-
-    Args:
-        content: The parsed JSON.
-        where: Name of the file, for messages.
     """
     if not isinstance(content, dict):
         raise DamagedDataError(f"{where}: expected an object")

@@ -190,10 +190,6 @@ def arrow_schema(
 def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
     """The layout that a shard's schema declares.
 
-    Args:
-        schema: Schema with the metadata that `arrow_schema` wrote.
-        name: The file, for messages.
-
     Raises:
         OmniprepError: Not an omniprep shard, or one of a newer format.
         DamagedDataError: What it declares is not of this form, or its columns are others than it declares.

@@ -38,12 +38,7 @@ class ShardInfo:
 
 
 class ShardWriter:
-    """Context manager that writes one shard; see the module.
-
-    Args:
-        uri: Path or fsspec URI of the shard.
-        schema: From `arrow_schema`.
-    """
+    """Context manager that writes one shard; see the module."""
 
     def __init__(self, uri: str, schema: pa.Schema) -> None:
         self._schema = schema

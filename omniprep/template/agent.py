@@ -100,10 +100,6 @@ def _describe(tool: dict[str, Any]) -> tuple[Any, str]:
 def format_tool_calls(contents: list[str], style: str = "hermes") -> str:
     """Write a run of tool_call messages as one assistant text.
 
-    Args:
-        contents: JSON text of each call.
-        style: One of FORMATS.
-
     Raises:
         Reject: bad_tools.
     """

@@ -30,11 +30,7 @@ PROBE = (
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """Hash of what a fast tokenizer does.
-
-    Args:
-        tokenizer: A `tokenizers.Tokenizer`.
-    """
+    """Hash of what a fast tokenizer does."""
     digest = hashlib.sha256()
     state: bytes = tokenizer.model.__getstate__()
     # {"type": "BPE", …, "vocab": {…}, "merges": […]}: the settings before the vocabulary are left out, since newer

@@ -82,11 +82,7 @@ def _word_pattern(letters: str, numbers: str, spaces: str) -> re.Pattern[str]:
 
 
 def is_supported_tokenizer(backend: Any) -> bool:
-    """Whether a tokenizer has the normalizer, pattern and model for which this module is exact.
-
-    Args:
-        backend: A tokenizers.Tokenizer.
-    """
+    """Whether a tokenizer has the normalizer, pattern and model for which this module is exact."""
     try:
         normalizer, cutter = (json.loads(part.__getstate__()) for part in (backend.normalizer, backend.pre_tokenizer))
     except (AttributeError, TypeError, ValueError):

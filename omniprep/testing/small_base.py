@@ -134,12 +134,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_checkpoint(
-    path: Path,
-    seed: int,
-    config: dict[str, Any],
-    preprocessor: dict[str, Any],
-    tokens: AddedTokens,
-    template: str,
+    path: Path, seed: int, config: dict[str, Any], preprocessor: dict[str, Any], tokens: AddedTokens, template: str
 ) -> None:
     """All files of a checkpoint, with random weights.
 

@@ -131,19 +131,7 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention of each row of a bin alone, by SDPA; arguments, result and errors as `varlen_attention`.
 
-    Args:
-        module: The attention layer.
-        query: (1, heads, L, d).
-        key: (1, key heads, L, d); with fewer heads than queries they are shared.
-        value: As key.
-        attention_mask: What `row_mask` gave: None, or a window.
-        dropout: Probability of dropping a weight.
-        scaling: Factor of the scores (default 1/sqrt(d)).
-        is_causal: Must not be False (default: as the layer says).
-        sliding_window: Tokens that a token sees, itself included (default: all before it).
-        cu_seq_lens_q: int32 (R+1) row borders.
-        row_lengths: The same as R host integers, where the caller has them (saves a device wait in every layer).
-        others: What else the layer names; refused unless it is None, False or `NEUTRAL`.
+    `row_lengths` are the borders as host integers, where the caller has them: that saves a device wait in every layer.
     """
     window = common_window(module, attention_mask, sliding_window, others, "sdpa")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):

@@ -120,11 +120,6 @@ def use_attention(model: PreTrainedModel, name: str, towers: Iterable[str] = ())
 
     The model must have been loaded with transformers' sdpa (or eager): towers that do not give borders to their
     attention keep that.
-
-    Args:
-        model: The model.
-        name: As `choose_attention` gives it.
-        towers: Prefixes of its vision and audio towers.
     """
     text = model.config.get_text_config()
     if next(model.parameters()).is_cuda or torch.cuda.is_available():

@@ -15,14 +15,7 @@ from omniprep.data.host_numbers import AudioNumbers
 
 
 def audio_states(core: Any, features: Tensor, mask: Tensor, numbers: AudioNumbers) -> Tensor:
-    """States (audio tokens, H) of clips, end to end.
-
-    Args:
-        core: Holds the tower, and the projector of Qwen2-Audio.
-        features: (clips, mel bins, T) spectrograms.
-        mask: int64 (clips, T), 1 where a frame counts.
-        numbers: Of these clips.
-    """
+    """States (audio tokens, H) of clips, end to end."""
     tower = core.audio_tower
     features = features.to(tower.dtype)
     if numbers.output_index is None:
@@ -46,10 +39,6 @@ def clip_mask(tower: Any, mask: Tensor) -> Tensor | None:
     """The mask of Qwen2-Audio's tower, by which no state sees those after a clip's end.
 
     Source: transformers 5.23, modeling_qwen2_audio.Qwen2AudioModel.forward.
-
-    Args:
-        tower: Its attention implementation is read.
-        mask: int64 (clips, T).
     """
     states = (mask.sum(-1, keepdim=True) - 1) // 2 + 1  # after the convolution of stride 2
     length = (mask.shape[1] - 2) // 2 + 1

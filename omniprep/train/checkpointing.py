@@ -20,13 +20,7 @@ from omniprep.train.memory import GIB, fits_without_checkpointing, heaviest_batc
 
 
 def choose_checkpointing(trainer: Any, data: RunData, reporter: Reporter) -> None:
-    """Decide what `auto` is, and set the trainer to it.
-
-    Args:
-        trainer: A `BinTrainer` before its first step.
-        data: What it reads.
-        reporter: Where the decision goes.
-    """
+    """Decide what `auto` is, and set the trainer to it."""
     config: TrainConfig = trainer.config
     if config.gradient_checkpointing != "auto":
         return

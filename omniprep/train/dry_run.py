@@ -71,11 +71,7 @@ class RepeatedBatches(BinStream):
 
 
 class StepClock(TrainerCallback):  # type: ignore[misc]
-    """Seconds of each step, the device's work included.
-
-    Args:
-        device: Where the steps are computed.
-    """
+    """Seconds of each step, the device's work included."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds, self.began = device, list[float](), 0.0
@@ -118,11 +114,6 @@ class Measured:
 
 def dry_run(config: TrainConfig, reporter: Reporter, prepare: Callable[..., Any]) -> Path:
     """Take a few steps on the heaviest batches, and report.
-
-    Args:
-        config: The run's options.
-        reporter: Where the report goes.
-        prepare: `run.prepare_run`.
 
     Returns:
         `config.out`, untouched.
@@ -172,9 +163,6 @@ def heavy_data(data: RunData) -> RunData:
 def measure_run(run: Any) -> Measured:
     """Take all steps of a run.
 
-    Args:
-        run: From `prepare_run`.
-
     Raises:
         torch.OutOfMemoryError: They do not fit.
     """
@@ -187,10 +175,7 @@ def measure_run(run: Any) -> Measured:
     tokens = max(sum(int(run.data.bins[i]["cu_seqlens"][-1]) for i in batch) for batch in run.data.stream.batches)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Measured(
-        peak=int(trainer.accelerator.gather(peak).max()),
-        tokens=tokens,
-        seconds=max(clock.seconds[1:]),
-        loss=losses[0],
+        peak=int(trainer.accelerator.gather(peak).max()), tokens=tokens, seconds=max(clock.seconds[1:]), loss=losses[0]
     )
 
 

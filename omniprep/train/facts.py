@@ -46,12 +46,7 @@ class RowFacts:
 
 
 def facts_of_manifest(uri: str, manifest: Manifest) -> RowFacts:
-    """The facts of a dataset.
-
-    Args:
-        uri: Its folder.
-        manifest: Of it.
-    """
+    """The facts of a dataset."""
     name = Path(io.local_path(uri)).resolve().name if io.is_local(uri) else uri
     family = manifest.config.family or manifest.family or None
     options = dataclasses.replace(manifest.config, family=family)
@@ -74,9 +69,6 @@ def write_facts(folder: Path, facts: Sequence[RowFacts]) -> None:
 
 def read_facts(model: str) -> list[RowFacts] | None:
     """What a model says about its rows; None where it is no run of `omniprep train`.
-
-    Args:
-        model: Folder or Hub name.
 
     Raises:
         OmniprepError: It is a run that keeps nothing about its rows, or its file is damaged.

@@ -71,12 +71,7 @@ class Tower:
 
 
 class StepWork:
-    """Counts the operations of batches.
-
-    Args:
-        model: The model without PEFT's wrapper; it is settled what trains.
-        parts: Its module prefixes.
-    """
+    """Counts the operations of batches."""
 
     def __init__(self, model: Any, parts: Parts) -> None:
         text = model.config.get_text_config()

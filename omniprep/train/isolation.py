@@ -97,12 +97,6 @@ def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
 def check_replaced(model: Any, rows: Mapping[str, Row], replace: Callable[[], object], option: str) -> None:
     """Replace parts of a model by kernels that compute the same, and see that they do.
 
-    Args:
-        model: As in `check_isolation`.
-        rows: As in `check_rows`.
-        replace: Replaces them.
-        option: What asks for it, for the message.
-
     Raises:
         OmniprepError: The logits of a row differ by more than rounding.
     """

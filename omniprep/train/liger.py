@@ -43,10 +43,6 @@ def uses_liger(config: TrainConfig, device: torch.device) -> bool:
 def use_liger(model: nn.Module, *, required: bool = True) -> int:
     """Replace the forward pass of every RMS norm and SwiGLU layer, and rotary embeddings; the number of modules.
 
-    Args:
-        model: The model.
-        required: Whether a model without such parts is refused.
-
     Raises:
         OmniprepError: The model has none, and must.
     """
@@ -96,12 +92,7 @@ def use_liger_rotary(modules: Iterable[str]) -> None:
 
 
 class GpuFunction:
-    """A function that has a kernel for tensors on a GPU.
-
-    Args:
-        plain: Computes on any device.
-        kernel: Takes the same arguments.
-    """
+    """A function that has a kernel for tensors on a GPU."""
 
     def __init__(self, plain: Callable[..., Any], kernel: Callable[..., Any]) -> None:
         self.plain, self.kernel = plain, kernel

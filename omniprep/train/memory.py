@@ -63,12 +63,7 @@ def free_memory() -> None:
 
 
 def state_bytes(model: torch.nn.Module, optimizer: str) -> int:
-    """Bytes that an optimizer will keep for the weights that train; of one that is not known, what AdamW keeps.
-
-    Args:
-        model: Its parameters that require gradients train.
-        optimizer: Its transformers name, such as adamw_torch_fused.
-    """
+    """Bytes that an optimizer will keep for the weights that train; of one that is not known, what AdamW keeps."""
     states = OPTIMIZER_STATES.get(optimizer.split("_")[0], 2)
     return states * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
@@ -149,15 +144,7 @@ def longest_bin(peak: int, fixed: int, tokens: int, capacity: int) -> int:
 
 
 def advise(config: TrainConfig, model: torch.nn.Module, peak: int, tokens: int, capacity: int) -> list[str]:
-    """What a measured step says about bin length and LoRA: one line each.
-
-    Args:
-        config: The run's options.
-        model: The model that was measured.
-        peak: Bytes of the step.
-        tokens: Tokens of its batch.
-        capacity: Bytes of the device.
-    """
+    """What a measured step says about bin length and LoRA: one line each."""
     fixed = weight_bytes(model) + state_bytes(model, config.optimizer)
     longest = longest_bin(peak, fixed, tokens, capacity)
     share = peak / capacity

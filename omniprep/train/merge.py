@@ -13,13 +13,6 @@ from omniprep.train.model import load_base
 def merge_lora(model: str, adapter: Path, out: Path, ctx: Any, dtype: torch.dtype) -> None:
     """Write `model` with an adapter merged into its weights.
 
-    Args:
-        model: The checkpoint the adapter was trained on.
-        adapter: Folder with adapter_model.safetensors.
-        out: Folder of the new checkpoint.
-        ctx: Family context of the model.
-        dtype: Type of the saved weights.
-
     Raises:
         OmniprepError: There is no adapter.
     """

@@ -193,12 +193,6 @@ def check_packing(
 def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoint: Path | None = None) -> Any:
     """Freeze the model and give it LoRA adapters on the modules that `lora_regex` names.
 
-    Args:
-        model: The model.
-        parts: Its module prefixes.
-        config: Rank, scale, dropout and targets.
-        checkpoint: Take the adapters' weights from there.
-
     Raises:
         OmniprepError: The targets match nothing, or the checkpoint has other adapters.
     """

@@ -103,11 +103,7 @@ class PinnedBatch:
 
 
 class HostBatch:
-    """A batch of tensors in host memory, which the DataLoader's pinning thread turns into a `PinnedBatch`.
-
-    Args:
-        batch: Nested dicts and records with tensors.
-    """
+    """A batch of tensors in host memory, which the DataLoader's pinning thread turns into a `PinnedBatch`."""
 
     def __init__(self, batch: dict[str, Any]) -> None:
         self.batch = batch

@@ -27,11 +27,6 @@ class Qwen3OmniMoeForConditionalGeneration(Thinker, Omni):  # type: ignore[misc]
 def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> Qwen3OmniMoeForConditionalGeneration:
     """Load the thinker of a Qwen3-Omni checkpoint (hook of the family).
 
-    Args:
-        path: Folder or Hub name.
-        dtype: Type of the weights.
-        attn_implementation: transformers' name, for the language model and the towers.
-
     Raises:
         OmniprepError: A checkpoint of the thinker alone.
     """

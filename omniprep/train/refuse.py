@@ -12,10 +12,6 @@ from omniprep.train.config import TrainConfig
 def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
     """Refuse datasets that the model would silently learn nonsense from.
 
-    Args:
-        datasets: Their manifests and layouts are read.
-        ctx: Family context of the model's checkpoint.
-
     Raises:
         OmniprepError: Another family, tokenizer, layout or normalization of pixels, a dataset with no bin or nothing to
             learn, bins longer than the model's positions, or a tokenizer with more tokens than the model has
@@ -75,10 +71,6 @@ def other_params(dataset: PackedDataset, ctx: Any) -> str:
 def check_family(ctx: Any, config: TrainConfig) -> None:
     """Refuse options that a family cannot follow, since it does not say what its modules are.
 
-    Args:
-        ctx: Family context of the model's checkpoint.
-        config: The run's options.
-
     Raises:
         OmniprepError: Towers are to stay frozen, and the family names none.
     """
@@ -92,11 +84,6 @@ def check_family(ctx: Any, config: TrainConfig) -> None:
 
 def check_ranks(model: str, trained: Collection[str], config: TrainConfig) -> None:
     """Refuse several ranks for a model that runs its towers only where a bin has media, and has weights to share.
-
-    Args:
-        model: Name of its class.
-        trained: Parts that have weights which train.
-        config: The run's options.
 
     Raises:
         OmniprepError: A rank whose bin has no media would never take part in what the others wait for.

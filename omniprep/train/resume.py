@@ -79,10 +79,6 @@ def content_hash(manifest: dict[str, Any]) -> str:
 def changes(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     """What is otherwise than when a checkpoint was written, and may be: a line each.
 
-    Args:
-        checkpoint: Its folder.
-        now: `identity` of this run.
-
     Raises:
         OmniprepError: The data, the model or an option that the checkpoint already holds is otherwise.
     """

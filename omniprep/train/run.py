@@ -37,10 +37,6 @@ from omniprep.train.widths import pad_widths, pads_widths
 def train(config: TrainConfig, reporter: Reporter) -> Path:
     """Train, and save the model to `config.out`.
 
-    Args:
-        config: The run's options.
-        reporter: Where progress goes.
-
     Returns:
         The folder of the trained model.
 
@@ -90,11 +86,6 @@ def prepare_run(
 ) -> Run:
     """Everything of a run but its steps: options and data checked, the model loaded and proven, the trainer made.
 
-    Args:
-        config: The run's options.
-        reporter: Where remarks go.
-        choose_data: Gives other batches than the run's own, as the dry run does.
-
     Raises:
         OmniprepError: The data do not fit the model, the folder holds another run, or the model cannot train on bins.
     """
@@ -120,11 +111,7 @@ def prepare_run(
 
 
 def make_model(
-    ctx: Any,
-    config: TrainConfig,
-    device: torch.device,
-    checkpoint: Path | None,
-    datasets: Sequence[PackedDataset],
+    ctx: Any, config: TrainConfig, device: torch.device, checkpoint: Path | None, datasets: Sequence[PackedDataset]
 ) -> tuple[torch.nn.Module, Parts]:
     """The model, with its adapters where they train; weights come from the checkpoint where there is one."""
     whole = checkpoint is not None and not config.lora and (checkpoint / "config.json").is_file()

@@ -76,11 +76,7 @@ class Mixture:
 
 
 def shuffled(
-    n: int,
-    seed: int,
-    epoch: int,
-    costs: np.ndarray | None = None,
-    tower_costs: np.ndarray | None = None,
+    n: int, seed: int, epoch: int, costs: np.ndarray | None = None, tower_costs: np.ndarray | None = None
 ) -> np.ndarray:
     """The order of n bins in an epoch, int64 (n,): that of `BinSampler`, but for `tower_costs`."""
     if costs is not None and tower_costs is not None:

@@ -136,11 +136,7 @@ def vision_numbers(grids: list[Grid], geometry: TowerGeometry) -> VisionNumbers:
             grid, geometry.merge_size, geometry.window_size, geometry.patch_size
         )
         windows = window_borders.diff().tolist()
-        arguments |= {
-            "window_index": index,
-            "cu_window_seqlens": window_borders,
-            "max_window_seqlen": max(windows),
-        }
+        arguments |= {"window_index": index, "cu_window_seqlens": window_borders, "max_window_seqlen": max(windows)}
     if geometry.position_side:
         mode, align_corners = geometry.interpolation
         taps, weights = get_vision_interpolation_indices_and_weights(

@@ -346,11 +346,6 @@ def model_class(architectures: Any) -> type[PreTrainedModel] | None:
 def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
     """Load a checkpoint as the class that it names, ready for bins (hook of the families).
 
-    Args:
-        path: Folder or Hub name.
-        dtype: Type of the weights.
-        attn_implementation: transformers' name, for the language model and the towers.
-
     Raises:
         OmniprepError: transformers has no such class.
     """

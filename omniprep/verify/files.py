@@ -42,12 +42,7 @@ class _BinRange:
 
 
 def check_shards(dataset: PackedDataset, done: Callable[[int], None] = lambda count: None) -> Iterator[str]:
-    """Findings about the shards: absent, of another size, with other bytes, or with other rows than rows.parquet says.
-
-    Args:
-        dataset: The dataset.
-        done: Called with the number of bytes after each shard.
-    """
+    """Shards that are absent, of another size, or of other bytes or rows than recorded; `done` gets each one's bytes."""
     index, shards = dataset.index, dataset.manifest["shards"]
     # Sorted once, so that each shard takes its own bins and no shard looks at those of the others.
     order = np.lexsort((index["offset"], index["shard"]))

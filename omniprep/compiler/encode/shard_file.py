@@ -30,14 +30,7 @@ class UnwritableBinError(OmniprepError):
 
 
 class ShardFile(ShardWriter):
-    """Writes one shard of a dataset; a thread writes a bin while the next one is made. Call `finish` after the block.
-
-    Args:
-        out: The dataset's folder.
-        number: Of the shard.
-        schema: From `arrow_schema`.
-        generation: Part of the names of its files.
-    """
+    """Writes one shard of a dataset, each bin by a thread while the next is made; call `finish` after the block."""
 
     def __init__(self, out: str, number: int, schema: pa.Schema, generation: str = "") -> None:
         """Nothing is written before the block begins."""

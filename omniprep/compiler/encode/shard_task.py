@@ -68,12 +68,7 @@ def _plan_reader(out: str, generation: str, run_id: str) -> PlanReader:
 
 
 class _Encoding:
-    """A shard while it is encoded.
-
-    Args:
-        task: What to encode.
-        suspects: Bins whose rows are tried one by one.
-    """
+    """A shard while it is encoded."""
 
     def __init__(self, task: EncodeTask, suspects: set[int]) -> None:
         self.task, self.suspects, self.family = task, suspects, resolve(task.spec)

@@ -23,11 +23,7 @@ from omniprep.rows.sources import Split
 
 
 def main(report: int) -> None:
-    """Try the rows of the task that is on standard input, from the given one on.
-
-    Args:
-        report: File descriptor of the report pipe.
-    """
+    """Try the rows of the task that is on standard input, from the given one on."""
     prefer_oom_kill()
     start, text = sys.stdin.buffer.read().split(b"\n", 1)
     task = task_from_json(text)

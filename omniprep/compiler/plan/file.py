@@ -230,13 +230,7 @@ def read_rejects(uri: str) -> Iterator[PlannedReject]:
 
 
 class PlanReader:
-    """Reads single planned rows of many splits; keeps the files and chunks used last.
-
-    Args:
-        out: Folder of the build.
-        generation: Part of the names of its plans.
-        keep: Plans that are kept open.
-    """
+    """Reads single planned rows of many splits; keeps the files and chunks used last."""
 
     def __init__(self, out: str, generation: str = "", keep: int = 64) -> None:
         """Open nothing yet."""

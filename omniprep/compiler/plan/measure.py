@@ -30,10 +30,6 @@ ROWS, SECONDS = 12, 6.0
 def measure(planned: "Planned", config: BuildConfig) -> tuple[float, int]:
     """Time the encoding of some rows on one thread.
 
-    Args:
-        planned: The plan, which lies in `config.out`.
-        config: Of the build.
-
     Returns:
         CPU seconds that all rows would take on one core, and how many rows were timed.
 

@@ -90,12 +90,6 @@ class FirstErrors:
 def check_error_rate(config: BuildConfig, rejected: int, read: int, advice: str) -> None:
     """Stop where more rows are rejected than the budget allows.
 
-    Args:
-        config: The build's options.
-        rejected: Rows rejected so far.
-        read: Rows read.
-        advice: Where to look for the rejects.
-
     Raises:
         OmniprepError: The share is above --max-error-rate.
     """

@@ -80,11 +80,7 @@ def ray_session(workers: int, address: str | None) -> Iterator[None]:
 
 
 def run_tasks(
-    tasks: Sequence[Task],
-    workers: int,
-    marks: Sequence[str],
-    say: Callable[[str], None],
-    show: Show | None = None,
+    tasks: Sequence[Task], workers: int, marks: Sequence[str], say: Callable[[str], None], show: Show | None = None
 ) -> Iterator[tuple[int, Receipt]]:
     """Run tasks, and yield (index of the task, its receipt) in order of completion.
 
