@@ -111,11 +111,7 @@ def inspect_rejected(uri: str, code: str, limit: int, as_json: bool) -> None:
 
 
 def packed_bin(dataset: "PackedDataset", row_id: int) -> int:
-    """The bin of a row of rows.parquet.
-
-    Raises:
-        OmniprepError: The row was rejected; says why.
-    """
+    """The bin of a row of rows.parquet; OmniprepError says why where the row was rejected."""
     row = dataset.rows.slice(row_id, 1).to_pylist()[0]
     if row["bin"] is None:
         where = f"omniprep inspect {dataset.uri} --rejected {row['code']}"

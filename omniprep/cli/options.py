@@ -193,11 +193,7 @@ def read_config(cls: type, path: str) -> dict[str, Any]:
 
 
 def yaml_value(text: str | bytes, where: str) -> Any:
-    """Parse YAML of the command line or of a file that it names.
-
-    Raises:
-        UsageError: Not YAML, or an impossible date or number; names `where`.
-    """
+    """Parse YAML of the command line or of a file that it names; UsageError names `where`."""
     import yaml
 
     try:
@@ -207,11 +203,7 @@ def yaml_value(text: str | bytes, where: str) -> Any:
 
 
 def check_values(cls: type, where: str, content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Options by name (with dashes or underscores), checked against the fields of `cls`.
-
-    Raises:
-        UsageError: Unknown name, or a value of the wrong type; names `where`.
-    """
+    """Options by name, checked against the fields of `cls`; UsageError for an unknown name or wrong type."""
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, value in content.items():
@@ -251,11 +243,7 @@ def convert(where: str, name: str, hint: Any, value: Any) -> Any:
 
 
 def require(command: str, config: object, names: tuple[str, ...]) -> None:
-    """Check that none of the named fields is empty.
-
-    Raises:
-        UsageError: Names the missing option or argument.
-    """
+    """Check that none of the named fields is empty; UsageError names the missing option or argument."""
     for name in names:
         if not getattr(config, name):
             problem = "no INPUT" if name == "inputs" else f"{option_name(name)} is missing"

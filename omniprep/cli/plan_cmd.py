@@ -75,11 +75,7 @@ def plan(
 
 
 def changed(config: BuildConfig, text: str) -> BuildConfig:
-    """The options with one of them changed, as "max-pixels=200704" says.
-
-    Raises:
-        UsageError: Not OPTION=VALUE, no such option, or a value that it cannot have.
-    """
+    """The options with one of them changed, as "max-pixels=200704" says; UsageError where that cannot be."""
     name, mark, value = text.partition("=")
     if not mark:
         raise UsageError(f"--compare {text!r}: write it as OPTION=VALUE, such as max-pixels=200704")

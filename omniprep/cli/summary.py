@@ -69,11 +69,7 @@ def print_notes(totals: dict[str, Any]) -> None:
 
 
 def check_something_packed(out: str, counts: dict[str, Any]) -> None:
-    """Fail a build that packed no row.
-
-    Raises:
-        OmniprepError: No row was packed; names the most frequent reject codes.
-    """
+    """Fail a build that packed no row; the error names the most frequent reject codes."""
     if counts["rows"]["packed"]:
         return
     codes = Counter(counts["rejected_by_code"]).most_common(3)

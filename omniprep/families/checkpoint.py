@@ -58,11 +58,7 @@ class Checkpoint:
         return tokenizer_sha256(self.tokenizer.backend_tokenizer)
 
     def token_id(self, token: str) -> int:
-        """The id of one token.
-
-        Raises:
-            UnknownTokenError: The text is not exactly one token.
-        """
+        """The id of one token; UnknownTokenError where the text is not exactly one."""
         if token not in self._token_ids:
             ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
             unknown = len(ids) == 1 and ids[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token

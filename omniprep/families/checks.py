@@ -21,11 +21,7 @@ from omniprep.modalities import MODALITIES
 
 @contextmanager
 def no_stop_iteration(family: str, method: str) -> Iterator[None]:
-    """Turn StopIteration, which a loop around the block would take for its end, into an error.
-
-    Raises:
-        CallbackError: In the place of StopIteration.
-    """
+    """Turn StopIteration, which a loop around the block would take for its end, into a CallbackError."""
     try:
         yield
     except StopIteration as error:
@@ -92,11 +88,7 @@ def check_support(
 
 
 def check_mapped(family: str, fields: Mapping[str, Field], modality: str, result: Any) -> dict[str, Array]:
-    """What a mapper gave for one item, held against the declared fields.
-
-    Raises:
-        UndeclaredFieldError, ConflictingKeyError, TokenCountMismatchError: See there.
-    """
+    """What a mapper gave for one item, held against the declared fields."""
     mapper = f"family {family!r}: the {modality} mapper"
     if not isinstance(result, dict):
         raise CallbackError(f"{mapper} must give a dict of arrays, not {type(result).__name__}")
@@ -121,11 +113,7 @@ def check_mapped(family: str, fields: Mapping[str, Field], modality: str, result
 
 
 def check_expansions(family: str, sample: Sample, expansions: list[Expansion]) -> list[Expansion]:
-    """The expansions of a row, held against the counted items.
-
-    Raises:
-        TokenCountMismatchError: With the modality and item.
-    """
+    """The expansions of a row, held against the counted items; TokenCountMismatchError names the item."""
     fault = f"family {family!r}: the input processor"
     left = {(m, n): item for m, items in sample.items.items() for n, item in enumerate(items) if not item.meta.in_video}
     for expansion in expansions:

@@ -52,11 +52,7 @@ def _load_entry_points() -> None:
 
 
 def plugin_texts(plugins: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts of plug-in files.
-
-    Raises:
-        PluginImportError: A file that cannot be read.
-    """
+    """The texts of plug-in files; PluginImportError for one that cannot be read."""
     texts = []
     for path in plugins:
         try:
@@ -69,11 +65,7 @@ def plugin_texts(plugins: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def named_function(family: str, attribute: str, hook: Any) -> Callable[..., Any]:
-    """The function that a family names in `load_model` or `init_model`.
-
-    Raises:
-        UnknownFunctionError: There is no such function.
-    """
+    """The function that a family names in `load_model` or `init_model`; UnknownFunctionError without one."""
     function = hook
     if isinstance(hook, str):
         module, _, name = hook.partition(":")

@@ -44,11 +44,7 @@ class FamilyRecord:
 
 
 def named(known: Mapping[str, T], kind: str, name: str) -> T:
-    """The template or architecture (the kind, for the message) of a name.
-
-    Raises:
-        UnknownTemplateError: There is none; the message lists those there are.
-    """
+    """The template or architecture (`kind`, for the message) of a name; the error lists those there are."""
     if name not in known:
         names = ", ".join(sorted(filter(None, known))) or "none"
         raise UnknownTemplateError(

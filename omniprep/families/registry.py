@@ -199,11 +199,7 @@ class Registry:
         return decorate
 
     def named(self, kind: str, name: str) -> Any:
-        """The "template" or "arch" of a name.
-
-        Raises:
-            UnknownTemplateError: There is none; the message lists those there are.
-        """
+        """The "template" or "arch" of a name; UnknownTemplateError lists those there are."""
         known: Mapping[str, Any] = self.templates if kind == "template" else self.archs
         return named(known, kind, name)
 

@@ -79,11 +79,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def refuse_offline(what: str) -> None:
-    """Fail a command that needs the Hub if HF_HUB_OFFLINE is set, before anything is prepared for it.
-
-    Raises:
-        OmniprepError: HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set.
-    """
+    """Fail a command that needs the Hub where HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set."""
     if constants.HF_HUB_OFFLINE:
         raise OmniprepError(f"{what} needs the Hub, but HF_HUB_OFFLINE is set; unset it")
 

@@ -35,11 +35,7 @@ class LocalFile:
 
     @contextmanager
     def open(self) -> Iterator[BufferedReader]:
-        """The file, open for reading.
-
-        Raises:
-            OmniprepError: It is absent, a link, under a link, or no regular file.
-        """
+        """The file, open for reading; an OmniprepError unless it is a regular file, under no link."""
         with open(self._descriptor(), "rb") as file:
             yield file
 

@@ -75,11 +75,7 @@ def packed_row(dataset: PackedDataset, number: int) -> StoredRow:
 
 
 def find_row(dataset: PackedDataset, name: str) -> int:
-    """Number in rows.parquet of `SOURCE:LINE`; SOURCE may be shortened to its end (images.jsonl:3).
-
-    Raises:
-        OmniprepError: No such row, or several sources of that name.
-    """
+    """Number in rows.parquet of `SOURCE:LINE`; SOURCE may be shortened to its end (images.jsonl:3)."""
     source, _, line = name.rpartition(":")
     if not source or not line.isdigit():
         raise OmniprepError(f"--row {name!r}: expected SOURCE:LINE, such as chats.jsonl:12")

@@ -16,11 +16,7 @@ ROW_CHARS = 600
 
 
 def check_code(code: str) -> str:
-    """The code if it exists; else an error that suggests the one that was meant.
-
-    Raises:
-        UsageError: No such code.
-    """
+    """The code if it exists; else a UsageError that suggests the one that was meant."""
     known = [str(entry) for entry in RejectCode]
     if code not in known:
         hint = did_you_mean(code.replace("-", "_"), known) or f"; there are: {', '.join(known)}"

@@ -28,11 +28,7 @@ class Vocabulary:
 
 
 def load_vocabulary(model: str) -> Vocabulary:
-    """The vocabulary of a checkpoint that the user named (a folder or a Hub name).
-
-    Raises:
-        OmniprepError: The checkpoint or its tokenizer.json cannot be found or read.
-    """
+    """The vocabulary of a checkpoint that the user named (a folder or a Hub name)."""
     path = Path(model) / "tokenizer.json"
     if not path.is_file():
         if Path(model).exists():

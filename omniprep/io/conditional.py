@@ -34,11 +34,7 @@ def mark_of(fs: Any, path: str) -> str | None:
 
 
 def create(fs: Any, path: str, spool: BinaryIO, length: int) -> None:
-    """Write an object that is not there.
-
-    Raises:
-        RefusedError: There is an object of that name.
-    """
+    """Write an object that is not there; RefusedError where one is."""
     if not _can_create(fs):
         if fs.exists(path):
             raise RefusedError(path)
@@ -50,11 +46,7 @@ def create(fs: Any, path: str, spool: BinaryIO, length: int) -> None:
 
 
 def replace(fs: Any, path: str, spool: BinaryIO, length: int, mark: str) -> None:
-    """Write an object in place of the one that `mark_of` saw.
-
-    Raises:
-        RefusedError: There is another one of that name, or none.
-    """
+    """Write an object in place of the one that `mark_of` saw; RefusedError where it is another, or gone."""
     if not mark:
         _send(fs, path, spool, length, "overwrite", {})
     elif length < WHOLE_BYTES:
@@ -68,11 +60,7 @@ def replace(fs: Any, path: str, spool: BinaryIO, length: int, mark: str) -> None
 
 
 def remove(fs: Any, path: str, mark: str) -> None:
-    """Remove the object that `mark_of` saw.
-
-    Raises:
-        RefusedError: There is another one of that name.
-    """
+    """Remove the object that `mark_of` saw; RefusedError where it is another."""
     if not mark:
         fs.rm(path)
         return

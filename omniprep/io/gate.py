@@ -30,11 +30,7 @@ class Gate(Protocol):
         """
 
     def check(self) -> None:
-        """Raise where the right is lost.
-
-        Raises:
-            OmniprepError: It is.
-        """
+        """Raise an OmniprepError where the right is lost."""
 
 
 _gate: ContextVar[tuple[str, Gate] | None] = ContextVar("omniprep_gate", default=None)

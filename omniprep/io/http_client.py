@@ -118,11 +118,7 @@ def _faults() -> Iterator[None]:
 
 
 def _redirected(url: str, location: str | None) -> str:
-    """The URL that a Location header names.
-
-    Raises:
-        Reject: media_fetch_failed where it names none.
-    """
+    """The URL that a Location header names; rejects media_fetch_failed where it names none."""
     if not location:
         raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{shown(url)}: redirected without saying where")
     try:
@@ -150,11 +146,7 @@ def _printable(text: str) -> str:
 
 
 def public_address(host: str, port: int, label: str) -> tuple[str, int]:
-    """One public address of a host.
-
-    Raises:
-        Reject: media_url_forbidden where any of its addresses is not public.
-    """
+    """One public address of a host; rejects media_url_forbidden where any of its addresses is not public."""
     addresses = _resolved(host, port)
     for address, _ in addresses:
         if not is_public(address):
@@ -322,11 +314,7 @@ class _DeadlineReader(io.RawIOBase):
 
 
 def seconds_left(end: float) -> float:
-    """Seconds before a deadline.
-
-    Raises:
-        LateError: It has passed.
-    """
+    """Seconds before a deadline; LateError once it has passed."""
     left = end - time.monotonic()
     if left <= 0:
         raise LateError("not fetched in time")
@@ -334,12 +322,7 @@ def seconds_left(end: float) -> float:
 
 
 def check_status(response: http.client.HTTPResponse, label: str, *good: int) -> None:
-    """Go on for the statuses that are good.
-
-    Raises:
-        Reject: media_not_found, media_fetch_failed.
-        PassingError: 429 and 5xx.
-    """
+    """Go on for good statuses; PassingError for 429 and 5xx, rejects for others."""
     if response.status in good:
         return
     if response.status in (404, 410):

@@ -58,11 +58,7 @@ class HttpFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is unt
         return {**facts, "size": size}
 
     def exists(self, path: str, **options: Any) -> bool:
-        """Whether the server has the file; a fault is no answer.
-
-        Raises:
-            OSError: As `info`.
-        """
+        """Whether the server has the file; a fault is no answer, but raised as by `info`."""
         try:
             self.info(path)
         except FileNotFoundError:
@@ -70,11 +66,7 @@ class HttpFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is unt
         return True
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        """The bytes from `start` to before `end`; both may be None.
-
-        Raises:
-            OSError: As `info`.
-        """
+        """The bytes from `start` to before `end`; both may be None. Errors as of `info`."""
         size = self.info(path)["size"] if end is None or (start or 0) < 0 or end < 0 else None
         first, last, _ = slice(start, end).indices(size) if size is not None else (start or 0, end or 0, 1)
         return self._fetch(self._url(path), first, last)
@@ -116,11 +108,7 @@ class HttpFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is unt
         return _HttpFile(self, path, mode, block_size or "default")
 
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
-        """Refuse: http has no folders.
-
-        Raises:
-            OSError: Always.
-        """
+        """Refuse: http has no folders."""
         raise OSError(errno.ENOTSUP, "a web server cannot list a folder; name each file", self._url(path))
 
     def find(self, path: str, *arguments: Any, **options: Any) -> list[str]:
@@ -135,11 +123,7 @@ class HttpFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is unt
         raise OSError(errno.EROFS, "web servers are read only", self._url(path))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
-        """Refuse: read only.
-
-        Raises:
-            OSError: Always.
-        """
+        """Refuse: read only."""
         raise OSError(errno.EROFS, "web servers are read only", self._url(path))
 
     def _url(self, path: str) -> str:

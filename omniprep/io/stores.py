@@ -74,11 +74,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI, and the path inside it.
-
-    Raises:
-        OmniprepError: There is no such kind of store, or its package is not installed.
-    """
+    """The fsspec filesystem of a URI, and the path inside it; OmniprepError names an absent package."""
     protocol, path = ("file", local_path(uri)) if is_local(uri) else (uri.split(REMOTE_MARK, 1)[0], "")
     if protocol in ("http", "https"):  # fsspec's own client follows redirects into this network
         fs = web_filesystem(protocol)

@@ -63,11 +63,7 @@ def check_container(file: BinaryIO, source: Source, kind: str) -> None:
 
 @contextmanager
 def open_container(file: BinaryIO, source: Source, kind: str) -> "Iterator[InputContainer]":
-    """Open a file with PyAV, which may use the demuxers in `FORMATS` only.
-
-    Raises:
-        Reject: bad_media where no demuxer takes the file, and as `check_container`.
-    """
+    """Open a file with PyAV, which may use the demuxers in `FORMATS` only; rejects as `check_container`."""
     import av
 
     check_container(file, source, kind)

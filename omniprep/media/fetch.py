@@ -193,11 +193,7 @@ _PIECE = 4 << 20
 
 
 def _decode_base64(text: str, start: int = 0) -> bytes:
-    """Decode text[start:].
-
-    Raises:
-        Reject: bad_base64.
-    """
+    """Decode text[start:], or reject it with bad_base64."""
     try:
         buffer = _io.BytesIO()
         for offset in range(start, len(text), _PIECE):

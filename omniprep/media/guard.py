@@ -30,11 +30,7 @@ _PLAIN_TEXTS = {
 
 @contextmanager
 def library_faults(label: str, code: RejectCode) -> Iterator[None]:
-    """Turn what a media library raises in the block into a reject.
-
-    Raises:
-        Reject: With `code`.
-    """
+    """Turn what a media library raises in the block into a reject with `code`."""
     try:
         yield
     except (Reject, OmniprepError):

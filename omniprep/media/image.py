@@ -30,11 +30,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
 def _open(file: BinaryIO, source: Source) -> Image.Image:
-    """Open an image without decoding it; its format and size are checked.
-
-    Raises:
-        Reject: bad_media, image_too_large, media_too_large.
-    """
+    """Open an image without decoding it; rejects bad_media, image_too_large, media_too_large."""
     size = file.seek(0, 2)
     if size > MAX_FILE_BYTES:
         raise Reject(
@@ -79,11 +75,7 @@ def _check_canvas(head: bytes, source: Source) -> None:
 
 
 def probe_image(source: Source, *, exif: str = "ignore") -> tuple[int, int]:
-    """(width, height) that `decode_image` will return, from the header.
-
-    Raises:
-        Reject: bad_media, media_not_found, image_too_large.
-    """
+    """(width, height) that `decode_image` will return, from the header; rejects what `_open` does."""
     with source.open() as file, _open(file, source) as image:
         width, height = image.size
         if exif == "apply" and _orientation(image) >= 5:

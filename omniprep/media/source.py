@@ -84,11 +84,7 @@ class Source:
         return _io.BytesIO(self.read())
 
     def head(self, length: int) -> bytes:
-        """Read the first `length` bytes.
-
-        Raises:
-            Reject: As `read`.
-        """
+        """Read the first `length` bytes; rejects as `read`."""
         if self.uri is not None:
             with os_errors_as_rejects(self.label):
                 return io.read_range(self.uri, 0, min(length, io.size(self.uri)))
@@ -176,11 +172,7 @@ def _open_inside(path: str, root: str, label: str) -> int:
 
 
 def _open_without_links(top: str, names: list[str]) -> int:
-    """Open top/names[0]/.../names[-1].
-
-    Raises:
-        OSError: As `os.open`; with one of `_LINK_ERRORS` where a name is a link.
-    """
+    """Open top/names[0]/.../names[-1]; OSError with one of `_LINK_ERRORS` where a name is a link."""
     folder = os.open(top, _FOLDER_FLAGS)
     try:
         for name in names[:-1]:

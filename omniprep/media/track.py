@@ -64,11 +64,7 @@ def sound_decoder(asked: str = "auto") -> Literal["ffmpeg", "pyav"]:
 
 
 def check_sound(frames: int, channels: int, rate: int, target: int, label: str) -> None:
-    """Reject a sound beyond the limits; called before memory is allocated for it.
-
-    Raises:
-        Reject: audio_too_long, bad_media for a rate that no sound has.
-    """
+    """Reject a sound beyond the limits (audio_too_long, bad_media), before memory is allocated for it."""
     if not MIN_RATE <= rate <= MAX_RATE:
         raise Reject(
             RejectCode.BAD_MEDIA, f"{label}: a sample rate of {rate:,} Hz; from {MIN_RATE} to {MAX_RATE:,} is read"
@@ -112,11 +108,7 @@ def decode_track_frames(source: Source, target: int, decoder: str, first_error: 
 
 
 def _bounded(track: _Track, target: int, label: str) -> Iterator[bytes]:
-    """The pieces of a track, up to the limits.
-
-    Raises:
-        Reject: audio_too_long, or decode_error where there are none.
-    """
+    """The pieces of a track, up to the limit; rejects audio_too_long, or decode_error where there are none."""
     size = 0
     for piece in track.pieces:
         size += len(piece)
@@ -139,11 +131,7 @@ def _open_track(source: Source, decoder: str, first_error: str | None) -> Iterat
 
 
 def _check_streams(file: BinaryIO, source: Source, first_error: str | None) -> tuple[int, int]:
-    """(rate, channels) of the file's first audio stream, from its header.
-
-    Raises:
-        Reject: bad_media, no_audio_track.
-    """
+    """(rate, channels) of the file's first audio stream, from its header; rejects bad_media, no_audio_track."""
     kind = "audio" if first_error is not None else "a video"
     with open_container(file, source, kind) as container:
         if not container.streams.audio:

@@ -97,11 +97,7 @@ def _split_draw(pattern: str) -> tuple[str, int | None]:
 
 
 def _check_name(name: str) -> None:
-    """Refuse names that are not UTF-8 (from archives with another encoding): no table or manifest can hold them.
-
-    Raises:
-        OmniprepError: It is not; the message shows the bytes.
-    """
+    """Refuse names that are not UTF-8, such as an archive's: no table or manifest can hold them."""
     try:
         name.encode()
     except UnicodeEncodeError as error:

@@ -50,11 +50,7 @@ def os_errors_named(uri: str) -> Iterator[None]:
 
 
 def open_file(uri: str) -> BinaryIO:
-    """Open an input.
-
-    Raises:
-        OmniprepError: It cannot be opened.
-    """
+    """Open an input; OmniprepError where it cannot be opened."""
     with os_errors_named(uri):
         return io.open_input(uri)
 

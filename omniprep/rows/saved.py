@@ -100,11 +100,7 @@ def _check_files(folder: str) -> None:
 
 
 def _load(uri: str, split: str) -> Any:
-    """The `datasets.Dataset` in Arrow form.
-
-    Raises:
-        OmniprepError: It cannot be read.
-    """
+    """The `datasets.Dataset` in Arrow form; OmniprepError where it cannot be read."""
     import datasets
 
     repository = uri.removeprefix(HUB).rstrip("/") if is_repository(uri) else None

@@ -80,11 +80,7 @@ def write_index(uri: str, entries: Iterable[IndexEntry]) -> None:
 
 
 def read_index(uri: str) -> dict[str, np.ndarray]:
-    """Read index.parquet as one array a column.
-
-    Raises:
-        OmniprepError: A column is absent.
-    """
+    """Read index.parquet as one array a column."""
     # Each line has a checksum of 8 bytes, which do not compress.
     table = _read(uri, INDEX_SCHEMA, nulls=(), most_rows_a_byte=1)
     return {name: table[name].to_numpy() for name in INDEX_SCHEMA.names}

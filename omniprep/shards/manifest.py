@@ -113,11 +113,7 @@ class Manifest:
     """Names of the flags of `Trust` that the build was given: encoding its rows again needs them too."""
 
     def counted(self, uri: str) -> Counts:
-        """The counts.
-
-        Raises:
-            DamagedDataError: The manifest has none; names the dataset.
-        """
+        """The counts; DamagedDataError names the dataset where the manifest has none."""
         if self.counts is None:
             raise DamagedDataError(f"{io.join(uri, 'manifest.json')}: 'counts' is absent")
         return self.counts

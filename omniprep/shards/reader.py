@@ -34,11 +34,7 @@ _HASHED_BYTES = 256 << 10
 
 
 def read_schema(uri: str) -> pa.Schema:
-    """The schema of a shard, from its first bytes (one small request).
-
-    Raises:
-        DamagedDataError: The file is absent, or does not begin as an Arrow file.
-    """
+    """The schema of a shard, from its first bytes (one small request); DamagedDataError where that fails."""
     try:
         head = io.read_range(uri, 0, _SCHEMA_BYTES)
         return pa.ipc.read_schema(pa.ipc.read_message(pa.py_buffer(head)[8:]))

@@ -110,11 +110,7 @@ def shown(value: Any) -> str:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """JSON in UTF-8.
-
-    Raises:
-        DamagedDataError: Not UTF-8, not JSON, nested too deep, or a number of too many digits.
-    """
+    """JSON in UTF-8; DamagedDataError for anything else, nesting too deep and numbers of too many digits."""
     import json
 
     try:

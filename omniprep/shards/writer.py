@@ -77,11 +77,7 @@ class ShardWriter:
         return BatchEntry(offset=offset, length=length, checksum=self._sink.batch_hash.intdigest())
 
     def close(self) -> ShardInfo:
-        """Finish the shard: footer, fsync, rename. Leaving the `with` block does the same.
-
-        Returns:
-            Size and SHA-256 of the file; the same again if called again.
-        """
+        """Finish the shard (footer, fsync, rename), as leaving the block does; size and SHA-256, at each call."""
         if self._info is None:
             assert self._sink is not None
             try:

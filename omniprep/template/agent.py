@@ -29,11 +29,7 @@ def _wrap(tool: Any) -> dict[str, Any]:
 
 
 def parse_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """Parse the `tools` column into a list of {"type": "function", ...} objects; None where the row has none.
-
-    Raises:
-        Reject: bad_tools.
-    """
+    """The `tools` column as {"type": "function", ...} objects, None where absent; rejects bad_tools."""
     if tools is None:
         return None
     if not tools:
@@ -66,11 +62,7 @@ Begin!
 
 
 def format_tools(tools: list[dict[str, Any]], system: str | None, style: str = "hermes") -> str:
-    """The system text with the tools section; react_en replaces the row's own system text.
-
-    Raises:
-        Reject: bad_tools.
-    """
+    """The system text with the tools section; react_en replaces the row's own system text."""
     if style == "react_en":
         described = [_describe(tool["function"] if "type" in tool and "function" in tool else tool) for tool in tools]
         head = "Answer the following questions as best you can. You have access to the following tools:\n\n"
@@ -98,11 +90,7 @@ def _describe(tool: dict[str, Any]) -> tuple[Any, str]:
 
 
 def format_tool_calls(contents: list[str], style: str = "hermes") -> str:
-    """Write a run of tool_call messages as one assistant text.
-
-    Raises:
-        Reject: bad_tools.
-    """
+    """Write a run of tool_call messages as one assistant text; rejects bad_tools."""
     calls = []
     for content in contents:
         call = parse_json(content)

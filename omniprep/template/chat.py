@@ -153,11 +153,7 @@ def _without_thoughts(messages: list[dict[str, Any]]) -> None:
 
 
 def _system_text(row: Row, meta: TemplateMeta, default: str | None) -> str | None:
-    """The system text with the row's tools.
-
-    Raises:
-        Reject: The row has one, but the template has no place for it (base.py check_system).
-    """
+    """The system text with tools; rejected where the template has none (base.py check_system)."""
     if not meta.system_prefix and row.system:
         raise Reject(RejectCode.BAD_MESSAGE, "the chat template has no place for the row's system text")
     if not meta.system_prefix and row.tools:

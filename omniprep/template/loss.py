@@ -70,11 +70,7 @@ class Strategy:
 
 @lru_cache(maxsize=64)
 def parse_strategy(name: str) -> Strategy:
-    """Parse a strategy.
-
-    Raises:
-        UsageError: An unknown name.
-    """
+    """Parse a strategy; UsageError for an unknown name."""
     parts = "last_round+ignore_empty_think" if name == "last_round_with_ignore_empty_think" else name
     names = parts.split("+")
     base = names.pop(0) if names[0] in BASES else "default"

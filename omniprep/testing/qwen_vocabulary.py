@@ -46,11 +46,7 @@ MEDIA_TOKENS = {
 
 
 def find_vocabulary() -> Path:
-    """Where dashscope keeps `qwen.tiktoken`; the package itself is not imported.
-
-    Raises:
-        OmniprepError: dashscope is not installed, or ships the file no more.
-    """
+    """Where dashscope keeps `qwen.tiktoken`; the package itself is not imported."""
     hint = "the Qwen vocabulary comes with dashscope: pip install 'omniprep[demo]'"
     spec = importlib.util.find_spec("dashscope")
     if spec is None or not spec.submodule_search_locations:

@@ -18,11 +18,7 @@ NEVER = 1 << 40  # a number of steps that no run reaches
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
-    """The Trainer's arguments.
-
-    Raises:
-        OmniprepError: The process sees several GPUs.
-    """
+    """The Trainer's arguments; an OmniprepError where the process sees several GPUs."""
     args = schedule_arguments(config) | device_arguments(config)
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     assert args.keys() <= known, args.keys() - known

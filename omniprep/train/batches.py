@@ -199,11 +199,7 @@ def full_name(cls: type) -> str:
 
 
 def forward_kwargs(batch: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The forward pass's keyword arguments: floats from stored media, all on the device.
-
-    Raises:
-        OmniprepError: The dataset's columns cannot be turned into arguments.
-    """
+    """The forward pass's keyword arguments: floats from stored media, all on the device."""
     kwargs: dict[str, Any] = to_model(batch["stacked"], device, dtype)
     if "input_ids" not in kwargs:
         raise OmniprepError("the dataset gives no input_ids")

@@ -93,11 +93,7 @@ def write_position(folder: Path, state: dict[str, Any]) -> None:
 
 
 def read_position(folder: Path) -> dict[str, Any]:
-    """The position in the data of a checkpoint.
-
-    Raises:
-        OmniprepError: Not a whole checkpoint of `omniprep train`.
-    """
+    """The position in the data of a checkpoint; an OmniprepError where it is not a whole one of ours."""
     path = folder / POSITION
     if not path.is_file():
         raise OmniprepError(f"--resume {folder}: not a whole checkpoint of omniprep train ({POSITION} is missing)")

@@ -94,11 +94,7 @@ def step_of(checkpoint: Path | None) -> int:
 def split_bins(
     datasets: list[PackedDataset], config: TrainConfig, sources: list[np.ndarray]
 ) -> tuple[Bins, list[np.ndarray]]:
-    """The bins to train on, and those held out of each dataset (--eval-fraction).
-
-    Raises:
-        OmniprepError: A dataset of one bin has none to hold out.
-    """
+    """The bins to train on, and those held out of each dataset (--eval-fraction), which needs two bins."""
     kept, held = [], []
     for number, dataset in enumerate(datasets):
         order = np.random.Generator(np.random.PCG64([SPLIT_SEED, number])).permutation(len(dataset))
@@ -134,11 +130,7 @@ def costs(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> tup
 
 
 def shares(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> list[float] | None:
-    """Share of the bins of an epoch of each dataset, from the weights in --data; None where none is given.
-
-    Raises:
-        OmniprepError: Some have a weight and some have none.
-    """
+    """Share of the bins of an epoch of each dataset, by the weights in --data; None where none is given."""
     weights = [parse_source(d)[1] for d in config.data]
     if all(w is None for w in weights):
         return None

@@ -161,11 +161,7 @@ def heavy_data(data: RunData) -> RunData:
 
 
 def measure_run(run: Any) -> Measured:
-    """Take all steps of a run.
-
-    Raises:
-        torch.OutOfMemoryError: They do not fit.
-    """
+    """Take all steps of a run; torch.OutOfMemoryError where they do not fit."""
     trainer, device = run.trainer, run.args.device
     clock = StepClock(device)
     trainer.remove_callback(PrinterCallback)

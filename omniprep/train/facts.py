@@ -93,11 +93,7 @@ def read_facts(model: str) -> list[RowFacts] | None:
 
 
 def facts_of_content(where: str, content: Any) -> list[RowFacts]:
-    """The datasets of a `FACTS` file, from anyone; at least one.
-
-    Raises:
-        OmniprepError: Not of this form, or it holds options that only a command line may give.
-    """
+    """The datasets of a `FACTS` file, from anyone; refused where it holds options of the command line."""
     entries = content.get("datasets") if isinstance(content, dict) and content.get("format") == FORMAT else None
     if not isinstance(entries, list) or not entries:
         raise DamagedDataError(f"{where}: not of format {FORMAT}; give the dataset by --like DATASET")

@@ -65,11 +65,7 @@ def module_prefix(model: PreTrainedModel, prefix: str) -> str:
 
 
 def resolve_parts(model: PreTrainedModel, arch: Arch) -> Parts:
-    """The family's prefixes as module prefixes.
-
-    Raises:
-        OmniprepError: A prefix matches nothing in the model (but the generator, which need not be loaded).
-    """
+    """The family's prefixes as module prefixes; each but the generator's must match something."""
     names = [n for n, _ in model.named_modules()]
     prefixes = {
         key: tuple(module_prefix(model, p) for p in getattr(arch, key))
@@ -88,11 +84,7 @@ def resolve_parts(model: PreTrainedModel, arch: Arch) -> Parts:
 
 
 def freeze(model: nn.Module, parts: Parts, config: TrainConfig) -> None:
-    """Set requires_grad of every weight for full training.
-
-    Raises:
-        OmniprepError: Nothing is left to train.
-    """
+    """Set requires_grad of every weight for full training; refuse options that leave nothing to train."""
     trains = {
         "llm": not config.freeze_llm,
         "tower": not config.freeze_vit,

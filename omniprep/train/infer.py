@@ -117,11 +117,7 @@ def base_and_adapter(config: InferConfig) -> tuple[str, Path | None]:
 
 
 def adapter_config(path: Path) -> dict[str, Any]:
-    """The configuration of a LoRA adapter, from anyone.
-
-    Raises:
-        OmniprepError: Not one, or one by which PEFT would import a module of its choice.
-    """
+    """The configuration of a LoRA adapter, from anyone; refused where PEFT would import a module of its choice."""
     content = parse_json(path.read_bytes(), str(path))
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         raise OmniprepError(f"{path}: not the configuration of a LoRA adapter")

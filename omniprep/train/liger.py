@@ -41,11 +41,7 @@ def uses_liger(config: TrainConfig, device: torch.device) -> bool:
 
 
 def use_liger(model: nn.Module, *, required: bool = True) -> int:
-    """Replace the forward pass of every RMS norm and SwiGLU layer, and rotary embeddings; the number of modules.
-
-    Raises:
-        OmniprepError: The model has none, and must.
-    """
+    """Replace the forward pass of RMS norms and SwiGLU layers, and rotary embeddings; how many modules."""
     from liger_kernel.transformers.functional import liger_rms_norm, liger_swiglu
 
     def norm(self: Any, hidden_states: Tensor) -> Tensor:

@@ -170,11 +170,7 @@ def device_bytes(device: torch.device) -> int:
 
 @contextmanager
 def memory_errors_as_one_line(config: TrainConfig) -> Iterator[None]:
-    """Raise what the device's allocator raises as an error for the user.
-
-    Raises:
-        OmniprepError: The device is out of memory.
-    """
+    """Raise what the device's allocator raises as an error for the user."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -11,11 +11,7 @@ from omniprep.train.model import load_base
 
 
 def merge_lora(model: str, adapter: Path, out: Path, ctx: Any, dtype: torch.dtype) -> None:
-    """Write `model` with an adapter merged into its weights.
-
-    Raises:
-        OmniprepError: There is no adapter.
-    """
+    """Write `model` with an adapter merged into its weights."""
     from peft import PeftModel
 
     if not (adapter / "adapter_config.json").is_file():

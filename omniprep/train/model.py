@@ -85,11 +85,7 @@ def load_base(
 
 
 def loading_hook(ctx: Any) -> Any:
-    """The function of the family that loads its checkpoints, or None where it names none.
-
-    Raises:
-        UnknownFunctionError: It names one that is not there.
-    """
+    """The function of the family that loads its checkpoints, or None where it names none."""
     # Of the class: read off the object, a function would be bound to it and get the family as its first argument.
     hook = getattr(getattr(ctx, "cls", ctx), "load_model", None)
     return named_function(ctx.name, "load_model", hook) if hook else None
@@ -98,11 +94,7 @@ def loading_hook(ctx: Any) -> Any:
 def load_named_class(
     ctx: Any, path: str, dtype: torch.dtype, attention: str, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """Load a checkpoint of a family without a hook as the class that its config.json names.
-
-    Raises:
-        OmniprepError: transformers has no such class.
-    """
+    """Load a checkpoint of a family without a hook as the class that its config.json names."""
     names = ctx.config.get("architectures") or []
     cls: Any = transformers.AutoModelForImageTextToText if trust_remote_code else model_class(names)
     if cls is None:

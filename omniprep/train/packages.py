@@ -12,11 +12,7 @@ from omniprep.train.config import TrainConfig
 
 
 def check_packages(config: TrainConfig) -> None:
-    """Refuse options whose packages are not installed, or too old.
-
-    Raises:
-        OmniprepError: Names the package and the command that installs it.
-    """
+    """Refuse options whose packages are absent or too old; names the command that installs them."""
     reports = [name for name in config.report_to if name != "none"]
     needed = {"torch": "training", "transformers": "training", "accelerate": "training"}
     needed |= {"peft": "--lora"} if config.lora else {}

@@ -25,9 +25,5 @@ class Qwen3OmniMoeForConditionalGeneration(Thinker, Omni):  # type: ignore[misc]
 
 
 def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> Qwen3OmniMoeForConditionalGeneration:
-    """Load the thinker of a Qwen3-Omni checkpoint (hook of the family).
-
-    Raises:
-        OmniprepError: A checkpoint of the thinker alone.
-    """
+    """Load the thinker of a Qwen3-Omni checkpoint (hook of the family)."""
     return load_thinker(Qwen3OmniMoeForConditionalGeneration, path, dtype, attn_implementation)

@@ -69,11 +69,7 @@ def other_params(dataset: PackedDataset, ctx: Any) -> str:
 
 
 def check_family(ctx: Any, config: TrainConfig) -> None:
-    """Refuse options that a family cannot follow, since it does not say what its modules are.
-
-    Raises:
-        OmniprepError: Towers are to stay frozen, and the family names none.
-    """
+    """Refuse options that a family cannot follow, since it does not say what its modules are."""
     if ctx.modalities and not ctx.arch.vision_tower and config.freeze_vit:
         raise OmniprepError(
             f"family {ctx.name!r} takes {', '.join(ctx.modalities)} but names no tower, so that --freeze-vit would "

@@ -159,11 +159,7 @@ def make_trainer(
 
 
 def save(trainer: BinTrainer, ctx: Any, config: TrainConfig, args: TrainingArguments) -> None:
-    """Write the trained model to the run's folder, and the merged one where it is asked for.
-
-    Raises:
-        OmniprepError: Its weights are no numbers any more.
-    """
+    """Write the trained model to the run's folder, and the merged one where it is asked for."""
     trainer.check_weights()
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")

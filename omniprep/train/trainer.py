@@ -208,11 +208,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def check_weights(self) -> None:
-        """Refuse to save weights that are no numbers: a step may lose them before its loss is logged.
-
-        Raises:
-            OmniprepError: Some are not finite, on any rank.
-        """
+        """Refuse to save weights that are not finite on any rank: a step may lose them before its loss is logged."""
         lost = torch.zeros(1, device=self.args.device)
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -222,11 +218,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             self._stop_when_lost(math.nan)
 
     def _stop_when_lost(self, loss: float) -> None:
-        """Raise when the loss is no number, or has stayed far above its best for three logs.
-
-        Raises:
-            OmniprepError: With what to change.
-        """
+        """Raise when the loss is no number, or has stayed far above its best for three logs."""
         step, rate = self.state.global_step, self.config.peak_lr
         if not math.isfinite(loss):
             raise OmniprepError(
@@ -283,11 +275,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
             complete(folder, self.source, self.generator, self.weights_dtype)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save all, and last the position in the data, which marks the checkpoint as complete.
-
-        Raises:
-            OmniprepError: The weights are no numbers any more.
-        """
+        """Save all, and last the position in the data, which marks the checkpoint as complete."""
         self.check_weights()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()

@@ -252,11 +252,7 @@ def put_at(embeds: Tensor, index: Tensor, states: Tensor) -> Tensor:
 
 
 def refuse_arguments(who: str, given: Mapping[str, Any]) -> None:
-    """Refuse arguments of a forward pass that would be ignored.
-
-    Raises:
-        OmniprepError: One of them is neither None nor off.
-    """
+    """Refuse arguments of a forward pass that would be ignored: they must be None or off."""
     for name, value in given.items():
         if name not in ("use_cache", "return_dict") and value is not None and value is not False:
             raise OmniprepError(
@@ -304,11 +300,7 @@ def keep_borders(core: Any, *, mrope: bool) -> None:
 
 
 def prepare_core(core: Any, *, mrope: bool) -> None:
-    """Make towers and language model of a class of transformers ready for `Packed`.
-
-    Raises:
-        OmniprepError: It is built otherwise.
-    """
+    """Make towers and language model of a class of transformers ready for `Packed`; refuse other builds."""
     if not hasattr(core, "language_model"):
         raise OmniprepError(
             f"{type(core).__name__} has no part `language_model`: the hook vision_text:load_model cannot train it"
@@ -344,11 +336,7 @@ def model_class(architectures: Any) -> type[PreTrainedModel] | None:
 
 
 def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
-    """Load a checkpoint as the class that it names, ready for bins (hook of the families).
-
-    Raises:
-        OmniprepError: transformers has no such class.
-    """
+    """Load a checkpoint as the class that it names, ready for bins (hook of the families)."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     base = model_class(config.architectures)
     if base is None:

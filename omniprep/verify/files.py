@@ -42,7 +42,7 @@ class _BinRange:
 
 
 def check_shards(dataset: PackedDataset, done: Callable[[int], None] = lambda count: None) -> Iterator[str]:
-    """Shards that are absent, of another size, or of other bytes or rows than recorded; `done` gets each one's bytes."""
+    """Shards that are absent, of another size, or of other bytes or rows than recorded; `done` gets their bytes."""
     index, shards = dataset.index, dataset.manifest["shards"]
     # Sorted once, so that each shard takes its own bins and no shard looks at those of the others.
     order = np.lexsort((index["offset"], index["shard"]))

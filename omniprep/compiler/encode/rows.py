@@ -44,11 +44,7 @@ class MediaCache(BoundedCache[Any, dict[str, Array]]):
 
 
 def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> Bin:
-    """Encode one row, as a bin that holds it alone.
-
-    Raises:
-        Reject: The media cannot be decoded, or differ from what their headers said.
-    """
+    """Encode one row as a bin of its own; rejects media that do not decode or contradict their headers."""
     media: dict[str, list[Array]] = {column.name: [] for column in ctx.columns}
     for modality in ctx.modalities:
         items = row.items[modality]

@@ -54,12 +54,7 @@ class Fence:
         return os.path.join(io.local_path(self.out), f"run-{self.folder or self.token}.tmp")
 
     def check(self) -> None:
-        """As `Gate.check`: the lease has this run's token, and its folder is there.
-
-        Raises:
-            LostLeaseError: It has not.
-            OSError: The lease cannot be read.
-        """
+        """As `Gate.check`: LostLeaseError unless the lease has this run's token, and its folder is there."""
         folder = self.out.rstrip("/") or "."
         holder = read_holder(io.join(self.out, LEASE))
         if holder is None:
@@ -82,11 +77,7 @@ class Fence:
             os.mkdir(self.staging)
 
     def renewed(self) -> "Fence":
-        """The same right with another folder: what still works through this fence has lost it.
-
-        Raises:
-            FileNotFoundError: The right was lost before.
-        """
+        """The same right with another folder: this fence loses it (FileNotFoundError: it was lost before)."""
         fresh = replace(self, folder=uuid.uuid4().hex)
         if io.is_local(self.out):
             os.rename(self.staging, fresh.staging)

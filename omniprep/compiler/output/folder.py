@@ -170,11 +170,7 @@ def build_identity(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> B
 
 
 def finished(config: BuildConfig, identity: BuildIdentity) -> dict[str, Any] | None:
-    """The manifest, where this build is done already and its tables are there.
-
-    Raises:
-        OmniprepError: The folder holds another build, or its manifest cannot be read.
-    """
+    """The manifest, where this build is done and its tables are there; OmniprepError for another build's."""
     path = io.join(config.out, "manifest.json")
     if config.overwrite or not set(RESULTS) - {"report.html"} <= set(io.list_folder(config.out)):
         return None
@@ -250,11 +246,7 @@ def prepare(config: BuildConfig, identity: BuildIdentity, token: str) -> str:
 
 
 def check_same(out: str, identity: BuildIdentity) -> None:
-    """Compare a build with the one that the folder holds.
-
-    Raises:
-        OmniprepError: They differ; names every difference.
-    """
+    """Compare a build with the one that the folder holds; OmniprepError names every difference."""
     try:
         before = read_identity(out)
     except FileNotFoundError:
@@ -277,11 +269,7 @@ def _changed_inputs(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[s
 
 
 def check_unchanged(out: str, listed: Listed) -> None:
-    """Compare the inputs with what they were when the build began to read them.
-
-    Raises:
-        OmniprepError: They were changed meanwhile; names them.
-    """
+    """Refuse inputs that changed since the build began to read them; the error names them."""
     if changes := list(_changed_inputs(listed.inputs, describe_inputs(listed.splits))):
         raise OmniprepError(
             f"{'; '.join(changes)} while it was read; begin anew with --overwrite ({out} holds rows of both)"

@@ -58,11 +58,7 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise where the folder is not this run's any more.
-
-        Raises:
-            LostLeaseError: It is not.
-        """
+        """Raise LostLeaseError where the folder is not this run's any more."""
         self.fence.check()
 
     def _beat(self) -> None:
@@ -75,11 +71,7 @@ class Lease:
                 self._entry["error"] = str(error)[:100]
 
     def beat(self) -> None:
-        """Give a sign of life.
-
-        Raises:
-            LostLeaseError: The lease is gone or another's; it is left as it is.
-        """
+        """Give a sign of life; LostLeaseError where the lease is gone or another's, which stays as it is."""
         self.fence.check()
         self._entry |= {"beat": self._entry["beat"] + 1, "time": time.time()}
         data = json.dumps(self._entry).encode()
@@ -210,11 +202,7 @@ def _lost_race(uri: str) -> OmniprepError:
 
 
 def _wait_for_death(uri: str, holder: Holder, say: Callable[[str], None]) -> Holder | None:
-    """Return the holder of a lease when it is dead; None when its lease has gone.
-
-    Raises:
-        OmniprepError: It is alive, or may be.
-    """
+    """Return the holder of a lease when it is dead, None when its lease has gone; refuse a live one."""
     ours = process_identity()
     same_machine = (holder.host, holder.boot, holder.pidns) == (ours["host"], ours["boot"], ours["pidns"])
     if ours["pidns"] and same_machine:

@@ -149,11 +149,7 @@ def note_columns(rows: Rows) -> dict[str, NDArray[np.bool_]]:
 def count(
     out: str, rows: Rows, packed: NDArray[np.bool_], codes: NDArray[Any], entries: list[IndexEntry]
 ) -> dict[str, Any]:
-    """The counts of a manifest.
-
-    Raises:
-        DamagedDataError: Rows packed and rejected are not the rows read.
-    """
+    """The counts of a manifest; DamagedDataError where rows packed and rejected are not the rows read."""
     counts: dict[str, Any] = {
         "rows": {"read": len(rows), "packed": int(packed.sum()), "rejected": int((~packed).sum())},
         "tokens": sum(entry.tokens for entry in entries),

@@ -97,11 +97,7 @@ def stale_objects(out: str, generation: str) -> list[str]:
 
 
 def refuse_overlap(out: str, sources: Iterable[str]) -> None:
-    """Refuse an --out that is one of the datasets that are read, lies in one, or holds one, however they are written.
-
-    Raises:
-        UsageError: It is.
-    """
+    """Refuse an --out that is a dataset that is read, lies in one or holds one, however they are written."""
     for source in sources:
         if is_inside(out, source) and is_inside(source, out):
             raise UsageError(f"--out is one of the datasets ({source}); choose another --out")

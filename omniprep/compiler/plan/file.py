@@ -175,11 +175,7 @@ def _open(uri: str, columns: Iterable[str] = ()) -> pa.ipc.RecordBatchFileReader
 
 
 def _batch(reader: pa.ipc.RecordBatchFileReader, number: int, uri: str) -> pa.RecordBatch:
-    """A record batch of a plan, whose offsets are within its buffers.
-
-    Raises:
-        DamagedDataError: The file is cut or its bytes were changed.
-    """
+    """A record batch of a plan, its offsets within its buffers; DamagedDataError where bytes were changed."""
     try:
         batch = reader.get_batch(number)
         batch.validate(full=True)

@@ -77,11 +77,7 @@ _MOST = 2**53
 
 
 def _row_option(name: str, value: Any) -> int | float:
-    """A limit of the row's own (chat_template_kwargs).
-
-    Raises:
-        Reject: bad_option.
-    """
+    """A limit of the row's own (chat_template_kwargs), or the reject bad_option."""
     least = _LEAST.get(name, 1)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _MOST:
         raise Reject(

@@ -150,11 +150,7 @@ def _template(ctx: FamilyContext, use_chat_template: bool) -> TemplateMeta:
 
 
 def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> None:
-    """Keep the row's chat_template_kwargs that the family reads (--chat-template-kwargs); others are noted.
-
-    Raises:
-        Reject: bad_option.
-    """
+    """Keep the row's chat_template_kwargs that the family reads (--chat-template-kwargs); note others."""
     if config.chat_template_kwargs == "ignore":
         if row.kwargs:
             row.notes |= Note.IGNORED_OPTIONS

@@ -43,11 +43,7 @@ class FirstErrors:
             self._counted += 1
 
     def show(self, task: Task, receipt: Receipt) -> None:
-        """Show rejects of a task that just ended; those of a split when the lines before it are counted.
-
-        Raises:
-            OmniprepError: There is one, and --on-error is fail.
-        """
+        """Show rejects of a task, a split's when the lines before it are counted; end where --on-error is fail."""
         if "lines" in receipt:
             self.record_line_count(task.number, receipt["lines"])
         # The rejects of a split are read from its plan, so not where all their codes have been shown.
@@ -88,11 +84,7 @@ class FirstErrors:
 
 
 def check_error_rate(config: BuildConfig, rejected: int, read: int, advice: str) -> None:
-    """Stop where more rows are rejected than the budget allows.
-
-    Raises:
-        OmniprepError: The share is above --max-error-rate.
-    """
+    """Stop where more rows are rejected than --max-error-rate allows."""
     if read and rejected / read > config.max_error_rate:
         raise OmniprepError(
             f"{rejected} of {read} rows are rejected, more than --max-error-rate {config.max_error_rate}; {advice}"

@@ -46,11 +46,7 @@ def single_threaded() -> Iterator[None]:
 
 @contextmanager
 def ray_session(workers: int, address: str | None) -> Iterator[None]:
-    """A Ray to run on: the one that is there already, a cluster's, or a local one of `workers` cores.
-
-    Raises:
-        OmniprepError: The cluster cannot be reached.
-    """
+    """A Ray to run on: the one that is there already, a cluster's, or a local one of `workers` cores."""
     if workers == 0:
         yield
         return

@@ -53,11 +53,7 @@ class QwenAudio(QwenFamily):
         return int(self.preprocessor.get("n_samples", self.default_samples))
 
     def clipped(self, samples: int) -> int:
-        """Samples that the model takes of a clip.
-
-        Raises:
-            Reject: audio_too_long.
-        """
+        """Samples that the model takes of a clip, or the reject audio_too_long."""
         most = self.most_samples
         if samples > most and self.opt.long_audio == "reject":
             raise Reject(

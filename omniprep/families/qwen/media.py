@@ -145,11 +145,7 @@ class QwenVision(QwenFamily):
         return Limits(min_pixels=int(low), max_pixels=int(high))
 
     def seen_size(self, modality: str, height: int, width: int) -> tuple[int, int]:
-        """(height, width) as the model sees it, of an image or frame that was resized once.
-
-        Raises:
-            Reject: aspect_ratio.
-        """
+        """(height, width) as the model sees it, of an image or frame that was resized once."""
         if self.fetch_factor is None:
             return height, width
         return image_size(height, width, self.processor_limits(modality), self.token_side)

@@ -93,11 +93,7 @@ def _asked_size(options: Mapping[str, Any], factor: int) -> tuple[int, int] | No
 def image_size(
     height: int, width: int, limits: Limits, factor: int = 28, options: Mapping[str, Any] | None = None
 ) -> tuple[int, int]:
-    """(height, width) of an image as the model sees it.
-
-    Raises:
-        Reject: aspect_ratio.
-    """
+    """(height, width) of an image as the model sees it, or the reject aspect_ratio."""
     options = options or {}
     size = _asked_size(options, factor)
     if size is not None:
@@ -107,11 +103,7 @@ def image_size(
 
 
 def frame_range(frames: int, fps: float, options: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(first, last, count) of the frames between the row's video_start and video_end (seconds).
-
-    Raises:
-        Reject: bad_video_option, when the range is empty.
-    """
+    """(first, last, count) of frames from video_start to video_end in seconds; rejects bad_video_option."""
     start, end = options.get("video_start"), options.get("video_end")
     if start is None and end is None:
         return 0, frames - 1, frames
@@ -126,11 +118,7 @@ def frame_range(frames: int, fps: float, options: Mapping[str, Any]) -> tuple[in
 
 
 def frame_count(frames: int, fps: float, limits: Limits, options: Mapping[str, Any]) -> int:
-    """Frames taken from a video of `frames` frames; always even.
-
-    Raises:
-        Reject: video_too_short, bad_video_option.
-    """
+    """Frames taken of `frames`, always even; rejects video_too_short, bad_video_option."""
     if "nframes" in options:
         if "fps" in options:
             raise Reject(RejectCode.BAD_VIDEO_OPTION, "give fps or nframes, not both")
@@ -150,11 +138,7 @@ def frame_count(frames: int, fps: float, limits: Limits, options: Mapping[str, A
 def frame_size(
     height: int, width: int, taken: int, limits: Limits, factor: int, options: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """(height, width) of each of `taken` frames.
-
-    Raises:
-        Reject: aspect_ratio.
-    """
+    """(height, width) of each of `taken` frames, or the reject aspect_ratio."""
     low = options.get("min_pixels", limits.video_min_pixels)
     total = options.get("total_pixels", limits.video_total_pixels)
     high = max(min(limits.video_max_pixels, total / taken * FRAME_FACTOR), int(low * 1.05))
@@ -174,11 +158,7 @@ class VideoPlan:
 
 
 def plan_video(meta: MediaMeta, limits: Limits, factor: int = 28) -> VideoPlan:
-    """The frames to take of a video, from header facts.
-
-    Raises:
-        Reject: aspect_ratio, video_too_short, bad_video_option.
-    """
+    """The frames to take, by the header; rejects aspect_ratio, video_too_short, bad_video_option."""
     if meta.sizes:
         sizes = {image_size(h, w, limits, factor, meta.options) for w, h in meta.sizes}
         if len(sizes) > 1:

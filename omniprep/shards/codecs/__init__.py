@@ -60,11 +60,7 @@ def stored_share(name: str) -> float:
 
 
 def codec_of(column: Column) -> PixelCodec:
-    """The codec that a column names in its params.
-
-    Raises:
-        DamagedDataError: This version does not know it.
-    """
+    """The codec that a column names in its params; DamagedDataError for one that this version does not know."""
     name = column.params["codec"]
     if name not in CODECS or name == "raw":
         raise DamagedDataError(

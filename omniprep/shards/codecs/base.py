@@ -35,11 +35,7 @@ class PixelCodec(ABC):
 
     @abstractmethod
     def library(self) -> str:
-        """Name and version of the library that compresses.
-
-        Raises:
-            UsageError: It is not installed; the message has the pip command.
-        """
+        """Name and version of the library that compresses; UsageError has the pip command where it is absent."""
 
     @abstractmethod
     def encode_items(self, column: Column, parts: Sequence[np.ndarray], grids: Sequence[np.ndarray]) -> np.ndarray:
