@@ -100,12 +100,13 @@ def measure_steps(
     step = sum(times) / len(times)
     bins = run.data.bins
     tokens = sum(int(d.index["tokens"].sum()) for d in bins.datasets) / len(bins)
+    longest = max(int(d.index["tokens"].max()) for d in bins.datasets)
     report.row(
         "steps", name, step_ms=round(step, 1), tokens_per_s=round(tokens / step * 1e3),
         mfu=round(counted_mfu(run, step), 4), data_wait_ms=round(watch.wait_ms(), 2),
         peak_gib=round(watch.peak / GIB, 2), ready_s=round(ready, 1), all_ms=[round(t, 1) for t in times],
         checkpointing=run.trainer.config.gradient_checkpointing, loss=round(logs[-1]["loss"], 3),
-        attention=str(run.trainer.model.config.get_text_config()._attn_implementation),
+        longest_bin=longest, attention=str(run.trainer.model.config.get_text_config()._attn_implementation),
         towers_with_gradients=sorted(watch.tower_gradients),
     )  # fmt: skip
     report.check(f"towers with a backward pass ({name})", len(watch.tower_gradients), 0)
@@ -215,13 +216,14 @@ def measure_memory(bench: Bench, name: str, *, shape: str, **options: Any) -> No
         run = prepare_run(config, Silent())
     run.args.save_strategy = "no"
     checkpointing = run.trainer.config.gradient_checkpointing
+    longest = max(int(d.index["tokens"].max()) for d in run.data.bins.datasets)
     watch = StepWatch(run.trainer, warm, timed)
     run_steps(run, watch)
     reached = watch.peak or foretold  # on the CPU the peak is the process's, which only grows
     leave(run)
     bench.report.row(
         "memory", name, dry_run_gib=round(foretold / GIB, 3), training_gib=round(reached / GIB, 3),
-        off=round(foretold / reached - 1, 4), checkpointing=checkpointing,
+        off=round(foretold / reached - 1, 4), checkpointing=checkpointing, longest_bin=longest,
     )  # fmt: skip
     bench.report.check(f"dry run's peak against training's ({name})", round(abs(foretold / reached - 1), 4), 0.02)
     if (shape, options.get("gradient_checkpointing")) == ("7b", "on"):

@@ -142,6 +142,20 @@ def test_advice_has_bin_length_and_lora_unless_it_is_on():
     assert len(advise(TrainConfig(**options, lora=True), linear, 4 * GIB, 1024, 10 * GIB)) == 1
 
 
+@pytest.mark.parametrize(("room", "said"), [(100 * GIB, "fits, and saves"), (GIB // 64, "too close")])
+def test_the_advice_tries_the_step_without_checkpointing(model, data, tmp_path, monkeypatch, room, said):
+    """As on a GPU, whose memory is made up here; the passes are real, after those of the dry run."""
+    trying = config(model, data, tmp_path / "a", dry_run=True, max_steps=1, gradient_checkpointing="on")
+    run = run_module.prepare_run(trying, QuietReporter(), dry_run_module.heavy_data)
+    measured = dry_run_module.measure_run(run)
+    for module in (memory_module, dry_run_module):
+        monkeypatch.setattr(module, "device_bytes", lambda device: room)
+    lines = list(dry_run_module.advice(run.trainer, run.data, measured, trying, torch.device("cpu")))
+    assert len(lines) == 3 and lines[0].startswith("memory: ") and lines[1].startswith("--lora")
+    assert lines[2].startswith("without --gradient-checkpointing: ") and said in lines[2]
+    assert not any(p.grad is not None for p in run.trainer.model.parameters())
+
+
 @pytest.mark.parametrize(("room", "fits"), [(20 * GIB, True), (GIB // 8, False)])
 def test_whether_a_step_fits_without_checkpointing(monkeypatch, room, fits):
     monkeypatch.setattr(memory_module, "device_bytes", lambda device: room)
