@@ -210,14 +210,9 @@ class BuildConfig(RowOptions, Trust):
 def build_config(
     rows: RowOptions, trust: Trust, *, model: str, inputs: tuple[str, ...] = (), out: str = ""
 ) -> BuildConfig:
-    """The options that make rows as a dataset's rows were made, with what this command line allows.
+    """The options that make rows as a dataset's or run's, with what this command line allows.
 
-    Args:
-        rows: From the dataset or run.
-        trust: From the command line.
-        model: Checkpoint that the user named, or that `omniprep.inspect.trust` let pass.
-        inputs: Of the command at hand.
-        out: Where a dataset is written, if one is.
+    `model` is one that the user named, or that `omniprep.inspect.trust` let pass.
     """
     values: dict[str, Any] = {field.name: getattr(rows, field.name) for field in dataclasses.fields(RowOptions)}
     values |= {field.name: getattr(trust, field.name) for field in dataclasses.fields(Trust)}

@@ -84,13 +84,7 @@ def changed(config: BuildConfig, text: str) -> BuildConfig:
 
 
 def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -> None:
-    """Print what builds with these plans would give, side by side where there are several.
-
-    Args:
-        estimates: By the option that is changed; the first is the plan as asked for.
-        workers: Number of workers of the build.
-        seconds: How long planning took.
-    """
+    """Print what builds with these plans (by the option that is changed) would give, side by side."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

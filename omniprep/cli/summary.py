@@ -92,12 +92,7 @@ MOST_COLUMNS = 8
 
 
 def note_lines(notes: Mapping[str, int], unread: Mapping[str, Sequence[Any]]) -> list[str]:
-    """A line for each note that rows have, with the unread columns and the options that read them.
-
-    Args:
-        notes: Rows by note.
-        unread: By column: its rows, and the value of --columns that reads it ("" if none does).
-    """
+    """A line for each note that rows have, with the unread columns and the options that read them."""
     lines = []
     for name, text in NOTES.items():
         if not notes.get(name):

@@ -24,15 +24,7 @@ _WITH_DEFAULT = {"video_timing": "reference", "long_audio": "reject"}
 
 
 def family_spec(config: BuildConfig, *, ship_plugins: bool = False) -> FamilySpec:
-    """What makes the build's family.
-
-    Args:
-        config: The build's options.
-        ship_plugins: Put the text of plug-in files in, for workers on other machines.
-
-    Raises:
-        UsageError: A --family-option that is not NAME=VALUE, or no --model.
-    """
+    """What makes the build's family; `ship_plugins` puts the text of plug-in files in, for other machines."""
     if not config.model:
         raise UsageError("--model is needed: a checkpoint folder or a Hub name")
     options: dict[str, Any] = {

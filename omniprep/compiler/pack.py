@@ -75,13 +75,7 @@ class Assignment:
 
 
 def gather(out: str, sizes: Sequence[int], generation: str = "") -> Rows:
-    """Facts of all rows from the plans of all splits.
-
-    Args:
-        out: Folder of the build.
-        sizes: Rows of each split, as its receipt says.
-        generation: Part of the names of its plans.
-    """
+    """Facts of all rows from the plans of all splits, which have `sizes` rows by their receipts."""
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     rows = Rows(
         split=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),

@@ -30,11 +30,7 @@ class Checkpoint:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Batched tokenization; families on one checkpoint share it, whatever their options.
-
-        Raises:
-            OmniprepError: The tokenizer cannot be loaded, or is no fast one.
-        """
+        """Batched tokenization; families on one checkpoint share it, whatever their options."""
         # The time of change is part of the key, so that another checkpoint at the same path is not taken for this one.
         path = Path(self._model) / "tokenizer.json"
         changed_ns = path.stat().st_mtime_ns if path.is_file() else 0
@@ -74,11 +70,7 @@ class Checkpoint:
 
 @lru_cache(maxsize=16)
 def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
-    """A JSON file of a checkpoint, None where it has no such file.
-
-    Raises:
-        OmniprepError: No such checkpoint, or the Hub cannot be reached, or the file is not JSON.
-    """
+    """A JSON file of a checkpoint, None where the checkpoint has no such file."""
     folder = Path(model)
     if folder.is_dir():
         path = folder / name

@@ -18,12 +18,7 @@ HOP = 160
 
 
 def audio_frames(samples: int, padded_to: int | None = None) -> int:
-    """Valid mel frames of a clip: the extractor's attention mask, every 160th sample.
-
-    Args:
-        samples: Samples of the clip.
-        padded_to: Samples that it is padded to, where those may be so few that they bound the frames.
-    """
+    """Valid mel frames of a clip: the extractor's attention mask, every 160th sample; `padded_to` may bound them."""
     frames = -(-samples // HOP)
     return frames if padded_to is None else min(frames, padded_to // HOP)
 

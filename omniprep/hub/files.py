@@ -89,14 +89,7 @@ class LocalFile:
 
 
 def is_same(entry: "RepoFile", size: int, sha256: Callable[[], str], content: Callable[[], bytes]) -> bool:
-    """Whether a file has the content that the Hub lists, by the hash that the Hub knows of it.
-
-    Args:
-        entry: What the Hub lists.
-        size: Of the file, in bytes.
-        sha256: Gives its SHA-256; asked for large files (LFS).
-        content: Gives its bytes; asked for small files, of which the Hub knows git's SHA-1.
-    """
+    """Whether a file has the content that the Hub lists: SHA-256 of large files (LFS), git's SHA-1 of small ones."""
     if entry.size != size:
         return False
     if entry.lfs is not None:

@@ -82,11 +82,7 @@ def media_of(arrays: Mapping[str, Any]) -> list[MediaItem]:
 
 
 def spectrogram_picture(features: np.ndarray) -> Image.Image:
-    """A spectrogram as a picture, low frequencies below.
-
-    Args:
-        features: bfloat16 as uint16, (bands, frames).
-    """
+    """A spectrogram, bfloat16 as uint16 (bands, frames), as a picture, low frequencies below."""
     values = (features.astype(np.uint32) << 16).view(np.float32)
     low, high = float(values.min()), float(values.max())
     level = (values - low) / (high - low if high > low else 1.0) * (len(_MAGMA) - 1)

@@ -17,13 +17,7 @@ def few(frames: np.ndarray) -> np.ndarray:
 
 
 def half_blocks(picture: np.ndarray, columns: int, lines: int = 14) -> Text:
-    """A picture as colored half blocks, two pixels a character.
-
-    Args:
-        picture: uint8 (height, width, 3).
-        columns: Maximum width in characters.
-        lines: Maximum height in lines.
-    """
+    """A picture, uint8 (height, width, 3), as colored half blocks, two pixels a character."""
     height, width = picture.shape[:2]
     scale = min(columns / width, 2 * lines / height, 1.0)
     size = (max(1, round(width * scale)), max(2, round(height * scale / 2) * 2))
@@ -38,13 +32,7 @@ def half_blocks(picture: np.ndarray, columns: int, lines: int = 14) -> Text:
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1280, gap: int = 8) -> Image.Image:
-    """All pictures one below the other at their own size, videos as a few frames; shrunk only where wider than `width`.
-
-    Args:
-        pictures: uint8 (frames, height, width, 3) each.
-        width: Of the sheet, in pixels, at most.
-        gap: Pixels between two pictures.
-    """
+    """Pictures, uint8 (frames, height, width, 3), one below the other, shrunk only where wider than `width`."""
     tiles = []
     for frames in pictures:
         tile = Image.fromarray(few(frames))

@@ -25,13 +25,7 @@ def check_code(code: str) -> str:
 
 
 def read_rejected(dataset: PackedDataset, code: str | None, limit: int) -> Iterator[dict[str, Any]]:
-    """Lines of rejected.jsonl, in the order of the input.
-
-    Args:
-        dataset: A finished dataset.
-        code: Only rows with this code; None for all.
-        limit: Maximum number of rows; 0 for all.
-    """
+    """Lines of rejected.jsonl in the order of the input, of one code or all; at most `limit` (0: all)."""
     counts = dataset.counts["rejected_by_code"]
     remaining = sum(counts.values()) if code is None else counts.get(code, 0)
     remaining = min(remaining, limit) if limit > 0 else remaining

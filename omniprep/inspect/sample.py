@@ -21,22 +21,10 @@ def write_sample(
     uri: str, out: Path, *, count: int = 20, rows: Sequence[str] = (), kinds: Sequence[str] = (), seed: int = 0,
     model: str | None = None,
 ) -> int:  # fmt: skip
-    """Write chosen rows to `out`/rows.jsonl and their media to `out`/media.
+    """Write chosen rows to `out`/rows.jsonl and their media to `out`/media; how many.
 
-    Args:
-        uri: The dataset.
-        out: A folder; made where absent.
-        count: Rows drawn at random, where `rows` names none.
-        rows: SOURCE:LINE each.
-        kinds: Only rows of these kinds.
-        seed: Seed of the draw.
-        model: Checkpoint whose tokenizer reads the tokens (default: the build's).
-
-    Returns:
-        Rows written.
-
-    Raises:
-        OmniprepError: No such row, or one that was rejected.
+    `rows` names them as SOURCE:LINE; without, `count` are drawn at random by `seed`, of `kinds` alone where some are
+    named. Their tokens are read by the tokenizer of `model` (default: the build's).
     """
     dataset = PackedDataset(uri)
     vocabulary = vocabulary_of(dataset, model)

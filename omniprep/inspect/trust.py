@@ -24,14 +24,7 @@ from omniprep.shards.manifest import InputEntry, Manifest
 
 
 def model_of_dataset(given: str | None, manifest: Manifest, uri: str) -> str:
-    """The checkpoint to read a dataset's tokens with: the one that the user named, else the build's, never downloaded.
-
-    Returns:
-        `given`, or a folder on this machine.
-
-    Raises:
-        UsageError: The dataset names none, or one that is not on this machine.
-    """
+    """A checkpoint on this machine for a dataset's tokens: the user's, else the build's, never downloaded."""
     if given:
         return given
     model = manifest.model
@@ -65,11 +58,7 @@ def cached_folder(model: str) -> str | None:
 def input_refusal(source: str, manifest: Manifest, uri: str, named: Sequence[str]) -> str:
     """Why an input of a dataset is not opened, with the flag that opens it; empty if it may be opened.
 
-    Args:
-        source: As rows.parquet has it.
-        manifest: Of the dataset.
-        uri: Of the dataset, as the user named it.
-        named: Values of --input: inputs, or folders and prefixes of them.
+    `named` are the values of --input: inputs, or folders and prefixes of them.
     """
     if any(_covers(name, source) for name in named):
         return ""

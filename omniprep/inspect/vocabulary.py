@@ -56,9 +56,5 @@ def load_vocabulary(model: str) -> Vocabulary:
 
 
 def vocabulary_of(dataset: PackedDataset, model: str | None) -> Vocabulary:
-    """The vocabulary that reads a dataset's tokens: of `model`, else of the build's checkpoint, if it is here.
-
-    Raises:
-        OmniprepError: Neither can be had. A dataset does not have its checkpoint fetched (`omniprep.inspect.trust`).
-    """
+    """The vocabulary for a dataset's tokens: of `model`, else of the build's checkpoint, if that is here already."""
     return load_vocabulary(model_of_dataset(model, dataset.record, dataset.uri))

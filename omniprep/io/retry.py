@@ -15,12 +15,9 @@ def jittered(seconds: float) -> float:
 
 
 def retry(call: Callable[[], T], pause_after: Callable[[Exception, int], float | None]) -> T:
-    """What a call returns, repeated until it does.
+    """What a call returns, repeated until it does; repeating it must do no harm.
 
-    Args:
-        call: Repeating it must do no harm.
-        pause_after: Of an exception and the number of calls made so far: seconds before the next one; None raises the
-            exception. May raise another exception in its place.
+    `pause_after` an exception, and so many calls, gives the seconds before the next one; None raises the exception.
     """
     for attempts in count(1):
         try:

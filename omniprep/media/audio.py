@@ -172,14 +172,10 @@ def _count(sound: "soundfile.SoundFile", source: Source) -> int:
 
 
 def _to_mono_at(samples: Waveform, rate: int, target: int, source: Source) -> Waveform:
-    """Mono at another rate.
+    """Mono at another rate, of samples (frames, channels) in C order.
 
-    Args:
-        samples: (frames, channels), C order. The mean is taken over the transposed view, as in librosa: from eight
-            channels on, numpy adds the channels of a contiguous (channels, frames) array in another order.
-        rate: Rate of the samples.
-        target: Rate of the result.
-        source: For messages.
+    The mean is taken over the transposed view, as in librosa: from eight channels on, numpy adds the channels of a
+    contiguous (channels, frames) array in another order.
     """
     mono: NDArray[np.float32] = samples[:, 0] if samples.shape[1] == 1 else np.mean(samples.T, axis=0)
     if not np.isfinite(mono).all():

@@ -40,15 +40,9 @@ _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
 def check_container(file: BinaryIO, source: Source, kind: str) -> None:
-    """Check a file before FFmpeg reads it (through PyAV, the ffmpeg program or decord).
+    """Check a file before FFmpeg reads it (through PyAV, the ffmpeg program or decord); its position changes.
 
-    Args:
-        file: The open file; its position changes.
-        source: For messages.
-        kind: What the file should be, for messages: "audio" or "a video".
-
-    Raises:
-        Reject: bad_media for a list of other files, for text, and for a header that would fill the memory.
+    Rejects bad_media for a list of other files, for text, and for a header that would fill the memory.
     """
     file.seek(0)
     head = file.read(HEAD_BYTES)

@@ -36,13 +36,9 @@ class MediaRoots:
     allow_http: bool = False
 
     def locate(self, reference: Any) -> Source:
-        """Find the source of a media item.
+        """The source of a media item: path, URI, base64 text, bytes, or {bytes, path} (bytes win).
 
-        Args:
-            reference: Path, URI, base64 text, bytes, or {bytes, path} (bytes win).
-
-        Raises:
-            Reject: media_not_found, media_outside_root, media_url_forbidden, bad_base64, bad_media.
+        Rejects media_not_found, media_outside_root, media_url_forbidden, bad_base64 and bad_media.
         """
         value = reference
         if isinstance(reference, dict):

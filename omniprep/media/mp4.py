@@ -22,15 +22,7 @@ _HARMLESS_SAMPLES = 10_000_000
 
 
 def check_sample_counts(file: BinaryIO, label: str) -> None:
-    """Check the boxes of a file; a file that is no MP4 passes.
-
-    Args:
-        file: The open file; its position changes.
-        label: For messages.
-
-    Raises:
-        Reject: bad_media.
-    """
+    """Reject an MP4 with impossible boxes (bad_media); other files pass. The position of `file` changes."""
     size = file.seek(0, 2)
     # Old QuickTime codecs count PCM samples, up to 8 a byte; 2 are common (IMA4).
     max_samples = min(8 * size, max(2 * size, _HARMLESS_SAMPLES))

@@ -53,11 +53,7 @@ class Source:
         return self.path or self.uri or hashlib.sha256(self.data or b"").hexdigest()
 
     def read(self) -> bytes:
-        """Read the whole item.
-
-        Raises:
-            Reject: media_not_found, media_outside_root, media_fetch_failed, media_too_large, bad_media (empty).
-        """
+        """Read the whole item; rejects media_not_found, media_outside_root, media_too_large and bad_media (empty)."""
         if self.data is not None:
             data = bytes(self.data)
         elif self.path is not None:
@@ -72,11 +68,7 @@ class Source:
         return data
 
     def open(self) -> BinaryIO:
-        """Open the item as a seekable file, which the caller closes. Bytes already in memory are not copied.
-
-        Raises:
-            Reject: As `read`.
-        """
+        """Open the item as a seekable file, which the caller closes; bytes in memory are not copied."""
         if self.path is not None:
             return self._open_path(self.path)
         if isinstance(self.data, memoryview) and len(self.data):

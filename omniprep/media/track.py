@@ -48,11 +48,7 @@ class _Track:
 
 
 def sound_decoder(asked: str = "auto") -> Literal["ffmpeg", "pyav"]:
-    """Which decoder reads containers that libsndfile cannot read: "ffmpeg" (the program) or "pyav".
-
-    Raises:
-        OmniprepError: ffmpeg is asked for and absent.
-    """
+    """Which decoder reads containers that libsndfile cannot read: "ffmpeg" (the program) or "pyav"."""
     installed = shutil.which("ffmpeg") is not None
     if asked == "ffmpeg" and not installed:
         raise OmniprepError(
@@ -82,16 +78,9 @@ def check_sound(frames: int, channels: int, rate: int, target: int, label: str) 
 
 
 def count_track(source: Source, target: int, decoder: str, first_error: str | None) -> tuple[int, int]:
-    """(frames, rate) of a sound, by decoding it piece by piece.
+    """(frames, rate) of a sound by decoding it piece by piece, up to the limits at rate `target`.
 
-    Args:
-        source: The file.
-        target: Rate that the sound will be resampled to, for the limits.
-        decoder: "auto", "ffmpeg" or "pyav".
-        first_error: libsndfile's message about a file that should be audio; None for the sound of a video.
-
-    Raises:
-        Reject: bad_media, no_audio_track, decode_error, audio_too_long.
+    `first_error` is libsndfile's message about a file that should be audio; None for the sound of a video.
     """
     with _open_track(source, decoder, first_error) as track:
         size = sum(len(piece) for piece in _bounded(track, target, source.label))

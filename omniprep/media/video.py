@@ -69,11 +69,7 @@ def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoRead
 
 
 def check_streams(source: Source) -> bool:
-    """Whether a video has sound. Rejects a file without pictures, or with too many, before a decoder opens it.
-
-    Raises:
-        Reject: bad_media, no_video_stream, video_too_long, image_too_large, decode_error.
-    """
+    """Whether a video has sound; rejects one without pictures, or with too many, before a decoder opens it."""
     with source.open() as file, open_container(file, source, "a video") as container:
         if not container.streams.video:
             raise Reject(RejectCode.NO_VIDEO_STREAM, f"{source.label}: there is no video stream in the file")

@@ -50,11 +50,7 @@ class Note(IntFlag):
 
 
 def parse_columns(texts: Sequence[str]) -> Columns:
-    """The pairs (new, old) of --columns NEW=OLD.
-
-    Raises:
-        UsageError: Not NEW=OLD, a NEW that is not in `TARGETS`, or a name that is given twice.
-    """
+    """The pairs (new, old) of --columns NEW=OLD; UsageError unless each NEW is in `TARGETS`, and given once."""
     pairs: list[tuple[str, str]] = []
     for text in texts:
         new, _, old = (part.strip() for part in text.partition("="))
@@ -74,11 +70,7 @@ def parse_columns(texts: Sequence[str]) -> Columns:
 
 
 def rename_columns(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """Apply --columns to a row. Names are compared without case, as in the reference.
-
-    Raises:
-        Reject: bad_column, where the row has another column of the new name.
-    """
+    """Apply --columns to a row, without regard to case; rejects bad_column where the new name is taken."""
     names = {key.lower(): key for key in raw if isinstance(key, str) and raw[key] is not None}
     renames = {names[old.lower()]: new for new, old in columns if old.lower() in names}
     if not renames:

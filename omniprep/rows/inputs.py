@@ -210,11 +210,7 @@ class _Search:
         return inputs
 
     def _choose_files(self, folder: str, files: list[str], split: str) -> tuple[list[str], str]:
-        """The files of the split to read, and its name; all files and no name where their names tell of no splits.
-
-        Raises:
-            OmniprepError: There are several splits and none was chosen, or there is no such split.
-        """
+        """The files of the split to read, and its name; all files and no name where names tell of no splits."""
         split_of = {path: _split_of(path) for path in files}
         names = sorted(set(split_of.values()) - {""})
         asked = split or (self._split if self._split in names else "")

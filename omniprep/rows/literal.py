@@ -32,11 +32,7 @@ def read_literal(text: str, name: str) -> Any:
 
 
 def json_text(value: Any, code: RejectCode, name: str) -> str:
-    """Write a value as JSON, as the reference does.
-
-    Raises:
-        Reject: With `code`, for a value without a JSON form (bytes, a date, a number of more than 4,300 digits).
-    """
+    """Write a value as JSON, as the reference does; rejects with `code` what has no JSON form."""
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError) as error:

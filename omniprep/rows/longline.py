@@ -11,13 +11,10 @@ _BASE64 = re.compile(rb'(?<!\\)"((?:data:[\w/.+-]{0,99};base64,)?[A-Za-z0-9+/]{4
 
 
 def parse_line(text: bytes, loads: Callable[[str], Any] = json.loads) -> Any:
-    """Parse a line in UTF-8.
+    """Parse a line in UTF-8; ValueError where it is not UTF-8 or not JSON.
 
     A long line is not decoded whole, which could take four bytes a character: its base64 strings are replaced by marks
     and put back into the result. Bytes are not passed to json.loads, which would guess their encoding.
-
-    Raises:
-        ValueError: It is not UTF-8, or not JSON.
     """
     spans = [match.span(1) for match in _BASE64.finditer(text)] if len(text) >= LONG_LINE else []
     if not spans:

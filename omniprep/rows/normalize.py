@@ -77,15 +77,7 @@ class Row:
 
 
 def normalize(raw: Any, columns: Columns = ()) -> Row:
-    """Normalize a raw row, which is not changed.
-
-    Args:
-        raw: The row as it was read.
-        columns: (new, old) names of --columns.
-
-    Raises:
-        Reject: bad_row, bad_message, bad_role, empty_row, bad_column, bad_tools, bad_option or bad_objects.
-    """
+    """Normalize a raw row, which is not changed; `columns` are the (new, old) names of --columns."""
     if not isinstance(raw, dict):
         raise Reject(RejectCode.BAD_ROW, f"a row must be a JSON object, not {type(raw).__name__}")
     if columns:

@@ -215,12 +215,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def next_line(file: BinaryIO, limit: int) -> tuple[bytes | None, int]:
-    """The next line, and its size with the line end; (b"", 0) at the end of the file.
-
-    Args:
-        file: The file to read.
-        limit: Most bytes of a line without its end. A longer line is skipped piece by piece and returned as None.
-    """
+    """The next line (None: longer than `limit`, skipped), and its size with the line end; (b"", 0) at the end."""
     pieces: list[bytes] = []
     size, ended = 0, False
     while not ended and (piece := file.readline(_BUFFER)):

@@ -23,13 +23,7 @@ _BIN_FILE = re.compile(r"[0-9a-f]{40}\.bin(\.[0-9a-f]{8}\.tmp)?")  # a killed pr
 
 
 class BinCache:
-    """The cache of one dataset in a folder that may hold others.
-
-    Args:
-        folder: Created if absent. Files of other names are left alone and not counted.
-        limit: Bytes kept; a bin that is larger is not kept.
-        dataset: Identity of the dataset, which differs between builds in the same folder.
-    """
+    """The cache of one dataset (by its identity) in a folder that may hold others; other names are not counted."""
 
     def __init__(self, folder: str, limit: int, dataset: str) -> None:
         self._folder, self._limit, self._dataset = Path(folder), limit, dataset

@@ -19,11 +19,7 @@ a token, others up to 16."""
 
 
 def check_rows(arrays: dict[str, Any], layout: Layout) -> None:
-    """Check the columns of tokens and rows, and reshape position_ids to (3, L) and row_items to (R, M).
-
-    Raises:
-        DamagedDataError: A column is absent, or does not fit the others.
-    """
+    """Check the columns of tokens and rows, and reshape position_ids to (3, L) and row_items to (R, M)."""
     for name in ("input_ids", "labels", "cu_seqlens", "row_ids", "row_items"):
         if name not in arrays:
             raise DamagedDataError(f"column {name!r} is absent")
@@ -47,16 +43,7 @@ def check_rows(arrays: dict[str, Any], layout: Layout) -> None:
 
 
 def check_media(arrays: Mapping[str, Any], layout: Layout, coded: Container[str]) -> None:
-    """Check the media columns against the counts of items, and against the sizes that the items have.
-
-    Args:
-        arrays: Of a bin, after `check_rows`.
-        layout: What the shard declares.
-        coded: Names of the columns whose pixels are in a codec and not decoded yet.
-
-    Raises:
-        DamagedDataError: A column is absent, or does not fit the others.
-    """
+    """Hold media columns against counts and sizes of items; `coded` are those not decoded yet."""
     counts = dict(zip(layout.modalities, arrays["row_items"].sum(axis=0, dtype=np.int64).tolist(), strict=True))
     for column in layout.columns:
         count = counts[column.modality]

@@ -18,15 +18,7 @@ _COMPRESSION = 3  # field of table RecordBatch
 
 
 def read_batch(data: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
-    """The record batch of one row in a message; its buffers are views of `data`.
-
-    Args:
-        data: uint8, the whole message; only its head is read.
-        schema: Of the shard.
-
-    Raises:
-        DamagedDataError: It is no record batch of the schema, not of one row, or compressed.
-    """
+    """The record batch of one row in a message, views of `data`; DamagedDataError where it is not of `schema`."""
     try:
         # Arrow verifies the flatbuffer when it reads the message, and the ranges of the buffers with the batch.
         message = pa.ipc.read_message(pa.py_buffer(data))

@@ -98,12 +98,7 @@ class _File:
 
 
 class ShardReader:
-    """Reads bins of the shards of one dataset.
-
-    Args:
-        uris: The shards, by number.
-        cache: Where bins of remote shards are kept.
-    """
+    """Reads bins of the shards of one dataset; `cache` keeps those of remote shards."""
 
     def __init__(self, uris: Sequence[str], cache: BinCache | None = None) -> None:
         self._uris, self._cache = uris, cache
@@ -118,14 +113,7 @@ class ShardReader:
     def read(self, shard: int, offset: int, length: int, checksum: int | None = None) -> np.ndarray:
         """The bytes of one record batch, uint8 (length,), at the start of a pooled buffer.
 
-        Args:
-            shard: Number of the shard.
-            offset: First byte of the batch in it.
-            length: Bytes of the batch.
-            checksum: XXH3 of the batch from the index; None reads without a check.
-
-        Raises:
-            DamagedDataError: The file is absent or too short, or its bytes have another checksum; names the file.
+        `checksum` is the XXH3 of the index; None reads without a check. DamagedDataError names the file.
         """
         uri = self._uris[shard]
         read = self._read_local if io.is_local(uri) else self._read_remote

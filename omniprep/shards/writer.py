@@ -57,14 +57,7 @@ class ShardWriter:
         return self
 
     def write(self, item: Bin) -> BatchEntry:
-        """Append a bin.
-
-        Args:
-            item: The bin; its arrays may be reused as soon as this returns.
-
-        Returns:
-            Byte range of its record batch in the file, and the XXH3 of those bytes.
-        """
+        """Append a bin; the byte range of its record batch, and the XXH3 of that. Its arrays may then be reused."""
         assert self._sink is not None and self._info is None
         batch = pa.RecordBatch.from_arrays(_arrays(item, self._layout, self._scratch), schema=self._schema)
         length = pa.ipc.get_record_batch_size(batch)
@@ -106,12 +99,7 @@ def serialize_bin(item: Bin, schema: pa.Schema) -> np.ndarray:
 
 
 class _HashingSink:
-    """A file for Arrow to write to, which hashes what is written.
-
-    Args:
-        file: Receives the bytes.
-        header: Bytes before the first record batch (magic and schema).
-    """
+    """A file for Arrow to write to, which hashes what is written, `header` first (magic and schema)."""
 
     closed = False
 

@@ -243,13 +243,7 @@ _LEGACY_IMAGE = re.compile(r"<img>(.+?)</img>")
 
 
 def prepare(row: Row, is_file: Any, agent_template: str = "hermes") -> Row:
-    """Prepare a row for `contexts`: parse tools, render tool calls, lift legacy image tags, add missing tags.
-
-    Args:
-        row: Changed in place, and returned.
-        is_file: Whether the path of a legacy `<img>path</img>` exists.
-        agent_template: Format of tool calls, one of FORMATS.
-    """
+    """Prepare a row in place: parse tools, render tool calls, lift legacy image tags, add missing tags."""
     row.tools = parse_tools(row.tools)
     row.messages = merge_tool_calls(row.messages, agent_template)
     if not row.media["image"]:

@@ -103,22 +103,14 @@ def is_supported_tokenizer(backend: Any) -> bool:
 
 
 class Words:
-    """Tokenizes texts by cached words.
-
-    Args:
-        encode: Returns the ids of a batch of words as int32 bytes, each word tokenized alone.
-    """
+    """Tokenizes texts by cached words; `encode` gives the ids of words as int32 bytes, each word alone."""
 
     def __init__(self, encode: Callable[[list[str]], list[bytes]]) -> None:
         self._encode = encode
         self._known: dict[str, bytes] = {}
 
     def ids(self, texts: list[str]) -> list[bytes | None]:
-        """Ids of each text as int32 bytes; None where only the tokenizer itself is exact.
-
-        Args:
-            texts: Texts without added tokens.
-        """
+        """Ids of each text without added tokens, as int32 bytes; None where only the tokenizer is exact."""
         known = self._known
         cut = [cut_words(text) for text in texts]
         new = list({word: None for words in cut if words is not None for word in words if word not in known})

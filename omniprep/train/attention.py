@@ -162,11 +162,7 @@ def common_window(
     others: Mapping[str, object],
     kernel: str,
 ) -> int | None:
-    """The window that a layer's mask and arguments agree on, once nothing else is asked for.
-
-    Raises:
-        OmniprepError: The layer asks for something that is not computed, or for two windows.
-    """
+    """The window that a layer's mask and arguments agree on, once nothing else is asked for."""
     for name, given in others.items():
         if name not in NEUTRAL and given is not None and given is not False and not is_zero(name, given):
             raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), name, kernel))
@@ -236,23 +232,9 @@ def row_mask(
 ) -> Tensor | None:
     """The mask of a bin for `ROWS` and `VARLEN`; a mask function as transformers calls it.
 
-    Args:
-        batch_size: 1.
-        q_length: L.
-        kv_length: L.
-        q_offset: 0.
-        kv_offset: 0.
-        mask_function: Which token sees which: all that a mask is.
-        attention_mask: Must be None: a bin has no padding outside of its rows.
-        config: Of the language model.
-        hints: How to make a mask tensor (dtype, device, use_vmap, which masks may be left out); no mask tensor is made.
-
-    Returns:
-        None for causal attention. For a sliding window a tensor without elements, (1, 1, 0, window): its shape is read
-        without waiting for a device, and as a constant by torch.compile.
-
-    Raises:
-        OmniprepError: Another mask, or padding, or a cache.
+    No mask tensor is made: None is causal attention. A sliding window is a tensor without elements, (1, 1, 0, window):
+    its shape is read without waiting for a device, and as a constant by torch.compile. Another mask, padding (a bin has
+    none outside of its rows) or a cache is refused.
     """
     if attention_mask is not None or q_offset or kv_offset or q_length != kv_length or batch_size != 1:
         raise OmniprepError("packed attention takes one bin, without padding and without a cache")
@@ -274,11 +256,7 @@ _REMAPPED = masking_utils.remap_positions_for_packed_sequence(
 
 
 def causal_window(mask_function: Callable[..., Any]) -> tuple[bool, int | None] | None:
-    """What a mask of transformers lets a token see, within its own row.
-
-    Returns:
-        Whether it is causal, and its window (None: no window); None where it is anything else.
-    """
+    """Whether a mask of transformers is causal within a row, and its window or None; None for any other mask."""
     if mask_function is masking_utils.causal_mask_function:
         return True, None
     code = getattr(mask_function, "__code__", None)

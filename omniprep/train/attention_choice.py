@@ -27,13 +27,7 @@ from omniprep.train.varlen import LARGEST_HEAD, VarlenKernel, find_kernel
 def check_attention(wanted: str, device: torch.device, *, half: bool) -> None:
     """Refuse an `--attn` that cannot run on this machine, before a model is loaded.
 
-    Args:
-        wanted: As for `choose_attention`.
-        device: Where training runs.
-        half: Whether attention computes in 16 bits: weights of 16 bits, or autocast.
-
-    Raises:
-        OmniprepError: It cannot.
+    `half` says whether attention computes in 16 bits: weights of 16 bits, or autocast.
     """
     if wanted in KERNELS:
         if device.type != "cuda" or not half:
@@ -50,20 +44,7 @@ def check_attention(wanted: str, device: torch.device, *, half: bool) -> None:
 
 
 def choose_attention(wanted: str, model: PreTrainedModel, device: torch.device, *, half: bool) -> str:
-    """Resolve `--attn` for a loaded model.
-
-    Args:
-        wanted: auto, or one of the names in this module's docstring.
-        model: Its language model's configuration and heads are read.
-        device: Where training runs.
-        half: As for `check_attention`.
-
-    Returns:
-        One of the names.
-
-    Raises:
-        OmniprepError: The implementation that was asked for cannot compute this model.
-    """
+    """Resolve `--attn` for a loaded model to one of the names in this module's docstring, or refuse it."""
     check_attention(wanted, device, half=half)
     if wanted in KERNELS:
         kernel = find_kernel(wanted)

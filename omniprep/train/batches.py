@@ -29,10 +29,7 @@ IGNORED = -100
 class Bins(Dataset[dict[str, Any]]):
     """Several datasets as one; a number `~i` gives bin i with every label taken away.
 
-    Args:
-        datasets: The datasets.
-        bins: For each, the numbers of the bins that take part (None: all).
-        sources: For each, the number of each row's source (see `number_sources`), for losses by source.
+    `bins` are the numbers of those that take part (None: all); `sources` the number of each row's source.
     """
 
     def __init__(

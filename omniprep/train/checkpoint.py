@@ -41,14 +41,7 @@ def source_folder(model: str) -> Path:
 
 
 def complete(folder: Path, source: Path, generator: Iterable[str], dtype: torch.dtype) -> None:
-    """Add to a folder that save_pretrained filled what makes it a whole checkpoint.
-
-    Args:
-        folder: Holds model.safetensors (or shards and their index).
-        source: Checkpoint that training began with.
-        generator: Prefixes of tensors that were not loaded.
-        dtype: Type the weights were trained and saved in.
-    """
+    """Make a whole checkpoint of a folder that save_pretrained filled: tensors of `generator` were not loaded."""
     for path in source.iterdir():
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COPIED):
             shutil.copyfile(path, folder / path.name)

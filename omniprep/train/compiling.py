@@ -22,16 +22,7 @@ _BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "r
 
 
 def compile_layers(model: PreTrainedModel, language_model: Sequence[str], attention: str) -> int:
-    """Compile the layers of the language model in place; their number.
-
-    Args:
-        model: Has an attention implementation other than SDPA row by row.
-        language_model: Prefixes of the language model's modules.
-        attention: Name of the attention implementation, as `choose_attention` gives it.
-
-    Raises:
-        OmniprepError: The attention has other shapes in every bin, or no layer is found.
-    """
+    """Compile the layers of the language model in place; their number. Refuses SDPA, whose shapes vary."""
     if attention == "sdpa":
         raise OmniprepError(
             "--torch-compile: SDPA row by row has other shapes in every bin; use --attn varlen (torch 2.10 or later) "

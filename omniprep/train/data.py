@@ -51,11 +51,7 @@ def prepare_data(
     args: TrainingArguments,
     checkpoint: Path | None,
 ) -> RunData:
-    """The data of this rank, from the checkpoint's position on.
-
-    Raises:
-        OmniprepError: The checkpoint was made with other data, or nothing is left to do.
-    """
+    """The data of this rank, from the checkpoint's position on; refused where that was made with other data."""
     names, numbers = number_sources(datasets) if config.log_sources else ((), [])
     bins, held_out = split_bins(datasets, config, numbers)
     length = 0
@@ -143,11 +139,7 @@ def shares(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> li
 
 
 def make_stream(mixture: Mixture, config: TrainConfig, args: TrainingArguments, checkpoint: Path | None) -> BinStream:
-    """This rank's way through the data, from the checkpoint's position.
-
-    Raises:
-        OmniprepError: The checkpoint was made with other data, weights or seed; or nothing is left to do.
-    """
+    """This rank's way through the data, from the checkpoint's position; refused where nothing is left to do."""
     start = done = 0
     if checkpoint is not None:
         state, done = read_position(checkpoint), step_of(checkpoint)

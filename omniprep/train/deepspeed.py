@@ -36,11 +36,7 @@ _SHARDED = {
 
 
 def deepspeed_config(option: str) -> dict[str, Any]:
-    """The configuration that `--deepspeed` stands for: one of `PRESETS`, or what a file holds.
-
-    Raises:
-        OmniprepError: Neither a known name nor a file, or a file without a configuration.
-    """
+    """The configuration that `--deepspeed` stands for: one of `PRESETS`, or what a file holds."""
     if Path(option).is_file():
         return read_config(Path(option))
     if option not in PRESETS:

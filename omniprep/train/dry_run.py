@@ -45,13 +45,7 @@ SHORTEST = 1024
 
 
 class RepeatedBatches(BinStream):
-    """The same batches again and again, on every rank, instead of the run's own order.
-
-    Args:
-        batches: Numbers of bins.
-        steps: Optimizer steps.
-        stream: The run's own way through its data.
-    """
+    """The same batches of bins again and again, on every rank, instead of the order of `stream`."""
 
     def __init__(self, batches: list[list[int]], steps: int, stream: BinStream) -> None:
         super().__init__(
@@ -113,14 +107,7 @@ class Measured:
 
 
 def dry_run(config: TrainConfig, reporter: Reporter, prepare: Callable[..., Any]) -> Path:
-    """Take a few steps on the heaviest batches, and report.
-
-    Returns:
-        `config.out`, untouched.
-
-    Raises:
-        OmniprepError: They do not fit: in one line, with what would.
-    """
+    """Take a few steps on the heaviest batches, and report; an error in one line says what would fit."""
     with tempfile.TemporaryDirectory(prefix="omniprep-dry-run-") as scratch:
         passes = min(config.grad_accumulation, 2)  # the second finds the gradients of the first, as all others do
         short = dataclasses.replace(

@@ -68,11 +68,7 @@ def write_facts(folder: Path, facts: Sequence[RowFacts]) -> None:
 
 
 def read_facts(model: str) -> list[RowFacts] | None:
-    """What a model says about its rows; None where it is no run of `omniprep train`.
-
-    Raises:
-        OmniprepError: It is a run that keeps nothing about its rows, or its file is damaged.
-    """
+    """What a model says about its rows; None where it is no run of `omniprep train`."""
     folder, path = Path(model), Path(model) / FACTS
     if not folder.is_dir():
         content = checkpoint_file(model, FACTS)
@@ -111,11 +107,7 @@ def facts_of_content(where: str, content: Any) -> list[RowFacts]:
 
 
 def one_of(facts: Sequence[RowFacts]) -> RowFacts:
-    """The facts by which rows are encoded, where a run had several datasets.
-
-    Raises:
-        OmniprepError: They were built with different options, so that a row has no one meaning.
-    """
+    """The facts by which rows are encoded; refused where a run's datasets give a row no one meaning."""
     first = facts[0]
     names = [field.name for field in dataclasses.fields(RowOptions) if field.name not in NOT_OF_ROWS]
     for other in facts[1:]:

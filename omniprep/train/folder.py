@@ -28,15 +28,7 @@ left where they are: files of those names may be the user's."""
 
 
 def prepare_folder(config: TrainConfig, checkpoint: Path | None) -> None:
-    """Make --out ready, on the process that writes.
-
-    Args:
-        config: The run's options.
-        checkpoint: Where the run goes on from; None for a new one.
-
-    Raises:
-        OmniprepError: An earlier run, or something that is no run's, would be overwritten.
-    """
+    """Make --out ready, on the process that writes: nothing of others is overwritten."""
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise OmniprepError(f"--out {out}: a file of that name is there")

@@ -174,14 +174,7 @@ def lora_regex(model: nn.Module, parts: Parts, config: TrainConfig) -> str:
 
 
 def parameter_groups(model: nn.Module, parts: Parts, config: TrainConfig, decay: set[str]) -> list[dict[str, Any]]:
-    """Optimizer groups: tower, aligner and language model, each with and without weight decay (empty ones left out).
-
-    Args:
-        model: May be wrapped by PEFT; its prefix is looked through.
-        parts: Module prefixes of the model inside.
-        config: Learning rates and weight decay.
-        decay: Names of the parameters with weight decay.
-    """
+    """Optimizer groups: tower, aligner and language model, each with and without weight decay, none empty."""
     rates = {"tower": config.vit_lr, "aligner": config.aligner_lr}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

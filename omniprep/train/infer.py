@@ -36,19 +36,10 @@ from omniprep.train.model import load_base
 
 
 def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
-    """Answer every row of the inputs, in their order.
+    """Answer every row of the inputs, in their order; how many.
 
-    Args:
-        config: The options.
-        reporter: Where progress goes.
-        write: Called with each line of JSON: source, line, response, label (the row's own last answer, if it has one);
-            or source, line, error (a reject code) and message.
-
-    Returns:
-        Rows answered.
-
-    Raises:
-        OmniprepError: No model, nothing that says how to encode the rows, no input, or no row that could be answered.
+    `write` gets each line of JSON: source, line, response, label (the row's own last answer, if it has one); or source,
+    line, error (a reject code) and message.
     """
     quiet_libraries()
     base, adapter = base_and_adapter(config)
@@ -133,9 +124,6 @@ def build_options(config: InferConfig, base: str, reporter: Reporter) -> BuildCo
     """The options that encode rows as those of the run were encoded.
 
     What the run or a dataset says comes from a file; code, network and folders only from `config`.
-
-    Raises:
-        OmniprepError: There is no such dataset, or a run that says nothing, or too much.
     """
     facts = row_facts(config)
     if facts is None:
@@ -203,12 +191,7 @@ def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str
 
 
 def left_padded(rows: Sequence[dict[str, torch.Tensor]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Rows of (1, L) arguments as one batch, padded on the left.
-
-    Returns:
-        input_ids, attention_mask: (B, L). position_ids: (4, B, L), or (B, L) without m-rope.
-        Media of all rows one after the other, in row order.
-    """
+    """Rows of (1, L) arguments as one batch (B, L), padded on the left; media of all rows in row order."""
     longest = max(r["input_ids"].shape[1] for r in rows)
     gaps = [longest - r["input_ids"].shape[1] for r in rows]
     out = {

@@ -39,16 +39,7 @@ Row = Mapping[str, Any]
 
 
 def check_isolation(model: Any, vocabulary: int, *, mrope: bool = True) -> None:
-    """Run two short rows as one bin, twice, with only the first row changed: the logits of the second must stay.
-
-    Args:
-        model: Takes the keyword arguments of `omniprep.collate` and gives `.logits`.
-        vocabulary: Ids are taken below this.
-        mrope: Whether it takes the positions of m-rope, or those in the row alone.
-
-    Raises:
-        OmniprepError: The rows mix.
-    """
+    """Run two short rows as one bin, twice, with only the first row changed: the logits of the second must stay."""
     device = next(model.parameters()).device
     n = 8
     ids = text_ids(2 * n, vocabulary, device)
@@ -65,15 +56,7 @@ def check_isolation(model: Any, vocabulary: int, *, mrope: bool = True) -> None:
 
 
 def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
-    """Compare rows, each as a bin of its own, with the model's own forward pass.
-
-    Args:
-        model: As in `check_isolation`; a wrapper has the model's own forward pass as `plain_forward`.
-        rows: By what they are called in messages; as `omniprep.collate` gives them.
-
-    Raises:
-        OmniprepError: The logits differ by more than rounding.
-    """
+    """Compare rows, each as a bin of its own, with the model's own forward pass (`plain_forward` of a wrapper)."""
     with evaluating(model):
         for what, row in rows.items():
             positions = compared_positions(model, row)
@@ -120,11 +103,7 @@ def computing_type(model: torch.nn.Module) -> torch.dtype:
 def text_row(model: Any, vocabulary: int, longest: int, *, mrope: bool = True) -> dict[str, Any]:
     """A row of text that is longer than every window in the configuration, as `omniprep.collate` gives it.
 
-    Args:
-        model: Its configuration and device are read.
-        vocabulary: Ids are taken below this.
-        longest: Tokens of the longest row that training can meet; a window that none exceeds hides nothing.
-        mrope: As in `check_isolation`.
+    `longest` is the longest row that training can meet; a window that none exceeds hides nothing.
     """
     device = next(model.parameters()).device
     reach = max((w for w in windows(model.config.get_text_config().to_dict()) if w < longest), default=0)
@@ -238,11 +217,7 @@ def logits_at(forward: Any, row: Row, positions: Tensor) -> Tensor:
 def plain_logits(model: Any, row: Row, positions: Tensor, attention: str = "eager") -> Tensor:
     """Logits (K, words) of the model's own forward pass on a row alone, as transformers would run it.
 
-    Args:
-        model: As in `check_rows`.
-        row: The row; what belongs to packing is left out.
-        positions: (K) of the row.
-        attention: eager, which is how a model is defined, or sdpa, which a model may not have: it is eager again then.
+    `attention` is eager, which is how a model is defined, or sdpa, which a model may not have: it is eager again then.
     """
     packing = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
     alone = {k: v for k, v in row.items() if k not in packing}

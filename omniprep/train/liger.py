@@ -71,11 +71,7 @@ def use_liger(model: nn.Module, *, required: bool = True) -> int:
 
 
 def use_liger_rotary(modules: Iterable[str]) -> None:
-    """Let functions of transformers' modules rotate by Liger's kernel what lies on a GPU.
-
-    Args:
-        modules: Names of the modules that define a model's parts; those in `ROTARY_MODULES` are changed.
-    """
+    """Let functions of those `modules` that are in `ROTARY_MODULES` rotate by Liger's kernel on a GPU."""
     from liger_kernel.transformers import rope
 
     for name in ROTARY_MODULES.intersection(modules):

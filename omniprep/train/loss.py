@@ -95,15 +95,7 @@ class LossHead(nn.Linear):
 
 
 def make_loss_head(head: nn.Module | None, kernel: str = "torch") -> None:
-    """Turn a plain output head into a `LossHead`, in place.
-
-    Args:
-        head: Left as it is where it is no plain linear layer.
-        kernel: As `--head-loss` names it.
-
-    Raises:
-        OmniprepError: The kernel cannot compute this head, or computes other losses or gradients.
-    """
+    """Turn a plain output head into a `LossHead`, in place; refuse a kernel (`--head-loss`) that fails on it."""
     if type(head) is nn.Linear and getattr(head, "bias", None) is None:
         head.__class__ = LossHead
     if kernel == "liger":

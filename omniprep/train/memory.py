@@ -71,14 +71,7 @@ def state_bytes(model: torch.nn.Module, optimizer: str) -> int:
 def passes_peak(model: torch.nn.Module, loss: Callable[[], torch.Tensor], device: torch.device, passes: int) -> int:
     """Peak of forward and backward passes without an optimizer, in bytes; no gradient and no random number is left.
 
-    Args:
-        model: On the device, in the mode that it trains in.
-        loss: A forward pass, up to the scalar that is differentiated.
-        device: A GPU.
-        passes: 2 where a step has several (gradients of the first are there during the second), else 1.
-
-    Raises:
-        torch.OutOfMemoryError: They do not fit.
+    Of 2 passes where a step has several (gradients of the first are there during the second), else of 1.
     """
     reset_peak(device)
     try:
@@ -94,19 +87,10 @@ def passes_peak(model: torch.nn.Module, loss: Callable[[], torch.Tensor], device
 def fits_without_checkpointing(
     model: Any, loss: Callable[[], torch.Tensor], config: TrainConfig, device: torch.device, world_size: int = 1
 ) -> tuple[bool, int | None]:
-    """Whether a step fits into the device's memory with all activations kept (what `auto` checkpointing asks).
+    """Whether a step fits with all activations kept, and the predicted peak in bytes (None: not even the passes fit).
 
-    Nothing of the model is changed. The optimizer's states are counted, not made.
-
-    Args:
-        model: On the device, in training mode, without checkpointing.
-        loss: Forward pass on the bin that needs most.
-        config: The run's options.
-        device: A GPU.
-        world_size: Ranks; several hold a second copy of the gradients, in the buckets of DistributedDataParallel.
-
-    Returns:
-        Whether it fits, and the predicted peak in bytes (None: not even the passes fitted).
+    Nothing of the model is changed. The optimizer's states are counted, not made. Several ranks hold a second copy of
+    the gradients, in the buckets of DistributedDataParallel.
     """
     try:
         peak = passes_peak(model, loss, device, 2 if config.grad_accumulation > 1 else 1)
@@ -128,16 +112,9 @@ def weight_bytes(model: torch.nn.Module) -> int:
 
 
 def longest_bin(peak: int, fixed: int, tokens: int, capacity: int) -> int:
-    """Tokens of a bin that fits as the measured one did: what comes on top of the weights grows with the tokens.
+    """Tokens of a bin that fits as the measured one did, a multiple of 256; 0 where not even the weights fit.
 
-    Args:
-        peak: Bytes of the step that was measured.
-        fixed: Of them, weights, gradients and optimizer states.
-        tokens: Tokens of its batch.
-        capacity: Bytes of the device.
-
-    Returns:
-        A multiple of 256; 0 where not even the weights fit.
+    What comes on top of the `fixed` bytes (weights, gradients, optimizer states) grows with the tokens.
     """
     room = SAFE_SHARE * capacity - fixed
     return max(int(tokens * room / max(peak - fixed, 1)) // 256 * 256, 0)

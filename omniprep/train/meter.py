@@ -28,14 +28,7 @@ PEAK = {
 
 
 class Meter:
-    """Sums between two log lines.
-
-    Args:
-        kinds: Names of the kinds of rows.
-        sources: Names of the sources, where losses are wanted by source.
-        device: Where losses are.
-        work: Counts operations, for MFU.
-    """
+    """Sums between two log lines; `sources` are named where losses are wanted by source."""
 
     def __init__(self, kinds: Sequence[str], sources: Sequence[str], device: torch.device, work: StepWork) -> None:
         self.kinds, self.device = len(kinds), device
@@ -67,13 +60,7 @@ class Meter:
         self.flops += self.work.of(batch)
 
     def take(self, waited: float, steps: int, reduce: Any) -> dict[str, float]:
-        """The log values of the span, and a new span.
-
-        Args:
-            waited: Seconds the loop has waited for data since the run began.
-            steps: Optimizer steps of the span.
-            reduce: Sums a tensor over the ranks.
-        """
+        """The log values of the span, and a new span; `waited` is for data, in seconds since the run began."""
         # Filled in on the device: a copy from the host would wait once more.
         tokens = torch.full((1,), self.tokens, dtype=torch.float64, device=self.device)
         totals: list[float] = reduce(torch.cat([self.sums, self.counts, self.hits, tokens])).tolist()

@@ -33,11 +33,7 @@ from omniprep.train.vision_text import model_class, take_plain_positions
 
 
 def weights_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Type of the weights: as asked, or bfloat16 on a GPU and float32 on the CPU.
-
-    Raises:
-        OmniprepError: A GPU that computes bfloat16 only by emulation (those before Ampere), for a run in bfloat16.
-    """
+    """Type of the weights: as asked, or bfloat16 on a GPU and float32 on the CPU; refuses emulated bfloat16."""
     wanted = config.dtype
     if wanted == "auto":
         wanted = "bfloat16" if device.type == "cuda" and not config.amp else "float32"
@@ -52,18 +48,7 @@ def weights_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 def load_base(
     ctx: Any, path: str, dtype: torch.dtype, attention: str, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load a checkpoint as its family wants it.
-
-    Args:
-        ctx: Family context of the checkpoint.
-        path: Folder or Hub name (also a checkpoint of a run).
-        dtype: Type of the weights.
-        attention: transformers' name of an attention implementation.
-        trust_remote_code: Let the checkpoint's own Python code run.
-
-    Raises:
-        OmniprepError: The checkpoint has no weights, no class to load them, or a class without this attention.
-    """
+    """Load a checkpoint (a run's too) as its family wants it; refuse one without weights, class or this attention."""
     hook = loading_hook(ctx)
     try:
         if find_adapter_config_file(path) is not None:
@@ -114,15 +99,7 @@ def load_trainable(
 ) -> tuple[PreTrainedModel, Parts]:
     """The model with isolated rows and with its trainable part chosen (full training; LoRA follows by `add_lora`).
 
-    Args:
-        ctx: Family context.
-        path: The checkpoint, or a checkpoint of this run when it resumes a full training.
-        config: The run's options.
-        device: Where it will train.
-        datasets: What it will train on: rows of them show whether the model computes on bins what it should.
-
-    Raises:
-        OmniprepError: The model cannot be loaded, or computes something else on bins than on rows.
+    Rows of `datasets` show whether it computes on bins what it should.
     """
     dtype = weights_dtype(config, device)
     half = config.amp or dtype in HALF_TYPES
@@ -163,14 +140,7 @@ def load_trainable(
 def check_packing(
     model: PreTrainedModel, datasets: Sequence[PackedDataset], dtype: torch.dtype
 ) -> dict[str, dict[str, Any]]:
-    """Refuse a model that computes something else on bins than on rows (isolation.py).
-
-    Returns:
-        The rows that were tried.
-
-    Raises:
-        OmniprepError: It does.
-    """
+    """Refuse a model that computes something else on bins than on rows (isolation.py); the rows tried."""
     vocabulary = model.config.get_text_config().vocab_size
     mrope = datasets[0].layout.mrope
     check_isolation(model, vocabulary, mrope=mrope)

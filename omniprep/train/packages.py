@@ -29,14 +29,7 @@ def check_packages(config: TrainConfig) -> None:
 
 
 def require_packages(needed: dict[str, str]) -> None:
-    """Refuse to go on without packages that omniprep's own metadata names.
-
-    Args:
-        needed: Names of packages, and what needs them.
-
-    Raises:
-        OmniprepError: The first that is absent or too old, with the command that installs it.
-    """
+    """Refuse to go on without `needed` packages (name → what needs it) that omniprep's own metadata names."""
     # A package may be asked for twice: by omniprep itself, and in a newer version by an extra.
     for finding in packages():
         if finding.name in needed and finding.state != "ok":

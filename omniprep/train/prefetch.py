@@ -77,10 +77,6 @@ class PinnedBatch:
     """A batch in one buffer of pinned memory: one copy to the device instead of one for each tensor.
 
     Copies of single tensors start some 5 ms apart from each other when the host is busy; a batch has 20 to 30.
-
-    Args:
-        batch: Nested dicts and records with tensors.
-        pin: Whether the buffer is pinned (without a GPU it cannot be).
     """
 
     def __init__(self, batch: dict[str, Any], pin: bool = True) -> None:

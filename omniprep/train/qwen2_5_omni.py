@@ -62,16 +62,7 @@ class Qwen2_5OmniForConditionalGeneration(Thinker, Omni):  # type: ignore[misc] 
 
 
 def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> Qwen2_5OmniForConditionalGeneration:
-    """Load the thinker of a Qwen2.5-Omni checkpoint (hook of the family).
-
-    Args:
-        path: Folder or Hub name.
-        dtype: Type of the weights.
-        attn_implementation: transformers' name, for the language model and the towers.
-
-    Raises:
-        OmniprepError: A checkpoint of the thinker alone.
-    """
+    """Load the thinker of a Qwen2.5-Omni checkpoint (hook of the family)."""
     return load_thinker(Qwen2_5OmniForConditionalGeneration, path, dtype, attn_implementation)
 
 

@@ -79,10 +79,9 @@ def check_family(ctx: Any, config: TrainConfig) -> None:
 
 
 def check_ranks(model: str, trained: Collection[str], config: TrainConfig) -> None:
-    """Refuse several ranks for a model that runs its towers only where a bin has media, and has weights to share.
+    """Refuse several ranks for a model that runs towers with weights that train only where a bin has media.
 
-    Raises:
-        OmniprepError: A rank whose bin has no media would never take part in what the others wait for.
+    A rank whose bin has no media would never take part in what the others wait for.
     """
     if config.fsdp or config.deepspeed or {"tower", "aligner"} & set(trained):
         raise OmniprepError(

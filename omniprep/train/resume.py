@@ -77,11 +77,7 @@ def content_hash(manifest: dict[str, Any]) -> str:
 
 
 def changes(checkpoint: Path, now: dict[str, Any]) -> list[str]:
-    """What is otherwise than when a checkpoint was written, and may be: a line each.
-
-    Raises:
-        OmniprepError: The data, the model or an option that the checkpoint already holds is otherwise.
-    """
+    """What is otherwise than when a checkpoint was written: a line each, refused where it may not be."""
     state = read_position(checkpoint)
     before = state.get("options")
     if before is None:

@@ -35,14 +35,7 @@ from omniprep.train.widths import pad_widths, pads_widths
 
 
 def train(config: TrainConfig, reporter: Reporter) -> Path:
-    """Train, and save the model to `config.out`.
-
-    Returns:
-        The folder of the trained model.
-
-    Raises:
-        OmniprepError: The data do not fit the model, or the run has failed in a way that an option mends.
-    """
+    """Train, and save the model to `config.out`, which is returned."""
     if config.dry_run:
         return dry_run(config, reporter, prepare_run)
     with memory_errors_as_one_line(config):
@@ -84,11 +77,7 @@ class Run:
 def prepare_run(
     config: TrainConfig, reporter: Reporter, choose_data: Callable[[RunData], RunData] = lambda data: data
 ) -> Run:
-    """Everything of a run but its steps: options and data checked, the model loaded and proven, the trainer made.
-
-    Raises:
-        OmniprepError: The data do not fit the model, the folder holds another run, or the model cannot train on bins.
-    """
+    """Everything of a run but its steps: options and data checked, the model loaded and proven, the trainer made."""
     quiet_libraries()
     check_packages(config)
     args = training_arguments(config)

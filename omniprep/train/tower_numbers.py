@@ -54,12 +54,7 @@ class TowerGeometry:
 
 
 def tower_geometry(core: nn.Module, config: Any) -> TowerGeometry:
-    """The geometry of a loaded model.
-
-    Args:
-        core: Holds the towers as `visual` and `audio_tower`, where the model has them.
-        config: Names the placeholders' ids.
-    """
+    """The geometry of a loaded model, whose `core` holds the towers as `visual` and `audio_tower`."""
     visual, audio = getattr(core, "visual", None), getattr(core, "audio_tower", None)
     ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "audio")}
     sizes: dict[str, Any] = {}
@@ -84,12 +79,7 @@ def tower_module(tower: nn.Module) -> str:
 
 
 def bin_numbers(batch: Mapping[str, Any], geometry: TowerGeometry | None) -> BinNumbers:
-    """The numbers of a batch, from its integers in host memory.
-
-    Args:
-        batch: As `omniprep.data.stack` gives it; pixels and spectrograms are not read.
-        geometry: Of the model's towers; None makes the numbers that need no model (rows, grids, audio lengths).
-    """
+    """The numbers of a batch, from its integers in host memory; without a geometry, those that need no model."""
     borders: Tensor = batch["cu_seq_lens_q"]
     row_lengths = tuple(borders.diff().tolist())
     grids = [_grids(batch.get(name)) for name in ("image_grid_thw", "video_grid_thw")]

@@ -186,8 +186,7 @@ class Packed:
     ) -> tuple[Tensor, dict[str, Any]]:
         """Put the vision tower's output into the embeddings (1, L, H) at image and video placeholders.
 
-        Returns:
-            The embeddings, and further arguments of the language model: features for its first layers (DeepStack).
+        Also gives further arguments of the language model: features for its first layers (DeepStack).
         """
         visual = getattr(core, "visual", None)
         if visual is None:
@@ -312,14 +311,10 @@ def prepare_core(core: Any, *, mrope: bool) -> None:
 
 
 def add_deep_features(text: Any, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
-    """Add features of the vision tower to hidden states (1, L, H), in place of the language model's own method, which
-    finds the positions of a mask anew in each layer and waits for them.
+    """Add features of the vision tower (n, H) to hidden states (1, L, H) at positions (n).
 
-    Args:
-        text: The language model.
-        hidden_states: (1, L, H).
-        visual_pos_masks: int64 (n) positions; a bool mask from the model's own forward pass goes to its own method.
-        visual_embeds: (n, H).
+    In place of the language model's own method, which finds the positions of a mask anew in each layer and waits for
+    them; a bool mask, from the model's own forward pass, goes to that method.
     """
     if visual_pos_masks.dtype == torch.bool:
         plain: Tensor = type(text)._deepstack_process(text, hidden_states, visual_pos_masks, visual_embeds)

@@ -118,15 +118,7 @@ def padded_parameters(model: nn.Module) -> Iterator[tuple[str, int, int]]:
 
 
 def without_padding(model: nn.Module, state: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """The weights to save: padding cut off.
-
-    Args:
-        model: The model.
-        state: Its whole weights by name, where they had to be gathered; None: as they are in the model.
-
-    Returns:
-        The weights; `state` where nothing is padded.
-    """
+    """The weights to save, padding cut off: of `state`, where they had to be gathered, or of the model."""
     notes = list(padded_parameters(model))
     if not notes:
         return None if state is None else dict(state)

@@ -53,18 +53,9 @@ def check_sample(
     dataset: PackedDataset, count: int, trust: Trust, *, model: str | None = None, inputs: Sequence[str] = (),
     done: Callable[[int], None] = lambda count: None,
 ) -> SampleCheck:  # fmt: skip
-    """Encode `count` packed rows again from their inputs.
+    """Encode `count` packed rows again from their inputs; the dataset may be a stranger's.
 
-    Args:
-        dataset: The dataset; may be a stranger's.
-        count: Rows of the sample.
-        trust: What the user's command line allows.
-        model: Checkpoint that the user named (default: the build's, where it is on this machine).
-        inputs: Inputs that the user named, or folders of them.
-        done: Called with 1 after each row.
-
-    Raises:
-        OmniprepError: The checkpoint cannot be opened, or needs a flag.
+    `model` and `inputs` are those that the user named; `done` is called with 1 after each row.
     """
     record = dataset.record
     config = build_config(record.config, trust, model=model_of_dataset(model, record, dataset.uri))

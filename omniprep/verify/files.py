@@ -59,14 +59,7 @@ def check_shards(dataset: PackedDataset, done: Callable[[int], None] = lambda co
 
 
 def _check_shard(uri: str, shard: dict[str, Any], bins: list[_BinRange], table: "_RowTable | None") -> Iterator[str]:
-    """Findings about one shard, whose bins come in the order of their offsets.
-
-    Args:
-        uri: Of the shard.
-        shard: Its entry in the manifest: path, bytes, sha256.
-        bins: Its bins, from index.parquet.
-        table: What rows.parquet says of them; None if that cannot be read.
-    """
+    """Findings about one shard (its entry, its bins, its part of rows.parquet), bins by their offsets."""
     name = shard["path"]
     try:
         size = io.size(uri)

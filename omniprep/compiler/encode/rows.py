@@ -141,12 +141,7 @@ def shard_schema(ctx: FamilyContext, config: BuildConfig) -> pa.Schema:
 
 
 def make_bin(rows: list[Bin], row_ids: list[int]) -> Bin:
-    """Lay rows end to end.
-
-    Args:
-        rows: At least one, each alone in a bin.
-        row_ids: Number of each row in rows.parquet.
-    """
+    """Lay rows end to end, at least one; `row_ids` are their numbers in rows.parquet."""
     lengths = [len(row.input_ids) for row in rows]
     positions = None
     if any(row.position_ids is not None for row in rows):

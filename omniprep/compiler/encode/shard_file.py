@@ -42,15 +42,9 @@ class ShardFile(ShardWriter):
         self._began = time.perf_counter()
 
     def put(self, number: int, packed: Bin) -> None:
-        """Append a bin.
+        """Append bin `number` of the plan; its arrays must not be changed any more.
 
-        Args:
-            number: Of the bin, within the shard as planned.
-            packed: The bin; its arrays must not be changed any more.
-
-        Raises:
-            OSError: This bin or the one before it could not be written.
-            UnwritableBinError: Its arrays are not what the schema says.
+        Raises what the bin before it met too: OSError, or UnwritableBinError where arrays are not what the schema says.
         """
         self._wait()
         facts = {"bin": number, "tokens": len(packed.input_ids), "rows": len(packed.row_ids)}

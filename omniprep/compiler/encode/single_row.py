@@ -26,18 +26,7 @@ from omniprep.shards.writer import serialize_bin
 def encode_bin(
     row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".", *, generate: bool = False
 ) -> Bin:
-    """One raw row as a bin of its own.
-
-    Args:
-        row: The raw row.
-        ctx: The family.
-        config: The build's options.
-        base_dir: Folder that media paths are relative to.
-        generate: Leave the last answer open (inference).
-
-    Raises:
-        Reject: The row cannot be used.
-    """
+    """One raw row as a bin of its own, or its Reject; `generate` leaves the last answer open (inference)."""
     media_roots = MediaRoots(base_dir, config.media_root, config.allow_http)
     planned = plan_rows([row], ctx, config, media_roots, generate=generate)[0]
     if isinstance(planned, Reject):
@@ -46,22 +35,12 @@ def encode_bin(
 
 
 def encode_row(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:
-    """One raw row as the arguments of the model's forward, equal to `PackedDataset.row` of a build that holds it.
-
-    Raises:
-        Reject: The row cannot be used.
-    """
+    """One raw row as the arguments of the model's forward, equal to `PackedDataset.row` of a build with it."""
     return _arguments(encode_bin(row, ctx, config, base_dir), ctx, config)
 
 
 def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:
-    """The row's chat without its last answer, ending where the model is to go on (inference).
-
-    A last assistant message is taken away; labels are all -100.
-
-    Raises:
-        Reject: The row cannot be used.
-    """
+    """The row's chat up to its last answer, where the model is to go on (inference); labels are all -100."""
     chat = normalize(row, parse_columns(config.columns))
     while chat.messages and chat.messages[-1]["role"] in ("assistant", "tool_call"):
         chat.messages.pop()

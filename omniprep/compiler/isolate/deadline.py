@@ -32,11 +32,7 @@ def row_deadlines(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def row_deadline(label: str) -> Iterator[None]:
-    """End this process where the block takes longer than the limit of `row_deadlines`.
-
-    Args:
-        label: Named in the message on standard error.
-    """
+    """End this process where the block takes longer than `row_deadlines` allows; standard error has `label`."""
     if not _seconds:
         yield
         return

@@ -91,15 +91,7 @@ class Listed:
 
 
 def list_inputs(config: BuildConfig, say: Callable[[str], None] = lambda text: None) -> Listed:
-    """Find the inputs of a build, and what tells that one changed.
-
-    Args:
-        config: The options.
-        say: Takes a line on how many files each folder and glob gave.
-
-    Raises:
-        UsageError: --split names a split, and no input has splits.
-    """
+    """Find the inputs of a build, and what tells that one changed; `say` takes a line for each folder and glob."""
     inputs = find_inputs(config.inputs, config.split, say)
     if config.split and not any(entry.split for entry in inputs):
         raise UsageError(f"--split {config.split}: none of the inputs has splits")
@@ -206,20 +198,10 @@ def generation_of(out: str) -> str:
 
 
 def prepare(config: BuildConfig, identity: BuildIdentity, token: str) -> str:
-    """Make the folder, or check that what lies there is this very build. The lease is held.
+    """Make the folder, or check that it holds this very build; the generation of the files that the run writes.
 
-    With --overwrite the files of the build before are removed, and nothing else.
-
-    Args:
-        config: The options.
-        identity: Of the build.
-        token: Of the run; a new generation is named after it.
-
-    Returns:
-        The generation of the files that the run writes.
-
-    Raises:
-        OmniprepError: It holds something else.
+    The lease is held. With --overwrite the files of the build before are removed, and nothing else. A new generation is
+    named after `token`, the run's.
     """
     out, generation = config.out, ""
     state = io.join(out, *STATE)

@@ -66,12 +66,7 @@ class Origin(Protocol):
         """Source and line of some rows, by their number."""
 
     def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes | memoryview]:
-        """The content of rejected.jsonl, in pieces.
-
-        Args:
-            numbers: Rows that are not packed, in order.
-            late: Those of them that the receipts of shards reject, by number: code, message.
-        """
+        """The content of rejected.jsonl, in pieces, of rows that are not packed; `late`: those shards reject."""
 
 
 def finish(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> dict[str, Any]:

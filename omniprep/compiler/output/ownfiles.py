@@ -27,13 +27,7 @@ STATE = ("plan", "build.json")
 
 
 def refuse_foreign(out: str, *, fresh: bool = False) -> None:
-    """Stop before anything is removed or written where a folder holds files and none of them says that a build wrote
-    them.
-
-    Args:
-        out: The folder.
-        fresh: Files of another build are refused too (no --overwrite).
-    """
+    """Refuse to change a folder whose files no build wrote; with `fresh` (no --overwrite) those of others too."""
     states = [io.join(out, *STATE), io.join(out, "plan", "repack.json")]
     if any(io.exists(uri) for uri in states) or _is_manifest(io.join(out, "manifest.json")):
         if fresh:

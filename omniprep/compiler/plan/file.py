@@ -73,13 +73,7 @@ FACTS: dict[str, Any] = {
 
 
 def to_batch(lines: list[int], rows: list[PlannedRow | Reject], raws: list[bytes | None]) -> pa.RecordBatch:
-    """A chunk of rows as a record batch.
-
-    Args:
-        lines: Line of each row within the split, from 0.
-        rows: What `plan_rows` made of each.
-        raws: The row as JSON, where it was rejected.
-    """
+    """What `plan_rows` made of a chunk of rows as a record batch; `raws` are the rejected ones as JSON."""
     planned = [row if isinstance(row, PlannedRow) else None for row in rows]
     rejects = [row if isinstance(row, Reject) else None for row in rows]
 

@@ -28,14 +28,7 @@ ROWS, SECONDS = 12, 6.0
 
 
 def measure(planned: "Planned", config: BuildConfig) -> tuple[float, int]:
-    """Time the encoding of some rows on one thread.
-
-    Returns:
-        CPU seconds that all rows would take on one core, and how many rows were timed.
-
-    Raises:
-        OmniprepError: No row could be encoded.
-    """
+    """CPU seconds that all rows would take on one core, from some that are encoded here, and how many these are."""
     facts, packed = planned.rows.facts, planned.rows.packed
     kinds = row_kinds([facts[column] for column in MEDIA_COLUMNS])
     total, timed = 0.0, 0

@@ -106,11 +106,7 @@ def _pad_clips(probed: Probed, ctx: FamilyContext) -> None:
 
 @lru_cache(maxsize=32)
 def item_limits(ctx: FamilyContext, given: tuple[str, ...]) -> dict[str, int | None]:
-    """Most items of a row by modality (None: no limit): the lower of the family's limit and --limit-mm-per-row.
-
-    Raises:
-        UsageError: A limit that is not MODALITY=NUMBER, or of a modality that the family does not support.
-    """
+    """Most items of a row by modality (None: no limit): the lower of the family's and --limit-mm-per-row."""
     limits: dict[str, int | None] = dict(ctx.limits)
     for text in given:
         modality, _, number = text.partition("=")

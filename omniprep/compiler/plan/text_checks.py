@@ -40,9 +40,6 @@ def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
     """Whether control tokens are typed in the text; media tokens reject the row.
 
     Tools and tool calls are checked as they will be written, since their JSON text may spell a token with escapes.
-
-    Raises:
-        Reject: special_token_in_text, bad_message or bad_tools.
     """
     typed = _typed_tokens(ctx)
     texts = [text for text in (row.system, *row.objects.get("ref", ())) if isinstance(text, str)]
@@ -73,13 +70,10 @@ def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
 
 
 def check_unicode(texts: Iterable[str]) -> None:
-    """Reject text that UTF-8 cannot encode, since the tokenizer takes no other.
+    """Reject text that UTF-8 cannot encode (bad_message), since the tokenizer takes no other.
 
     The JSON reader rejects half characters (lone surrogates) in the row itself; text that is parsed a second time
     (tools, arguments of calls, messages given as text) may bring them too.
-
-    Raises:
-        Reject: bad_message.
     """
     try:
         for text in texts:

@@ -52,12 +52,7 @@ class Task(ABC):
 
     @abstractmethod
     def is_done(self, receipt: Receipt) -> bool:
-        """Whether a receipt is one of this task and the file that it speaks of is there, of the size it had.
-
-        Raises:
-            KeyError, TypeError: It is no receipt of such a task.
-            FileNotFoundError: The file is gone.
-        """
+        """Whether a receipt is of this task and its file there, of its size; raises as `read_receipt` expects."""
 
     @abstractmethod
     def run(self) -> Receipt:

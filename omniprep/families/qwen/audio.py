@@ -21,12 +21,7 @@ def audio_tokens(frames: int) -> int:
 
 
 def audio_fields(stored_frames: str = "audio_frames", params: Any = None) -> dict[str, Field]:
-    """The forward arguments of sound.
-
-    Args:
-        stored_frames: Field that says how many frames of a clip are stored.
-        params: How spectrograms are loaded (default: padded to the longest of the batch).
-    """
+    """The forward arguments of sound; `stored_frames` is the field that counts a clip's stored frames."""
     return {
         "audio_frames": Field("audio", "item", dtype="int32", shape=(), load="none"),
         "input_features": Field(

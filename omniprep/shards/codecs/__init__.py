@@ -28,15 +28,7 @@ def _codec(name: str) -> PixelCodec:
 
 
 def with_codec(columns: Sequence[Column], name: str) -> tuple[Column, ...]:
-    """The columns with pixels stored by a codec.
-
-    Args:
-        columns: Of a family, or of a shard that was read.
-        name: One of `CODECS`; "raw" stores patches as they are.
-
-    Raises:
-        UsageError: No such codec, or its library is not installed.
-    """
+    """The columns with pixels stored by a codec ("raw": as they are); UsageError where its library is absent."""
     if name not in CODECS:
         raise UsageError(f"--pixel-codec {name!r} is not known; known: {', '.join(CODECS)}")
     chosen = {} if name == "raw" else {"codec": name, "codec_library": _codec(name).library()}

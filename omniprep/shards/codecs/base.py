@@ -39,13 +39,7 @@ class PixelCodec(ABC):
 
     @abstractmethod
     def encode_items(self, column: Column, parts: Sequence[np.ndarray], grids: Sequence[np.ndarray]) -> np.ndarray:
-        """The stored bytes of a column's items, uint8 (bytes,).
-
-        Args:
-            column: It names this codec.
-            parts: uint8 (units, *shape) of each item.
-            grids: What the column's `sizes` names, of each item: (t, h, w) in patches.
-        """
+        """The stored bytes of a column's items, uint8 (bytes,); `grids` has (t, h, w) of each, in patches."""
 
     @abstractmethod
     def decode_items(self, column: Column, data: np.ndarray, grids: np.ndarray, out: np.ndarray) -> None:
@@ -70,12 +64,7 @@ class PictureCodec(PixelCodec):
 
     @abstractmethod
     def encode(self, patches: np.ndarray, shape: PictureShape) -> bytes:
-        """Compress a picture.
-
-        Args:
-            patches: uint8 (patches, unit), contiguous.
-            shape: Of the picture.
-        """
+        """Compress a picture from its patches, uint8 (patches, unit), contiguous."""
 
     @abstractmethod
     def decode(self, blob: memoryview, shape: PictureShape, patches: np.ndarray) -> None:

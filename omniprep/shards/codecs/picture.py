@@ -47,13 +47,7 @@ class PictureShape:
 
 
 def picture_shapes(column: Column, units: int, grid: Any) -> tuple[int, PictureShape | None]:
-    """How many pictures of equal size an item makes, and their shape; None where its patches make no picture.
-
-    Args:
-        column: The pixel column, with patch_size and merge_size (default 2) in its params.
-        units: Patches of the item.
-        grid: What the column's `sizes` names, of this item: (t, h, w) in patches for pictures.
-    """
+    """How many pictures of equal size an item of `units` patches makes, and their shape; None where none."""
     side, merge = int(column.params["patch_size"]), int((DEFAULTS | column.params)["merge_size"])
     frames = max(column.unit // (3 * side * side), 1)
     if np.size(grid) != 3:
