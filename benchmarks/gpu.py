@@ -16,6 +16,7 @@ Sections, with their share of the five minutes:
 
 A section that fails is reported and the others go on. The result is written after every line, so that a machine that
 goes away leaves what it had measured. Goals are checked, not asserted: what came of them stands in table and JSON.
+gpu_carry.sh prepares what a machine without a network needs.
 """
 
 import argparse
