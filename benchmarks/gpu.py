@@ -45,8 +45,8 @@ PEAK_OF_NOTHING = 1e12
 # Steps ----------------------------------------------------------------------------------------------------------------
 
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("full", {"profiled": 2}),
-    ("lora", {"lora": True, "profiled": 2}),
+    ("full", {"profiled": 3}),
+    ("lora", {"lora": True, "profiled": 3}),
     ("full, checkpointing", {"gradient_checkpointing": "on"}),
     ("full, sound bin", {"data": "sound"}),
     ("lora, checkpointing", {"lora": True, "gradient_checkpointing": "on"}),

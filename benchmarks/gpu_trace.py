@@ -165,6 +165,8 @@ def host_waits() -> Iterator[collections.Counter[str]]:
         if "synchroniz" not in str(message):
             return
         frames = [f for f in traceback.extract_stack()[:-1] if any(part in f.filename for part in WATCHED)]
+        if frames and frames[-1].filename == __file__:  # of this watch, not of the step
+            return
         names = [f"{'/'.join(f.filename.split('/')[-2:])}:{f.lineno} {f.name}" for f in frames[-3:]]
         counts[f"{threading.current_thread().name}: {' < '.join(reversed(names)) or filename}"] += 1
 
