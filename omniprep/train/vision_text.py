@@ -194,8 +194,10 @@ class Packed:
         if not pixels:
             if not self.touch_towers:
                 return embeds, {}
-            blank = self._blanks(core, embeds.device)["visual"]
-            zero = torch.stack([part.float().mean() for part in _tensors(visual(**blank))]).sum() * 0
+            nothing = visual(**self._blanks(core, embeds.device)["visual"])
+            # Only of what is used of pictures too: ZeRO-3 compares the modules of the backward pass between ranks.
+            used = [nothing.pooler_output, *(getattr(nothing, "deepstack_features", None) or ())]
+            zero = torch.stack([part.float().mean() for part in used]).sum() * 0
             return embeds + zero.to(embeds.dtype), {}
         given = {} if numbers.vision is None else numbers.vision.arguments
         grid = torch.cat([grid for grid in grids if grid is not None])
@@ -257,13 +259,6 @@ def refuse_arguments(who: str, given: Mapping[str, Any]) -> None:
             raise OmniprepError(
                 f"the forward pass of {who} does not take {name}: it gives logits, or the losses of `targets`"
             )
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _without_borders(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
