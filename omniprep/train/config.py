@@ -1,10 +1,9 @@
 """The options of a training run: one frozen record, the same names in YAML, on the command line and in
 RUN/train_config.yaml.
 
-A field is an option and the text under it its help. Defaults are ms-swift's where it has one (reference page, section
-5), so a
-run moved here keeps its meaning: frozen towers, cosine schedule, weight decay 0.1, beta2 0.95, 1e-4 for LoRA and 1e-5
-for full.
+A field is an option and the text under it its help. Defaults are those of ms-swift 3.9.3 where it has the option, so a
+run that moves here keeps its meaning: frozen towers, cosine schedule, weight decay 0.1, beta2 0.95, learning rate 1e-4
+for LoRA and 1e-5 for full training.
 """
 
 import dataclasses
