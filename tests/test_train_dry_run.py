@@ -103,9 +103,9 @@ def test_out_of_memory_is_one_line_with_what_would_fit(model, data, tmp_path, mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(dry_run_module, "measure_run", no_room)
-    monkeypatch.setattr(dry_run_module, "passes_peak", passes)
+    monkeypatch.setattr(dry_run_module.memory, "passes_peak", passes)
     monkeypatch.setattr(dry_run_module, "SHORTEST", 16)
-    monkeypatch.setattr(dry_run_module, "device_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(dry_run_module.memory, "device_bytes", lambda device: 1 << 40)
     with pytest.raises(OmniprepError) as error:
         run_module.train(config(model, data, tmp_path / "run", dry_run=True), QuietReporter())
     text = str(error.value)

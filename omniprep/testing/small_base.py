@@ -72,7 +72,25 @@ IDS = {
     "image_token_id": 151655,
     "video_token_id": 151656,
 }
-# The vision tower of Qwen3-VL and Qwen3-Omni.
+# The vision towers of Qwen2-VL, of Qwen2.5-VL and Qwen2.5-Omni, and of Qwen3-VL and Qwen3-Omni.
+VISION2: dict[str, Any] = {
+    "depth": 2,
+    "num_heads": 4,
+    "in_channels": 3,
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+}
+VISION2_5: dict[str, Any] = {
+    **VISION2,
+    "hidden_size": HIDDEN,
+    "out_hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "fullatt_block_indexes": [1],
+    "window_size": 112,
+}
 VISION3: dict[str, Any] = {
     "depth": 2,
     "num_heads": 4,

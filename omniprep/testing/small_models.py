@@ -6,98 +6,48 @@ Configurations are in the form in which the Hub has them, which transformers 4.5
 from pathlib import Path
 from typing import Any
 
+from omniprep.testing import small_base as base
 from omniprep.testing.qwen_vocabulary import PLAIN_TOKENS, SPECIAL_TOKENS, AddedTokens
-from omniprep.testing.small_base import (
-    AUDIO,
-    ENDS,
-    HIDDEN,
-    IDS,
-    IMAGE_SETTINGS,
-    INTERLEAVED,
-    SECTIONS,
-    THINK_TOKENS,
-    VISION3,
-    VISION_NAMES,
-    VISION_TOKENS,
-    audio_settings,
-    chat_template,
-    text_config,
-    write_checkpoint,
-    write_json,
-)
 
-MROPE = {"type": "mrope", "mrope_section": SECTIONS}
-VISION: dict[str, Any] = {
-    "depth": 2,
-    "num_heads": 4,
-    "in_channels": 3,
-    "in_chans": 3,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "spatial_patch_size": 14,
-    "temporal_patch_size": 2,
-}
+MROPE = {"type": "mrope", "mrope_section": base.SECTIONS}
 
 
 def init_qwen2_vl(path: Path, seed: int) -> None:
     """A small Qwen2-VL."""
-    config = {
-        "architectures": ["Qwen2VLForConditionalGeneration"],
-        "model_type": "qwen2_vl",
-        **IDS,
-        "tie_word_embeddings": False,
-        "text_config": text_config("qwen2_vl_text", **ENDS, rope_scaling=MROPE),
-        "vision_config": {
-            **VISION,
-            "model_type": "qwen2_vl",
-            "embed_dim": HIDDEN,
-            "hidden_size": HIDDEN,
-            "mlp_ratio": 2,
-        },
-        "torch_dtype": "bfloat16",
-    }
-    _write_vision(path, seed, config, "Qwen2VLProcessor")
+    vision = {**base.VISION2, "embed_dim": base.HIDDEN, "hidden_size": base.HIDDEN, "mlp_ratio": 2}
+    _write_vision(path, seed, "qwen2_vl", "Qwen2VL", vision)
 
 
 def init_qwen2_5_vl(path: Path, seed: int) -> None:
     """A small Qwen2.5-VL."""
+    _write_vision(path, seed, "qwen2_5_vl", "Qwen2_5_VL", {**base.VISION2_5, "tokens_per_second": 2})
+
+
+def _write_vision(path: Path, seed: int, model_type: str, name: str, vision: dict[str, Any]) -> None:
     config = {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        **IDS,
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "model_type": model_type,
+        **base.IDS,
         "tie_word_embeddings": False,
-        "text_config": text_config("qwen2_5_vl_text", **ENDS, rope_scaling=MROPE),
-        "vision_config": {
-            **VISION,
-            "model_type": "qwen2_5_vl",
-            "hidden_size": HIDDEN,
-            "out_hidden_size": HIDDEN,
-            "intermediate_size": 96,
-            "fullatt_block_indexes": [1],
-            "window_size": 112,
-            "tokens_per_second": 2,
-        },
+        "text_config": base.text_config(f"{model_type}_text", **base.ENDS, rope_scaling=MROPE),
+        "vision_config": {**vision, "model_type": model_type},
         "torch_dtype": "bfloat16",
     }
-    _write_vision(path, seed, config, "Qwen2_5_VLProcessor")
-
-
-def _write_vision(path: Path, seed: int, config: dict[str, Any], processor: str) -> None:
-    settings = {**IMAGE_SETTINGS, "processor_class": processor}
-    tokens = AddedTokens(special=VISION_TOKENS, names=VISION_NAMES, processor=processor)
-    write_checkpoint(path, seed, config, settings, tokens, chat_template())
+    settings = {**base.IMAGE_SETTINGS, "processor_class": f"{name}Processor"}
+    tokens = AddedTokens(special=base.VISION_TOKENS, names=base.VISION_NAMES, processor=f"{name}Processor")
+    base.write_checkpoint(path, seed, config, settings, tokens, base.chat_template())
 
 
 def init_qwen3_vl(path: Path, seed: int) -> None:
     """A small Qwen3-VL."""
-    rope = {"rope_type": "default", "mrope_section": INTERLEAVED, "mrope_interleaved": True}
+    rope = {"rope_type": "default", "mrope_section": base.INTERLEAVED, "mrope_interleaved": True}
     config = {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
-        **IDS,
+        **base.IDS,
         "tie_word_embeddings": False,
-        "text_config": text_config("qwen3_vl_text", **ENDS, rope_scaling=rope, head_dim=16),
-        "vision_config": {**VISION3, "model_type": "qwen3_vl"},
+        "text_config": base.text_config("qwen3_vl_text", **base.ENDS, rope_scaling=rope, head_dim=16),
+        "vision_config": {**base.VISION3, "model_type": "qwen3_vl"},
         "torch_dtype": "bfloat16",
     }
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16, "processor_class": "Qwen3VLProcessor"}
@@ -107,11 +57,16 @@ def init_qwen3_vl(path: Path, seed: int) -> None:
     }
     settings = {"merge_size": 2, "temporal_patch_size": 2, **half, **images}
     tokens = AddedTokens(
-        special=VISION_TOKENS, plain=PLAIN_TOKENS + THINK_TOKENS, names=VISION_NAMES, processor="Qwen3VLProcessor"
+        special=base.VISION_TOKENS,
+        plain=PLAIN_TOKENS + base.THINK_TOKENS,
+        names=base.VISION_NAMES,
+        processor="Qwen3VLProcessor",
     )
-    write_checkpoint(path, seed, config, settings, tokens, chat_template(default_system=False))
+    base.write_checkpoint(path, seed, config, settings, tokens, base.chat_template(default_system=False))
     video = {"size": {"longest_edge": 25165824, "shortest_edge": 4096}, "video_processor_type": "Qwen3VLVideoProcessor"}
-    write_json(path / "video_preprocessor_config.json", {"merge_size": 2, "temporal_patch_size": 2, **half, **video})
+    base.write_json(
+        path / "video_preprocessor_config.json", {"merge_size": 2, "temporal_patch_size": 2, **half, **video}
+    )
 
 
 def init_qwen2_audio(path: Path, seed: int) -> None:
@@ -122,12 +77,12 @@ def init_qwen2_audio(path: Path, seed: int) -> None:
         "audio_token_index": 151646,
         "ignore_index": -100,
         "tie_word_embeddings": False,
-        "text_config": text_config("qwen2", **ENDS),
-        "audio_config": {**AUDIO, "model_type": "qwen2_audio_encoder"},
+        "text_config": base.text_config("qwen2", **base.ENDS),
+        "audio_config": {**base.AUDIO, "model_type": "qwen2_audio_encoder"},
         "torch_dtype": "bfloat16",
     }
-    audio = {**audio_settings(30), "processor_class": "Qwen2AudioProcessor"}
+    audio = {**base.audio_settings(30), "processor_class": "Qwen2AudioProcessor"}
     names = {"audio_token": "<|AUDIO|>", "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}
     tokens = AddedTokens(special=SPECIAL_TOKENS[:6], plain=(), names=names, processor="Qwen2AudioProcessor")
-    template = chat_template(audio_tag="Audio: <|audio_bos|><|AUDIO|><|audio_eos|>\n")
-    write_checkpoint(path, seed, config, audio, tokens, template)
+    template = base.chat_template(audio_tag="Audio: <|audio_bos|><|AUDIO|><|audio_eos|>\n")
+    base.write_checkpoint(path, seed, config, audio, tokens, template)

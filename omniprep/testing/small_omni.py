@@ -3,23 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from omniprep.testing import small_base as base
 from omniprep.testing.qwen_vocabulary import PLAIN_TOKENS, AddedTokens
-from omniprep.testing.small_base import (
-    AUDIO,
-    HIDDEN,
-    IDS,
-    IMAGE_SETTINGS,
-    INTERLEAVED,
-    SECTIONS,
-    THINK_TOKENS,
-    VISION3,
-    VISION_NAMES,
-    VISION_TOKENS,
-    audio_settings,
-    chat_template,
-    text_config,
-    write_checkpoint,
-)
 
 # The checkpoint's own template (chat_template.json of Qwen/Qwen2.5-Omni-7B).
 CHAT_TEMPLATE = (
@@ -62,36 +47,15 @@ THINKER: dict[str, Any] = {
     "seconds_per_chunk": 2,
     "initializer_range": 0.02,
     "tie_word_embeddings": False,
-    "text_config": text_config(
-        "qwen2_5_omni_text", rope_scaling={"mrope_section": SECTIONS, "rope_type": "default", "type": "default"}
+    "text_config": base.text_config(
+        "qwen2_5_omni_text", rope_scaling={"mrope_section": base.SECTIONS, "rope_type": "default", "type": "default"}
     ),
-    "vision_config": {
-        "model_type": "qwen2_5_omni_vision_encoder",
-        "depth": 2,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 96,
-        "num_heads": 4,
-        "out_hidden_size": HIDDEN,
-        "fullatt_block_indexes": [1],
-        "in_channels": 3,
-        "in_chans": 3,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "spatial_patch_size": 14,
-        "temporal_patch_size": 2,
-        "tokens_per_second": 25,
-        "window_size": 112,
-    },
+    "vision_config": {**base.VISION2_5, "model_type": "qwen2_5_omni_vision_encoder", "tokens_per_second": 25},
     "audio_config": {
+        **base.AUDIO,
         "model_type": "qwen2_5_omni_audio_encoder",
-        "d_model": HIDDEN,
-        "encoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "encoder_ffn_dim": 128,
-        "output_dim": HIDDEN,
-        "num_mel_bins": 128,
+        "output_dim": base.HIDDEN,
         "n_window": 100,
-        "max_source_positions": 1500,
     },
 }
 
@@ -110,10 +74,10 @@ CONFIG: dict[str, Any] = {
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 16,
-        "embedding_size": HIDDEN,
+        "embedding_size": base.HIDDEN,
         "vocab_size": 8448,
         "rope_theta": 1000000.0,
-        "rope_scaling": {"mrope_section": SECTIONS, "rope_type": "default", "type": "default"},
+        "rope_scaling": {"mrope_section": base.SECTIONS, "rope_type": "default", "type": "default"},
     },
     "torch_dtype": "bfloat16",
     "transformers_version": "4.50.0.dev0",
@@ -125,7 +89,7 @@ SPEECH_TOKENS = (
 )
 THINKER3: dict[str, Any] = {
     "model_type": "qwen3_omni_moe_thinker",
-    **IDS,
+    **base.IDS,
     "audio_token_id": 151675,
     "audio_start_token_id": 151669,
     "audio_end_token_id": 151670,
@@ -137,10 +101,10 @@ THINKER3: dict[str, Any] = {
     "seconds_per_chunk": 2,
     "initializer_range": 0.02,
     "tie_word_embeddings": False,
-    "text_config": text_config(
+    "text_config": base.text_config(
         "qwen3_omni_moe_text",
         rope_scaling={
-            "mrope_section": INTERLEAVED,
+            "mrope_section": base.INTERLEAVED,
             "rope_type": "default",
             "interleaved": True,
             "mrope_interleaved": True,
@@ -153,11 +117,11 @@ THINKER3: dict[str, Any] = {
         num_experts_per_tok=2,
         norm_topk_prob=True,
     ),
-    "vision_config": {**VISION3, "model_type": "qwen3_omni_moe_vision_encoder"},
+    "vision_config": {**base.VISION3, "model_type": "qwen3_omni_moe_vision_encoder"},
     "audio_config": {
-        **AUDIO,
+        **base.AUDIO,
         "model_type": "qwen3_omni_moe_audio_encoder",
-        "output_dim": HIDDEN,
+        "output_dim": base.HIDDEN,
         "downsample_hidden_size": 16,
         "n_window": 50,
         "n_window_infer": 800,
@@ -170,8 +134,8 @@ def init_qwen2_5_omni(path: Path, seed: int) -> None:
     """Write the small Qwen2.5-Omni checkpoint into the folder `path` (50 MB, 10 s)."""
     import torch
 
-    settings = {**audio_settings(300), **IMAGE_SETTINGS, "processor_class": "Qwen2_5OmniProcessor"}
-    write_checkpoint(path, seed, CONFIG, settings, AddedTokens(), CHAT_TEMPLATE)
+    settings = {**base.audio_settings(300), **base.IMAGE_SETTINGS, "processor_class": "Qwen2_5OmniProcessor"}
+    base.write_checkpoint(path, seed, CONFIG, settings, AddedTokens(), CHAT_TEMPLATE)
     # transformers loads the speakers' embeddings next to the weights; without a talker there are none.
     torch.save({}, path / "spk_dict.pt")
 
@@ -195,13 +159,13 @@ def init_qwen3_omni(path: Path, seed: int) -> None:
     }
     names = {"audio_token": "<|audio_pad|>", "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>"}
     tokens = AddedTokens(
-        special=VISION_TOKENS,
-        plain=PLAIN_TOKENS + THINK_TOKENS,
+        special=base.VISION_TOKENS,
+        plain=PLAIN_TOKENS + base.THINK_TOKENS,
         last=SPEECH_TOKENS,
-        names={**VISION_NAMES, **names},
+        names={**base.VISION_NAMES, **names},
         processor="Qwen3OmniMoeProcessor",
     )
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16}
-    settings = {**audio_settings(300), **IMAGE_SETTINGS, **half, "processor_class": "Qwen3OmniMoeProcessor"}
-    template = chat_template(default_system=False, audio_tag="<|audio_start|><|audio_pad|><|audio_end|>")
-    write_checkpoint(path, seed, config, settings, tokens, template)
+    settings = {**base.audio_settings(300), **base.IMAGE_SETTINGS, **half, "processor_class": "Qwen3OmniMoeProcessor"}
+    template = base.chat_template(default_system=False, audio_tag="<|audio_start|><|audio_pad|><|audio_end|>")
+    base.write_checkpoint(path, seed, config, settings, tokens, template)

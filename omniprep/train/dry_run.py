@@ -19,25 +19,10 @@ from transformers.trainer_callback import PrinterCallback
 from omniprep.data.collate import cut_row
 from omniprep.errors import OmniprepError
 from omniprep.progress import Reporter
+from omniprep.train import memory
 from omniprep.train.batches import BatchLoader
 from omniprep.train.config import TrainConfig
 from omniprep.train.data import RunData
-from omniprep.train.memory import (
-    GIB,
-    advise,
-    device_bytes,
-    explain_memory,
-    fits_without_checkpointing,
-    free_memory,
-    heaviest_batches,
-    longest_bin,
-    memory_errors_as_one_line,
-    passes_peak,
-    peak_bytes,
-    reset_peak,
-    state_bytes,
-    weight_bytes,
-)
 from omniprep.train.stream import BinStream
 
 SHORTEST = 1024
@@ -72,7 +57,7 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Peaks of what came before (loading, the isolation check) do not count."""
-        reset_peak(self.device)
+        memory.reset_peak(self.device)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start."""
@@ -114,25 +99,25 @@ def dry_run(config: TrainConfig, reporter: Reporter, prepare: Callable[..., Any]
             config, out=scratch, resume=None, overwrite=False, eval_steps=0, report_to=("none",), max_steps=1,
             grad_accumulation=passes, logging_steps=1 << 30,
         )  # fmt: skip
-        with memory_errors_as_one_line(config):
+        with memory.memory_errors_as_one_line(config):
             run = prepare(short, reporter, heavy_data)
         trainer, device, batches = run.trainer, run.args.device, run.data.stream.batches
         try:
             measured = measure_run(run)
             problem = None
         except torch.OutOfMemoryError as error:
-            problem = explain_memory(trainer.config, error)
+            problem = memory.explain_memory(trainer.config, error)
         trainer.optimizer = trainer.lr_scheduler = None
         trainer.accelerator.free_memory()
         if problem is not None:
             raise OmniprepError(f"dry run: {problem}{shorter_bins(trainer, run.data, batches[0], config, device)}")
     weights = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    fixed = weight_bytes(trainer.model) + state_bytes(trainer.model, config.optimizer)
+    fixed = memory.weight_bytes(trainer.model) + memory.state_bytes(trainer.model, config.optimizer)
     reporter.message(
         f"dry run: {run.data.stream.steps} steps of the {len(batches)} heaviest of {len(run.data.bins):,} bins, up to "
-        f"{measured.tokens:,} tokens: {measured.peak / GIB:.2f} GiB at most; {measured.seconds:.2f} s a step of "
+        f"{measured.tokens:,} tokens: {measured.peak / memory.GIB:.2f} GiB at most; {measured.seconds:.2f} s a step of "
         f"{passes} pass{'es' if passes > 1 else ''}; loss {measured.loss:.3f}; {weights:,} weights train, "
-        f"{fixed / GIB:.2f} GiB with frozen ones, gradients and the optimizer's states"
+        f"{fixed / memory.GIB:.2f} GiB with frozen ones, gradients and the optimizer's states"
     )
     if device.type == "cuda" and run.args.world_size == 1:
         for line in advice(trainer, run.data, measured, config, device):
@@ -142,7 +127,7 @@ def dry_run(config: TrainConfig, reporter: Reporter, prepare: Callable[..., Any]
 
 def heavy_data(data: RunData) -> RunData:
     """The heaviest batches, after a first step, in which the optimizer makes its states; nothing to evaluate on."""
-    batches = heaviest_batches(data.bins, data.stream.batch_size)
+    batches = memory.heaviest_batches(data.bins, data.stream.batch_size)
     steps = 1 + -(-len(batches) // data.stream.accumulation)
     return dataclasses.replace(data, stream=RepeatedBatches(batches, steps, data.stream), evaluation=None)
 
@@ -154,7 +139,7 @@ def measure_run(run: Any) -> Measured:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock)
     trainer.train()
-    peak = torch.tensor([peak_bytes(device)], device=device)
+    peak = torch.tensor([memory.peak_bytes(device)], device=device)
     tokens = max(sum(int(run.data.bins[i]["cu_seqlens"][-1]) for i in batch) for batch in run.data.stream.batches)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Measured(
@@ -178,19 +163,19 @@ def batch_loss(trainer: Any, data: RunData, bins: list[Any], device: torch.devic
 
 def advice(trainer: Any, data: RunData, measured: Measured, config: TrainConfig, device: torch.device) -> Iterator[str]:
     """What the measurement says about bin length, LoRA and checkpointing: one line each."""
-    yield from advise(config, trainer.model, measured.peak, measured.tokens, device_bytes(device))
+    yield from memory.advise(config, trainer.model, measured.peak, measured.tokens, memory.device_bytes(device))
     if trainer.config.gradient_checkpointing == "off":
         return
     trainer.model.gradient_checkpointing_disable()
-    free_memory()
+    memory.free_memory()
     stream: Any = data.stream
     loss = batch_loss(trainer, data, [data.bins[i] for i in stream.batches[0]], device)
-    fits, peak = fits_without_checkpointing(trainer.model, loss, config, device)
+    fits, peak = memory.fits_without_checkpointing(trainer.model, loss, config, device)
     if peak is None:
         yield "without --gradient-checkpointing: out of memory"
         return
     verdict = "fits, and saves a second forward pass" if fits else "too close to the device's memory"
-    yield f"without --gradient-checkpointing: {peak / GIB:.1f} GiB: {verdict}"
+    yield f"without --gradient-checkpointing: {peak / memory.GIB:.1f} GiB: {verdict}"
 
 
 def shorter_bins(trainer: Any, data: RunData, batch: list[int], config: TrainConfig, device: torch.device) -> str:
@@ -201,15 +186,15 @@ def shorter_bins(trainer: Any, data: RunData, batch: list[int], config: TrainCon
     while tokens > SHORTEST:
         tokens //= 2
         taken = [row for n, row in enumerate(rows) if sum(lengths[: n + 1]) <= tokens] or rows[:1]
-        free_memory()
+        memory.free_memory()
         try:
-            peak = passes_peak(trainer.model, batch_loss(trainer, data, taken, device), device, 1)
+            peak = memory.passes_peak(trainer.model, batch_loss(trainer, data, taken, device), device, 1)
         except torch.OutOfMemoryError:
             peak = 0
         if peak:
-            states = state_bytes(trainer.model, config.optimizer)
+            states = memory.state_bytes(trainer.model, config.optimizer)
             used = sum(len(row["input_ids"]) for row in taken)
-            fixed = weight_bytes(trainer.model) + states
-            longest = longest_bin(peak + states, fixed, used, device_bytes(device))
+            fixed = memory.weight_bytes(trainer.model) + states
+            longest = memory.longest_bin(peak + states, fixed, used, memory.device_bytes(device))
             return f"; bins of about {longest:,} tokens would fit as it is" if longest >= SHORTEST else ""
     return ""

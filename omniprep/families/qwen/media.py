@@ -16,17 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.families.kinds import Array, Decoded, Field, MediaMeta
+from omniprep.families.qwen import vision
 from omniprep.families.qwen.family import QwenFamily
-from omniprep.families.qwen.vision import (
-    Limits,
-    VideoPlan,
-    image_patches,
-    image_size,
-    most_image_tokens,
-    most_video_tokens,
-    plan_video,
-    video_patches,
-)
 from omniprep.media.resample import resize, resize_bytes
 from omniprep.rows.normalize import ITEM_OPTIONS
 
@@ -115,9 +106,9 @@ class QwenVision(QwenFamily):
         return self.fetch_factor or self.token_side
 
     @cached_property
-    def pixel_limits(self) -> Limits:
+    def pixel_limits(self) -> vision.Limits:
         """The build's pixel and frame limits."""
-        return Limits(
+        return vision.Limits(
             self.opt.min_pixels,
             self.opt.max_pixels,
             self.opt.video_min_pixels,
@@ -130,7 +121,7 @@ class QwenVision(QwenFamily):
             refuses_crossed=self.refuses_crossed,
         )
 
-    def processor_limits(self, modality: str) -> Limits:
+    def processor_limits(self, modality: str) -> vision.Limits:
         """Pixel limits of the processor, where it resizes images or frames again (families with `fetch_factor`).
 
         Source: the checkpoint's settings for images; Qwen3OmniMoeProcessor, whose own numbers go before them, for
@@ -138,25 +129,25 @@ class QwenVision(QwenFamily):
         """
         if modality == "video":
             area = self.token_side**2
-            return Limits(min_pixels=128 * area, max_pixels=768 * area)
+            return vision.Limits(min_pixels=128 * area, max_pixels=768 * area)
         size = self.preprocessor.get("size") or {}
         low = self.preprocessor.get("min_pixels") or size.get("shortest_edge") or 56 * 56
         high = self.preprocessor.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
-        return Limits(min_pixels=int(low), max_pixels=int(high))
+        return vision.Limits(min_pixels=int(low), max_pixels=int(high))
 
     def seen_size(self, modality: str, height: int, width: int) -> tuple[int, int]:
         """(height, width) as the model sees it, of an image or frame that was resized once."""
         if self.fetch_factor is None:
             return height, width
-        return image_size(height, width, self.processor_limits(modality), self.token_side)
+        return vision.image_size(height, width, self.processor_limits(modality), self.token_side)
 
     def fetched_size(self, meta: MediaMeta) -> tuple[int, int]:
         """(height, width) that an image is resized to first."""
-        return image_size(meta.height, meta.width, self.pixel_limits, self.fetched_side, meta.options)
+        return vision.image_size(meta.height, meta.width, self.pixel_limits, self.fetched_side, meta.options)
 
-    def video_plan(self, meta: MediaMeta) -> VideoPlan:
+    def video_plan(self, meta: MediaMeta) -> vision.VideoPlan:
         """Frames of a video, and the size that they are resized to first."""
-        return plan_video(meta, self.pixel_limits, self.fetched_side)
+        return vision.plan_video(meta, self.pixel_limits, self.fetched_side)
 
     def grid(self, meta: MediaMeta) -> Grid:
         """(T, H/patch, W/patch) of an image, whose T is 1, or of a video, whose T is half its frames."""
@@ -190,12 +181,16 @@ class QwenVision(QwenFamily):
         limits, fetched = self.pixel_limits, self.fetched_side
         if modality not in ("image", "video"):
             return super().max_tokens(modality)
-        most = most_image_tokens(limits, fetched) if modality == "image" else most_video_tokens(limits, fetched)
+        most = (
+            vision.most_image_tokens(limits, fetched)
+            if modality == "image"
+            else vision.most_video_tokens(limits, fetched)
+        )
         if self.fetch_factor is None:
             return most
         # The side of a token grows by 32/28, to which a side of the picture grows at most: what is fetched bounds what
         # is seen, unless the second resize enlarges it.
-        enlarged = most_image_tokens(replace(self.processor_limits(modality), max_pixels=0), self.token_side)
+        enlarged = vision.most_image_tokens(replace(self.processor_limits(modality), max_pixels=0), self.token_side)
         pairs = 1 if modality == "image" else max(limits.fps_max_frames, limits.fps_min_frames, 2) // 2 + 1
         return max(most, pairs * enlarged)
 
@@ -217,7 +212,7 @@ class QwenVision(QwenFamily):
         height, width = self.fetched_size(item.meta)
         pixels = resize(item.image, (width, height))[None]
         height, width = self.seen_size("image", height, width)
-        return image_patches(resize_bytes(pixels, (width, height))[0], self.patch_size)
+        return vision.image_patches(resize_bytes(pixels, (width, height))[0], self.patch_size)
 
     def video_pixels(self, item: Decoded) -> NDArray[np.uint8]:
         """Patches of a video, uint8 (patches, 3·2·p·p)."""
@@ -227,9 +222,9 @@ class QwenVision(QwenFamily):
         else:
             frames = resize(item.frames(list(plan.indices)), (plan.width, plan.height))
         height, width = self.seen_size("video", plan.height, plan.width)
-        return video_patches(resize_bytes(frames, (width, height)), self.patch_size)
+        return vision.video_patches(resize_bytes(frames, (width, height)), self.patch_size)
 
-    def listed_frames(self, item: Decoded, plan: VideoPlan) -> NDArray[np.uint8]:
+    def listed_frames(self, item: Decoded, plan: vision.VideoPlan) -> NDArray[np.uint8]:
         """The frames (T, H, W, 3) of a video given as images, resized as the plan says; the last one fills a pair."""
         pictures = [resize(item.images[n], (plan.width, plan.height)) for n in dict.fromkeys(plan.indices)]
         return np.stack([*pictures, *pictures[-1:] * (len(plan.indices) - len(pictures))])
