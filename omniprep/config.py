@@ -231,16 +231,7 @@ _CREDENTIALS = re.compile(
 
 
 def refuse_undecoded(value: object, option: str = "") -> None:
-    """Names and options go into manifests and the facts of runs, which are UTF-8: bytes of another encoding on the
-    command line cannot be kept there.
-
-    Args:
-        value: Of an option, or a tuple of several.
-        option: As it is written, such as "--out"; nothing for arguments without a name.
-
-    Raises:
-        UsageError: There are some; they are shown as escapes.
-    """
+    """Names and options go into manifests and the facts of runs, which are UTF-8: other bytes are refused."""
     for text in value if isinstance(value, tuple) else (value,):
         try:
             str(text).encode()
@@ -250,11 +241,7 @@ def refuse_undecoded(value: object, option: str = "") -> None:
 
 
 def _refuse_credentials(uri: str) -> None:
-    """Names go into the manifest, the row table and messages: secrets may not be part of them.
-
-    Raises:
-        UsageError: The URI holds a user name, password, key or signature; it is not repeated.
-    """
+    """Names go into the manifest, the row table and messages: secrets are refused, and not repeated."""
     if "://" in uri and _CREDENTIALS.search(uri):
         shown = uri.split("://")[0] + "://…@" + uri.split("://", 1)[1].split("?")[0].rsplit("@", 1)[-1]
         raise UsageError(

@@ -11,10 +11,7 @@ V = TypeVar("V")
 class BoundedCache(Generic[K, V]):
     """Not safe for threads; the newest value stays even where it alone exceeds the limit.
 
-    Args:
-        limit: Most that all values may take together.
-        size_of: What a value takes (default: 1, so that `limit` counts values).
-        largest: A value that takes more is not kept at all (default: every value is).
+    `size_of` a value is 1 by default, so that `limit` counts values; one above `largest` is not kept at all.
     """
 
     def __init__(self, limit: int, size_of: Callable[[V], int] = lambda value: 1, largest: int | None = None) -> None:

@@ -41,12 +41,7 @@ KINDS = ("text", *MODALITIES, "mixed")
 
 
 def row_kinds(counts: "ArrayLike") -> "NDArray[np.int64]":
-    """The kind of each row, (rows,): 0 for text alone, n for the n-th modality besides, one more than all for several.
-
-    Args:
-        counts: Items of each modality in each row, (modalities, rows); in the order of `MODALITIES` the result indexes
-            `KINDS`.
-    """
+    """The kind of each row, (rows,), an index into `KINDS`, of its items by modality (modalities, rows)."""
     import numpy as np  # here: the command line offers `KINDS`, and --help must not wait for numpy
 
     present = np.asarray(counts) > 0

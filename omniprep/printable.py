@@ -21,12 +21,7 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def printable(text: object, *, lines: bool = False) -> str:
-    r"""Text that a terminal shows and does not obey, escaped as Python writes it (`\x1b`, `\u202e`).
-
-    Args:
-        text: Anything; its `str`.
-        lines: Leave line ends and tabs, for text of several lines (rows in `inspect`).
-    """
+    r"""Text that a terminal shows and does not obey, escaped as Python writes it; `lines` leaves line ends and tabs."""
 
     def escaped(match: re.Match[str]) -> str:
         character = match.group()
@@ -49,13 +44,7 @@ def printable_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """A number with its noun, such as "1 row" or "1,200 rows".
-
-    Args:
-        count: The number.
-        one: What follows 1.
-        many: What follows any other number (default: `one` with an s).
-    """
+    """A number with its noun, such as "1 row" or "1,200 rows"; `many` is `one` with an s by default."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 

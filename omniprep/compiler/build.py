@@ -93,11 +93,7 @@ def _write_report(out: str, ctx: FamilyContext, progress: Reporter) -> None:
 
 
 def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, listed: Listed | None = None) -> Planned:
-    """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0.
-
-    Raises:
-        OmniprepError: No rows, too many rejects, or inputs that were changed meanwhile.
-    """
+    """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0."""
     ctx = family_of(config)
     spec = family_spec(config, ship_plugins=True)
     limits = item_limits(ctx, config.limit_mm_per_row)

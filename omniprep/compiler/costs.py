@@ -67,16 +67,7 @@ class CostModel:
 
 
 def bin_cost(facts: Facts, bins: NDArray[np.int64], model: CostModel | None = None) -> np.ndarray:
-    """Work of each bin.
-
-    Args:
-        facts: Of rows: length, patches, audio_frames.
-        bins: Bin of each row, (rows,).
-        model: What things cost (default: Qwen2.5-Omni-7B, towers frozen).
-
-    Returns:
-        float64 (bins,), in text tokens.
-    """
+    """Work of each bin, float64 (bins,) in text tokens, of rows whose bins are given (rows,)."""
     model = model or CostModel()
     tokens = np.asarray(facts["length"], np.float64)
     work = model.token * tokens + model.pair * tokens * tokens

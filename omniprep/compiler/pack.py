@@ -100,11 +100,7 @@ def gather(out: str, sizes: Sequence[int], generation: str = "") -> Rows:
 def assign_bins(rows: Rows, config: BuildConfig, window_rows: int = 1 << 17, window_bins: int = 2048) -> Assignment:
     """Pack the kept rows: a pure function of their lengths and costs, the bin length, the limits and the seed.
 
-    Args:
-        rows: All rows.
-        config: Bin length, shard size, pixel codec, limits and seed.
-        window_rows: Rows that a window has at least.
-        window_bins: Bins that its tokens fill at least. Each window leaves one bin that is not full.
+    A window has at least `window_rows` rows, and tokens for `window_bins` bins; it leaves one bin that is not full.
     """
     # Window by window, so that the rows of a shard come from nearby parts of the plan: a worker reads each part once,
     # not a part for each row, and packing takes no more memory for more rows.

@@ -163,12 +163,7 @@ def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:
 
 
 def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Sequence[str]) -> Chosen:
-    """The rows that go on.
-
-    Raises:
-        UsageError: A source or kind that there is none of.
-        OmniprepError: One input line is in two datasets.
-    """
+    """The rows that go on; refuses a source or kind that there is none of, and an input line of two datasets."""
     names = datasets[0].rows.column_names
     for ds in datasets:
         if missing := [name for name in (*FACTS, *names) if name not in ds.rows.column_names]:

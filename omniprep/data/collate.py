@@ -92,12 +92,7 @@ def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
 
 
 def cut_row(item: Arrays, row: int) -> dict[str, Any]:
-    """One row of a bin, as a bin of its own.
-
-    Args:
-        item: A bin with R rows.
-        row: 0 .. R-1.
-    """
+    """One row of a bin, as a bin of its own."""
     start, end = item["cu_seqlens"][row : row + 2].tolist()
     cut: dict[str, Any] = {
         "columns": item["columns"],

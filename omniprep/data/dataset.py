@@ -162,15 +162,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
         return collate([self.stored_row(self.row_number(os.fspath(source), line))])
 
     def stored_row(self, number: int) -> dict[str, Any]:
-        """The arrays of one packed row, cut out of its bin (`cut_row`).
-
-        Args:
-            number: Of the row in rows.parquet.
-
-        Raises:
-            OmniprepError: The row was rejected (the text has the code).
-            DamagedDataError: As `row`.
-        """
+        """The arrays of one packed row by its number in rows.parquet, cut out of its bin; errors as of `row`."""
         row = self.rows.slice(number, 1).to_pylist()[0]
         name = f"{row['source']}:{row['line']}"
         if row["bin"] is None:

@@ -61,14 +61,9 @@ def weighted_loss(logits: Tensor, batch: Mapping[str, Any], num_items_in_batch: 
 
 
 def predicted(labels: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Where a bin is learned from.
+    """Positions (K) whose next token is labeled, the targets (K) there, their weights (K) or None.
 
-    Args:
-        labels: (L) ids, -100 where nothing is learned; the first of each row is -100, so no row predicts the next.
-        scale: float (L) loss weights of the tokens, if weighted.
-
-    Returns:
-        positions (K) whose next token is labeled, the targets (K) there, their weights (K) or None.
+    The first label of each row is -100, so no row predicts the next.
     """
     positions = (labels[1:] != -100).nonzero()[:, 0]
     return positions, labels[positions + 1], None if scale is None else scale[positions + 1]

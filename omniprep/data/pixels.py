@@ -51,18 +51,7 @@ def _kernel(  # type: ignore[no-untyped-def]
 def launch(
     patches: torch.Tensor, tables: torch.Tensor, area: int, copies: int, *, largest_int32: int = LARGEST_INT32
 ) -> torch.Tensor:
-    """Normalize patches.
-
-    Args:
-        patches: uint8 (n, C * T * area), contiguous.
-        tables: (C, 256), the result for each byte of each channel.
-        area: Pixels of a plane of a patch.
-        copies: How often each plane is written, one after the other; a power of two.
-        largest_int32: Where indices need 64 bits (for tests).
-
-    Returns:
-        (n, C * T * copies * area) of the tables' type.
-    """
+    """Normalize patches, uint8 (n, C * T * area), by `tables` (C, 256): (n, C * T * copies * area)."""
     number, width = patches.shape
     out = torch.empty(number, width * copies, dtype=tables.dtype, device=patches.device)
     if not patches.numel():

@@ -224,12 +224,7 @@ class Family(Checkpoint):
         return int(most)
 
     def count(self, modality: str, meta: MediaMeta) -> int:
-        """`count_tokens`, held against the maximum.
-
-        Raises:
-            Reject: The item cannot be used.
-            MaxTokensExceededError: The maximum is not an upper bound under the build's limits.
-        """
+        """`count_tokens`, held against the maximum, which must be an upper bound under the build's limits."""
         with no_stop_iteration(self.name, f"token counter of {modality}"):
             tokens = int(self.count_tokens(modality, meta))
         # The maximum is that of the build's limits; a row's own limits may exceed them, and so may lists of frames.
@@ -254,11 +249,7 @@ class Family(Checkpoint):
         return check_mapped(self.name, self.fields, modality, mapped)
 
     def expand_row(self, sample: Sample) -> list[Expansion]:
-        """`expand`, held against the counted items.
-
-        Raises:
-            TokenCountMismatchError: An expansion is missing, or not of the length that was counted.
-        """
+        """`expand`, held against the counted items."""
         with no_stop_iteration(self.name, "input processor"):
             expansions = list(self.expand(sample))
         return check_expansions(self.name, sample, expansions)
@@ -269,11 +260,7 @@ class Family(Checkpoint):
             return self.positions(sample)
 
     def dummy(self, bin_length: int, counts: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
-        """`dummy_data`, held against what was asked for.
-
-        Raises:
-            DummyError: There is none, or it is not of this form.
-        """
+        """`dummy_data`, held against what was asked for."""
         try:
             with no_stop_iteration(self.name, "dummy data"):
                 messages, media = self.dummy_data(bin_length, counts)

@@ -80,11 +80,7 @@ class Registry:
         self.families = {name: record for name, record in self.families.items() if record.origin != origin}
 
     def find(self, name: str | None, config: Mapping[str, Any]) -> FamilyRecord:
-        """The family of a name, or of a checkpoint's config.json (its architectures, then its model_type).
-
-        Raises:
-            UnknownFamilyError: None fits; the message lists near names and what is registered.
-        """
+        """The family of a name, or of a config.json (its architectures, then model_type); errors list near names."""
         registered = ", ".join(
             f"{r.name} ({r.origin})" if r.origin.startswith("--plugin") else r.name for r in self.families.values()
         )

@@ -26,14 +26,7 @@ _SIZES = (
 
 
 def card(repo_id: str, data: Mapping[str, Any], plots: Iterable[str]) -> str:
-    """The text of README.md.
-
-    Args:
-        repo_id: ORG/NAME.
-        data: What `omniprep.report.page.collect` gives. Its texts may be anyone's, its numbers are numbers
-            (`omniprep.shards.manifest`).
-        plots: Names of the plots that are pushed beside it, as plots/NAME.png.
-    """
+    """The text of README.md; texts of `data` (from `omniprep.report.page.collect`) may be anyone's."""
     totals = data["totals"]
     rows = totals["rows"]
     items = {name: count for name, count in totals["items"].items() if count}

@@ -30,13 +30,10 @@ T = TypeVar("T")
 
 
 def retry(call: Callable[[], T], progress: Reporter, pause: float = FIRST_PAUSE, *, connected: bool = True) -> T:
-    """Do a request, again where its fault may pass.
+    """Do a request, again where its fault may pass; doing it twice must do no harm.
 
-    Args:
-        call: The request; doing it twice must do no harm.
-        progress: Shows every further try.
-        pause: Seconds before the second try; doubled each time, a quarter added at random, or as long as the Hub asks.
-        connected: Whether an earlier request got an answer; if not, no connection is tried `FIRST_ATTEMPTS` times.
+    The pause doubles each time, a quarter added at random, or is as long as the Hub asks. Where no earlier request got
+    an answer (`connected`), there are only `FIRST_ATTEMPTS` tries.
     """
 
     def pause_after(error: Exception, attempts: int) -> float | None:
@@ -54,10 +51,9 @@ def retry(call: Callable[[], T], progress: Reporter, pause: float = FIRST_PAUSE,
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What a call returns or raises within some seconds; a name server that does not answer has no timeout of its own.
+    """What a call returns or raises within some seconds; else TimeoutError, its thread abandoned.
 
-    Raises:
-        TimeoutError: The call is not done; its thread is abandoned.
+    A name server that does not answer has no timeout of its own.
     """
     results: list[T] = []
     errors: list[BaseException] = []

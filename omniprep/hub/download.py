@@ -23,18 +23,7 @@ WORKERS = 8
 
 
 def pull(repo_id: str, out: str, progress: Reporter, *, revision: str | None = None, pause: float = FIRST_PAUSE) -> str:
-    """Download a pushed dataset into a folder; returns the folder.
-
-    Args:
-        repo_id: ORG/NAME.
-        out: Local folder; created if absent.
-        progress: Shows bytes fetched and every retry.
-        revision: Branch, tag or commit.
-        pause: Seconds before the first retry of a request.
-
-    Raises:
-        OmniprepError: There is no such dataset, it lacks files, or the Hub cannot be reached.
-    """
+    """Download a pushed dataset into a folder, which is returned; `revision` is a branch, tag or commit."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 

@@ -64,12 +64,7 @@ def rows_of_bin(dataset: PackedDataset, number: int) -> list[StoredRow]:
 
 
 def packed_row(dataset: PackedDataset, number: int) -> StoredRow:
-    """A row by its number in rows.parquet.
-
-    Raises:
-        OmniprepError: It was rejected; the message has the code.
-        DamagedDataError: Its bin holds another row in its place.
-    """
+    """A row by its number in rows.parquet; the error has the code where it was rejected."""
     row = dataset.rows.slice(number, 1).to_pylist()[0]
     return StoredRow(row["source"], row["line"], row["bin"], row["start"], dataset.stored_row(number))
 
@@ -102,11 +97,7 @@ def token_runs(
 ) -> list[TokenRun]:
     """Split a row where training begins or ends, where the weight changes, and around media spans.
 
-    Args:
-        arrays: The row: input_ids and labels (L,), loss_scale (L,) if the dataset is weighted.
-        special: Ids that may form a media span.
-        repeats: So many equal special tokens in succession are a span.
-        text_breaks: bool (L-1,); true where text is also split, between a token and the next one.
+    A span is `repeats` equal `special` tokens in succession. Text is also split after a token of `text_breaks` (L-1,).
     """
     ids, trained, weights = arrays["input_ids"], arrays["labels"] != -100, arrays.get("loss_scale")
     if len(ids) == 0:

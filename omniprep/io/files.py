@@ -72,11 +72,7 @@ def fingerprint(uri: str) -> dict[str, Any]:
 
 
 def _regular(path: str) -> int:
-    """A descriptor of a regular file: a named pipe among the files of a dataset would be waited for without end.
-
-    Raises:
-        OSError: It cannot be opened, or is no regular file.
-    """
+    """A descriptor of a regular file: a named pipe among the files of a dataset would be waited for without end."""
     # O_NONBLOCK: opening a pipe that nobody writes to returns at once; for regular files it means nothing.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -254,11 +250,7 @@ def remove(uri: str) -> None:
 
 
 def expand(pattern: str) -> list[tuple[str, bool]]:
-    """Expand a glob, keeping the way the pattern was written (relative stays relative, s3:// keeps its prefix).
-
-    Returns:
-        (name, whether it is a folder), sorted.
-    """
+    """(name, whether a folder) of a glob, as the pattern was written (relative stays, s3:// keeps its prefix)."""
     if is_local(pattern):
         return [(name, os.path.isdir(name)) for name in sorted(glob.glob(local_path(pattern), recursive=True))]
     fs, path = filesystem(pattern)

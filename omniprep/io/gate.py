@@ -117,11 +117,7 @@ def remove_object(uri: str, fs: Any, path: str, gate: Gate) -> None:
 
 
 def swap_object(uri: str, fs: Any, path: str, data: bytes, seen: Callable[[bytes], bool] | None) -> bool:
-    """Write an object where there is none (`seen` is None), or in place of one whose content `seen` says yes to.
-
-    Returns:
-        Whether it was so, and it is written.
-    """
+    """Write an object where there is none (`seen` is None), or where `seen` says yes to its content; whether."""
     spool = io.BytesIO(data)
     try:
         if seen is None:

@@ -75,18 +75,10 @@ def fetch_url(url: str) -> bytes:
 def opened(
     url: str, end: float, *, headers: Mapping[str, str] | None = None, given: bool = False
 ) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a GET, after its redirects, of whatever status.
+    """The answer to a GET, after its redirects, of whatever status; PassingError where a connection breaks.
 
-    Args:
-        url: Where to begin.
-        end: Deadline, as of `time.monotonic`.
-        headers: More of the request.
-        given: The URL was given by the person at the terminal: its own host may be private. Redirects lead to public
-            addresses all the same; who means a private one can name it.
-
-    Raises:
-        Reject: media_url_forbidden, media_fetch_failed.
-        PassingError: Timeouts and broken connections.
+    Of a URL that the person at the terminal gave (`given`) the own host may be private. Redirects lead to public
+    addresses all the same; who means a private one can name it.
     """
     for hop in range(REDIRECTS + 1):
         parts = _checked(url)
@@ -326,12 +318,7 @@ def check_status(response: http.client.HTTPResponse, label: str, *good: int) -> 
 
 
 def read_body(response: http.client.HTTPResponse, label: str, end: float, *, good: tuple[int, ...] = (200,)) -> bytes:
-    """The whole content of an answer.
-
-    Raises:
-        Reject: As `fetch_url`.
-        PassingError: The connection broke, or the server may answer otherwise in a moment.
-    """
+    """The whole content of an answer; rejects as `fetch_url`, PassingError where another try may do."""
     check_status(response, label, *good)
     promised = response.length
     if promised is not None and promised > MAX_BYTES:

@@ -37,11 +37,7 @@ class HttpFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is unt
         return path.removeprefix(f"{self.protocol}://")
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
-        """Size, and what tells cheaply that the file changed.
-
-        Raises:
-            FileNotFoundError, PermissionError, OSError: There is none; a forbidden redirect; any other fault.
-        """
+        """Size, and what tells cheaply that the file changed; OSError of the fitting kind for any fault."""
         url, end = self._url(path), time.monotonic() + SECONDS
         with _OSErrors(url), web.opened(url, end, headers={"Range": "bytes=0-0"}, given=True) as response:
             web.check_status(response, web.shown(url), 200, 206, 416)

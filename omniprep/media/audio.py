@@ -46,14 +46,8 @@ def resampled_length(frames: int, rate: int, target: int) -> int:
 def probe_audio(source: Source, target: int, decoder: str = "auto", *, of_video: bool = False) -> int:
     """Samples at rate `target`, without decoding where the header is exact.
 
-    Args:
-        source: The sound file, or the video.
-        target: Rate in Hz.
-        decoder: "auto", "ffmpeg" or "pyav", for what libsndfile cannot read.
-        of_video: Whether the sound of a video is meant, which libsndfile is not asked to read.
-
-    Raises:
-        Reject: bad_media, media_not_found, decode_error, audio_too_long, audio_too_short, no_audio_track.
+    libsndfile is not asked to read the sound of a video. Rejects bad_media, media_not_found, decode_error,
+    audio_too_long, audio_too_short and no_audio_track.
     """
     with _open_sound(source, target, of_video) as sound:
         if isinstance(sound, soundfile.SoundFile):

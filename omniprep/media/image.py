@@ -92,16 +92,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def decode_image(source: Source, *, exif: str = "ignore", alpha: str = "drop") -> Image.Image:
-    """Decode an image to 8-bit RGB.
+    """Decode an image to 8-bit RGB; rejects damaged files (decode_error), and what `probe_image` rejects.
 
-    Args:
-        source: The image file.
-        exif: "apply" rotates the image by its EXIF orientation; "ignore" does not.
-        alpha: "drop" ignores transparency; "white" puts every transparent image on white; "frames" does so for RGBA
-            only, as qwen_omni_utils' to_rgb does for videos given as images.
-
-    Raises:
-        Reject: decode_error for damaged files, and what `probe_image` raises.
+    Of `alpha`, "drop" ignores transparency, "white" puts every transparent image on white, and "frames" does so for
+    RGBA only, as qwen_omni_utils' to_rgb does for videos given as images.
     """
     with source.open() as file, _open(file, source) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")

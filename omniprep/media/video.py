@@ -48,15 +48,9 @@ def backend() -> str:
 
 
 def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoReader:
-    """Open a video.
+    """Open a video; rejects bad_media, no_video_stream, media_not_found and decode_error.
 
-    Args:
-        source: The video file.
-        size: (width, height) as planned, for a file whose streams the plan has checked. No frame is then decoded to
-            learn the size, but `read` rejects frames of another one.
-
-    Raises:
-        Reject: bad_media, no_video_stream, media_not_found, decode_error.
+    With a planned `size` no frame is decoded to learn it, but `read` rejects frames of another one.
     """
     if size is None:
         check_streams(source)

@@ -105,20 +105,9 @@ def write_report(
     uri: str, out: str | None = None, *, model: str | None = None, shown: int = SHOWN_BINS,
     vocabulary: Vocabulary | None = None,
 ) -> tuple[str, str]:  # fmt: skip
-    """Write the report of a finished dataset.
+    """Write the report of a finished dataset, `shown` bins in full; its path, and a remark or "".
 
-    Args:
-        uri: The dataset.
-        out: Path of the page (default: report.html in the dataset).
-        model: Checkpoint whose tokenizer reads the tokens (default: that of the build).
-        shown: How many bins to show in full.
-        vocabulary: Decodes the tokens, if the caller has loaded it already (which takes half a second).
-
-    Returns:
-        Path of the page, and a remark if no tokenizer could be loaded and tokens are shown as numbers; else "".
-
-    Raises:
-        OmniprepError: There is no finished dataset, or the tokenizer of a given `model` cannot be loaded.
+    The remark says why no tokenizer could be loaded, so that tokens are shown as numbers; that of a given `model` must.
     """
     dataset = PackedDataset(uri)
     remark = ""

@@ -87,11 +87,7 @@ def rename_columns(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def renamed_item_value(item: Mapping[str, Any], kind: str, columns: Columns) -> Any:
-    """The value that an item of a content list has under the OLD of --columns content.TYPE=OLD; None without one.
-
-    Raises:
-        Reject: bad_message, where the item has a value under its own type too.
-    """
+    """The value that a content item has under the OLD of --columns content.TYPE=OLD; None without one."""
     old = [old for new, old in columns if new == f"content.{kind}" and item.get(old) is not None]
     if not old:
         return None
@@ -123,12 +119,8 @@ def columns_of_row(raw: Any, columns: Columns) -> set[int]:
 def standard_names(raw: dict[str, Any], aliases: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Rename columns to their standard names, without regard to case (core.py safe_rename_columns).
 
-    Returns:
-        The row without columns that are null; and the standard names that two columns claim, with those columns (the
-        reference then renames neither).
-
-    Raises:
-        Reject: bad_column, where two columns differ in case alone.
+    Returns the row without columns that are null, and the standard names that two columns claim, with those columns
+    (the reference then renames neither). Rejects bad_column, where two columns differ in case alone.
     """
     names: dict[str, list[str]] = {}
     for key in raw:

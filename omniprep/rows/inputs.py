@@ -58,16 +58,10 @@ class Input:
 def find_inputs(
     patterns: tuple[str, ...], split: str | None = None, say: Callable[[str], None] = lambda text: None
 ) -> list[Input]:
-    """Expand the inputs of the command line, in their order.
+    """Expand the inputs of the command line, in their order: files, globs, folders, datasets saved or on the Hub.
 
-    Args:
-        patterns: Files, globs, folders, saved datasets, datasets on the Hub; each may end in :NAME (a split) and #N
-            (the number of rows to draw).
-        split: The split of inputs that have splits and do not name one.
-        say: Called with a line of text for each folder and glob: how many files it has.
-
-    Raises:
-        OmniprepError: A file is absent, a glob matches nothing, a file is of no known kind, or a folder is a table.
+    Each may end in :NAME (a split; default: `split`) and #N (rows to draw). `say` takes a line on how many files each
+    folder and glob has.
     """
     search = _Search(split or "", say)
     inputs: list[Input] = []

@@ -161,18 +161,9 @@ class _TextBuffer:
 
 
 def read_values(file: BinaryIO, source: str, limit: int) -> Iterator[tuple[Any, int]]:
-    """Read the elements of a JSON array, or values one after the other, incrementally.
+    """(row, bytes) of the elements of a JSON array, or values one after the other, read incrementally.
 
-    Args:
-        file: File in UTF-8.
-        source: Its name, for messages.
-        limit: Most bytes of an element.
-
-    Yields:
-        (row, bytes that it takes); the row is a `Reject` where it is nested too deep or has lone surrogates.
-
-    Raises:
-        OmniprepError: It is not valid JSON, or an element is too long.
+    The row is a `Reject` where it is nested too deep or has lone surrogates; an element above `limit` ends the command.
     """
     buffer = _TextBuffer(file, source, limit)
     array = buffer.next_character() == "["

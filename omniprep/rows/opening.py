@@ -57,16 +57,7 @@ def open_file(uri: str) -> BinaryIO:
 
 @contextmanager
 def open_text(uri: str, codec: str = "", encoding: str = "") -> Iterator[BinaryIO]:
-    """Open a JSON file as UTF-8 bytes. Without `codec` and `encoding` it can seek.
-
-    Args:
-        uri: The file.
-        codec: "gz", "zst" or nothing.
-        encoding: From `find_form`; nothing for UTF-8.
-
-    Raises:
-        OmniprepError: The file cannot be opened; or, from any read in the block, it is damaged.
-    """
+    """Open a JSON file as UTF-8 bytes; it can seek without `codec` and `encoding` (from `find_form`)."""
     with open_file(uri) as file:
         plain = _decompress(file, uri, codec)
         yield _io.BufferedReader(_Recoder(plain, uri, encoding), _BUFFER) if encoding else plain
@@ -142,21 +133,11 @@ class _Recoder(_io.RawIOBase):
 
 
 def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int) -> tuple[Form, str]:
-    """Find the form and encoding of a JSON file by its content, as the reference's loader does.
+    """Find the form and encoding ("" for UTF-8) of a JSON file by its content, as the reference's loader does.
 
-    Args:
-        uri: The file.
-        codec: Compression by its name: "gz", "zst" or nothing.
-        suffix: Suffix of its name, which decides unclear cases. A .json file has lines only if the first line is an
-            object and more lines follow; a .jsonl file has none only if its first value is an array, goes on after the
-            first line, or shares that line with the next value.
-        size: Bytes of a file that is not compressed.
-
-    Returns:
-        "lines", or "values" (an array, or objects over several lines); and the encoding, empty for UTF-8.
-
-    Raises:
-        OmniprepError: It is another kind of file, or damaged.
+    The form is "lines", or "values" (an array, or objects over several lines). The suffix decides unclear cases: a
+    .json file has lines only if the first line is an object and more lines follow; a .jsonl file has none only if its
+    first value is an array, goes on after the first line, or shares that line with the next value.
     """
     if codec:
         with open_text(uri, codec) as file:

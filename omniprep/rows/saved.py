@@ -39,16 +39,7 @@ def is_saved(names: Collection[str]) -> bool:
 def choose_split(folder: str, asked: str, default: str = "") -> tuple[str, str, list[str]]:
     """Choose the split to read: the one that was asked for, else the default, else `train` as in the reference.
 
-    Args:
-        folder: A saved Dataset or DatasetDict.
-        asked: Split of this dataset that the user named, or nothing.
-        default: Split for datasets that have splits (--split), or nothing.
-
-    Returns:
-        The split's folder, its name (empty for a Dataset without splits), and the other splits.
-
-    Raises:
-        OmniprepError: There is no such split.
+    Its folder, its name (empty for a Dataset without splits), and the other splits.
     """
     if _DICT not in io.list_folder(folder):
         own = _read_json(io.join(folder, _STATE)).get("_split")

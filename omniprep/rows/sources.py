@@ -77,17 +77,7 @@ class RawRow:
 def find_splits(
     inputs: list[Input], split_bytes: int = SPLIT_BYTES, seed: int = 0, say: Callable[[str], None] = lambda text: None
 ) -> list[Split]:
-    """Cut inputs into splits, in input order.
-
-    Args:
-        inputs: From `find_inputs`.
-        split_bytes: Bytes of JSON lines in a split.
-        seed: Seed of the draw of INPUT#N.
-        say: Called with a line of text for each draw: how many rows of how many.
-
-    Raises:
-        OmniprepError: A file cannot be opened, is damaged, or is not what its name says; it has fewer rows than N.
-    """
+    """Cut inputs into splits of `split_bytes`, in input order; `say` takes a line for each draw of INPUT#N."""
     with ThreadPoolExecutor(_OPEN_THREADS) as pool:
         remote = any(not io.is_local(entry.uri or entry.source) for entry in inputs)
         each: Any = pool.map if remote else map
@@ -169,15 +159,8 @@ def read_split(
 ) -> Iterator[RawRow]:
     """Read the rows of a split. Blank lines are counted but are no rows.
 
-    No reference to a row is kept while the next is read: with inline media a row may have hundreds of MB.
-
-    Args:
-        split: From `find_splits`.
-        ended: Called at the end with the number of lines of the split.
-        max_line_bytes: Longest line that is read into memory; a longer one becomes a reject.
-
-    Raises:
-        OmniprepError: The file cannot be opened, or is damaged as a whole (gzip, zstd, parquet, a JSON array).
+    No reference to a row is kept while the next is read: with inline media a row may have hundreds of MB. A line beyond
+    `max_line_bytes` becomes a reject. `ended` gets the number of lines at the end.
     """
     chosen = None if split.chosen is None else frozenset(split.chosen)
     if split.kind == "lines":
@@ -224,13 +207,7 @@ def _value_size(value: Any) -> int:
 def numbered(
     splits: Iterable[Split], wanted: Callable[[range], bool] | None = None, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[tuple[Split, int, RawRow]]:
-    """The rows of splits with their lines in the source, from 1, as in rows.parquet.
-
-    Args:
-        splits: All splits of each source, in order.
-        wanted: Whether any line of a range is needed; splits without one are counted and not parsed.
-        max_line_bytes: As for `read_split`.
-    """
+    """The rows of splits with their lines in the source, from 1; splits without a `wanted` line are counted alone."""
     before = Counter[str]()
     for split in splits:
         first = before[split.source] + 1

@@ -120,15 +120,7 @@ class Manifest:
 
 
 def read_manifest(uri: str) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest of a dataset, as a record and as JSON types (see `parse_manifest`).
-
-    Args:
-        uri: Folder of the dataset: a path or a URI.
-
-    Raises:
-        OmniprepError: There is no finished dataset, or one of a newer format.
-        DamagedDataError: manifest.json is not JSON, or a field of it is absent or of another type.
-    """
+    """The manifest of a dataset, as a record and as JSON types (see `parse_manifest`); refused unless finished."""
     path = io.join(uri, "manifest.json")
     try:
         if (size := io.size(path)) > MOST_BYTES:

@@ -27,15 +27,9 @@ def is_dataset_file(path: str) -> bool:
 
 
 def refuse_linked_folders(folder: Path, names: Iterable[str]) -> None:
-    """Refuse a local dataset in which one of these folders is a symbolic link: writing or removing files below it would
-    change files outside the dataset.
+    """Refuse a local dataset in which one of these folders (not itself) is a link.
 
-    Args:
-        folder: The dataset; may itself be a link, which is the user's choice.
-        names: Folders inside it, such as "shards".
-
-    Raises:
-        OmniprepError: One of them is a link.
+    Writing or removing files below it would change files outside the dataset.
     """
     for name in names:
         if (folder / name).is_symlink():

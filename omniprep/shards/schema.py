@@ -146,17 +146,9 @@ class Layout:
 def arrow_schema(
     columns: Sequence[Column], *, family: str, modalities: Sequence[str], weighted: bool = False, mrope: bool = True
 ) -> pa.Schema:
-    """The schema of a shard.
+    """The schema of a shard; a companion is added after each flat column that needs one.
 
-    Args:
-        columns: Media columns of the family, in order; a companion is added after each flat column that needs one.
-        family: Name of the model family.
-        modalities: Modalities in the order of `Bin.row_items`.
-        weighted: Whether bins carry `loss_scale`.
-        mrope: Whether the family has m-rope positions.
-
-    Raises:
-        OmniprepError: A column names a modality or a sizes column that is not declared, or a name twice.
+    Refused where a column names a modality or a sizes column that is not declared, or a name twice.
     """
     declared = _with_companions(columns)
     _check(declared, modalities)
@@ -188,12 +180,7 @@ def arrow_schema(
 
 
 def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
-    """The layout that a shard's schema declares.
-
-    Raises:
-        OmniprepError: Not an omniprep shard, or one of a newer format.
-        DamagedDataError: What it declares is not of this form, or its columns are others than it declares.
-    """
+    """The layout that a shard's schema declares, which may be a stranger's."""
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
     if METADATA_KEY not in metadata:
         raise OmniprepError(f"{name}: not an omniprep shard (its schema has no {METADATA_KEY.decode()!r} metadata)")

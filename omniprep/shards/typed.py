@@ -124,12 +124,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def parse_yaml(data: bytes, where: str) -> Any:
-    """YAML in UTF-8, of plain values. Aliases are refused: a few nested lines of them expand to gigabytes.
-
-    Raises:
-        DamagedDataError: Not UTF-8, not YAML, with tags of other types or aliases, nested too deep, or with an
-            impossible number or date.
-    """
+    """YAML in UTF-8, of plain values. Aliases are refused: a few nested lines of them expand to gigabytes."""
     import yaml
 
     class PlainLoader(yaml.SafeLoader):

@@ -173,17 +173,10 @@ def _fill(context: str, values: tuple[tuple[str, str | None], ...]) -> str:
 def contexts(
     row: Row, meta: TemplateMeta, strategy: Strategy, *, default_system: str | None, generate: bool = False
 ) -> Pieces:
-    """Render a chat into (text, loss weight) pieces, in which media tags are still text.
+    """Render a chat into (text, loss weight) pieces, in which media tags are still text; messages are rewritten.
 
-    Args:
-        row: The row; its messages are rewritten.
-        meta: Template texts.
-        strategy: Loss strategy.
-        default_system: System prompt of rows without one (None: the template's; "": no system block).
-        generate: Leave the last answer open, for inference.
-
-    Raises:
-        Reject: bad_role, bad_message, bad_tools.
+    `default_system` is the system prompt of rows without one (None: the template's; "": no system block). `generate`
+    leaves the last answer open. Rejects bad_role, bad_message and bad_tools.
     """
     messages = _merge(row.messages, meta)
     if not meta.keeps_thoughts and (generate or strategy in _LAST_ROUND_STRATEGIES):

@@ -30,16 +30,7 @@ class Expansion:
 
 
 def expand(ids: Ids, weights: Weights, expansions: Sequence[Expansion]) -> tuple[Ids, Weights, NDArray[np.bool_]]:
-    """Apply expansions.
-
-    Args:
-        ids: (L,) with one placeholder an item.
-        weights: (L,) loss weights.
-        expansions: For each target token, its occurrences are replaced in order.
-
-    Returns:
-        (ids, weights, is_media) of the grown row; is_media marks tokens that came from an expansion.
-    """
+    """Replace placeholders by their expansions: (ids, weights, is_media) of the grown row."""
     if not expansions:
         return ids, weights, np.zeros(len(ids), bool)
     by_target: dict[int, list[Expansion]] = {}

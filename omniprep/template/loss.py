@@ -83,16 +83,7 @@ def parse_strategy(name: str) -> Strategy:
 
 
 def weigh(strategy: Strategy, text: str, kind: str, *, last_round: bool, query: Any, loss: float | None) -> Pieces:
-    """The pieces of one context with their weights.
-
-    Args:
-        strategy: From `parse_strategy`.
-        text: The context.
-        kind: RESPONSE, SUFFIX or OTHER.
-        last_round: Whether this is the last answer.
-        query: The turn's query: text, or the list of contexts of a tool round.
-        loss: The message's own `loss`, which overrides the strategy.
-    """
+    """The pieces of one context with their weights; `query` is the turn's, `loss` the message's own, which wins."""
     if kind == RESPONSE and loss is not None:
         return [(text, loss)]
     if strategy.base == "all":

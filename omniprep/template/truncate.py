@@ -37,20 +37,9 @@ def kept_tokens(
     limit: int,
     side: Literal["left", "right"],
 ) -> NDArray[np.bool_]:
-    """Which tokens of a row stay.
+    """Which tokens of a row stay, bool (length,), so that `limit` remain after expansion; rejects media_truncated.
 
-    Args:
-        length: Tokens of the row before expansion.
-        placeholders: Ascending.
-        texts: How many of the tokens that each expands to are no media tokens.
-        limit: Most tokens after expansion.
-        side: The side that is cut away.
-
-    Returns:
-        bool (length,).
-
-    Raises:
-        Reject: media_truncated.
+    `texts` says how many of the tokens of each expansion are no media tokens.
     """
     indices = np.array([placeholder.token_index for placeholder in placeholders], np.int64)
     protected = sum(placeholder.size for placeholder in placeholders) - int(texts.sum())

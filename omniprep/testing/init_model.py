@@ -15,21 +15,7 @@ from omniprep.errors import OmniprepError, UsageError
 
 
 def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0, plugins: tuple[str, ...] = ()) -> Path:
-    """Make a small random-weight checkpoint of a family, by its `init_model` hook.
-
-    Args:
-        path: Folder to write; made where absent, and must not hold a checkpoint yet.
-        family: Which family's model.
-        seed: Seed of the random weights.
-        plugins: Python files that register families.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UsageError: A family that has no small model, or names a function for it that is not there.
-        OmniprepError: The folder holds a checkpoint, or the vocabulary is not installed.
-    """
+    """Make a small random-weight checkpoint of a family, by its `init_model` hook, in a folder without one."""
     from omniprep.families.loading import load_families, named_function
     from omniprep.families.registry import REGISTRY
 

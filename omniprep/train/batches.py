@@ -159,10 +159,7 @@ def make_loader(bins: Bins, stream: BinStream, batcher: Batcher, num_workers: in
 class BatchLoader:
     """Hands out batches and keeps the time that was waited for them.
 
-    Args:
-        loader: Batches of host tensors.
-        length: Forward passes of the whole run, those before a resume included (the Trainer derives its epoch from it).
-        device: Where batches go.
+    `length` are the forward passes of the whole run, those before a resume included: the Trainer's epoch is of it.
     """
 
     def __init__(self, loader: DataLoader[Any], length: int, device: torch.device) -> None:

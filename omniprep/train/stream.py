@@ -89,15 +89,8 @@ def shuffled(
 class BinStream(Sampler[list[int]]):
     """Batches of bin numbers for one rank, from a place in the sequence to its end.
 
-    Args:
-        mixture: The sequence.
-        total: Bins of the whole run; a place at or beyond it gives `~bin`, a bin that must not count.
-        start: Bins already consumed.
-        steps: Optimizer steps still to go.
-        rank: This rank.
-        world_size: Number of ranks.
-        batch_size: Bins of one forward pass.
-        accumulation: Forward passes of a step.
+    A place at or beyond `total`, the bins of the whole run, gives `~bin`, a bin that must not count; `start` bins are
+    consumed, `steps` optimizer steps still to go.
     """
 
     def __init__(

@@ -41,20 +41,9 @@ from omniprep.train.widths import with_padded_states, without_padding
 class BinTrainer(Trainer):  # type: ignore[misc]
     """Trains on `BatchLoader`'s batches.
 
-    Args:
-        model: The model, wrapped by PEFT when adapters train.
-        args: Arguments of the Trainer; max_steps is the whole run's.
-        config: The run's options.
-        parts: Module prefixes of the model.
-        stream: Where in the data this rank is.
-        loader: Its batches.
-        evaluation: Batches to evaluate on, or None.
-        batcher: Knows the names of kinds and sources of rows.
-        source: Folder of the checkpoint that training began with.
-        dtype: Type of the weights.
-        generator: Checkpoint prefixes that are not loaded.
-        identity: What the run is of, for its checkpoints (resume.py).
-        facts: How the rows of its datasets were encoded, for its checkpoints (facts.py).
+    `model` is wrapped by PEFT when adapters train; `args.max_steps` is the whole run's; `source` is the checkpoint that
+    training began with, `generator` its prefixes that are not loaded. `identity` (resume.py) and `facts` (facts.py) say
+    what the run is of and how rows were encoded, for its checkpoints.
     """
 
     optimizer: Any

@@ -76,33 +76,16 @@ class Packed:
         targets: Tensor | None = None,
         **unused: Any,
     ) -> CausalLMOutputWithPast | TokenLoss:
-        """One bin.
+        """Logits (1, K, words) of one bin at `logits_to_keep` (K), by default all; or the `TokenLoss` of `targets` (K).
 
-        Args:
-            input_ids: (1, L).
-            position_ids: (4, 1, L): text positions, then the three m-rope rows; (1, L) for models without m-rope.
-            pixel_values: (patches, C * T * patch_size**2) of all images.
-            image_grid_thw: int64 (images, 3).
-            pixel_values_videos: As for images.
-            video_grid_thw: As for images.
-            input_features: (clips, 128, T) spectrograms.
-            feature_attention_mask: (clips, T).
-            cu_seq_lens_q: int32 (R+1) row borders.
-            cu_seq_lens_k: The same.
-            max_length_q: The longest row.
-            max_length_k: The same.
-            attention_mask: (1, L) for a plain forward pass of one row; None for bins.
-            numbers: What the reader knows of the batch; without it, it is read from the device, which waits.
-            logits_to_keep: (K) positions to predict from (default: all).
-            targets: (K) the ids to predict there; with them the result is a `TokenLoss`, without a logit left.
-            unused: Arguments that PEFT and transformers always name; they must be None or off (use_cache may be on:
-                there is no cache here in any case).
-
-        Returns:
-            Logits (1, K, words), or the losses of the targets.
-
-        Raises:
-            OmniprepError: An argument that this forward pass does not compute with, such as labels.
+        position_ids: (4, 1, L), text positions and the three m-rope rows; (1, L) for models without m-rope.
+        pixel_values: (patches, C * T * patch_size**2) of all images or videos, with grids int64 (items, 3).
+        input_features: (clips, 128, T) spectrograms, with their mask (clips, T).
+        cu_seq_lens_q: int32 (R+1) row borders; max_length_q is the longest row.
+        attention_mask: (1, L) for a plain forward pass of one row; None for bins.
+        numbers: What the reader knows of the batch; without it, it is read from the device, which waits.
+        unused: Arguments that PEFT and transformers always name. Any that is neither None nor off is refused (use_cache
+            may be on: there is no cache here in any case).
         """
         refuse_arguments(type(self).__name__, unused)
         core, head = self.core()

@@ -78,14 +78,10 @@ class ShardFile(ShardWriter):
             super().__exit__(kind, error, trace)
 
     def finish(self, rejects: list[dict[str, Any]]) -> dict[str, Any]:
-        """Write the receipt, by which the shard counts as done.
+        """Write the receipt, by which the shard counts as done, and return it.
 
-        Args:
-            rejects: Rows that the shard lacks, as (row, code, message).
-
-        Returns:
-            The receipt: path, bytes, sha256, bins (number in the plan, offset, length, checksum, tokens, rows of each),
-            rejects, seconds.
+        It has path, bytes, sha256, bins (number in the plan, offset, length, checksum, tokens, rows of each), rejects
+        (row, code, message of each row that the shard lacks) and seconds.
         """
         info = self.close()
         receipt = {

@@ -51,12 +51,7 @@ class ChildOutcome:
 def find_crashing_rows(task: Task, config: BuildConfig) -> dict[int, Reject]:
     """Rows of a task (by their number in it) that cannot be done in any process.
 
-    Args:
-        task: Its `rows` are tried.
-        config: Its `decode_timeout` (seconds that a row may take) and `decode_memory` (bytes that the child may hold).
-
-    Raises:
-        OmniprepError: The child cannot even begin; the text has the end of its output.
+    None may take longer than `decode_timeout` (seconds), nor its process hold more than `decode_memory` (bytes).
     """
     rejects: dict[int, Reject] = {}
     start = 0

@@ -96,11 +96,7 @@ class CopiedRows:
         return table["source"].combine_chunks(), table["line"].to_numpy()
 
     def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes]:
-        """As `Origin.rejected`: lines of the sources as they were; rows that are too long now, without their content.
-
-        Raises:
-            DamagedDataError: rejected.jsonl of a source lacks a row that its rows.parquet calls rejected.
-        """
+        """As `Origin.rejected`: lines of the sources as they were; rows that are too long now have no content."""
         assert not late, "nothing is decoded, so nothing is rejected late"
         was_packed = self.chosen.table["length"].is_valid().to_numpy()
         old_lines = [_rejected_lines(dataset) for dataset in self.datasets]

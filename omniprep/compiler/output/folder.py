@@ -57,11 +57,7 @@ _GOES_ON = "What is finished stays: the same command again goes on from here"
 
 @contextmanager
 def os_errors_as_one_line(out: str) -> Iterator[None]:
-    """Turn what ends a build into one line that says what to do; what is finished stays.
-
-    Raises:
-        OmniprepError: For every fault of disk, store or memory, and for what nobody foresaw.
-    """
+    """Turn what ends a build (disk, store, memory, the unforeseen) into one line that says what to do."""
     try:
         yield
     except OmniprepError:
@@ -144,11 +140,7 @@ class BuildIdentity:
 
 
 def build_identity(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> BuildIdentity:
-    """The identity of a build: options, inputs, versions, tokenizer.
-
-    Raises:
-        UsageError: An input lies in --out; --loss-scale is none.
-    """
+    """The identity of a build: options, inputs, versions, tokenizer; refuses an input that lies in --out."""
     parse_strategy(config.loss_scale)
     for uri in dict.fromkeys(split.uri for split in listed.splits):
         if is_inside(config.out, uri):
@@ -179,12 +171,7 @@ def finished(config: BuildConfig, identity: BuildIdentity) -> dict[str, Any] | N
 
 
 def read_identity(out: str) -> BuildIdentity:
-    """What the folder of a build says of itself; the folder may have come from anybody.
-
-    Raises:
-        FileNotFoundError: It says nothing.
-        OmniprepError: plan/build.json is damaged.
-    """
+    """What the folder of a build, perhaps a stranger's, says of itself; FileNotFoundError where nothing."""
     uri = io.join(out, *STATE)
     try:
         return typed_record(BuildIdentity, parse_json(io.read_bytes(uri), uri), uri)

@@ -100,13 +100,7 @@ class Lease:
 def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[Lease]:
     """Be the only run in a folder; within the block, in this thread, the folder is changed through the fence.
 
-    Args:
-        out: The folder; made where it is absent.
-        say: Takes a line while another machine's lease is watched.
-
-    Raises:
-        OmniprepError: Another run is at work there, or a folder of the dataset is a symbolic link.
-        OSError: The folder cannot be written.
+    Refused where another run is at work, or a folder of the dataset is a link; `say` tells of another machine's lease.
     """
     io.make_folder(out)
     if io.is_local(out):

@@ -67,17 +67,9 @@ class PlannedRow:
 def plan_rows(
     raws: Iterable[Any], ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, *, generate: bool = False
 ) -> list[PlannedRow | Reject]:
-    """Plan a chunk of rows, in order; a row that cannot be used gives its Reject.
+    """Plan a chunk of raw rows, in order; a row that cannot be used, or could not be read, gives its Reject.
 
-    Args:
-        raws: Raw rows, or a Reject for a line that could not be parsed.
-        ctx: The family.
-        config: The build's options.
-        media_roots: Where the rows' media may lie.
-        generate: Leave the last answer open (inference).
-
-    Raises:
-        FamilyError: A callback of the family is at fault; the error's `row` is the number of the row in the chunk.
+    `generate` leaves the last answer open (inference). A FamilyError has the number of the row in the chunk as `row`.
     """
     rendered = [
         raw if isinstance(raw, Reject) else _or_reject(number, _render, raw, ctx, config, media_roots, generate)

@@ -16,11 +16,7 @@ EXAMPLES = 2
 class FirstErrors:
     """Shows the first rejects of each code, and ends the build at the first where --on-error says so.
 
-    Args:
-        say: Takes a line of text.
-        config: The build's options.
-        splits: All splits of the build.
-        locate: Split and line within it of a row, by its number in rows.parquet (for rows that fail while encoding).
+    `locate` gives split and line within it of a row by its number in rows.parquet (of rows that fail while encoding).
     """
 
     def __init__(

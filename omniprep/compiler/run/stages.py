@@ -35,10 +35,7 @@ class Stage:
     def run(self, tasks: Sequence[Task], efforts: Sequence[float] = ()) -> list[Receipt]:
         """Run the tasks that have no receipt; returns the receipts of all, in order.
 
-        Args:
-            tasks: Numbered from 0.
-            efforts: About how long each task takes; those of most effort run first, so that no worker is left with one
-                when the others are done.
+        Those of most `efforts` run first, so that no worker is left with one when the others are done.
         """
         receipts = {number: receipt for number, task in enumerate(tasks) if (receipt := read_receipt(task)) is not None}
         if self.lease is not None:

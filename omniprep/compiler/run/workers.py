@@ -78,18 +78,10 @@ def ray_session(workers: int, address: str | None) -> Iterator[None]:
 def run_tasks(
     tasks: Sequence[Task], workers: int, marks: Sequence[str], say: Callable[[str], None], show: Show | None = None
 ) -> Iterator[tuple[int, Receipt]]:
-    """Run tasks, and yield (index of the task, its receipt) in order of completion.
+    """Run tasks, by Ray or here (0 workers), and yield (index, receipt) in order of completion.
 
-    Args:
-        tasks: What to run; with Ray they run in worker processes.
-        workers: Ray workers; 0 runs the tasks here, in order.
-        marks: A file name for each task, used where workers is 0; none where no task can end the process.
-        say: Takes a line on what went wrong and is tried again.
-        show: Takes the status of each worker (compiler/run/worker_status.py); None where nobody watches.
-
-    Raises:
-        OmniprepError: From a task, or when a task ended its process `TRIES` times.
-        OSError: From a task: the disk is full, the output cannot be written.
+    `marks` has a file name for each task that may end this process, which is given up after `TRIES`; `say` takes a line
+    on what is tried again, `show` the status of each worker.
     """
     if workers > 0:
         yield from _run_on_ray(tasks, workers, say, show)

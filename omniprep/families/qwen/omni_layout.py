@@ -38,11 +38,7 @@ class Block:
 def chunks(values: NDArray[np.floating] | Int, size: int, *, bfloat16: bool = False) -> list[tuple[int, int]]:
     """(start, end) of chunks: a new one opens where a value reaches the next multiple of `size`, at most one a token.
 
-    Args:
-        values: Non-decreasing, one a token.
-        size: Width of a chunk in position ids.
-        bfloat16: The values are bfloat16 numbers; the multiples are then rounded to bfloat16 before the comparison, as
-            torch does (`tensor >= 650` compares with 648).
+    Multiples are rounded to bfloat16 where the values are, as torch does (`tensor >= 650` compares with 648).
     """
     pieces, start, first_cut = [], 0, 0
     edge = size
@@ -73,11 +69,7 @@ def merge(video: NDArray[np.floating], audio: NDArray[np.floating] | Int) -> NDA
 def interleave(block: Block, per_second: int, chunk: int | None, *, bfloat16: bool) -> NDArray[np.bool_]:
     """Order of a video_audio block's tokens: True where a video token stands, False for audio.
 
-    Args:
-        block: The block.
-        per_second: Position ids a second (25, or 13).
-        chunk: Position ids a chunk (50), or None: token by token.
-        bfloat16: Compute time as ms-swift does, in bfloat16 after each product.
+    In chunks of `chunk` position ids, or token by token; `bfloat16` computes time as ms-swift does.
     """
     t, h, w = block.grid
     steps = np.arange(t, dtype=np.float32)
@@ -156,17 +148,10 @@ def _body(block: Block, base: np.float32, per_second: int, chunk: int | None) ->
 def positions(
     length: int, starts: list[int], blocks: list[Block], per_second: int = 25, chunk: int | None = 50
 ) -> NDArray[np.int32]:
-    """M-rope ids int32 (3, L): temporal, height, width.
+    """M-rope ids int32 (3, L): temporal, height, width; `starts` are the first placeholder tokens of the blocks.
 
     Qwen3-Omni's are fractions where a grid step is no whole number of ids; they are summed in float32, as the model
     does, and cut at the very end.
-
-    Args:
-        length: L, tokens of the row.
-        starts: Index of the first placeholder token of each block, in reading order.
-        blocks: The blocks, in the same order.
-        per_second: Position ids a second.
-        chunk: Position ids a chunk of interleaved sound, or None: token by token.
     """
     pieces: list[Series] = []
     cursor, base = 0, np.float32(0)

@@ -23,14 +23,9 @@ from omniprep.template.chat import TemplateMeta
 def vision_positions(
     length: int, starts: list[int], grids: list[tuple[int, int, int]], times: list[NDArray[np.int64]], *, spatial: bool
 ) -> NDArray[np.int32]:
-    """M-rope ids int32 (3, L): temporal, height, width.
+    """M-rope ids int32 (3, L), of blocks by first token, grid (t, h, w) in tokens and temporal positions (t,).
 
-    Args:
-        length: L, tokens of the row.
-        starts: First token of each block.
-        grids: (t, h, w) of each block, in tokens.
-        times: Temporal positions (t,) of each block, from 0.
-        spatial: Go on after a block at the largest of height and width (transformers 5) instead of all three axes.
+    `spatial` goes on after a block at the largest of height and width (transformers 5) instead of all three axes.
     """
     result = np.empty((3, length), np.int64)
     cursor = base = 0
@@ -47,13 +42,9 @@ def vision_positions(
 
 
 def video_times(steps: int, seconds: float, per_second: float, *, whole: bool) -> NDArray[np.int64]:
-    """Temporal positions of the frames of Qwen2.5-VL, from 0.
+    """Temporal positions of the pairs of frames of Qwen2.5-VL, from 0.
 
-    Args:
-        steps: Pairs of frames.
-        seconds: Between two pairs.
-        per_second: Position ids a second.
-        whole: Count whole seconds, as transformers 4.57 (which casts them to int64); else float32, as transformers 5.
+    `whole` counts whole seconds, as transformers 4.57 (which casts them to int64); else float32, as transformers 5.
     """
     if whole:
         return np.arange(steps) * int(seconds) * int(per_second)

@@ -43,16 +43,7 @@ def smart_resize(
 ) -> tuple[int, int]:
     """(height, width), multiples of `factor`, area between the limits where the shape allows, ratio kept.
 
-    Args:
-        height: In pixels.
-        width: In pixels.
-        factor: Side of a token in pixels.
-        min_pixels: Least area.
-        max_pixels: Most area.
-        rules: Says what is refused (`refuses_thin`, `refuses_crossed`); None refuses neither.
-
-    Raises:
-        Reject: aspect_ratio, bad_option.
+    `rules` says what is refused as aspect_ratio or bad_option (`refuses_thin`, `refuses_crossed`).
     """
     if rules is not None and rules.refuses_crossed and min_pixels > max_pixels:
         raise Reject(

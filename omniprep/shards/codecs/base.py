@@ -43,16 +43,9 @@ class PixelCodec(ABC):
 
     @abstractmethod
     def decode_items(self, column: Column, data: np.ndarray, grids: np.ndarray, out: np.ndarray) -> None:
-        """Decode the items of a column into `out`.
+        """Decode the items of a column, by their `grids` (items, 3), into `out`, uint8 (units, *shape).
 
-        Args:
-            column: It names this codec.
-            data: What `encode_items` gave; any content where a file is damaged or hostile.
-            grids: Of all items, (items, 3).
-            out: uint8 (units, *shape), contiguous.
-
-        Raises:
-            DamagedDataError: The bytes are no such items; nothing outside `data` and `out` was read or written.
+        Any content of a hostile file is a DamagedDataError; nothing outside `data` and `out` was read or written.
         """
 
 
@@ -68,15 +61,9 @@ class PictureCodec(PixelCodec):
 
     @abstractmethod
     def decode(self, blob: memoryview, shape: PictureShape, patches: np.ndarray) -> None:
-        """Decompress a picture into its patches.
+        """Decompress a picture of a known shape into its patches, uint8 (patches, unit), in place.
 
-        Args:
-            blob: What `encode` gave; any content where a file is damaged or hostile.
-            shape: Of the picture, from the shard's grids.
-            patches: uint8 (patches, unit), contiguous; written in place.
-
-        Raises:
-            ValueError or OSError: The blob is not such a picture, or one of another size.
+        Of a damaged or hostile file: ValueError or OSError.
         """
 
     def encode_items(self, column: Column, parts: Sequence[np.ndarray], grids: Sequence[np.ndarray]) -> np.ndarray:

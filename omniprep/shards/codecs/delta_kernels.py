@@ -66,17 +66,10 @@ def _sum_along(a, b, c, words):  # type: ignore[no-untyped-def]
 
 @numba.njit(**_JIT)
 def undo_into_patches(residuals, frames, height, width, side, merge, out):  # type: ignore[no-untyped-def]
-    """Residuals of one picture into its patches.
+    """Residuals of one picture of several frames into its patches; both uint8 (frames * 3 * height * width,).
 
-    Args:
-        residuals: uint8 (frames * 3 * height * width,).
-        frames: Frames of the picture, which lie one after the other in a patch.
-        height: Pixels; a multiple of merge * side.
-        width: Pixels; a multiple of merge * side.
-        side: Pixels along a patch, at least 8.
-        merge: Patches along a block of patches that lie together (a token's).
-        out: uint8 (frames * 3 * height * width,), patches (3, frames, side, side) by block rows, then columns, then
-            within a block by rows and columns.
+    Patches (3, frames, side, side) lie by blocks of merge * merge (a token's): block rows, then columns, then within a
+    block by rows and columns. Height and width are multiples of merge * side.
     """
     plane = height * width
     words = (width + 7) // 8
