@@ -15,7 +15,6 @@ class BoundedCache(Generic[K, V]):
     """
 
     def __init__(self, limit: int, size_of: Callable[[V], int] = lambda value: 1, largest: int | None = None) -> None:
-        """Begin empty."""
         self._limit, self._size_of, self._largest, self._size = limit, size_of, largest, 0
         self._values: OrderedDict[K, V] = OrderedDict()
 

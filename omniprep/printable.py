@@ -68,8 +68,6 @@ _format_warning = warnings.formatwarning
 
 
 def quote_libraries() -> None:
-    """Escape what libraries print by themselves too: their warnings and log lines quote data, such as a label of a plot
-    or a field of a config.
-    """
+    """Escape what libraries print by themselves too: their warnings and log lines quote data."""
     logging.setLogRecordFactory(_PrintableRecord)
     warnings.formatwarning = _printable_warning

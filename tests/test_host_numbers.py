@@ -20,7 +20,7 @@ def core(request, tmp_path_factory):
     """The module that holds towers and language model of a small model of each shipped family."""
     from omniprep.testing import small_base
     from omniprep.testing.init_model import init_model
-    from omniprep.train.model import load_qwen2_5_omni
+    from omniprep.train.qwen2_5_omni import load_model as load_qwen2_5_omni
     from omniprep.train.qwen3_omni import load_model as load_qwen3_omni
     from omniprep.train.vision_text import load_model
 

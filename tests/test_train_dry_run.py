@@ -103,9 +103,9 @@ def test_out_of_memory_is_one_line_with_what_would_fit(model, data, tmp_path, mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(dry_run_module, "measure_run", no_room)
-    monkeypatch.setattr(dry_run_module.memory, "passes_peak", passes)
+    monkeypatch.setattr(memory_module, "passes_peak", passes)
     monkeypatch.setattr(dry_run_module, "SHORTEST", 16)
-    monkeypatch.setattr(dry_run_module.memory, "device_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(memory_module, "device_bytes", lambda device: 1 << 40)
     with pytest.raises(OmniprepError) as error:
         run_module.train(config(model, data, tmp_path / "run", dry_run=True), QuietReporter())
     text = str(error.value)
@@ -148,8 +148,7 @@ def test_the_advice_tries_the_step_without_checkpointing(model, data, tmp_path, 
     trying = config(model, data, tmp_path / "a", dry_run=True, max_steps=1, gradient_checkpointing="on")
     run = run_module.prepare_run(trying, QuietReporter(), dry_run_module.heavy_data)
     measured = dry_run_module.measure_run(run)
-    for module in (memory_module, dry_run_module):
-        monkeypatch.setattr(module, "device_bytes", lambda device: room)
+    monkeypatch.setattr(memory_module, "device_bytes", lambda device: room)
     lines = list(dry_run_module.advice(run.trainer, run.data, measured, trying, torch.device("cpu")))
     assert len(lines) == 3 and lines[0].startswith("memory: ") and lines[1].startswith("--lora")
     assert lines[2].startswith("without --gradient-checkpointing: ") and said in lines[2]

@@ -14,7 +14,6 @@ class Command(click.Command):
     """A click command with a section of examples, one command line each, printed unwrapped."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
-        """Take click's arguments and the command lines of the examples."""
         super().__init__(*args, **attributes)
         self.examples = tuple(examples)
 

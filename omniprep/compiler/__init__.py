@@ -1,3 +1,1 @@
-"""The compiler: read and plan, pack, encode, finish; each stage a function of files, driven by Ray or in this
-process.
-"""
+"""The compiler: read and plan, pack, encode, finish; each stage a function of files, run by Ray or in this process."""

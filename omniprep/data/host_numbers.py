@@ -94,9 +94,7 @@ class BinNumbers:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """`value` with every tensor of its dicts and records replaced by what `function` gives; tensors of `HOST` fields
-    stay as they are.
-    """
+    """`value` with `function` of every tensor of its dicts and records; tensors of `HOST` fields stay as they are."""
     return map_leaves(value, Tensor, function)
 
 

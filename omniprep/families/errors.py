@@ -93,26 +93,3 @@ class DummyError(FamilyError):
 
 class CallbackError(FamilyError):
     """A callback gave what it must not give, or let StopIteration out, which would end a loop without a word."""
-
-
-__all__ = [
-    "BadMaxTokensError",
-    "CallbackError",
-    "ConflictingKeyError",
-    "DummyError",
-    "DuplicateFamilyError",
-    "FamilyError",
-    "MaxTokensExceededError",
-    "MissingPackageError",
-    "MissingRegistrationError",
-    "PluginImportError",
-    "RegistrationError",
-    "RegistryFrozenError",
-    "TokenCountMismatchError",
-    "UndeclaredFieldError",
-    "UnknownFamilyError",
-    "UnknownModalityError",
-    "UnknownOptionError",
-    "UnknownTemplateError",
-    "UnknownTokenError",
-]

@@ -49,7 +49,6 @@ class Registry:
     """All families of this process, and the templates and architectures that have a name; `REGISTRY` is the one."""
 
     def __init__(self) -> None:
-        """Begin empty and open."""
         self.families: dict[str, FamilyRecord] = {}
         self.templates: dict[str, TemplateMeta] = {"chatml": TemplateMeta()}
         self.archs: dict[str, ModelArch] = {"": ModelArch()}

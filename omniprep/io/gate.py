@@ -38,9 +38,7 @@ _gate: ContextVar[tuple[str, Gate] | None] = ContextVar("omniprep_gate", default
 
 @contextmanager
 def changes_through(folder: str, gate: Gate | None) -> Iterator[None]:
-    """Within the block, in this thread, every file that appears in a folder or goes from it asks the gate (None: as
-    outside of the block).
-    """
+    """Within the block, in this thread, every change of a file in the folder asks the gate (None: as outside)."""
     token = _gate.set((join(folder, ""), gate) if gate else _gate.get())
     try:
         yield

@@ -28,7 +28,6 @@ class HttpFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is unt
     cachable = False
 
     def __init__(self, scheme: str) -> None:
-        """Connect to nothing yet."""
         super().__init__()
         self.protocol = scheme
         self._whole: dict[str, bytes] = {}

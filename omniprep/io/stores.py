@@ -1,6 +1,4 @@
-"""Which store a name belongs to, and how stores are called: again where a fault may pass, and with the same few errors
-whatever their clients raise.
-"""
+"""Which store a name belongs to, and how stores are called: retried, and with the same few errors for all clients."""
 
 import errno
 import os

@@ -97,9 +97,7 @@ class _QuietFile:
 
 @contextmanager
 def _open_sound(source: Source, target: int, of_video: bool) -> "Iterator[soundfile.SoundFile | str | None]":
-    """The file opened by libsndfile, its header checked; libsndfile's message where it cannot read the file; None for
-    the sound of a video.
-    """
+    """The file opened by libsndfile, its header checked; libsndfile's message where it cannot; None for a video."""
     if of_video:
         yield None
         return

@@ -176,9 +176,7 @@ def _readable_name(file: BinaryIO) -> Iterator[str]:
 
 @contextmanager
 def _ffmpeg_track(name: str, file: BinaryIO, source: Source) -> Iterator[_Track]:
-    """The audio stream that the ffmpeg program chooses, with audioread's options; rate and channels come from the WAV
-    header that it writes first.
-    """
+    """The audio stream that ffmpeg chooses, with audioread's options; rate and channels are of the WAV header."""
     command = [
         "ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", ",".join(FORMATS),
         "-i", name, "-vn", "-c:a", "pcm_s16le", "-f", "wav", "-",

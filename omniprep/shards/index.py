@@ -28,8 +28,7 @@ INDEX_SCHEMA = pa.schema(
         ("checksum", pa.uint64()),
     ]
 )
-"""index.parquet, a line a bin. offset, length: the record batch in its shard, in bytes; checksum: xxh3_64 of those
-bytes."""
+"""index.parquet, a line a bin; offset, length (bytes) and checksum (xxh3_64) are of its record batch."""
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -42,8 +41,7 @@ ROWS_SCHEMA = pa.schema(
         ("length", pa.int64()),
     ]
 )
-"""rows.parquet, a line an input row; further columns may follow. A packed row is tokens [start, start+length) of its
-bin."""
+"""rows.parquet, a line an input row; a packed one is tokens [start, start+length) of its bin. More may follow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

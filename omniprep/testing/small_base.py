@@ -1,6 +1,4 @@
-"""What the small random checkpoints share: the language model's widths, settings, tokens, and how their files are
-written.
-"""
+"""What the small random checkpoints share: widths, settings, tokens, and how their files are written."""
 
 import copy
 import json

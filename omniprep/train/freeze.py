@@ -43,9 +43,7 @@ class Parts:
     generator: tuple[str, ...]
 
     def part_of(self, name: str) -> str:
-        """The part a parameter or module belongs to: aligner, tower, generator or llm (whatever is left, such as the
-        head).
-        """
+        """The part a parameter or module belongs to: aligner, tower, generator or llm (the rest, such as the head)."""
         for part in ("aligner", "towers", "generator", "language_model"):
             if under(name, getattr(self, part)):
                 return {"towers": "tower", "language_model": "llm"}.get(part, part)

@@ -1,6 +1,4 @@
-"""Memory of a training step on the device: measured, predicted before the optimizer exists, and what to change when it
-is not enough.
-"""
+"""Memory of a training step: measured, predicted before the optimizer exists, and what to change if it is short."""
 
 import gc
 import resource
@@ -47,9 +45,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most bytes held at once: on a GPU those of tensors since `reset_peak`, else those of the process since its
-    start.
-    """
+    """Most bytes held at once: on a GPU by tensors since `reset_peak`, else by the process since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

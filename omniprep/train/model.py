@@ -199,10 +199,3 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoi
         if result.unexpected_keys or any("lora_" in name for name in result.missing_keys):
             raise OmniprepError(other)
     return adapted
-
-
-def load_qwen2_5_omni(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
-    """The hook that the Qwen2.5-Omni family names; its class is imported only when it is called."""
-    from omniprep.train.qwen2_5_omni import load_model
-
-    return load_model(path, dtype, attn_implementation)

@@ -47,9 +47,7 @@ class Mixture:
         return int(sum(self.sizes))
 
     def order(self, epoch: int) -> np.ndarray:
-        """int64 (epoch_bins,): bin numbers of an epoch, datasets counted one after the other. The last one asked for is
-        kept.
-        """
+        """Bin numbers of an epoch, int64, datasets counted one after the other; that asked for last is kept."""
         if self._kept is None or self._kept[0] != epoch:
             self._kept = (epoch, self._order(epoch))
         return self._kept[1]

@@ -141,9 +141,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The step's share of the mean over all labeled tokens; the gradients of ranks are averaged, hence times the
-        ranks.
-        """
+        """The step's share of the mean over all labeled tokens, times the ranks, whose gradients are averaged."""
         losses, correct = self.token_losses(model, inputs)
         weighted = apply_weights(losses, inputs["weights"])
         self.meter.add(weighted, correct, inputs)

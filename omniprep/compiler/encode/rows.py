@@ -39,7 +39,6 @@ class MediaCache(BoundedCache[Any, dict[str, Array]]):
     """
 
     def __init__(self, limit: int = 256 << 20) -> None:
-        """Begin empty."""
         super().__init__(limit, lambda arrays: sum(array.nbytes for array in arrays.values()), limit // 4)
 
 

@@ -1,6 +1,4 @@
-"""A shard's file and its receipt, for build and repack: a bin is serialized, hashed and written by a thread of its own
-while the next one is made.
-"""
+"""A shard's file and its receipt, for build and repack; each bin is written by a thread while the next is made."""
 
 import json
 import time
@@ -24,7 +22,6 @@ class UnwritableBinError(OmniprepError):
     """A bin whose arrays cannot be laid end to end or serialized; `number` is its number within the shard."""
 
     def __init__(self, number: int, error: Exception) -> None:
-        """Say what went wrong."""
         self.number = number
         super().__init__(f"bin {number} cannot be written ({type(error).__name__}: {error}); please report this")
 
@@ -33,7 +30,6 @@ class ShardFile(ShardWriter):
     """Writes one shard of a dataset, each bin by a thread while the next is made; call `finish` after the block."""
 
     def __init__(self, out: str, number: int, schema: pa.Schema, generation: str = "") -> None:
-        """Nothing is written before the block begins."""
         self._name, self._receipt = shard_name(number, generation), receipt_path(out, number, generation)
         super().__init__(io.join(out, "shards", self._name), schema)
         self._thread = ThreadPoolExecutor(1, "omniprep-shard")

@@ -159,9 +159,7 @@ def resident(pid: int) -> int:
 
 
 def free_memory() -> int:
-    """Bytes that this process and its children may still take: the machine's, or the control group's where that is
-    less.
-    """
+    """Bytes that this process and its children may still take: of the machine, or of the control group if less."""
     free = 1 << 62
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -1,6 +1,4 @@
-"""A planned build: its rows as the stages, the tables and the manifest need them; rejected where the plan or a shard
-says so.
-"""
+"""A planned build: its rows as stages, tables and manifest need them; rejected where plan or shard says so."""
 
 import hashlib
 import heapq

@@ -135,7 +135,6 @@ class RowReader:
     """Cuts single rows out of bins; see the module for what is kept."""
 
     def __init__(self, datasets: Sequence[PackedDataset], chosen: Chosen) -> None:
-        """Open nothing yet."""
         self.datasets, self._chosen = datasets, chosen
         self._positions = [
             {name: ds.rows[name].to_numpy(zero_copy_only=False) for name in ("bin", "start", "length")}

@@ -223,7 +223,6 @@ class PlanReader:
     """Reads single planned rows of many splits; keeps the files and chunks used last."""
 
     def __init__(self, out: str, generation: str = "", keep: int = 64) -> None:
-        """Open nothing yet."""
         self._out, self._generation = out, generation
         self._chunk_borders: dict[int, list[int]] = {}
         self._files: BoundedCache[int, pa.ipc.RecordBatchFileReader] = BoundedCache(keep)

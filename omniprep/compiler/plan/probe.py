@@ -21,8 +21,7 @@ RATE = 16_000
 
 
 Probed = dict[str, list[tuple[Item, Item | None]]]
-"""The media of a row by modality, in the order of its columns: each item, and the sound of a video where that is taken.
-"""
+"""The media of a row by modality, in order: each item, and the sound of a video where that is taken."""
 
 
 @dataclass(frozen=True, slots=True)

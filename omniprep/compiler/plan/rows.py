@@ -38,8 +38,7 @@ Ids = NDArray[np.int32]
 Items = dict[str, list[Item]]
 """The media items of a row, by modality."""
 Rendered = tuple[Row, Pieces, Items]
-"""A row between the template and the tokenizer: its text in runs of equal loss weight, one placeholder for each item.
-"""
+"""A row between template and tokenizer: text in runs of equal loss weight, one placeholder an item."""
 
 
 @dataclass(slots=True)

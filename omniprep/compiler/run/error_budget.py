@@ -23,7 +23,6 @@ class FirstErrors:
         self, say: Callable[[str], None], config: BuildConfig, splits: Sequence[Split],
         locate: Callable[[int], tuple[int, int]] = lambda row: (0, row),
     ) -> None:  # fmt: skip
-        """Nothing shown yet."""
         self._say, self._splits, self._locate = say, splits, locate
         self._fail = config.on_error == "fail"
         self._shown: Counter[str] = Counter()

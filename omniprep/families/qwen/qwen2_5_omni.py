@@ -54,7 +54,7 @@ class Qwen25Omni(QwenVision, QwenAudio):
         aligner=("thinker.audio_tower.proj", "thinker.visual.merger"),
         generator=("talker", "token2wav"),
     )
-    load_model = "omniprep.train.model:load_qwen2_5_omni"
+    load_model = "omniprep.train.qwen2_5_omni:load_model"
     init_model = "omniprep.testing.small_omni:init_qwen2_5_omni"
 
     def expand(self, sample: Sample) -> list[Expansion]:

@@ -100,9 +100,7 @@ class Qwen3VL(QwenVision):
         return resize(np.stack([pictures[n] for n in plan.indices]), (plan.width, plan.height))
 
     def expand(self, sample: Sample) -> list[Expansion]:
-        """Images become copies of their placeholder; videos, for each pair of frames, its time stamp and its pictures
-        between two tokens.
-        """
+        """Images become copies of their placeholder; of a video each pair of frames, its time stamp before it."""
         image, video = self.placeholder_id("image"), self.placeholder_id("video")
         start, end = self.token_id("<|vision_start|>"), self.token_id("<|vision_end|>")
         expansions = [

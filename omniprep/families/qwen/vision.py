@@ -193,9 +193,7 @@ def video_patches(frames: NDArray[np.uint8], patch: int = 14, merge: int = 2) ->
 
 
 def most_image_tokens(limits: Limits, factor: int = 28) -> int:
-    """An upper bound of an image's tokens: the area limit, what the shrink branch keeps of thin images, what the grow
-    branch adds.
-    """
+    """Most tokens of an image: the area limit, what shrinking keeps of thin images, what growing adds."""
     area = factor * factor
     high, low = limits.max_pixels / area, limits.min_pixels / area
     return math.ceil(max(high, math.sqrt(MAX_RATIO * high), low + math.sqrt(low) * (math.sqrt(MAX_RATIO) + 0.1) + 1, 1))
