@@ -157,7 +157,7 @@ class Trust:
     plugin: tuple[str, ...] = ()
     """Python file that registers model families."""
     trust_remote_code: bool = False
-    """Let the checkpoint's own Python code run when its tokenizer is loaded."""
+    """Let the checkpoint's own Python code run when its tokenizer, or a model of it, is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)

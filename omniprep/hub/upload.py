@@ -95,6 +95,8 @@ def push(
     Raises:
         OmniprepError: The Hub refuses, or cannot be reached after the retries; or the folder holds links.
     """
+    from huggingface_hub import HfApi
+
     if not io.is_local(uri):
         raise UsageError(f"{uri}: push takes a local folder; copy the dataset first")
     if not dry_run:
@@ -104,8 +106,8 @@ def push(
     root = Path(io.local_path(uri))
     kind = "model" if is_checkpoint(root) else "dataset"
     parts = model_parts(root, repo_id) if kind == "model" else parts_of(uri, repo_id, progress, model)
-    api, branch = _api(), revision or "main"
-    target = _Target(api, repo_id, kind, branch)
+    api = HfApi(library_name="omniprep")
+    target = _Target(api, repo_id, kind, revision or "main")
     remark = ""
     with hub_errors_as_one_line(repo_id):
         if dry_run:
@@ -244,12 +246,6 @@ def _plots(data: dict[str, Any], progress: Reporter) -> dict[str, bytes]:
 
 def _of_bytes(name: str, content: bytes) -> Part:
     return Part(name, content, len(content), hashlib.sha256(content).hexdigest())
-
-
-def _api() -> "HfApi":
-    from huggingface_hub import HfApi
-
-    return HfApi(library_name="omniprep")
 
 
 def _batches(parts: tuple[Part, ...]) -> Iterator[list[Part]]:

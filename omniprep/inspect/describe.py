@@ -18,7 +18,6 @@ from omniprep.inspect.media import media_of
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.template.chat import CHATML_MESSAGE
 
-# A message of a ChatML template; a row of another template is shown as one text.
 REPEATS = 4
 """So many equal special tokens in succession are a media span, shown once with their number."""
 

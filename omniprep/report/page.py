@@ -80,7 +80,7 @@ def page(data: dict[str, Any]) -> str:
         "STYLE": _resource("style.css"),
         # Inside a script element only "<" could end the data or open a comment.
         "DATA": text.replace("<", "\\u003c"),
-        "SCRIPT_HASH": _hash(script),
+        "SCRIPT_HASH": f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
         **{f"plot-{name}": svg for name, svg in _plots(data).items()},
     }
     pieces = _resource("template.html").split("%%")
@@ -95,10 +95,6 @@ def _plots(data: dict[str, Any]) -> dict[str, str]:
         note = "<p class=\"dim\">The plot needs matplotlib: pip install 'omniprep[report]', then omniprep report.</p>"
         return dict.fromkeys(names, note)
     return {name: svg or '<p class="dim">none</p>' for name, svg in draw_all(data).items()}
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def write_report(

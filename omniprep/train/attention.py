@@ -164,7 +164,8 @@ def common_window(
 ) -> int | None:
     """The window that a layer's mask and arguments agree on, once nothing else is asked for."""
     for name, given in others.items():
-        if name not in NEUTRAL and given is not None and given is not False and not is_zero(name, given):
+        off = given is None or given is False or (name in ("dropout", "softcap") and given == 0.0)
+        if name not in NEUTRAL and not off:
             raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), name, kernel))
     if attention_mask is None:
         return sliding_window
@@ -176,11 +177,6 @@ def common_window(
             f"{type(module).__name__} asks for a sliding window of {sliding_window} with a mask of one of {masked}"
         )
     return masked
-
-
-def is_zero(name: str, given: object) -> bool:
-    """Whether an argument of a layer is a number that switches it off."""
-    return name in ("dropout", "softcap") and given == 0.0
 
 
 def windowed_attention(

@@ -180,16 +180,13 @@ class BatchLoader:
             try:
                 batch = next(source, None)
             except OmniprepError as error:  # from a reader process it comes with that process's traceback around it
-                raise type(error)(str(error).strip().splitlines()[-1].removeprefix(full_name(type(error)))) from error
+                kind = type(error)
+                name = f"{kind.__module__}.{kind.__qualname__}: "  # begins the last line of a traceback
+                raise kind(str(error).strip().splitlines()[-1].removeprefix(name)) from error
             self.waited += time.perf_counter() - began
             if batch is None:
                 return
             yield batch
-
-
-def full_name(cls: type) -> str:
-    """How a traceback begins its last line for an exception of this class."""
-    return f"{cls.__module__}.{cls.__qualname__}: "
 
 
 def forward_kwargs(batch: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

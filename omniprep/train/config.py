@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omniprep.config import Switch, refuse_undecoded
+from omniprep.config import Switch, Trust, refuse_undecoded
 from omniprep.errors import UsageError
 
 SWITCHES = ("gradient_checkpointing", "liger")
@@ -207,7 +207,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InferConfig:
+class InferConfig(Trust):
     """What `omniprep infer` takes."""
 
     inputs: tuple[str, ...] = ()
@@ -237,14 +237,6 @@ class InferConfig:
     """float32, bfloat16, or auto: bfloat16 on a GPU, float32 on the CPU."""
     device: str = "auto"
     """cpu, cuda, or auto: a GPU where there is one."""
-    media_root: tuple[str, ...] = ()
-    """More folders that media may lie in."""
-    allow_http: bool = False
-    """Fetch media from http(s) URLs."""
-    plugin: tuple[str, ...] = ()
-    """Python file that registers model families."""
-    trust_remote_code: bool = False
-    """Let the checkpoint's own Python code run."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""

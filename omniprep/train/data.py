@@ -27,14 +27,12 @@ class RunData:
     Attributes:
         bins: The bins to train on.
         batcher: Makes batches of them, and those to evaluate on.
-        mixture: Their order.
         stream: This rank's way through it.
         evaluation: Batches to evaluate on, or None.
     """
 
     bins: Bins
     batcher: Batcher
-    mixture: Mixture
     stream: BinStream
     evaluation: BatchLoader | None
 
@@ -70,7 +68,6 @@ def prepare_data(
     return RunData(
         bins=bins,
         batcher=batcher,
-        mixture=mixture,
         stream=make_stream(mixture, config, args, checkpoint),
         evaluation=evaluation_loader(evaluation, held_out, batcher, config, args),
     )

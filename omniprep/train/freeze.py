@@ -12,7 +12,7 @@ transformers 5).
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,16 +21,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from omniprep.errors import OmniprepError
+from omniprep.families.kinds import ModelArch
 from omniprep.train.config import TrainConfig
-
-
-class Arch(Protocol):
-    """What a family says about its modules: prefixes in the names of the checkpoint's tensors."""
-
-    language_model: tuple[str, ...]
-    vision_tower: tuple[str, ...]
-    aligner: tuple[str, ...]
-    generator: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +54,7 @@ def module_prefix(model: PreTrainedModel, prefix: str) -> str:
     return renamed.removesuffix(".weight")
 
 
-def resolve_parts(model: PreTrainedModel, arch: Arch) -> Parts:
+def resolve_parts(model: PreTrainedModel, arch: ModelArch) -> Parts:
     """The family's prefixes as module prefixes; each but the generator's must match something."""
     names = [n for n, _ in model.named_modules()]
     prefixes = {

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from omniprep import io
 from omniprep.compiler.encode.single_row import encode_prompt
 from omniprep.compiler.options import family_of
-from omniprep.config import BuildConfig, RowOptions, Trust, build_config
+from omniprep.config import BuildConfig, RowOptions, build_config
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.inspect.trust import cached_folder
@@ -129,15 +129,14 @@ def build_options(config: InferConfig, base: str, reporter: Reporter) -> BuildCo
     if facts is None:
         reporter.message(f"--model {config.model} is no run of omniprep train: rows are encoded by default options")
         facts = RowFacts(dataset="", options=RowOptions())
-    trust = Trust(**{name: getattr(config, name) for name in TRUST_FLAGS})
-    missing = [flag for name, flag in TRUST_FLAGS.items() if flag in facts.needed_flags and not getattr(trust, name)]
+    missing = [flag for name, flag in TRUST_FLAGS.items() if flag in facts.needed_flags and not getattr(config, name)]
     if missing:
         reporter.message(
             f"the run's dataset was built with {', '.join(missing)}: not taken from a file, give it here if needed"
         )
     # The split is that of the build's inputs; a plain checkpoint has no bins that a prompt must fit.
     options = dataclasses.replace(facts.options, split=None, bin_length=facts.options.bin_length or 32768)
-    return build_config(options, trust, model=base, inputs=config.inputs)
+    return build_config(options, config, model=base, inputs=config.inputs)
 
 
 def row_facts(config: InferConfig) -> RowFacts | None:

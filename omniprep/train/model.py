@@ -21,6 +21,7 @@ from omniprep.errors import OmniprepError
 from omniprep.families.loading import named_function
 from omniprep.train.attention import KERNELS
 from omniprep.train.attention_choice import check_attention, choose_attention, use_attention
+from omniprep.train.checkpoint import complete, source_folder
 from omniprep.train.compiling import compile_layers
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import gathered, is_shared_out, keep_names
@@ -199,3 +200,15 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoi
         if result.unexpected_keys or any("lora_" in name for name in result.missing_keys):
             raise OmniprepError(other)
     return adapted
+
+
+def merge_lora(model: str, adapter: Path, out: Path, ctx: Any, dtype: torch.dtype) -> None:
+    """Write `model` with an adapter merged into its weights."""
+    from peft import PeftModel
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise OmniprepError(f"{adapter}: no LoRA adapter there (adapter_config.json is missing)")
+    merged = PeftModel.from_pretrained(load_base(ctx, model, dtype, "sdpa"), str(adapter)).merge_and_unload()
+    out.mkdir(parents=True, exist_ok=True)
+    merged.save_pretrained(out)
+    complete(out, source_folder(model), tuple(ctx.arch.generator), dtype)

@@ -26,7 +26,7 @@ from omniprep.train.facts import RowFacts, facts_of_manifest, write_facts
 from omniprep.train.folder import OPTIONS, prepare_folder
 from omniprep.train.freeze import Parts, compute_frozen_towers_without_gradients
 from omniprep.train.memory import memory_errors_as_one_line
-from omniprep.train.model import add_lora, load_trainable, weights_dtype
+from omniprep.train.model import add_lora, load_trainable, merge_lora, weights_dtype
 from omniprep.train.packages import check_packages
 from omniprep.train.refuse import check_datasets, check_family
 from omniprep.train.resume import changes, find_checkpoint, identity
@@ -155,8 +155,6 @@ def save(trainer: BinTrainer, ctx: Any, config: TrainConfig, args: TrainingArgum
     trainer.save_model(config.out)
     if config.merge_lora and args.should_save:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-        from omniprep.train.merge import merge_lora
 
         unset_hf_deepspeed_config()  # else ZeRO-3 would share the model out over ranks that are not here
         out = Path(config.out)

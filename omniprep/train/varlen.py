@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,15 @@ LARGEST_HEAD = 256
 """Values of a head, at most: the largest tile that any of the kernels is compiled for."""
 _HEAD_MULTIPLE = 8  # the kernels read 16 bytes at once; other heads are padded with zeros, which changes no score
 
-Kernel = Callable[..., Tensor]
+
+class Scores(NamedTuple):
+    """How scores become weights; fields as the arguments of `attend_segments`."""
+
+    causal: bool
+    scale: float
+    window: int | None
+    softcap: float
+    dropout: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +40,8 @@ class VarlenKernel:
 
     name: str
     """As `--attn` names it."""
-    attend: Kernel
-    """Of (query, key, value, borders, longest, *, causal, scale, window, softcap, dropout)."""
+    attend: Callable[..., Tensor]
+    """Of (query, key, value, borders, longest, scores)."""
     has_window: bool
     has_softcap: bool
     has_dropout: bool
@@ -87,9 +95,7 @@ def attend_segments(
     tokens = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     if not width == value_width == padded:
         tokens = [pad(tensor, (0, padded - tensor.shape[-1])) for tensor in tokens]
-    out = kernel.attend(
-        *tokens, borders, longest, causal=causal, scale=scale, window=window, softcap=softcap, dropout=dropout
-    )
+    out = kernel.attend(*tokens, borders, longest, Scores(causal, scale, window, softcap, dropout))
     return out[..., :value_width][None]
 
 
@@ -102,19 +108,8 @@ def _torch_kernel() -> VarlenKernel | None:
     wants_grouping, has_window = "enable_gqa" in parameters, "window_size" in parameters
     has_scale = "scale" in parameters
 
-    def attend(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        borders: Tensor,
-        longest: int,
-        *,
-        causal: bool,
-        scale: float,
-        window: int | None,
-        softcap: float,
-        dropout: float,
-    ) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scores: Scores) -> Tensor:
+        causal, scale, window, *_ = scores  # it has neither soft caps nor dropout
         options: dict[str, Any] = {}
         if wants_grouping:
             options["enable_gqa"] = query.shape[1] != key.shape[1]
@@ -153,19 +148,8 @@ def _flash_attn(name: str, module: str) -> VarlenKernel | None:
     has_softcap, has_dropout = "softcap" in parameters, "dropout_p" in parameters
     has_window = "window_size" in parameters
 
-    def attend(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        borders: Tensor,
-        longest: int,
-        *,
-        causal: bool,
-        scale: float,
-        window: int | None,
-        softcap: float,
-        dropout: float,
-    ) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scores: Scores) -> Tensor:
+        causal, scale, window, softcap, dropout = scores
         options: dict[str, Any] = {"causal": causal, "softmax_scale": scale}
         if window is not None:
             options["window_size"] = (window - 1, 0 if causal else window - 1)

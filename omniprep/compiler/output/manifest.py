@@ -177,15 +177,11 @@ def row_offsets(rows: Rows, assignment: Assignment, packed: NDArray[np.bool_]) -
     before = np.cumsum(lengths) - lengths
     counts = np.diff(assignment.offsets)
     # A bin that lost all its rows is not written, so the bins after it move up.
-    written = np.cumsum(_nonempty(assignment, kept)) - 1
+    total = np.concatenate([[0], np.cumsum(kept)])
+    written = np.cumsum(total[assignment.offsets[1:]] > total[assignment.offsets[:-1]]) - 1
     bins[assignment.order] = np.repeat(written, counts)
     starts[assignment.order] = before - np.repeat(before[assignment.offsets[:-1]] if len(before) else before, counts)
     return {"bin": bins, "start": starts}
-
-
-def _nonempty(assignment: Assignment, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    total = np.concatenate([[0], np.cumsum(kept)])
-    return total[assignment.offsets[1:]] > total[assignment.offsets[:-1]]
 
 
 def index_entries(
