@@ -21,7 +21,7 @@ def write_sample(
     uri: str, out: Path, *, count: int = 20, rows: Sequence[str] = (), kinds: Sequence[str] = (), seed: int = 0,
     model: str | None = None,
 ) -> int:  # fmt: skip
-    """Write chosen rows to `out`/rows.jsonl and their media to `out`/media; how many.
+    """Write chosen rows to `out`/rows.jsonl and their media to `out`/media; the number of rows.
 
     `rows` names them as SOURCE:LINE; without, `count` are drawn at random by `seed`, of `kinds` alone where some are
     named. Their tokens are read by the tokenizer of `model` (default: the build's).

@@ -115,7 +115,7 @@ def remove_object(uri: str, fs: Any, path: str, gate: Gate) -> None:
 
 
 def swap_object(uri: str, fs: Any, path: str, data: bytes, seen: Callable[[bytes], bool] | None) -> bool:
-    """Write an object where there is none (`seen` is None), or where `seen` says yes to its content; whether."""
+    """Write an object where there is none (`seen` is None), or where `seen` accepts its content; False: not so."""
     spool = io.BytesIO(data)
     try:
         if seen is None:

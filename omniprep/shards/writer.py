@@ -57,7 +57,7 @@ class ShardWriter:
         return self
 
     def write(self, item: Bin) -> BatchEntry:
-        """Append a bin; the byte range of its record batch, and the XXH3 of that. Its arrays may then be reused."""
+        """Append a bin, whose arrays may be reused afterwards; byte range and XXH3 of its record batch."""
         assert self._sink is not None and self._info is None
         batch = pa.RecordBatch.from_arrays(_arrays(item, self._layout, self._scratch), schema=self._schema)
         length = pa.ipc.get_record_batch_size(batch)

@@ -83,7 +83,7 @@ def parse_strategy(name: str) -> Strategy:
 
 
 def weigh(strategy: Strategy, text: str, kind: str, *, last_round: bool, query: Any, loss: float | None) -> Pieces:
-    """The pieces of one context with their weights; `query` is the turn's, `loss` the message's own, which wins."""
+    """The pieces of one context with their weights; the message's own `loss` overrides the strategy."""
     if kind == RESPONSE and loss is not None:
         return [(text, loss)]
     if strategy.base == "all":

@@ -36,7 +36,7 @@ from omniprep.train.model import load_base
 
 
 def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
-    """Answer every row of the inputs, in their order; how many.
+    """Answer every row of the inputs, in their order; the number of answers.
 
     `write` gets each line of JSON: source, line, response, label (the row's own last answer, if it has one); or source,
     line, error (a reject code) and message.

@@ -41,7 +41,7 @@ def uses_liger(config: TrainConfig, device: torch.device) -> bool:
 
 
 def use_liger(model: nn.Module, *, required: bool = True) -> int:
-    """Replace the forward pass of RMS norms and SwiGLU layers, and rotary embeddings; how many modules."""
+    """Replace the forward pass of RMS norms and SwiGLU layers, and rotary embeddings; the number of modules."""
     from liger_kernel.transformers.functional import liger_rms_norm, liger_swiglu
 
     def norm(self: Any, hidden_states: Tensor) -> Tensor:

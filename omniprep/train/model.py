@@ -141,7 +141,7 @@ def load_trainable(
 def check_packing(
     model: PreTrainedModel, datasets: Sequence[PackedDataset], dtype: torch.dtype
 ) -> dict[str, dict[str, Any]]:
-    """Refuse a model that computes something else on bins than on rows (isolation.py); the rows tried."""
+    """Refuse a model that computes something else on bins than on rows (isolation.py); gives the rows it tried."""
     vocabulary = model.config.get_text_config().vocab_size
     mrope = datasets[0].layout.mrope
     check_isolation(model, vocabulary, mrope=mrope)

@@ -275,7 +275,7 @@ def keep_borders(core: Any, *, mrope: bool) -> None:
 
 
 def prepare_core(core: Any, *, mrope: bool) -> None:
-    """Make towers and language model of a class of transformers ready for `Packed`; refuse other builds."""
+    """Make towers and language model of a class of transformers ready for `Packed`, or refuse them."""
     if not hasattr(core, "language_model"):
         raise OmniprepError(
             f"{type(core).__name__} has no part `language_model`: the hook vision_text:load_model cannot train it"

@@ -171,7 +171,7 @@ def finished(config: BuildConfig, identity: BuildIdentity) -> dict[str, Any] | N
 
 
 def read_identity(out: str) -> BuildIdentity:
-    """What the folder of a build, perhaps a stranger's, says of itself; FileNotFoundError where nothing."""
+    """The identity that the folder of a build, perhaps a stranger's, holds; FileNotFoundError without one."""
     uri = io.join(out, *STATE)
     try:
         return typed_record(BuildIdentity, parse_json(io.read_bytes(uri), uri), uri)

@@ -40,7 +40,7 @@ class _Setting:
 
 
 def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots) -> Probed:
-    """Locate, probe and count the media of a row; rejects the row where an item or its own limits are no good."""
+    """Locate, probe and count the media of a row; rejects an item, or a limit of the row, that cannot be used."""
     options = {name: _row_option(name, value) for name, value in row.kwargs.items()}
     setting = _Setting(ctx, config, media_roots, options)
     limits = item_limits(ctx, config.limit_mm_per_row)

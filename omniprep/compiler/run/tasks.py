@@ -52,7 +52,7 @@ class Task(ABC):
 
     @abstractmethod
     def is_done(self, receipt: Receipt) -> bool:
-        """Whether a receipt is of this task and its file there, of its size; raises as `read_receipt` expects."""
+        """Whether a receipt is of this task, and its file is there with its size; may raise KeyError, TypeError."""
 
     @abstractmethod
     def run(self) -> Receipt:

@@ -47,7 +47,7 @@ class PictureShape:
 
 
 def picture_shapes(column: Column, units: int, grid: Any) -> tuple[int, PictureShape | None]:
-    """How many pictures of equal size an item of `units` patches makes, and their shape; None where none."""
+    """Number and shape of the equal pictures that `units` patches make; None where they make no picture."""
     side, merge = int(column.params["patch_size"]), int((DEFAULTS | column.params)["merge_size"])
     frames = max(column.unit // (3 * side * side), 1)
     if np.size(grid) != 3:
