@@ -19,6 +19,7 @@ from omniprep.train.arguments import training_arguments
 from omniprep.train.attention_choice import use_attention
 from omniprep.train.batches import Batcher
 from omniprep.train.config import TrainConfig
+from omniprep.train.data import RunData
 from omniprep.train.freeze import compute_frozen_towers_without_gradients, freeze, resolve_parts
 from omniprep.train.loss import make_loss_head
 from omniprep.train.stream import BinStream, Mixture
@@ -119,10 +120,13 @@ def run(model, parts, config, batches, callback) -> BinTrainer:
         args=args,
         config=config,
         parts=parts,
-        stream=BinStream(Mixture(sizes=[100]), total=100, start=0, steps=len(batches)),
+        data=RunData(
+            bins=None,
+            batcher=Batcher(("image", "audio", "video")),
+            stream=BinStream(Mixture(sizes=[100]), total=100, start=0, steps=len(batches)),
+            evaluation=None,
+        ),
         loader=Batches(batches),
-        evaluation=None,
-        batcher=Batcher(("image", "audio", "video")),
         source=None,
         dtype=torch.float32,
         generator=(),

@@ -22,7 +22,7 @@ from omniprep.train.config import TrainConfig
 from omniprep.train.console import ConsoleCallback
 from omniprep.train.data import RunData, open_datasets, prepare_data, step_of
 from omniprep.train.dry_run import dry_run
-from omniprep.train.facts import RowFacts, facts_of_manifest, write_facts
+from omniprep.train.facts import facts_of_manifest, write_facts
 from omniprep.train.folder import OPTIONS, prepare_folder
 from omniprep.train.freeze import Parts, compute_frozen_towers_without_gradients
 from omniprep.train.memory import memory_errors_as_one_line
@@ -93,8 +93,23 @@ def prepare_run(
     if args.should_save:
         prepare_folder(config, checkpoint)
     model, parts = make_model(ctx, config, args.device, checkpoint, data.bins.datasets)
-    facts = [facts_of_manifest(d.uri, d.record) for d in datasets]
-    trainer = make_trainer(model, parts, data, ctx, config, args, checkpoint, this_run, facts)
+    started = step_of(checkpoint)
+    args.max_steps = started + data.stream.steps
+    batches = make_loader(data.bins, data.stream, data.batcher, config.num_workers, args.device.type == "cuda")
+    trainer = BinTrainer(
+        model=model,
+        args=args,
+        config=config,
+        parts=parts,
+        data=data,
+        loader=BatchLoader(batches, args.max_steps * config.grad_accumulation, args.device),
+        source=source_folder(config.model),
+        dtype=weights_dtype(config, args.device),
+        generator=tuple(ctx.arch.generator),
+        identity=this_run,
+        facts=[facts_of_manifest(d.uri, d.record) for d in datasets],
+    )
+    trainer.started_at = trainer.logged_at = started
     choose_checkpointing(trainer, data, reporter)
     return Run(trainer=trainer, args=args, ctx=ctx, data=data, checkpoint=checkpoint)
 
@@ -111,40 +126,6 @@ def make_model(
         pad_widths(trained, config.optimizer)
     compute_frozen_towers_without_gradients(trained, parts)
     return trained, parts
-
-
-def make_trainer(
-    model: torch.nn.Module,
-    parts: Parts,
-    data: RunData,
-    ctx: Any,
-    config: TrainConfig,
-    args: TrainingArguments,
-    checkpoint: Path | None,
-    identity: dict[str, Any],
-    facts: Sequence[RowFacts],
-) -> BinTrainer:
-    """The trainer, at the place where the checkpoint stopped; arguments as in `BinTrainer`."""
-    started = step_of(checkpoint)
-    args.max_steps = started + data.stream.steps
-    batches = make_loader(data.bins, data.stream, data.batcher, config.num_workers, args.device.type == "cuda")
-    trainer = BinTrainer(
-        model=model,
-        args=args,
-        config=config,
-        parts=parts,
-        stream=data.stream,
-        loader=BatchLoader(batches, args.max_steps * config.grad_accumulation, args.device),
-        evaluation=data.evaluation,
-        batcher=data.batcher,
-        source=source_folder(config.model),
-        dtype=weights_dtype(config, args.device),
-        generator=tuple(ctx.arch.generator),
-        identity=identity,
-        facts=facts,
-    )
-    trainer.started_at = trainer.logged_at = started
-    return trainer
 
 
 def save(trainer: BinTrainer, ctx: Any, config: TrainConfig, args: TrainingArguments) -> None:

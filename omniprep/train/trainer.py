@@ -24,16 +24,16 @@ from transformers import Trainer, TrainingArguments
 
 from omniprep.data.loss import apply_weights, logits_loss
 from omniprep.errors import OmniprepError
-from omniprep.train.batches import Batcher, BatchLoader, forward_kwargs
+from omniprep.train.batches import BatchLoader, forward_kwargs
 from omniprep.train.checkpoint import complete, write_position
 from omniprep.train.config import TrainConfig
+from omniprep.train.data import RunData
 from omniprep.train.facts import RowFacts, write_facts
 from omniprep.train.flops import StepWork
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
 from omniprep.train.meter import Meter
 from omniprep.train.prefetch import moved
 from omniprep.train.refuse import check_ranks
-from omniprep.train.stream import BinStream
 from omniprep.train.vision_text import Packed
 from omniprep.train.widths import with_padded_states, without_padding
 
@@ -57,10 +57,8 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         args: TrainingArguments,
         config: TrainConfig,
         parts: Parts,
-        stream: BinStream,
+        data: RunData,
         loader: BatchLoader,
-        evaluation: BatchLoader | None,
-        batcher: Batcher,
         source: Path,
         dtype: torch.dtype,
         generator: tuple[str, ...],
@@ -68,20 +66,20 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         facts: Sequence[RowFacts],
     ) -> None:
         self.identity, self.facts = identity, facts
-        self.config, self.parts, self.stream, self.loader = config, parts, stream, loader
-        self.evaluation, self.source, self.weights_dtype, self.generator = evaluation, source, dtype, generator
+        self.config, self.parts, self.stream, self.loader = config, parts, data.stream, loader
+        self.evaluation, self.source, self.weights_dtype, self.generator = data.evaluation, source, dtype, generator
         self.started_at = 0  # optimizer steps before this process
         self.best_loss, self.bad_logs = math.inf, 0
-        super().__init__(model=model, args=args, eval_dataset=evaluation)
+        super().__init__(model=model, args=args, eval_dataset=data.evaluation)
         self.loss_is_scaled_for_ga = True
         base: Any = model.get_base_model() if config.lora else model  # type: ignore[operator]
-        self.meter = Meter(batcher.kinds, batcher.sources, args.device, StepWork(base, parts))
+        self.meter = Meter(data.batcher.kinds, data.batcher.sources, args.device, StepWork(base, parts))
         self.fused_loss = "touch_towers" in dir(type(base))
         self.takes_numbers = isinstance(base, Packed)
         trained = {parts.part_of(n) for n, p in base.named_parameters() if p.requires_grad}
         keep_frozen_in_eval(model)
         if isinstance(base, Packed):
-            batcher.geometry = base.geometry  # before a reader process starts with it
+            data.batcher.geometry = base.geometry  # before a reader process starts with it
         if self.fused_loss:
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
             base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
