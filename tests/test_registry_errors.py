@@ -226,6 +226,24 @@ def test_a_registration_while_a_build_runs():
     assert not REGISTRY.frozen
 
 
+def test_a_late_registration_is_named_by_its_decorator():
+    # Not by the method that it writes, which the author of the plug-in never typed.
+    late = {
+        "register_input_mapper": lambda: REGISTRY.register_image_input_mapper(),
+        "register_max_multimodal_tokens": lambda: REGISTRY.register_max_image_tokens(4),
+        "register_token_counter": lambda: REGISTRY.register_token_counter("image", len),
+        "register_tower_work": lambda: REGISTRY.register_tower_work("image", len),
+        "register_input_processor": lambda: REGISTRY.register_input_processor(len),
+        "register_positions": lambda: REGISTRY.register_positions(len),
+        "register_dummy_data": lambda: REGISTRY.register_dummy_data(len),
+        "register_template": lambda: REGISTRY.register_template("chatml"),
+        "register_model_arch": lambda: REGISTRY.register_model_arch(ModelArch()),
+    }
+    for decorator, register in late.items():
+        with REGISTRY.frozen_while(), pytest.raises(errors.RegistryFrozenError, match=f"^{decorator}: "):
+            register()
+
+
 @pytest.mark.parametrize("token", ["two words", "<|absent|>"])
 def test_a_placeholder_that_is_not_one_token(family, token):
     with pytest.raises(errors.UnknownTokenError, match="family 'odd'.*must be one token"):

@@ -157,12 +157,20 @@ class PackedDataset(Dataset[dict[str, Any]]):
 
         Raises:
             OmniprepError: There is no such row, or it was rejected (the text has the code).
-            DamagedDataError: rows.parquet says a place at which the bin holds another row, or none.
+            DamagedDataError: The bin holds another row, or none, at the offset that rows.parquet gives.
         """
         return collate([self.stored_row(self.row_number(os.fspath(source), line))])
 
     def stored_row(self, number: int) -> dict[str, Any]:
-        """The arrays of one packed row by its number in rows.parquet, cut out of its bin; errors as of `row`."""
+        """The arrays of one packed row, cut out of its bin: those of `ds[i]`, with R = 1.
+
+        Args:
+            number: Number of the row in rows.parquet (`row_number`).
+
+        Raises:
+            OmniprepError: The row was rejected (the text has the code).
+            DamagedDataError: As `row`.
+        """
         row = self.rows.slice(number, 1).to_pylist()[0]
         name = f"{row['source']}:{row['line']}"
         if row["bin"] is None:
@@ -185,10 +193,10 @@ class PackedDataset(Dataset[dict[str, Any]]):
         names, codes, lines = self._row_keys
         if source not in names:
             raise OmniprepError(f"{source} is no input of {self.uri}; its inputs are: {', '.join(list(names)[:5])}")
-        found = np.flatnonzero((lines == line) & (codes == names[source]))
-        if len(found) == 0:
+        numbers = np.flatnonzero((lines == line) & (codes == names[source]))
+        if len(numbers) == 0:
             raise OmniprepError(f"{source} has no row {line} in {self.uri}")
-        return int(found[0])
+        return int(numbers[0])
 
     @cached_property
     def _row_keys(self) -> tuple[dict[str, int], np.ndarray, np.ndarray]:

@@ -141,7 +141,12 @@ class Family(Checkpoint):
         return None
 
     def map_items(self, modality: str, items: list[Decoded]) -> dict[str, Array]:
-        """Decoded items → forward arguments, named as in `fields`."""
+        """Decoded items → forward arguments, named as in `fields`.
+
+        Returns:
+            For a field of layout "item" an array (items, ...), one row an item; for "flat" an array (units, ...), the
+            units of all items one after the other, whose number an item `Field.sizes` says.
+        """
         raise NotImplementedError
 
     def map_by_image_processor(self, items: list[Decoded]) -> dict[str, Array]:
@@ -150,7 +155,14 @@ class Family(Checkpoint):
         return {key: value.numpy() for key, value in batch.items()}
 
     def expand(self, sample: Sample) -> list[Expansion]:
-        """What the placeholder of each item becomes; the default: as many copies as the item has tokens."""
+        """What the placeholder of each item becomes; the default: as many copies as the item has tokens.
+
+        Args:
+            sample: `ids` int32 (n,) of the row, with one placeholder an item; `items` with their token counts.
+
+        Returns:
+            One `Expansion` an item, of as many ids as `count_tokens` gave (a video with its sound: both together).
+        """
         ids = {modality: self.placeholder_id(modality) for modality in self.modalities}
         return [
             Expansion(modality, number, [ids[modality]], np.full(item.tokens, ids[modality], np.int32))
@@ -224,7 +236,12 @@ class Family(Checkpoint):
         return int(most)
 
     def count(self, modality: str, meta: MediaMeta) -> int:
-        """`count_tokens`, held against the maximum, which must be an upper bound under the build's limits."""
+        """`count_tokens`, held against the maximum, which must be an upper bound under the build's limits.
+
+        Raises:
+            Reject: The item cannot be used.
+            MaxTokensExceededError: The item has more tokens than the maximum.
+        """
         with no_stop_iteration(self.name, f"token counter of {modality}"):
             tokens = int(self.count_tokens(modality, meta))
         # The maximum is that of the build's limits; a row's own limits may exceed them, and so may lists of frames.
@@ -243,24 +260,38 @@ class Family(Checkpoint):
         return item.tokens if units is None else int(units)
 
     def map_item(self, modality: str, decoded: Decoded) -> dict[str, Array]:
-        """`map_items` of one item, held against the declared fields."""
+        """`map_items` of one item, held against the declared fields.
+
+        Raises:
+            UndeclaredFieldError: An argument is not declared, or one that is declared is absent.
+            ConflictingKeyError: An argument is that of another modality.
+            TokenCountMismatchError: An array has another number of units than its `sizes` says.
+        """
         with no_stop_iteration(self.name, f"input mapper of {modality}"):
             mapped = self.map_items(modality, [decoded])
         return check_mapped(self.name, self.fields, modality, mapped)
 
     def expand_row(self, sample: Sample) -> list[Expansion]:
-        """`expand`, held against the counted items."""
+        """`expand`, held against the counted items.
+
+        Raises:
+            TokenCountMismatchError: An expansion is missing, or not of the length that was counted.
+        """
         with no_stop_iteration(self.name, "input processor"):
             expansions = list(self.expand(sample))
         return check_expansions(self.name, sample, expansions)
 
     def row_positions(self, sample: Sample) -> NDArray[np.int32] | None:
-        """`positions` of a row."""
+        """`positions` of a row: int32 (3, L), or None for the plain range."""
         with no_stop_iteration(self.name, "position function"):
             return self.positions(sample)
 
     def dummy(self, bin_length: int, counts: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
-        """`dummy_data`, held against what was asked for."""
+        """`dummy_data`, held against what was asked for.
+
+        Raises:
+            DummyError: There is none, it is not of this form, or it has more items than were asked for.
+        """
         try:
             with no_stop_iteration(self.name, "dummy data"):
                 messages, media = self.dummy_data(bin_length, counts)

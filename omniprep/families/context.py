@@ -46,7 +46,19 @@ def resolve_family(
     options: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> FamilyContext:
-    """The family of a checkpoint (None: found by config.json), ready to work; options that are None are left out."""
+    """The family of a checkpoint, ready to work.
+
+    Args:
+        model: Checkpoint folder or Hub name.
+        family: Name of the family; None finds it by config.json.
+        plugins: Python files that register families.
+        options: Values for the family's options; those that are None are left out.
+        trust_remote_code: Let the checkpoint's own Python code run when its tokenizer is loaded.
+
+    Raises:
+        OmniprepError: There is no such checkpoint, or it cannot be read.
+        FamilyError: No family is found, a plug-in cannot be imported, or the family lacks something.
+    """
     given = tuple(sorted((name, value) for name, value in (options or {}).items() if value is not None))
     return resolve(
         FamilySpec(

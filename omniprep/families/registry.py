@@ -79,7 +79,11 @@ class Registry:
         self.families = {name: record for name, record in self.families.items() if record.origin != origin}
 
     def find(self, name: str | None, config: Mapping[str, Any]) -> FamilyRecord:
-        """The family of a name, or of a config.json (its architectures, then model_type); errors list near names."""
+        """The family of a name, or of a checkpoint's config.json (its architectures, then its model_type).
+
+        Raises:
+            UnknownFamilyError: There is none; the message lists near names and what is registered.
+        """
         registered = ", ".join(
             f"{r.name} ({r.origin})" if r.origin.startswith("--plugin") else r.name for r in self.families.values()
         )
@@ -184,7 +188,8 @@ class Registry:
         self, kind: str, attribute: str, known: dict[str, T], first: str | T, second: T | None, override: bool
     ) -> Callable[[C], C]:
         value = second if second is not None else named(known, kind, first) if isinstance(first, str) else first
-        decorate: Callable[[C], C] = self._decorator(f"register_{kind}", lambda cls: setattr(cls, attribute, value))
+        decorator = "register_template" if kind == "template" else "register_model_arch"
+        decorate: Callable[[C], C] = self._decorator(decorator, lambda cls: setattr(cls, attribute, value))
         if isinstance(first, str) and second is not None:
             if known.get(first, second) != second and not override:
                 raise DuplicateFamilyError(
@@ -194,17 +199,25 @@ class Registry:
         return decorate
 
     def named(self, kind: str, name: str) -> Any:
-        """The "template" or "arch" of a name; UnknownTemplateError lists those there are."""
+        """The template (kind "template") or architecture (kind "arch") of a name.
+
+        Raises:
+            UnknownTemplateError: There is none; the message lists those that are registered.
+        """
         known: Mapping[str, Any] = self.templates if kind == "template" else self.archs
         return named(known, kind, name)
 
-    def _method(self, name: str, function: Callable[..., Any]) -> Callable[[C], C]:
+    def _method(self, decorator: str, name: str, function: Callable[..., Any]) -> Callable[[C], C]:
         # A function of (ctx, ...) is a method of (self, ...). It is wrapped since not all that can be called binds.
-        return self._decorator(name, lambda cls: setattr(cls, name, lambda family, *given: function(family, *given)))
+        return self._decorator(
+            decorator, lambda cls: setattr(cls, name, lambda family, *given: function(family, *given))
+        )
 
-    def _modality_method(self, name: str, modality: str, function: Callable[..., Any]) -> Callable[[C], C]:
+    def _modality_method(
+        self, decorator: str, name: str, modality: str, function: Callable[..., Any]
+    ) -> Callable[[C], C]:
         check_modality(modality)
-        return self._decorator(name, lambda cls: write_method(cls, name, modality, function))
+        return self._decorator(decorator, lambda cls: write_method(cls, name, modality, function))
 
     def register_input_mapper(self, modality: str, mapper: Mapper | None = None) -> Callable[[C], C]:
         """Register decoded items → forward arguments; None takes the checkpoint's own Hugging Face image processor.
@@ -217,7 +230,9 @@ class Registry:
             raise MissingRegistrationError(
                 f"only images have a default mapper; give register_input_mapper({modality!r}, fn) a function"
             )
-        return self._modality_method("map_items", modality, mapper or Family.map_by_image_processor)
+        return self._modality_method(
+            "register_input_mapper", "map_items", modality, mapper or Family.map_by_image_processor
+        )
 
     def register_image_input_mapper(self, mapper: Mapper | None = None) -> Callable[[C], C]:
         """`register_input_mapper("image", mapper)`."""
@@ -249,23 +264,23 @@ class Registry:
 
     def register_token_counter(self, modality: str, counter: Counter) -> Callable[[C], C]:
         """Register header facts → exact number of tokens; it may raise Reject(code, message)."""
-        return self._modality_method("count_tokens", modality, counter)
+        return self._modality_method("register_token_counter", "count_tokens", modality, counter)
 
     def register_tower_work(self, modality: str, work: Counter) -> Callable[[C], C]:
         """Register header facts → units that the item's tower works on (`Family.cost`)."""
-        return self._modality_method("cost", modality, work)
+        return self._modality_method("register_tower_work", "cost", modality, work)
 
     def register_dummy_data(self, dummy: Callable[..., Any]) -> Callable[[C], C]:
         """Register fn(ctx, bin_length, counts) → (messages, {modality: media})."""
-        return self._method("dummy_data", dummy)
+        return self._method("register_dummy_data", "dummy_data", dummy)
 
     def register_input_processor(self, processor: InputProcessor) -> Callable[[C], C]:
         """Register the expansion of placeholders; without one, each becomes as many copies as its item has tokens."""
-        return self._method("expand", processor)
+        return self._method("register_input_processor", "expand", processor)
 
     def register_positions(self, positions: Positions) -> Callable[[C], C]:
         """Register m-rope: sample (expanded ids) → int32 (3, L), or None for the plain range."""
-        return self._method("positions", positions)
+        return self._method("register_positions", "positions", positions)
 
 
 REGISTRY = Registry()

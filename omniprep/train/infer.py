@@ -142,8 +142,8 @@ def build_options(config: InferConfig, base: str, reporter: Reporter) -> BuildCo
 def row_facts(config: InferConfig) -> RowFacts | None:
     """How rows are to be encoded: as `--like` says, or as the run; None for a model that is no run."""
     if config.like is None:
-        found = read_facts(config.model)
-        return None if found is None else one_of(found)
+        records = read_facts(config.model)
+        return None if records is None else one_of(records)
     if not io.exists(io.join(config.like, "manifest.json")) and (Path(config.model) / FACTS).is_file():
         for facts in read_facts(config.model) or ():  # a dataset of the run, wherever it is now
             if facts.dataset == config.like.rstrip("/"):
@@ -152,7 +152,7 @@ def row_facts(config: InferConfig) -> RowFacts | None:
 
 
 def encoded_rows(config: InferConfig, build: BuildConfig, ctx: FamilyContext) -> Iterator[dict[str, Any]]:
-    """Each row's place with its forward arguments and label, or with why it was rejected."""
+    """Each row's index with its forward arguments and label, or with why it was rejected."""
     splits = find_splits(find_inputs(config.inputs), split_bytes=1 << 62, seed=config.seed)
     for count, (split, line, raw) in enumerate(numbered(splits)):
         if config.limit and count >= config.limit:

@@ -147,6 +147,6 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 def leaves(value: Any, kind: type[Leaf]) -> list[Leaf]:
     """All values of a type in nested dicts and records, in the order of `map_leaves`."""
-    found: list[Leaf] = []
-    map_leaves(value, kind, found.append)
-    return found
+    values: list[Leaf] = []
+    map_leaves(value, kind, values.append)
+    return values

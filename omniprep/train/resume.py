@@ -35,11 +35,11 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     """The checkpoint to go on from, or None."""
     if config.resume is None:
         return None
-    found = last_checkpoint(Path(config.out)) if config.resume == "auto" else Path(config.resume)
-    if found is not None:
-        read_position(found)
-        _refuse_pickles(found, config)
-    return found
+    checkpoint = last_checkpoint(Path(config.out)) if config.resume == "auto" else Path(config.resume)
+    if checkpoint is not None:
+        read_position(checkpoint)
+        _refuse_pickles(checkpoint, config)
+    return checkpoint
 
 
 def _refuse_pickles(checkpoint: Path, config: TrainConfig) -> None:

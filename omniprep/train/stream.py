@@ -69,7 +69,7 @@ class Mixture:
         return bins[shuffled(len(bins), self.seed, epoch, costs, tower_costs)]
 
     def at(self, position: int) -> int:
-        """The bin at a place of the endless sequence."""
+        """The bin at a position of the endless sequence."""
         return int(self.order(position // self.epoch_bins)[position % self.epoch_bins])
 
 
@@ -85,10 +85,10 @@ def shuffled(
 
 
 class BinStream(Sampler[list[int]]):
-    """Batches of bin numbers for one rank, from a place in the sequence to its end.
+    """Batches of bin numbers for one rank, from a position in the sequence to its end.
 
-    A place at or beyond `total`, the bins of the whole run, gives `~bin`, a bin that must not count; `start` bins are
-    consumed, `steps` optimizer steps still to go.
+    A position at or beyond `total`, the bins of the whole run, gives `~bin`, a bin that must not count. `start` bins
+    are consumed already; `steps` optimizer steps are still to go.
     """
 
     def __init__(

@@ -302,8 +302,8 @@ def add_deep_features(text: Any, hidden_states: Tensor, visual_pos_masks: Tensor
 def model_class(architectures: Any) -> type[PreTrainedModel] | None:
     """The class of transformers that a config.json names first; None for anything that is no model."""
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
-    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
+    return model_class if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel) else None
 
 
 def load_model(path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:

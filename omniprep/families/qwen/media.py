@@ -124,8 +124,8 @@ class QwenVision(QwenFamily):
     def processor_limits(self, modality: str) -> vision.Limits:
         """Pixel limits of the processor, where it resizes images or frames again (families with `fetch_factor`).
 
-        Source: the checkpoint's settings for images; Qwen3OmniMoeProcessor, whose own numbers go before them, for
-        frames.
+        Source: for images the checkpoint's settings; for frames the constants of Qwen3OmniMoeProcessor, which it uses
+        instead of those settings.
         """
         if modality == "video":
             area = self.token_side**2
