@@ -91,11 +91,37 @@ def test_attention_goes_by_the_real_lengths_of_rows():
     text = model.config.get_text_config()
     batch = {
         "targets": [],
+        "tokens": 8,
         "numbers": BinNumbers(row_lengths=(3, 5), max_row_length=5, cu_seqlens=torch.tensor([0, 3, 8])),
     }
     work.language = work.head = type(work.language)()
     width = text.num_attention_heads * text.hidden_size // text.num_attention_heads
     assert work.of(batch) == 3 * 2 * 2 * width * text.num_hidden_layers * (6 + 15)  # two products, forward and back
+    numbers = BinNumbers(row_lengths=(3, 5, 4), max_row_length=5, cu_seqlens=torch.tensor([0, 3, 8, 12]))
+    padded = work.of({**batch, "numbers": numbers})
+    assert padded == work.of(batch), "a row that pads the batch for --torch-compile is no work of the step's own"
+    plain = work.of(batch)
+    vars_of(text, layer_types=None, sliding_window=2)
+    windowed = StepWork(model, resolve_parts(model, ARCH))
+    windowed.language = windowed.head = work.language
+    assert windowed.of(batch) == plain / 21 * (1 + 2 + 2 + 1 + 4 * 2), "a window of all layers, without a list of them"
+
+
+def vars_of(config, **values):
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+
+
+def test_an_adapter_in_one_tower_gives_the_other_no_backward_pass():
+    model = small_model()
+    parts = resolve_parts(model, ARCH)
+    freeze(model, parts, TrainConfig(freeze_llm=True, freeze_aligner=False))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("visual.blocks.0" in name)
+    work = StepWork(model, parts)
+    vision, audio = work.towers["vision"], work.towers["audio"]
+    assert vision.trains and vision.layers.backward and vision.aligner.backward
+    assert not audio.trains and audio.layers.backward == audio.aligner.backward == 0
 
 
 def test_attention_of_a_tower_goes_by_windows_and_images():

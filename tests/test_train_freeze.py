@@ -50,7 +50,7 @@ def test_frozen_parts_have_no_gradients_and_stay_in_eval(model, parts, options, 
     for name, p in model.named_parameters():
         unused = name.startswith(model.never_used)
         assert p.requires_grad == (group(name) in trained and not unused), name
-    keep_frozen_in_eval(model)
+    keep_frozen_in_eval(model, parts)
     for _ in range(2):  # as the Trainer does around an evaluation
         assert model.train() is model
         assert model.thinker.lm_head.training == ("llm" in trained)
@@ -64,7 +64,7 @@ def test_frozen_parts_have_no_gradients_and_stay_in_eval(model, parts, options, 
 def test_a_step_walks_over_no_modules(model, parts, monkeypatch):
     """What the Trainer calls before each forward pass; a walk over a 3B model takes 30 ms."""
     freeze(model, parts, TrainConfig())
-    keep_frozen_in_eval(model)
+    keep_frozen_in_eval(model, parts)
     model.train()
 
     def walk(self, *_):

@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from small_families import FAMILIES, bin_of, core_of, load_family
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from omniprep.train.attention_choice import use_attention
 from omniprep.train.config import TrainConfig
@@ -68,7 +69,7 @@ def test_no_backward_node_of_what_is_frozen_and_gradients_of_all_that_trains(fam
         trains = {"llm": True, "tower": not config.freeze_vit, "aligner": not config.freeze_aligner}
         assert adapted == {part for part, there in trains.items() if there}
     trained.activation_checkpointing_enable({"use_reentrant": False})
-    keep_frozen_in_eval(trained)
+    keep_frozen_in_eval(trained, parts)
     trained.train()
     outside = {}  # outputs of frozen modules of towers that require a gradient
 
@@ -128,3 +129,37 @@ def test_the_same_losses_and_gradients_as_with_the_hooks_of_transformers(family)
     assert len(found[0]) == len(found[1])
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("case", ["aligners alone", "adapters in the first layer alone", "LoRA, frozen towers"])
+def test_frozen_layers_that_gradients_pass_are_recomputed_too(family, case):
+    """Their activations are kept otherwise, whatever --gradient-checkpointing says: transformers leaves out layers in
+    eval mode, which frozen ones are."""
+    model, parts = family
+    first = "|".join(parts.language_model).replace(".", r"\.")
+    options = CASES.get(case, {"lora": True, "target_regex": rf"(?:{first})\.layers\.0\.self_attn\.q_proj"})
+    config, model = TrainConfig(lora_dropout=0.05, **options), deepcopy(model)
+    use_attention(model, "sdpa")
+    keep_inputs_plain(model)
+    freeze(model, parts, config)
+    trained = add_lora(model, parts, config) if config.lora else model
+    compute_frozen_towers_without_gradients(trained, parts)
+    trained.activation_checkpointing_enable({"use_reentrant": False})
+    keep_frozen_in_eval(trained, parts)
+    trained.train()
+    layers = [
+        module
+        for prefix in parts.language_model
+        for name, module in model.get_submodule(prefix).named_modules()
+        if isinstance(module, GradientCheckpointingLayer)
+    ]
+    calls = dict.fromkeys(layers, 0)
+    for layer in layers:
+        norm = layer.input_layernorm  # runs with the layer, and again when the layer is recomputed
+        norm.register_forward_pre_hook(lambda *_, layer=layer: calls.update({layer: calls[layer] + 1}))
+        assert any(p.requires_grad for p in norm.parameters()) == norm.training, (
+            "what is within a frozen layer is in eval"
+        )
+    targets = torch.arange(6)
+    trained(**bin_of(core_of(model)), logits_to_keep=targets + 1, targets=targets).losses.sum().backward()
+    assert layers and set(calls.values()) == {2}

@@ -201,6 +201,7 @@ def test_row_by_row_attention_is_not_compiled():
 
 def liger_losses_in_torch(hidden, weight, targets, *, reduction, accum_dtype, return_token_accuracy):
     assert (reduction, accum_dtype, return_token_accuracy) == ("none", torch.float32, True)
+    -(-len(targets) // min(len(targets), 1024))  # the number of chunks, for which liger-kernel divides so too
     logits = (hidden @ weight.T).float()
     losses = cross_entropy(logits, targets, reduction="none")
     return SimpleNamespace(loss=losses, token_accuracy=(logits.argmax(-1) == targets).float())
@@ -291,6 +292,14 @@ def test_the_head_loss_by_liger_is_ours(liger, monkeypatch):
         (out.losses * weights).sum().backward()
     assert torch.equal(head(hidden, targets).correct, ours(hidden, targets).correct)
     torch.testing.assert_close(head.weight.grad, ours.weight.grad)
+
+    head = torch.nn.Linear(8, 30, bias=False)
+    make_loss_head(head, "liger")
+    states = torch.randn(0, 8, requires_grad=True)  # of a bin that fills up the last step of an epoch
+    out = head(states, torch.empty(0, dtype=torch.int64))
+    out.losses.sum().backward()
+    assert (len(out.losses), len(out.correct)) == (0, 0)
+    assert not head.weight.grad.any()
 
     class Unweighted(torch.autograd.Function):  # gradients as liger-kernel gave them before 0.8
         @staticmethod

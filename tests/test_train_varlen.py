@@ -101,6 +101,20 @@ def test_windows_of_the_configuration_go_to_the_kernel(case, torch_2_14):
     assert varlen_reference.CALLS == [[0, 5, 75, 91, 108, 141]] * 2
 
 
+def test_a_window_to_both_sides_goes_to_the_kernel(torch_version):
+    kernel = find_kernel("varlen")
+    if not kernel.has_window:
+        pytest.skip("this torch's kernel takes no window: a model that has one is refused")
+    query, key, value = torch.randn(3, 1, 2, 9, 8)
+    edges = torch.tensor([0, 4, 9], dtype=torch.int32)
+    ours = attend_segments(kernel, query, key, value, edges, 5, causal=False, window=2)
+    place = torch.arange(9)
+    near = (place[:, None] - place).abs() < 2
+    near &= (place[:, None] < 4) == (place < 4)
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=near)
+    torch.testing.assert_close(ours, theirs.transpose(1, 2))
+
+
 @pytest.mark.parametrize(("width", "value_width"), [(8, 8), (12, 12), (20, 6)])
 def test_heads_of_any_width_are_padded_to_what_the_kernel_reads(width, value_width, torch_version):
     torch.manual_seed(0)

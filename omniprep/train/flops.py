@@ -3,9 +3,9 @@ each batch, which the host knows.
 
 What counts: every matrix product and convolution of language model, towers and output head, forward, and backward where
 gradients go; attention by the real lengths of rows, windows, images and clips, causal attention by the half that it
-computes; the head at the targets alone. What does not: activations that checkpointing computes again, logits that the
-loss computes again, embeddings, norms, softmax. So MFU says which share of the device's peak goes into the step's own
-work, and does not rise when work is done twice.
+computes; the head at the targets alone. What does not: padding, activations that checkpointing computes again, logits
+that the loss computes again, embeddings, norms, softmax. So MFU says which share of the device's peak goes into the
+step's own work, and does not rise when work is done twice.
 """
 
 from collections.abc import Iterable, Mapping
@@ -83,15 +83,20 @@ class StepWork:
         self.query_width = text.num_attention_heads * (
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
-        kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        self.window = getattr(text, "sliding_window", None)
+        kind = "full_attention" if self.window is None else "sliding_attention"  # of all layers, where no list is given
+        kinds = getattr(text, "layer_types", None) or [kind] * text.num_hidden_layers
         self.full = sum(kind == "full_attention" for kind in kinds)
         self.sliding = sum(kind == "sliding_attention" for kind in kinds)
-        self.window = getattr(text, "sliding_window", None)
 
     def _add_weights(self, model: Any, parts: Parts, text: Any) -> None:
         """Sort the weights of all linear layers, convolutions and experts into the parts."""
         head = model.get_output_embeddings()
-        open_parts = {parts.part_of(name) for name, p in model.named_parameters() if p.requires_grad}
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        open_parts = {  # an adapter may be in one tower alone
+            kind: {parts.part_of(name) for name in trained if self.modality(name, parts) == kind}
+            for kind in self.towers
+        }
         repeats = convolution_positions(model, parts)
         first_layers = {name for prefix in parts.towers for name in convolutions(model, prefix)[:1]}  # of media alone
         for name, module in model.named_modules():
@@ -103,16 +108,17 @@ class StepWork:
                 elif (kind := parts.part_of(name)) == "llm":
                     part = self.language
                 elif kind in ("tower", "aligner"):
-                    tower = self.towers[self.modality(name, parts)]
+                    medium = self.modality(name, parts)
+                    tower = self.towers[medium]
                     part = tower.layers if kind == "tower" else tower.aligner
                     # Autograd goes back from the loss through the aligner to the first layer that trains.
-                    products *= kind in open_parts or (kind == "aligner" and "tower" in open_parts)
+                    products *= kind in open_parts[medium] or (kind == "aligner" and "tower" in open_parts[medium])
                 else:
                     continue
                 part.forward += share
                 part.backward += share * products
-        for tower in self.towers.values():
-            tower.trains = "tower" in open_parts
+        for medium, tower in self.towers.items():
+            tower.trains = "tower" in open_parts[medium]
 
     @staticmethod
     def modality(name: str, parts: Parts) -> str:
@@ -137,6 +143,8 @@ class StepWork:
         """Operations of one forward and backward pass over a batch of `Batcher`."""
         numbers: BinNumbers = batch["numbers"]
         rows = numbers.row_lengths
+        if sum(rows) > batch["tokens"]:  # the last row pads the batch for --torch-compile: no work of the step's own
+            rows = rows[:-1]
         pairs = self.full * sum(causal_pairs(n) for n in rows)
         pairs += self.sliding * sum(causal_pairs(n, self.window) for n in rows)
         work = self.language.work(sum(rows)) + self.head.work(len(batch["targets"]))

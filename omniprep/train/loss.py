@@ -91,7 +91,9 @@ class LossHead(nn.Linear):
         if torch.is_autocast_enabled(kind):
             input, weight = (x.to(torch.get_autocast_dtype(kind)) for x in (input, weight))
         with torch.autocast(kind, enabled=False):
-            return TokenLoss(*(liger_losses if self.by_liger else torch_losses)(input, weight, targets))
+            # Liger's kernel divides by the number of targets; bins without any fill up the last step of an epoch.
+            losses = liger_losses if self.by_liger and len(targets) else torch_losses
+            return TokenLoss(*losses(input, weight, targets))
 
 
 def make_loss_head(head: nn.Module | None, kernel: str = "torch") -> None:

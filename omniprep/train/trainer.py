@@ -77,7 +77,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         self.fused_loss = "touch_towers" in dir(type(base))
         self.takes_numbers = isinstance(base, Packed)
         trained = {parts.part_of(n) for n, p in base.named_parameters() if p.requires_grad}
-        keep_frozen_in_eval(model)
+        keep_frozen_in_eval(model, parts)
         if isinstance(base, Packed):
             data.batcher.geometry = base.geometry  # before a reader process starts with it
         if self.fused_loss:

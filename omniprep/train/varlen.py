@@ -117,6 +117,8 @@ def _torch_kernel() -> VarlenKernel | None:
             options["is_causal"] = causal
         elif causal:
             options["window_size"] = (-1 if window is None else window - 1, 0)
+        elif window is not None:
+            options["window_size"] = (window - 1, window - 1)
         elif wants_grouping:
             # (-1, -1) would let torch 2.14 take cuDNN, which plans anew, for 98 ms, for each longest segment that it
             # has not seen. A window as long as the longest segment is the same attention by flash-attention.
