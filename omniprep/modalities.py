@@ -5,10 +5,11 @@ columns in shards and of columns in rows.parquet.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import ArrayLike, NDArray
 
 
@@ -48,3 +49,11 @@ def row_kinds(counts: "ArrayLike") -> "NDArray[np.int64]":
     modalities = len(present)
     alone = np.arange(1, modalities + 1) @ present
     return np.where(present.sum(axis=0) > 1, modalities + 1, alone)
+
+
+def media_counts(table: "pa.Table") -> list[Any]:
+    """Items by modality of each row of a rows.parquet; a table of other makers may lack a column."""
+    import numpy as np
+
+    none = np.zeros(len(table), np.int64)
+    return [table[name] if name in table.column_names else none for name in MEDIA_COLUMNS]

@@ -112,7 +112,7 @@ def test_signals(tmp_path: Path, model_dir: Path, undisturbed, number: int, stat
     inputs, expected = undisturbed
     out, log = tmp_path / "out", tmp_path / "log"
     args = command(inputs, model_dir, out)
-    for at in (3, 5, 7):
+    for at in (3, 4, 5):  # of 16 writes; each run makes those again that only it can have made
         assert wait_for(in_fork(lambda at=at: interrupted(args, number, at), log)) == status, log.read_text()
         assert last_line(log) == f"{word}. The same command again goes on where this one stopped."
         assert not list(out.rglob("*.tmp")) and not (out / "lease.json").exists()

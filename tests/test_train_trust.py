@@ -92,7 +92,7 @@ def test_an_adapter_beside_a_model_is_not_loaded_with_it(model_dir, tmp_path, mo
     adapter |= {"megatron_config": {}, "megatron_core": "evil_core"}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
     save_file({"x": torch.zeros(1)}, folder / "adapter_model.safetensors")
-    with pytest.raises(OmniprepError, match="an adapter .adapter_config.json. lies in the same place"):
+    with pytest.raises(OmniprepError, match="an adapter .adapter_config.json. lies in the same folder"):
         load_base(resolve_family(str(folder), "qwen2_5_omni"), str(folder), torch.float32, "sdpa")
     data = write_dataset(tmp_path / "d", bins=1)
     trained = omniprep("train", data, "--model", folder, "--out", tmp_path / "run", "--max-steps", 1)

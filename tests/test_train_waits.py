@@ -176,4 +176,7 @@ def test_a_step_waits_at_most_twice_for_the_device(family, tmp_path, monkeypatch
     for step, waits in found.items():
         # The line of the log: one reading for loss and norm, one for the meter; and the Trainer's own of the loss, which
         # is in host memory by then.
-        assert sum(waits.values()) <= (3 if step == 4 else 0), f"step {step}: {waits}"
+        # transformers looks once whether plain positions hold several rows (`find_packed_sequence_indices`); the three
+        # rows of m-rope it does not look at.
+        plain = 0 if model.mrope else 1
+        assert sum(waits.values()) <= (3 if step == 4 else 0) + plain, f"step {step}: {waits}"

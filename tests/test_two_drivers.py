@@ -489,7 +489,7 @@ def test_containers_of_one_host_name_are_two_machines(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare(1)")
-def test_twoprocess_namespaces(tmp_path: Path) -> None:
+def test_two_process_namespaces(tmp_path: Path) -> None:
     """As two containers of one machine see each other, with real namespaces."""
     import subprocess
     import sys

@@ -36,7 +36,7 @@ from omniprep.compiler.run.tasks import Receipt, ShardTask
 from omniprep.config import BuildConfig, Trust, build_config, refuse_undecoded, shaping
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
-from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
+from omniprep.modalities import KINDS, MEDIA_COLUMNS, media_counts, row_kinds
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
 from omniprep.shards.codecs import with_codec, without_codec
@@ -184,7 +184,7 @@ def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Seq
         keep &= np.isin(given, list(fitting))
     if kinds:
         chosen_kinds = [KINDS.index(kind) for kind in kinds]
-        of_kind = np.isin(row_kinds([table[name] for name in MEDIA_COLUMNS]), chosen_kinds)
+        of_kind = np.isin(row_kinds(media_counts(table)), chosen_kinds)
         keep &= of_kind & table["bin"].is_valid().to_numpy()
     chosen = Chosen(table.filter(pa.array(keep)), dataset[keep], line[keep])
     if len(datasets) > 1:

@@ -18,7 +18,7 @@ from omniprep.inspect.describe import StoredRow, messages_of, packed_row, pieces
 from omniprep.inspect.media import media_of
 from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
-from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
+from omniprep.modalities import KINDS, media_counts, row_kinds
 from omniprep.report.bins import spread
 
 ROWS = 200
@@ -53,7 +53,7 @@ _FEATURES = {
 def preview(dataset: PackedDataset, vocabulary: Vocabulary, most: int = ROWS) -> dict[str, bytes]:
     """The files by their suffix (arrow, parquet): at most `most` rows, of every kind about as many, in input order."""
     rows = dataset.rows
-    kinds = row_kinds([rows[name] for name in MEDIA_COLUMNS])
+    kinds = row_kinds(media_counts(rows))
     packed = rows["bin"].is_valid().to_numpy()
     by_kind = [np.flatnonzero(packed & (kinds == kind)) for kind in range(len(KINDS))]
     by_kind = sorted((numbers for numbers in by_kind if len(numbers)), key=len)

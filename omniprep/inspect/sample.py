@@ -13,7 +13,7 @@ from omniprep.data.dataset import PackedDataset
 from omniprep.inspect.describe import find_row, messages_of, packed_row, pieces_of
 from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.vocabulary import vocabulary_of
-from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
+from omniprep.modalities import KINDS, media_counts, row_kinds
 from omniprep.shards.names import refuse_linked_folders
 
 
@@ -55,7 +55,7 @@ def _draw(dataset: PackedDataset, count: int, kinds: Sequence[str], seed: int) -
     candidates = dataset.rows["bin"].is_valid().to_numpy()
     if kinds:
         numbers = [KINDS.index(kind) for kind in kinds]
-        candidates = candidates & np.isin(row_kinds([dataset.rows[name] for name in MEDIA_COLUMNS]), numbers)
+        candidates = candidates & np.isin(row_kinds(media_counts(dataset.rows)), numbers)
     chosen = np.random.default_rng(seed).permutation(np.flatnonzero(candidates))[:count]
     return sorted(chosen.tolist())
 

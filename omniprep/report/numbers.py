@@ -14,7 +14,7 @@ from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.data.sampler import BinSampler
 from omniprep.errors import DamagedDataError, RejectCode
-from omniprep.modalities import KINDS, MEDIA_COLUMNS, row_kinds
+from omniprep.modalities import KINDS, media_counts, row_kinds
 from omniprep.rows.columns import Note
 from omniprep.shards.typed import parse_json
 
@@ -47,7 +47,7 @@ def totals(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def facts(dataset: PackedDataset) -> dict[str, Any]:
     """The numbers that the tables of a dataset give; what `omniprep stats` prints."""
     rows, index = dataset.rows, dataset.index
-    kinds = row_kinds([rows[name] for name in MEDIA_COLUMNS])
+    kinds = row_kinds(media_counts(rows))
     packed = rows["length"].is_valid().to_numpy()
     return {
         "totals": totals({**dataset.manifest, "counts": dataset.counts}),
