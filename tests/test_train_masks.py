@@ -193,11 +193,11 @@ def test_rows_of_the_data_are_held_against_the_models_own_forward_pass(tmp_path,
     ctx, cpu = small_family(model), torch.device("cpu")
     assert set(media_rows(datasets, cpu, torch.float32)) == {f"a row with {m}" for m in ("image", "audio", "video")}
     load_trainable(ctx, str(model), config, cpu, datasets)
-    for part, what in (("see", "image|video"), ("hear", "audio")):
+    for part, what in (("add_visual", "image|video"), ("add_audio", "audio")):
         with monkeypatch.context() as patch:
             nothing = {
-                "see": lambda self, core, embeds, *_: (embeds, {}),
-                "hear": lambda self, core, embeds, *_: embeds,
+                "add_visual": lambda self, core, embeds, *_: (embeds, {}),
+                "add_audio": lambda self, core, embeds, *_: embeds,
             }
             patch.setattr(Qwen2_5OmniForConditionalGeneration, part, nothing[part])
             with pytest.raises(OmniprepError, match=f"on a row with ({what}) of a bin"):
