@@ -20,7 +20,7 @@ from omniprep.errors import UsageError, shown_name
 from omniprep.rows.columns import parse_columns
 
 Switch = Literal["auto", "on", "off"]
-"""An option that decides for itself unless it is told: on the command line `--NAME`, `--NAME on`, `--no-NAME` or
+"""An option that is chosen automatically unless it is given: on the command line `--NAME`, `--NAME on`, `--no-NAME` or
 `--NAME off`; in YAML true and false too."""
 
 PixelCodecName = Literal["raw", "delta", "webp", "jxl"]

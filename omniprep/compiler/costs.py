@@ -34,7 +34,7 @@ def stored_bytes(facts: Facts, pixel_codec: str) -> NDArray[np.int64]:
 
 
 def encode_seconds(facts: Facts) -> NDArray[np.float64]:
-    """Seconds that one core takes to encode rows, about: float64 (rows,)."""
+    """Seconds that one core takes to encode rows, estimated: float64 (rows,)."""
     pixels = _patch_price(facts, "seconds") * facts["patches"]
     return TOKEN_SECONDS * facts["length"] + pixels + MODALITIES["audio"].seconds * facts["audio_frames"]
 

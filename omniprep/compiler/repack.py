@@ -142,7 +142,7 @@ def _repack(
 
 
 def _refuse_linked_rejects(uri: str) -> None:
-    """Refuse a dataset of others whose rejected.jsonl, which is copied line by line, is a file elsewhere."""
+    """Refuse a source whose rejected.jsonl is a link: its lines are copied, and would be those of a file elsewhere."""
     path = io.join(uri, "rejected.jsonl")
     if io.is_local(path) and os.path.islink(path):
         raise OmniprepError(f"{path}: a symbolic link; repack copies files of the dataset alone, so put the file there")

@@ -30,8 +30,8 @@ def unpack_pixels(
     """The model's pixel_values of stored patches.
 
     Source: transformers' Qwen2VLImageProcessor, which folds the rescaling by 1/255 into mean and std and computes
-    (x - mean*255) / (std*255) in float32. A still image is stored once; its temporal copies are made after that,
-    equal by nature. On a GPU it is one kernel (data/pixels.py), elsewhere plain torch; both give the same bits.
+    (x - mean*255) / (std*255) in float32. A still image is stored once; its temporal copies are made after that
+    and are therefore equal. On a GPU it is one kernel (data/pixels.py), elsewhere plain torch; both give the same bits.
 
     Args:
         patches: uint8 (n, C * T * patch_size**2), T being 1 (still images) or temporal_patch_size (video), on any

@@ -1,4 +1,4 @@
-"""What a forward pass must know as a number, made where the batch is made and carried beside it.
+"""Numbers that a forward pass needs on the host (lengths, grids, borders); reader processes compute them.
 
 A tensor on the device cannot be read without waiting for everything queued before it: one step of an image bin waited
 113 times, for lengths of rows and windows, for grids, and for which tokens are placeholders. All of that follows from

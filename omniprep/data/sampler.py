@@ -85,8 +85,8 @@ class BinSampler(Sampler[int]):
         """Go to the start of an epoch; nothing changes where it is the epoch that the sampler is in.
 
         Raises:
-            OmniprepError: The epoch is before that of a state which was loaded and not yet gone on from. A DataLoader
-                that accelerate prepared counts its own epochs, from 0 after a restart, and sets them here.
+            OmniprepError: A state was loaded, no bin was drawn since, and the epoch is before that of the state. A
+                DataLoader that accelerate prepared counts its own epochs, from 0 after a restart, and sets them here.
         """
         if self._loaded and epoch < self.epoch:
             raise OmniprepError(

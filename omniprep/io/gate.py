@@ -75,7 +75,7 @@ def spooled(uri: str, fs: Any, path: str, gate: Gate | None) -> Iterator[BinaryI
 
 
 def _write_object(uri: str, fs: Any, path: str, spool: BinaryIO, gate: Gate | None) -> None:
-    """Through a gate in such a way that nobody else's change is lost: what is there is looked at, then the gate is
+    """Through a gate, without overwriting another run's change: what is there is looked at, then the gate is
     asked, then the store takes the object if there is still what was looked at.
     """
     length = spool.tell()

@@ -86,7 +86,7 @@ def write_position(folder: Path, state: dict[str, Any]) -> None:
 
 
 def read_position(folder: Path) -> dict[str, Any]:
-    """The position in the data of a checkpoint; an OmniprepError where it is not a whole one of ours."""
+    """The position in the data of a checkpoint; an OmniprepError where it is incomplete or not omniprep's."""
     path = folder / POSITION
     if not path.is_file():
         raise OmniprepError(f"--resume {folder}: not a whole checkpoint of omniprep train ({POSITION} is missing)")

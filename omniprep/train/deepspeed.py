@@ -74,7 +74,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def is_shared_out(model: nn.Module) -> bool:
-    """Whether ZeRO-3 has the weights, each rank its part."""
+    """Whether ZeRO-3 shards the weights among the ranks."""
     return any(hasattr(p, "ds_id") for p in model.parameters())
 
 
@@ -91,7 +91,7 @@ def keep_names(model: PreTrainedModel) -> None:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """All weights of the model in place; only ZeRO-3 has them elsewhere (every rank must come here)."""
+    """Gather the weights that ZeRO-3 shards, for the block; every rank must enter it. Does nothing without ZeRO-3."""
     if not is_shared_out(model):
         yield
         return

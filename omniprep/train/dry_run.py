@@ -45,7 +45,7 @@ class RepeatedBatches(BinStream):
         self.batches = batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        """As many as the steps take."""
+        """The batches, over and over, until every step has its own."""
         return itertools.islice(itertools.cycle(self.batches), len(self))
 
 
@@ -60,11 +60,11 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
         memory.reset_peak(self.device)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start."""
+        """Take the time at which the step starts."""
         self.began = self.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop."""
+        """Keep the seconds of the step."""
         self.seconds.append(self.now() - self.began)
 
     def now(self) -> float:

@@ -91,7 +91,7 @@ def freeze(model: nn.Module, parts: Parts, config: TrainConfig) -> None:
 
 
 def keep_frozen_in_eval(model: nn.Module, parts: Parts) -> None:
-    """Let `model.train()` leave every module none of whose weights train in eval mode (no dropout there).
+    """Let `model.train()` keep modules without trainable weights in eval mode (no dropout there).
 
     Except for frozen layers that gradients go through (`passed_layers`): transformers recomputes the activations of a
     layer (--gradient-checkpointing) only where the layer itself is in training mode. What is inside of them is in eval.
@@ -154,7 +154,7 @@ def keep_inputs_plain(model: PreTrainedModel) -> None:
 
 
 def compute_frozen_towers_without_gradients(model: nn.Module, parts: Parts) -> None:
-    """Run every tower none of whose weights train under no_grad; call it once it is settled what trains.
+    """Run towers without trainable weights under no_grad; call it after `requires_grad` is set everywhere.
 
     A tower of which a part trains, such as its aligner or adapters, keeps its gradients: autograd goes back no further
     than to the first weight that trains.

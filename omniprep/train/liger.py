@@ -1,10 +1,10 @@
 """Liger's Triton kernels for the parts of a model that they compute alike: RMS norms, SwiGLU layers and rotary
 embeddings.
 
-liger-kernel's own patching knows model types, not Qwen2.5-Omni's, and puts a forward pass of its own over that of the
-models it knows, which is not ours; so modules are found by what they are, and functions by their names in the modules
-of `ROTARY_MODULES`. The loss of the head is Liger's only where `--head-loss liger` says so: its kernel reads a count of
-the targets from the device, twice a pass; ours (loss.py) waits for nothing.
+liger-kernel's own patching knows model types, not Qwen2.5-Omni's, and replaces the forward pass of the models that it
+knows, which would undo that of `Packed`. So modules are found by their class and attributes, and functions by their
+names in the modules of `ROTARY_MODULES`. The loss of the head is Liger's only where `--head-loss liger` says so: its
+kernel reads a count of the targets from the device, twice a pass; `LossHead` (loss.py) never waits for the device.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ includes m-rope: the three axes are put together before, once a forward pass."""
 
 
 def uses_liger(config: TrainConfig, device: torch.device) -> bool:
-    """Whether a run computes by liger's kernels: where it is told, or on a GPU where they are installed."""
+    """Whether a run uses Liger's kernels: with `--liger on`, or by "auto" on a GPU where they are installed."""
     if config.liger == "auto":
         if config.torch_compile:  # which fuses these parts itself
             return False

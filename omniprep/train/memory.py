@@ -52,7 +52,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def free_memory() -> None:
-    """Give back what nobody refers to any more (an exception's traceback keeps the tensors of its frames alive)."""
+    """Collect garbage (an exception's traceback keeps the tensors of its frames alive) and free cached GPU memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -81,7 +81,7 @@ def check_family(ctx: Any, config: TrainConfig) -> None:
 def check_ranks(model: str, trained: Collection[str], config: TrainConfig) -> None:
     """Refuse several ranks for a model that runs towers with weights that train only where a bin has media.
 
-    A rank whose bin has no media would never take part in what the others wait for.
+    A rank whose bin has no media would skip collective operations in which the other ranks wait for it.
     """
     if config.fsdp or config.deepspeed or {"tower", "aligner"} & set(trained):
         raise OmniprepError(

@@ -156,7 +156,7 @@ def leave_group() -> None:
 
 
 def set_console(trainer: BinTrainer, reporter: Reporter) -> None:
-    """Replace the Trainer's own printing by ours, on rank 0."""
+    """Replace the Trainer's printing of log lines by omniprep's, on rank 0."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if trainer.is_world_process_zero():
