@@ -1,5 +1,7 @@
 """MFU counts what a step computes: held against the operations that torch itself counts, part by part."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from omniprep.data.host_numbers import BinNumbers
 from omniprep.train.batches import Batcher, forward_kwargs
 from omniprep.train.config import TrainConfig
 from omniprep.train.flops import StepWork, Tower, causal_pairs
-from omniprep.train.freeze import freeze, resolve_parts
+from omniprep.train.freeze import Parts, freeze, resolve_parts
 from omniprep.train.loss import make_loss_head
 from omniprep.train.tower_numbers import tower_geometry
 
@@ -127,3 +129,13 @@ def test_an_adapter_in_one_tower_gives_the_other_no_backward_pass():
 def test_attention_of_a_tower_goes_by_windows_and_images():
     tower = Tower(width=8, windowed=3, full=1)
     assert tower.work([16, 4], [4, 4, 4, 4, 4], tokens=5) == 4 * 8 * (1 * (256 + 16) + 3 * 5 * 16)
+
+
+def test_a_model_of_a_plug_in_need_not_name_its_heads_and_layers():
+    """Only the log is the worse for it."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 30, bias=False))
+    model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(width=8))
+    model.get_output_embeddings = lambda: model[1]
+    work = StepWork(model, Parts(language_model=("0",), towers=(), aligner=(), generator=()))
+    numbers = BinNumbers(row_lengths=(3, 5), max_row_length=5, cu_seqlens=torch.tensor([0, 3, 8]))
+    assert work.of({"numbers": numbers, "targets": [1, 2], "tokens": 8}) == 3 * 2 * (8 * 64 + 2 * 240)

@@ -80,12 +80,12 @@ class StepWork:
         self._add_weights(model, parts, text)
         for prefix in parts.towers:
             self._describe(prefix, model.get_submodule(prefix))
-        self.query_width = text.num_attention_heads * (
-            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        )
+        # A model of a plug-in may name none of these in its config: its attention is not counted then.
+        heads = first(text, "num_attention_heads")
+        self.query_width = heads * (first(text, "head_dim") or first(text, "hidden_size") // max(heads, 1))
         self.window = getattr(text, "sliding_window", None)
         kind = "full_attention" if self.window is None else "sliding_attention"  # of all layers, where no list is given
-        kinds = getattr(text, "layer_types", None) or [kind] * text.num_hidden_layers
+        kinds = getattr(text, "layer_types", None) or [kind] * first(text, "num_hidden_layers")
         self.full = sum(kind == "full_attention" for kind in kinds)
         self.sliding = sum(kind == "sliding_attention" for kind in kinds)
 
