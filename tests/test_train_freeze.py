@@ -9,6 +9,7 @@ from train_helpers import ARCH, small_model
 from omniprep.errors import OmniprepError
 from omniprep.train.config import TrainConfig
 from omniprep.train.freeze import freeze, keep_frozen_in_eval, lora_regex, parameter_groups, resolve_parts
+from omniprep.train.model import add_lora
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,13 @@ def test_a_prefix_that_is_no_module_is_refused(model):
     wrong = SimpleNamespace(**(vars(ARCH) | {"aligner": ("thinker.visual.projector",)}))
     with pytest.raises(OmniprepError, match="projector"):
         resolve_parts(model, wrong)
+
+
+def test_a_model_with_adapters_gets_the_arguments_of_one_without():
+    """A model of a plug-in (pipelines/toy_model.py) need not take what PEFT would add, such as inputs_embeds."""
+    model, given = small_model(), {}
+    adapted = add_lora(model, resolve_parts(model, ARCH), TrainConfig(lora=True))
+    model.forward = lambda **arguments: given.update(arguments)
+    batch = {"input_ids": torch.zeros(1, 4), "cu_seq_lens_q": torch.tensor([0, 4])}
+    adapted(**batch)
+    assert given.keys() == batch.keys()

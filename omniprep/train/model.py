@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -159,7 +160,7 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoi
     Raises:
         OmniprepError: The targets match nothing, or the checkpoint has other adapters.
     """
-    from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     targets = lora_regex(model, parts, config)
     lora = LoraConfig(
@@ -178,6 +179,9 @@ def add_lora(model: PreTrainedModel, parts: Parts, config: TrainConfig, checkpoi
         adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
     except ValueError as error:
         raise OmniprepError(f"--target-regex {config.target_regex!r}: {' '.join(str(error).split())[:300]}") from error
+    # PEFT's forward pass for a CAUSAL_LM also hands inputs_embeds, labels and more of its own to the model, which one
+    # of a plug-in need not take; that of the class behind it hands on what it gets.
+    adapted.forward = MethodType(PeftModel.forward, adapted)
     given = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     if given != wanted:
         raise OmniprepError(
