@@ -45,22 +45,28 @@ WINDOWED = {
 }
 
 
-@pytest.mark.parametrize("case", WINDOWED)
-@pytest.mark.parametrize("queries", [2048, 7])
-def test_sliding_windows_are_those_of_each_row_alone(case, queries, monkeypatch):
-    """Rows shorter and longer than the window and than a block of queries, against the model's own eager attention."""
-    monkeypatch.setattr(attention, "QUERIES", queries)
+def rows_with_windows_equal_those_alone(case: str, attn: str):
+    """A model of `WINDOWED` on rows shorter and longer than its window, in one bin, against eager attention on each."""
     name, options = WINDOWED[case]
     model = language_model(name, **options)
     lengths = [5, 70, 16, 17, 33]
     ids = text_ids(sum(lengths), WORDS, torch.device("cpu"))[None]
     positions = torch.cat([torch.arange(n) for n in lengths]).expand(4, 1, -1)
-    use_attention(model, "sdpa")
+    use_attention(model, attn)
     with torch.no_grad():
         packed = model(ids, position_ids=positions, use_cache=False, **borders(lengths, ids.device)).logits[0]
         model.config.get_text_config()._attn_implementation = "eager"
         alone = torch.cat([model(row, use_cache=False).logits[0] for row in ids.split(lengths, 1)])
     torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max()))
+    return model
+
+
+@pytest.mark.parametrize("case", WINDOWED)
+@pytest.mark.parametrize("queries", [2048, 7])
+def test_sliding_windows_are_those_of_each_row_alone(case, queries, monkeypatch):
+    """Rows shorter and longer than the window and than a block of queries, against the model's own eager attention."""
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    model = rows_with_windows_equal_those_alone(case, "sdpa")
     use_attention(model, "sdpa")
     check_isolation(model, WORDS)
     row = text_row(model, WORDS, 512)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import varlen_reference
 from small_families import FAMILIES, bin_of, core_of, load_family
-from test_train_masks import WINDOWED, WORDS, language_model
+from test_train_masks import WINDOWED, WORDS, language_model, rows_with_windows_equal_those_alone
 from train_helpers import ARCH, forward_kwargs, make_row, small_model
 
 from omniprep.errors import OmniprepError
@@ -87,17 +87,7 @@ def test_the_towers_are_held_against_those_of_transformers(torch_2_14, monkeypat
 
 @pytest.mark.parametrize("case", WINDOWED)
 def test_windows_of_the_configuration_go_to_the_kernel(case, torch_2_14):
-    name, options = WINDOWED[case]
-    model = language_model(name, **options)
-    lengths = [5, 70, 16, 17, 33]
-    ids = text_ids(sum(lengths), WORDS, torch.device("cpu"))[None]
-    positions = torch.cat([torch.arange(n) for n in lengths]).expand(4, 1, -1)
-    use_attention(model, "varlen")
-    with torch.no_grad():
-        packed = model(ids, position_ids=positions, use_cache=False, **borders(lengths, ids.device)).logits[0]
-        model.config.get_text_config()._attn_implementation = "eager"
-        alone = torch.cat([model(row, use_cache=False).logits[0] for row in ids.split(lengths, 1)])
-    torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max()))
+    rows_with_windows_equal_those_alone(case, "varlen")
     assert varlen_reference.CALLS == [[0, 5, 75, 91, 108, 141]] * 2
 
 
