@@ -29,12 +29,14 @@ class Modality:
     the last frame that is taken; films of an hour take far longer. An audio frame is 10 ms of sound."""
     color: str
     """In plots; the dark theme's twin is in report/style.css."""
+    sentinel: int
+    """Stands for an item in the ids of a plan, where the family's text is written by a renderer; no token has it."""
 
 
 MODALITIES: dict[str, Modality] = {
-    "image": Modality(column="images", work="patches", bytes=588, seconds=8e-6, color="#b07aa1"),
-    "audio": Modality(column="audios", work="audio_frames", bytes=256, seconds=24e-6, color="#2a9d8f"),
-    "video": Modality(column="videos", work="patches", bytes=1176, seconds=43e-6, color="#e9a23b"),
+    "image": Modality(column="images", work="patches", bytes=588, seconds=8e-6, color="#b07aa1", sentinel=-1),
+    "audio": Modality(column="audios", work="audio_frames", bytes=256, seconds=24e-6, color="#2a9d8f", sentinel=-2),
+    "video": Modality(column="videos", work="patches", bytes=1176, seconds=43e-6, color="#e9a23b", sentinel=-3),
 }
 MEDIA_COLUMNS = tuple(modality.column for modality in MODALITIES.values())
 KINDS = ("text", *MODALITIES, "mixed")
