@@ -89,8 +89,9 @@ class RowOptions:
 
     video_timing: Literal["reference", "actual"] = "reference"
     """Seconds between video grid steps in m-rope: 1.0 as the reference has it, or the true 2 / sampled fps."""
-    exif: Literal["ignore", "apply"] = "ignore"
-    """Whether images are rotated as their EXIF orientation says (the reference ignores it)."""
+    exif: Literal["ignore", "apply"] | None = None
+    """Whether images are rotated as their EXIF orientation says (default: as the family's reference; ms-swift ignores
+    it, AutoProcessor applies it)."""
     alpha: Literal["drop", "white"] = "drop"
     """What to do with transparency: drop it as the reference does, or blend it onto white."""
     silent_video: Literal["reject", "skip-audio"] = "reject"

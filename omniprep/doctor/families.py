@@ -76,7 +76,12 @@ def _try_row(ctx: FamilyContext, name: str, row: dict[str, Any], folder: Path) -
     promised = sum(item.tokens for items in planned.items.values() for item in items)
     encoded = encode_planned(planned, ctx, config, MediaCache(0))
     expanded = len(encoded.input_ids) - len(planned.ids) + int(np.isin(planned.ids, pads).sum())
-    over = [f"{m} {item.tokens}" for m in ctx.modalities for item in planned.items[m] if item.tokens > ctx.maxima[m]]
+    over = [
+        f"{m} {item.tokens}"
+        for m in ctx.modalities
+        for item in planned.items[m]
+        if item.tokens > ctx.maxima.get(m, item.tokens)
+    ]
     fault = "" if promised == expanded else f"the counters promise {promised} tokens, the expansion gives {expanded}"
     fault = fault or (f"more tokens than the registered maximum: {', '.join(over)}" if over else "")
     tensors = [(name, array) for name, arrays in encoded.media.items() for array in arrays]

@@ -37,22 +37,24 @@ from omniprep.families.errors import (
 )
 from omniprep.families.kinds import Array, Decoded, Expansion, Field, Item, MediaMeta, ModelArch, Sample
 from omniprep.families.records import FamilyRecord, FamilySpec, named, text_hash
+from omniprep.families.rowwise import FROM_CHECKPOINT, Rowwise
 from omniprep.modalities import MODALITIES
 from omniprep.shards.schema import Column
 from omniprep.template.chat import TemplateMeta
 
 NEEDED = {
-    "map_items": ("register_input_mapper", "input mapper"),
-    "count_tokens": ("register_token_counter", "token counter"),
-    "max_tokens": ("register_max_multimodal_tokens", "maximum"),
+    "map_items": ("register_input_mapper", "input mapper", ("map_row",)),
+    "count_tokens": ("register_token_counter", "token counter", ("count_row", "item_texts")),
+    "max_tokens": ("register_max_multimodal_tokens", "maximum", ("count_row", "item_texts")),
 }
-"""Methods that a family must have for each modality of its `limits`: the decorator that writes each, and its name."""
+"""Methods that a family must have for each modality of its `limits`: the decorator that writes each, its name, and the
+row-aware methods that do its work too. What is counted by row has no maximum: one item's tokens depend on others."""
 
 
-class Family(Checkpoint):
+class Family(Checkpoint, Rowwise):
     """A model family; an object of it is the family on one checkpoint. The defaults are those of a text-only family.
 
-    Attributes of the class:
+    Attributes of the class, beside those of `Rowwise`; those of `FROM_CHECKPOINT` may be functions of the family:
         limits: Modality → most items of a row (None: no limit). A modality that is absent is not supported.
         placeholders: Modality → the one token that stands for an item until it is expanded.
         tags: Modality → the text that replaces `<image>` and so on (default: the placeholder; `{n}` is the item's
@@ -75,7 +77,7 @@ class Family(Checkpoint):
         template: Chat template texts.
         arch: Module prefixes of the model's parts.
         modalities: Supported modalities, in the order of `MODALITIES`, which shards use.
-        maxima: Upper bound of one item's tokens, by modality.
+        maxima: Upper bound of one item's tokens, by modality; absent where rows are counted as a whole.
     """
 
     limits: Mapping[str, int | None] = {}
@@ -98,22 +100,28 @@ class Family(Checkpoint):
         check_packages(record.name, record.requires)
         super().__init__(record.name, spec.model, config, trust_remote_code=spec.trust_remote_code)
         self.record, self.spec = record, spec
+        if callable(self.options):
+            self.options = self.options()
+        self.opt = self._options(dict(spec.options))
+        for attribute in FROM_CHECKPOINT:
+            if callable(value := getattr(self, attribute)):
+                setattr(self, attribute, value())
         check_declared(self.name, self.limits, self.fields)
         self.modalities = tuple(modality for modality in MODALITIES if modality in self.limits)
-        self.opt = self._options(dict(spec.options))
         template, arch = self.chat_template, self.model_arch
         self.template = named(record.templates, "template", template) if isinstance(template, str) else template
         self.arch = named(record.archs, "arch", arch) if isinstance(arch, str) else arch
         for modality in self.modalities:
             missing = {
                 decorator: what
-                for method, (decorator, what) in NEEDED.items()
-                if not defines(self.cls, Family, method, modality)
+                for method, (decorator, what, instead) in NEEDED.items()
+                if not any(defines(self.cls, Family, name, modality) for name in (method, *instead))
                 and not (method == "max_tokens" and modality in self.most_tokens)
             }
             check_support(self.name, modality, missing, self.placeholders, self.fields)
-            self.placeholder_id(modality)
-        self.maxima = {modality: self._maximum(modality) for modality in self.modalities}
+            if self.renderer is None:  # else text is tokenized with each item's own text in it
+                self.placeholder_id(modality)
+        self.maxima = {modality: self._maximum(modality) for modality in self.modalities if self._has_maximum(modality)}
 
     def _options(self, given: dict[str, Any]) -> SimpleNamespace:
         for name in given:
@@ -225,6 +233,9 @@ class Family(Checkpoint):
         """Tokens that may not be typed in text: placeholders, and `media_tokens`."""
         return tuple(dict.fromkeys([*self.placeholders.values(), *self.media_tokens]))
 
+    def _has_maximum(self, modality: str) -> bool:
+        return modality in self.most_tokens or defines(self.cls, Family, "max_tokens", modality)
+
     def _maximum(self, modality: str) -> int:
         with no_stop_iteration(self.name, f"maximum of {modality}"):
             most = self.max_tokens(modality)
@@ -245,10 +256,10 @@ class Family(Checkpoint):
         with no_stop_iteration(self.name, f"token counter of {modality}"):
             tokens = int(self.count_tokens(modality, meta))
         # The maximum is that of the build's limits; a row's own limits may exceed them, and so may lists of frames.
-        if tokens > self.maxima[modality] and not (meta.options or meta.sizes):
+        most = self.maxima.get(modality, tokens)
+        if tokens > most and not (meta.options or meta.sizes):
             raise MaxTokensExceededError(
-                f"family {self.name!r}: a {modality} has {tokens} tokens, more than the registered maximum "
-                f"{self.maxima[modality]}; "
+                f"family {self.name!r}: a {modality} has {tokens} tokens, more than the registered maximum {most}; "
                 f"register_max_multimodal_tokens({modality!r}, ...) must give a true upper bound"
             )
         return tokens
@@ -312,7 +323,9 @@ class Family(Checkpoint):
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The family's shard columns; undeclared dtypes and shapes are learned from a blank item."""
-        return shard_columns(self.fields, self.modalities, self.map_item, self)
+        return shard_columns(
+            self.fields, self.modalities, lambda modality, item: self.mapped_row(modality, [item])[0], self
+        )
 
     def capacity_warnings(self, bin_length: int, limits: Mapping[str, int | None]) -> list[str]:
         """Where the most items of a row may exceed the bin; a warning, since smaller ones fit.

@@ -41,12 +41,12 @@ def write_method(cls: type, name: str, modality: str, function: Callable[..., An
 
 
 def defines(cls: type, root: type, name: str, modality: str) -> bool:
-    """Whether a class, or a base of it other than `root`, has a method for a modality.
+    """Whether a class, or a base of it other than `root` and its bases, has a method for a modality.
 
     A method that nobody decorated is taken to answer for every modality in the family's `limits`.
     """
     for base in cls.__mro__:
-        method = base.__dict__.get(name) if base is not root else None
+        method = base.__dict__.get(name) if base not in root.__mro__ else None
         if isinstance(method, ModalityMethod) and modality not in method.functions:
             method = method.body
         if method is not None:

@@ -9,7 +9,7 @@ walks through both. While a build runs the registry is frozen: a late registrati
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from omniprep.families.errors import (
 )
 from omniprep.families.kinds import Array, Decoded, Expansion, MediaMeta, ModelArch, Sample
 from omniprep.families.records import FamilyRecord, named
+from omniprep.families.rowwise import Metas
 from omniprep.template.chat import TemplateMeta
 
 C = TypeVar("C", bound=type)
@@ -36,6 +37,12 @@ Counter = Callable[[Any, MediaMeta], int]
 Mapper = Callable[[Any, list[Decoded]], dict[str, Array]]
 InputProcessor = Callable[[Any, Sample], list[Expansion]]
 Positions = Callable[[Any, Sample], NDArray[np.int32] | None]
+RowCounter = Callable[[Any, Metas], dict[str, list[int]]]
+RowMapper = Callable[[Any, list[Decoded]], list[dict[str, Array]]]
+ItemTexts = Callable[[Any, Metas], dict[str, list[str]]]
+TokenFields = Callable[[Any, Sample], dict[str, Array]]
+Renderer = Callable[..., Any]
+"""(ctx, row, strategy, *, generate) → `omniprep.template.rendered.Rendered`."""
 
 
 def as_family(cls: type) -> type[Family]:
@@ -281,6 +288,34 @@ class Registry:
     def register_positions(self, positions: Positions) -> Callable[[C], C]:
         """Register m-rope: sample (expanded ids) → int32 (3, L), or None for the plain range."""
         return self._method("register_positions", "positions", positions)
+
+    def register_renderer(self, renderer: Renderer) -> Callable[[C], C]:
+        """Register fn(ctx, row, strategy, *, generate) → the text of a whole row, in place of a `TemplateMeta`."""
+        return self._method("register_renderer", "renderer", renderer)
+
+    def register_item_texts(self, texts: ItemTexts) -> Callable[[C], C]:
+        """Register header facts of a row's items → the text of each before tokenization (with a renderer)."""
+        return self._method("register_item_texts", "item_texts", texts)
+
+    def register_row_counter(self, counter: RowCounter) -> Callable[[C], C]:
+        """Register header facts of all items of a row → tokens of each, where they depend on their neighbors."""
+        return self._by_row(self._method("register_row_counter", "count_row", counter))
+
+    def register_row_mapper(self, modality: str, mapper: RowMapper) -> Callable[[C], C]:
+        """Register the decoded items of one modality of a row → forward arguments of each item."""
+        return self._by_row(self._modality_method("register_row_mapper", "map_row", modality, mapper))
+
+    def _by_row(self, decorate: Callable[[C], C]) -> Callable[[C], C]:
+        def decorate_and_mark(cls: C) -> C:
+            family: Any = decorate(cls)
+            family.by_row = True
+            return cast(C, family)
+
+        return decorate_and_mark
+
+    def register_token_fields(self, fields: TokenFields) -> Callable[[C], C]:
+        """Register sample (expanded ids) → arrays of one value a token, for fields of modality "text"."""
+        return self._method("register_token_fields", "token_fields", fields)
 
 
 REGISTRY = Registry()

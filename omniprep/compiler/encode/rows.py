@@ -46,14 +46,7 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
     """Encode one row as a bin of its own; rejects media that do not decode or contradict their headers."""
     media: dict[str, list[Array]] = {column.name: [] for column in ctx.columns}
     for modality in ctx.modalities:
-        items = row.items[modality]
-        for position, item in enumerate(items, 1):
-            try:
-                arguments = _map_item(item, ctx, config, cache)
-            except Reject as reject:
-                raise Reject(reject.code, f"{modality} {position} of {len(items)}: {reject.message}") from reject
-            except FamilyError as error:
-                raise error.within(f"{modality} {position} of {len(items)}") from error
+        for arguments in _map_items(modality, row.items[modality], ctx, config, cache):
             for column in ctx.columns:
                 if column.modality == modality:
                     array = arguments[column.name]
@@ -81,6 +74,30 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
     )
 
 
+def _map_items(
+    modality: str, items: list[Item], ctx: FamilyContext, config: BuildConfig, cache: MediaCache
+) -> list[dict[str, Array]]:
+    """The forward arguments of each item of a modality; rejects and faults say which one."""
+    mapped, decoded = [], []
+    for position, item in enumerate(items, 1):
+        try:
+            if ctx.by_row:
+                decoded.append(_decode_checked(item, ctx, config))
+            else:
+                mapped.append(_map_item(item, ctx, config, cache))
+        except Reject as reject:
+            raise Reject(reject.code, f"{modality} {position} of {len(items)}: {reject.message}") from reject
+        except FamilyError as error:
+            raise error.within(f"{modality} {position} of {len(items)}") from error
+    if decoded:
+        mapped = ctx.mapped_row(modality, decoded)
+    for arguments in mapped:
+        declared = {column.name for column in ctx.columns if column.modality == modality}
+        if missing := declared - arguments.keys():
+            raise TokenCountMismatchError(f"family {ctx.name!r}: the {modality} mapper gives no {sorted(missing)}")
+    return mapped
+
+
 def _map_item(item: Item, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> dict[str, Array]:
     """The forward arguments of an item, decoded unless the cache has them."""
     meta = item.meta
@@ -89,28 +106,29 @@ def _map_item(item: Item, ctx: FamilyContext, config: BuildConfig, cache: MediaC
     key = (meta.kind, tuple(source.key for source in item.sources), options, meta.in_video, meta.padded_to)
     arguments = cache.get(key)
     if arguments is None:
-        decoded = _decode(item, ctx, config)
-        _check_meta(decoded.meta, item)
-        arguments = ctx.map_item(item.modality, decoded)
-        declared = {column.name for column in ctx.columns if column.modality == item.modality}
-        if missing := declared - arguments.keys():
-            raise TokenCountMismatchError(f"family {ctx.name!r}: the {item.modality} mapper gives no {sorted(missing)}")
+        arguments = ctx.map_item(item.modality, _decode_checked(item, ctx, config))
         cache.put(key, arguments)
     return arguments
 
 
+def _decode_checked(item: Item, ctx: FamilyContext, config: BuildConfig) -> Decoded:
+    decoded = _decode(item, ctx, config)
+    _check_meta(decoded.meta, item)
+    return decoded
+
+
 def _decode(item: Item, ctx: FamilyContext, config: BuildConfig) -> Decoded:
-    meta, source = item.meta, item.sources[0]
+    meta, source, exif = item.meta, item.sources[0], config.exif or ctx.exif
     rate = int(ctx.preprocessor.get("sampling_rate", RATE))
     if meta.kind == "image":
-        image = decode_image(source, exif=config.exif, alpha=config.alpha)
+        image = ctx.load_image(source, exif=exif, alpha=config.alpha)
         return Decoded(replace(meta, width=image.width, height=image.height), image=image)
     if meta.kind == "audio":
         waveform = decode_audio(source, rate, config.audio_decoder, of_video=meta.in_video)
         return Decoded(replace(meta, samples=len(waveform)), waveform=waveform)
     if meta.sizes:  # given as a list of frames
         alpha = "white" if config.alpha == "white" else "frames"
-        images = [decode_image(frame, exif=config.exif, alpha=alpha) for frame in item.sources]
+        images = [decode_image(frame, exif=exif, alpha=alpha) for frame in item.sources]
         return Decoded(replace(meta, sizes=tuple(image.size for image in images)), images=images)
     reader = open_video(source, (meta.width, meta.height))
     actual = replace(meta, width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps)

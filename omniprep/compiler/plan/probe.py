@@ -35,7 +35,7 @@ class _Setting:
 
     def item(self, sources: list[Source], meta: MediaMeta) -> Item:
         """An item of one modality, counted where its own facts suffice."""
-        counted_later = meta.kind == "audio" and self.ctx.pads_clips  # by _pad_clips
+        counted_later = self.ctx.by_row or (meta.kind == "audio" and self.ctx.pads_clips)  # by find_media's end
         return Item(meta.kind, meta, 0 if counted_later else self.ctx.count(meta.kind, meta), sources=sources)
 
 
@@ -62,7 +62,20 @@ def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: M
                 raise error.within(f"{modality} {position} of {len(media)}") from error
     if ctx.pads_clips:
         _pad_clips(probed, ctx)
+    if ctx.by_row:
+        _count_row(probed, ctx)
     return probed
+
+
+def _count_row(probed: Probed, ctx: FamilyContext) -> None:
+    """Count all items of a row together, each sound of a video after the audio items."""
+    items = {modality: [item for item, _ in entries] for modality, entries in probed.items()}
+    items["audio"] += [sound for entries in probed.values() for _, sound in entries if sound is not None]
+    present = {modality: row_items for modality, row_items in items.items() if row_items}
+    counts = ctx.row_counts({modality: [item.meta for item in row_items] for modality, row_items in present.items()})
+    for modality, row_items in present.items():
+        for item, tokens in zip(row_items, counts[modality], strict=True):
+            item.tokens = tokens
 
 
 _LEAST = {"fps": 1e-6, "video_start": 0.0, "video_end": 0.0}
@@ -93,6 +106,8 @@ def _pad_clips(probed: Probed, ctx: FamilyContext) -> None:
     longest = max((clip.meta.samples for _, clip in clips), default=0)
     for name, clip in clips:
         clip.meta = replace(clip.meta, padded_to=longest)
+        if ctx.by_row:
+            continue
         try:
             clip.tokens = ctx.count("audio", clip.meta)
         except Reject as reject:
@@ -124,7 +139,7 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
     source = setting.media_roots.locate(medium)
     rate = int(setting.ctx.preprocessor.get("sampling_rate", RATE))
     if modality == "image":
-        width, height = probe_image(source, exif=config.exif)
+        width, height = probe_image(source, exif=config.exif or setting.ctx.exif)
         return setting.item([source], MediaMeta(kind="image", width=width, height=height, options=options)), None
     if modality == "audio":
         samples = probe_audio(source, rate, config.audio_decoder)
@@ -157,7 +172,7 @@ def _probe_frames(frames: list[Any], setting: _Setting) -> Item:
     if not frames:
         raise Reject(RejectCode.VIDEO_TOO_SHORT, "the list of frames is empty")
     sources = [setting.media_roots.locate(frame) for frame in frames]
-    sizes = tuple(probe_image(source, exif=config.exif) for source in sources)
+    sizes = tuple(probe_image(source, exif=config.exif or setting.ctx.exif) for source in sources)
     total = 3 * sum(width * height for width, height in sizes)
     if total > MAX_READ_BYTES:  # the encoder holds all of them until they are resized
         raise Reject(
