@@ -256,10 +256,10 @@ def test_rebuild_is_the_inverse_of_the_image_processor(model_dir):
     result = processor(Image.fromarray(pixels), return_tensors="np", do_resize=False)
     patches = result["pixel_values"].astype(np.uint8)
     # The processor repeats a still along time, as for a video of two equal frames.
-    frames = PictureShape(frames=2, height=56, width=84, side=14, merge=2).pixels(patches)
+    frames = PictureShape(2, 56, 84, 14, 14, merge=2).pixels(patches)
     assert np.array_equal(frames[0], pixels) and np.array_equal(frames[1], pixels)
     stored = patches.reshape(len(patches), 3, 2, 196)[:, :, 0].reshape(len(patches), 588)
-    still = PictureShape(frames=1, height=56, width=84, side=14, merge=2)
+    still = PictureShape(1, 56, 84, 14, 14, merge=2)
     assert np.array_equal(still.pixels(stored), pixels[None])
     again = np.empty_like(stored)
     still.fill_patches(again, pixels[None])

@@ -9,6 +9,8 @@ import pkgutil
 import re
 import struct
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from omniprep.errors import DamagedDataError, UsageError
+from omniprep.errors import DamagedDataError, OmniprepError, UsageError
 from omniprep.families.qwen.vision import image_patches, video_patches
 from omniprep.shards import codecs
 from omniprep.shards.codecs import CODECS, codec_of, delta, with_codec
@@ -26,6 +28,7 @@ from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin, Column, arrow_schema, read_layout
 from omniprep.shards.writer import serialize_bin
 
+STORED = tuple(name for name in CODECS if name != "raw")
 FORMAT_PAGE = Path(__file__).resolve().parent.parent / "docs" / "format.md"
 PINNED_RESIDUALS = "cdede9574432bfcc614fd9f9f00467c95cdb4bb16900baedcfd92ebcbc8743e5"
 PARAMS = {"mean": [0.5] * 3, "std": [0.5] * 3, "patch_size": 14, "temporal_patch_size": 2}
@@ -56,7 +59,7 @@ def there_and_back(form: Column, parts: list[np.ndarray], grids: list[np.ndarray
     return data.size
 
 
-@pytest.mark.parametrize("codec", CODECS[1:])
+@pytest.mark.parametrize("codec", STORED)
 def test_images_and_videos(codec: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
     images = [image_patches(noise), image_patches(smooth(280, 420))]
@@ -66,7 +69,7 @@ def test_images_and_videos(codec: str) -> None:
     there_and_back(column(1176, codec), [video_patches(frames)], [np.array([2, 4, 6])])
 
 
-@pytest.mark.parametrize("codec", CODECS[1:])
+@pytest.mark.parametrize("codec", STORED)
 def test_shapes_that_make_no_picture_are_stored_as_they_are(codec: str) -> None:
     rng = np.random.default_rng(1)
     odd = rng.integers(0, 256, (15, 588), np.uint8)
@@ -90,11 +93,92 @@ def test_delta_of_any_picture(without_numba, side, merge, frames, blocks, seed) 
     if seed % 2:  # smooth, as photographs are: long runs of equal residuals
         patches //= 64
     form = column(patches.shape[1], "delta", patch_size=side, merge_size=merge)
+    with arithmetic(without_numba):
+        there_and_back(form, [patches], [grid])
+
+
+@contextlib.contextmanager
+def arithmetic(without_numba: bool) -> Iterator[None]:
+    """The compiled kernels from the first picture on, or numpy alone."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delta, "KERNELS_AFTER", 0)
         if without_numba:
             patch.setitem(sys.modules, "omniprep.shards.codecs.delta_kernels", None)
             patch.delattr("omniprep.shards.codecs.delta_kernels", raising=False)
-        there_and_back(form, [patches], [grid])
+        yield
+
+
+def crops(shape: tuple[int, ...], picture: str, codec: str, sizes: str = "count") -> Column:
+    """A column of whole pictures, as families of crops and tiles declare it."""
+    params = {"picture": picture}
+    raw = Column(
+        name="pixels", modality="image", kind="flat", dtype="uint8", shape=shape, sizes=sizes, load="array",
+        params=params,
+    )  # fmt: skip
+    return with_codec([raw], codec)[0]
+
+
+@pytest.mark.parametrize("codec", STORED)
+@pytest.mark.parametrize("without_numba", [False, True])
+@given(
+    sides=st.tuples(st.integers(1, 70), st.integers(1, 70)), picture=st.sampled_from(["chw", "hwc"]),
+    frames=st.sampled_from([(), (1,), (3,)]), counts=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    seed=st.integers(0, 1 << 16),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_crops_of_any_size(codec, without_numba, sides, picture, frames, counts, seed) -> None:
+    """Columns whose units are whole pictures, planes or pixels, of any size: as the column declares them."""
+    shape = (*frames, 3, *sides) if picture == "chw" else (*frames, *sides, 3)
+    rng = np.random.default_rng(seed)
+    parts = [rng.integers(0, 256, (count, *shape), np.uint8) // (1 + seed % 2 * 60) for count in counts]
+    form = crops(shape, picture, codec)
+    with arithmetic(without_numba):
+        data = codec_of(form).encode_items(form, parts, [np.array(count) for count in counts])
+        out = np.zeros((sum(counts), *shape), np.uint8)
+        codec_of(form).decode_items(form, data, np.array(counts), out)
+    assert np.array_equal(out, np.concatenate(parts))
+
+
+def test_a_crop_lies_as_its_column_says() -> None:
+    """The same picture as planes and as pixels has the same bytes: the layout is declared, and not guessed."""
+    pixels = smooth(32, 48)
+    stored = [
+        codec_of(form).encode_items(form, [unit[None]], [np.array(1)])
+        for form, unit in (
+            (crops((3, 32, 48), "chw", "delta"), pixels.transpose(2, 0, 1)),
+            (crops((32, 48, 3), "hwc", "delta"), pixels),
+        )
+    ]
+    assert np.array_equal(*stored)
+
+
+@pytest.mark.parametrize(
+    ("shape", "picture"), [((384, 384, 3), "chw"), ((3, 384, 384), "hwc"), ((588,), "chw"), ((3, 8, 8), "cwh")]
+)
+def test_a_picture_that_does_not_fit_its_shape_is_refused(shape, picture) -> None:
+    with pytest.raises(OmniprepError, match="picture"):
+        crops(shape, picture, "delta")
+
+
+def test_uint8_without_declared_pictures_is_stored_raw() -> None:
+    plain = Column(name="mask", modality="image", kind="flat", dtype="uint8", shape=(3, 8, 8), sizes="count")
+    assert with_codec([plain], "delta") == (plain,)
+    with pytest.raises(OmniprepError, match="needs uint8 whose pictures are declared"):
+        replace(plain, params={"codec": "delta"})
+
+
+def test_pictures_are_decoded_by_several_threads_at_once() -> None:
+    form = column(588, "delta")
+    patches = image_patches(smooth(280, 420))
+    data = codec_of(form).encode_items(form, [patches], [np.array([1, 20, 30])])
+
+    def decoded(_: int) -> bool:
+        out = np.zeros_like(patches)
+        codec_of(form).decode_items(form, data, np.array([[1, 20, 30]]), out)
+        return np.array_equal(out, patches)
+
+    with arithmetic(without_numba=False), ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(decoded, range(64)))
 
 
 def test_four_lines_of_numpy_read_delta() -> None:
@@ -142,7 +226,7 @@ def test_delta_bytes_are_pinned() -> None:
 def test_every_codec_of_the_folder_can_be_chosen() -> None:
     modules = [info.name for info in pkgutil.iter_modules(codecs.__path__)]
     named = [name for name in modules if hasattr(importlib.import_module(f"omniprep.shards.codecs.{name}"), "Codec")]
-    assert sorted(named) == sorted(CODECS[1:])
+    assert sorted(named) == sorted(STORED)
     for name in named:
         assert importlib.import_module(f"omniprep.shards.codecs.{name}").Codec.name == name
 
@@ -191,7 +275,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
 
 
 def test_unknown_codec() -> None:
-    with pytest.raises(UsageError, match="known: raw, delta, webp, jxl"):
+    with pytest.raises(UsageError, match="known: delta, raw, webp, jxl"):
         with_codec([], "gif")
 
 

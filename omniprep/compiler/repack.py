@@ -88,7 +88,7 @@ def repack(
         sources: Keep the rows of these inputs alone; an input may be shortened to its end (chats.jsonl).
         kinds: Keep rows of these kinds alone, see `KINDS`; rejected rows have no kind and are left out.
         overwrite: Throw away what an earlier build or repack left in `out`.
-        pixel_codec: raw, delta, webp or jxl (default: that of the first dataset).
+        pixel_codec: delta, raw, webp or jxl (default: that of the first dataset).
 
     Raises:
         OmniprepError: Datasets that do not fit together, or `out` holds something else.

@@ -38,7 +38,7 @@ class MediaItem:
     @property
     def has_pixels(self) -> bool:
         """Whether it is a picture or a video."""
-        return self.column is not None and self.column.load == "patches"
+        return self.column is not None and bool(self.column.picture)
 
     def frames(self) -> np.ndarray | None:
         """A picture, the frames of a video or a spectrogram, uint8 (frames, height, width, 3); None of other items."""
@@ -58,7 +58,7 @@ def media_of(arrays: Mapping[str, Any]) -> list[MediaItem]:
     """The media items of one row, with what the shard holds of each."""
     items: list[MediaItem] = []
     for column in arrays["columns"]:
-        if column.name not in arrays or (column.kind == "flat" and column.load not in ("patches", "mel")):
+        if column.name not in arrays or (column.kind == "flat" and not (column.picture or column.load == "mel")):
             continue
         stored = arrays[column.name]
         count = len(stored if column.kind == "items" else arrays[column.size_source()[0]])
@@ -75,7 +75,7 @@ def media_of(arrays: Mapping[str, Any]) -> list[MediaItem]:
         parts = np.split(stored, np.cumsum(item_sizes(column, arrays))[:-1] * unit)
         for item, values, grid in zip(known, parts, arrays[column.size_source()[0]], strict=True):
             item.column, item.values = column, values
-            if column.load == "patches":
+            if column.picture == "patches":
                 item.grid, side = tuple(grid.tolist()), int(column.params["patch_size"])
                 item.facts |= {"width": item.grid[-1] * side, "height": item.grid[-2] * side}
     return items

@@ -13,9 +13,11 @@ import numpy as np
 from omniprep.errors import DamagedDataError
 from omniprep.shards.schema import Column, Layout
 
-MOST_PATCHES_A_TOKEN = 64
-"""Of pixels in a codec, whose bytes say nothing about the memory that they decode to. The Qwen families have 4 patches
-a token, others up to 16."""
+MOST_PIXEL_BYTES_A_TOKEN = 96 << 10
+SPARE_PIXEL_BYTES = 16 << 20
+"""Most pixels in a codec, whose bytes say nothing about the memory that they decode to. The Qwen families have 6,144
+bytes a token at most, families of crops some 12,288 (SmolVLM: 64 tokens for 512 x 512); the spare is for a crop of few
+tokens."""
 
 
 def check_rows(arrays: dict[str, Any], layout: Layout) -> None:
@@ -56,8 +58,10 @@ def check_media(arrays: Mapping[str, Any], layout: Layout, coded: Container[str]
             continue
         units, tokens = _units(column, arrays), len(arrays["input_ids"])
         if column.name in coded:
-            if units > MOST_PATCHES_A_TOKEN * tokens:
-                raise DamagedDataError(f"column {column.name!r} would have {units:,} patches for {tokens:,} tokens")
+            if units * column.unit > MOST_PIXEL_BYTES_A_TOKEN * tokens + SPARE_PIXEL_BYTES:
+                raise DamagedDataError(
+                    f"column {column.name!r} would have {units * column.unit:,} bytes of pixels for {tokens:,} tokens"
+                )
         elif arrays[column.name].size != units * column.unit:
             raise DamagedDataError(f"column {column.name!r} has not the {units:,} units of its items")
 

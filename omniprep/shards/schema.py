@@ -70,7 +70,11 @@ class Column:
     params: dict[str, Any] = field(default_factory=dict)
     """patches: mean, std (of [0, 1] pixels), patch_size, temporal_patch_size, merge_size. mel: mask (its name), pad_to
     (frames or null), pad ("zero" or "edge": the last frame again), valid (an items column, where more frames are stored
-    than count), frames_per_second. merge_size and frames_per_second may be left out (`DEFAULTS`)."""
+    than count), frames_per_second. merge_size and frames_per_second may be left out (`DEFAULTS`).
+
+    picture (any flat uint8 column): how a unit makes pictures, by which --pixel-codec compresses it. "chw": shape
+    (..., 3, H, W), "hwc": (..., H, W, 3), each a whole picture (crops and tiles). "patches": a unit is a patch (3, F,
+    p, p) with p = patch_size, in blocks of merge_size * merge_size; said by `load` alone where that is patches."""
 
     def __post_init__(self) -> None:
         """Refuse a declaration that cannot be stored or read."""
@@ -82,8 +86,10 @@ class Column:
             raise OmniprepError(f"column {self.name!r}: unknown load {self.load!r}")
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.shape) or self.unit >= 1 << 31:
             raise OmniprepError(f"column {self.name!r}: shape {shown(list(self.shape))} is none of one item or unit")
-        if "codec" in self.params and (self.load, self.dtype) != ("patches", "uint8"):
-            raise OmniprepError(f"column {self.name!r}: only patches of uint8 have a pixel codec")
+        if "picture" in self.params:
+            _check_picture(self)
+        if "codec" in self.params and not self.picture:
+            raise OmniprepError(f"column {self.name!r}: a pixel codec needs uint8 whose pictures are declared")
         check = {"patches": _check_patches, "mel": _check_mel}.get(self.load)
         if check is not None:
             check(self)
@@ -92,6 +98,14 @@ class Column:
     def unit(self) -> int:
         """Values of one item (items) or of one unit (flat)."""
         return math.prod(self.shape)
+
+    @property
+    def picture(self) -> str:
+        """How a unit makes pictures: "patches", "chw" or "hwc" (`params`); "" where it makes none that is declared."""
+        if self.load == "patches" and self.dtype == "uint8" and self.sizes.startswith("prod("):
+            return "patches"
+        declared: str = self.params.get("picture", "")
+        return declared
 
     @property
     def companion(self) -> str:
@@ -210,10 +224,30 @@ def _check_patches(column: Column) -> None:
     )
     if len(mean) != len(std) or not mean or not all(_is_number(n) for n in mean + std) or not all(std):
         raise OmniprepError(f"column {column.name!r}: mean and std of patches are one number a channel, std not 0")
-    for name in ("patch_size", "temporal_patch_size", "merge_size"):
+    _check_sides(column, "temporal_patch_size")
+
+
+def _check_sides(column: Column, *others: str) -> None:
+    for name in ("patch_size", "merge_size", *others):
         size = column.params.get(name, DEFAULTS.get(name))
         if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < 1 << 12:
             raise OmniprepError(f"column {column.name!r}: {name} of patches is a number of pixels, not {shown(size)}")
+
+
+def _check_picture(column: Column) -> None:
+    picture, shape = column.params["picture"], column.shape
+    fits = {
+        "chw": len(shape) >= 3 and shape[-3:-2] == (3,),
+        "hwc": len(shape) >= 3 and shape[-1:] == (3,),
+        "patches": column.sizes.startswith("prod("),
+    }
+    if column.kind != "flat" or column.dtype != "uint8" or not isinstance(picture, str) or not fits.get(picture):
+        raise OmniprepError(
+            f"column {column.name!r}: picture {shown(picture)} does not fit {column.kind} {column.dtype} "
+            f"{shown(list(shape))}; it is chw (..., 3, H, W), hwc (..., H, W, 3) or patches, of a flat uint8 column"
+        )
+    if picture == "patches":
+        _check_sides(column)
 
 
 def _check_mel(column: Column) -> None:

@@ -182,8 +182,8 @@ def _arrays(item: Bin, layout: Layout, buffers: dict[str, np.ndarray]) -> list[p
             parts = item.media.get(column.name, [])
         assert len(parts) == counts[column.modality], (column.name, len(parts), counts)
         if parts and "codec" in column.params:
-            grids = item.media[column.size_source()[0]]
-            media.append(_binary(codec_of(column).encode_items(column, parts, grids)))
+            sizes = item.media.get(column.size_source()[0]) or [np.asarray(part.size // column.unit) for part in parts]
+            media.append(_binary(codec_of(column).encode_items(column, parts, sizes)))
             continue
         media.append(_media(column, parts, buffers))
     return fixed + media

@@ -34,7 +34,7 @@ def with_codec(columns: Sequence[Column], name: str) -> tuple[Column, ...]:
     chosen = {} if name == "raw" else {"codec": name, "codec_library": _codec(name).library()}
     result = []
     for column in columns:
-        if column.load == "patches" and column.dtype == "uint8" and column.sizes.startswith("prod("):
+        if column.picture:
             params = {key: value for key, value in column.params.items() if key not in ("codec", "codec_library")}
             column = replace(column, params=params | chosen)
         result.append(column)

@@ -38,12 +38,15 @@ class PixelCodec(ABC):
         """Name and version of the library that compresses; UsageError has the pip command where it is absent."""
 
     @abstractmethod
-    def encode_items(self, column: Column, parts: Sequence[np.ndarray], grids: Sequence[np.ndarray]) -> np.ndarray:
-        """The stored bytes of a column's items, uint8 (bytes,); `grids` has (t, h, w) of each, in patches."""
+    def encode_items(self, column: Column, parts: Sequence[np.ndarray], sizes: Sequence[np.ndarray]) -> np.ndarray:
+        """The stored bytes of a column's items, uint8 (bytes,).
+
+        `sizes` has each item's value in the column that `Column.sizes` names: of patches the grid (t, h, w).
+        """
 
     @abstractmethod
-    def decode_items(self, column: Column, data: np.ndarray, grids: np.ndarray, out: np.ndarray) -> None:
-        """Decode the items of a column, by their `grids` (items, 3), into `out`, uint8 (units, *shape).
+    def decode_items(self, column: Column, data: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
+        """Decode the items of a column, by their `sizes` (items, ...), into `out`, uint8 (units, *shape).
 
         Any content of a hostile file is a DamagedDataError; nothing outside `data` and `out` was read or written.
         """
@@ -66,11 +69,11 @@ class PictureCodec(PixelCodec):
         Of a damaged or hostile file: ValueError or OSError.
         """
 
-    def encode_items(self, column: Column, parts: Sequence[np.ndarray], grids: Sequence[np.ndarray]) -> np.ndarray:
+    def encode_items(self, column: Column, parts: Sequence[np.ndarray], sizes: Sequence[np.ndarray]) -> np.ndarray:
         """Pictures one after the other."""
         entries, blobs = [], []
-        for part, grid in zip(parts, grids, strict=True):
-            for patches, shape in pictures_of_item(column, np.ascontiguousarray(part), grid):
+        for part, item_size in zip(parts, sizes, strict=True):
+            for patches, shape in pictures_of_item(column, np.ascontiguousarray(part), item_size):
                 height = width = 0
                 if shape is None or max(shape.frames * shape.height, shape.width) > self.longest_side:
                     blobs.append(patches.tobytes())
@@ -80,10 +83,10 @@ class PictureCodec(PixelCodec):
                 entries.append(_ENTRY.pack(len(blobs[-1]), height, width))
         return np.frombuffer(b"".join([_COUNT.pack(len(blobs)), *entries, *blobs]), np.uint8)
 
-    def decode_items(self, column: Column, data: np.ndarray, grids: np.ndarray, out: np.ndarray) -> None:
-        """Picture by picture; a picture must have the size that its grid says."""
+    def decode_items(self, column: Column, data: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
+        """Picture by picture; a picture must have the size that its grid or crop has."""
         stored = _stored_pictures(column, data)
-        for number, (patches, shape) in enumerate(pictures_of_items(column, out, grids)):
+        for number, (patches, shape) in enumerate(pictures_of_items(column, out, sizes)):
             try:
                 blob, height, width = next(stored, (memoryview(b""), 0, 0))
                 if not height:

@@ -65,18 +65,18 @@ def _sum_along(a, b, c, words):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(**_JIT)
-def undo_into_patches(residuals, frames, height, width, side, merge, out):  # type: ignore[no-untyped-def]
+def undo_into_patches(residuals, frames, height, width, high, wide, merge, out):  # type: ignore[no-untyped-def]
     """Residuals of one picture of several frames into its patches; both uint8 (frames * 3 * height * width,).
 
-    Patches (3, frames, side, side) lie by blocks of merge * merge (a token's): block rows, then columns, then within a
-    block by rows and columns. Height and width are multiples of merge * side.
+    Patches (3, frames, high, wide) lie by blocks of merge * merge (a token's): block rows, then columns, then within a
+    block by rows and columns. Height and width are multiples of merge * high and merge * wide; wide is at least 8.
     """
     plane = height * width
     words = (width + 7) // 8
-    area = side * side * frames  # bytes from one color of a patch to the next
+    area = high * wide * frames  # bytes from one color of a patch to the next
     patch_bytes = 3 * area
-    block = merge * side
-    blocks_across = width // block
+    block_high, block_wide = merge * high, merge * wide
+    blocks_across = width // block_wide
     above = np.zeros((3, words * 8), np.uint8)
     row = np.zeros((3, words * 8), np.uint8)
     above_red, above_green, above_blue = above[0], above[1], above[2]
@@ -103,49 +103,49 @@ def undo_into_patches(residuals, frames, height, width, side, merge, out):  # ty
                 above_blue[x] = value
                 blue[x] = np.uint8(value + above_green[x])
             _sum_along(red8, green8, blue8, words)
-            block_row, in_block = y // block, y % block
-            patch_row, line = in_block // side, in_block % side
+            block_row, in_block = y // block_high, y % block_high
+            patch_row, line = in_block // high, in_block % high
             first = (block_row * blocks_across * merge * merge + patch_row * merge) * patch_bytes
-            first += frame * side * side + line * side
+            first += frame * high * wide + line * wide
             for across in range(blocks_across):
                 for column in range(merge):
                     to = first + (across * merge * merge + column) * patch_bytes
-                    at = across * block + column * side
-                    for k in range(0, side - 8, 8):
+                    at = across * block_wide + column * wide
+                    for k in range(0, wide - 8, 8):
                         copy_word(out, to + k, red, at + k)
                         copy_word(out, to + area + k, green, at + k)
                         copy_word(out, to + 2 * area + k, blue, at + k)
-                    end = side - 8  # the last word overlaps the one before it
+                    end = wide - 8  # the last word overlaps the one before it
                     copy_word(out, to + end, red, at + end)
                     copy_word(out, to + area + end, green, at + end)
                     copy_word(out, to + 2 * area + end, blue, at + end)
 
 
 @numba.njit(**_JIT)
-def residuals_of_patches(patches, frames, height, width, side, merge, out):  # type: ignore[no-untyped-def]
+def residuals_of_patches(patches, frames, height, width, high, wide, merge, out):  # type: ignore[no-untyped-def]
     """Patches of one picture into its residuals; arguments as `undo_into_patches`, which reverses this."""
     plane = height * width
-    area = side * side * frames
+    area = high * wide * frames
     patch_bytes = 3 * area
-    block = merge * side
-    blocks_across = width // block
+    block_high, block_wide = merge * high, merge * wide
+    blocks_across = width // block_wide
     above = np.zeros((3, width + 1), np.uint8)
     row = np.zeros((3, width + 1), np.uint8)
     for frame in range(frames):
         above[:] = 0
         for y in range(height):
-            block_row, in_block = y // block, y % block
-            patch_row, line = in_block // side, in_block % side
+            block_row, in_block = y // block_high, y % block_high
+            patch_row, line = in_block // high, in_block % high
             first = (block_row * blocks_across * merge * merge + patch_row * merge) * patch_bytes
-            first += frame * side * side + line * side
+            first += frame * high * wide + line * wide
             for across in range(blocks_across):
                 for column in range(merge):
                     at = first + (across * merge * merge + column) * patch_bytes
-                    to = across * block + column * side + 1
-                    reds = patches[at : at + side]
-                    greens = patches[at + area : at + area + side]
-                    blues = patches[at + 2 * area : at + 2 * area + side]
-                    for k in range(side):
+                    to = across * block_wide + column * wide + 1
+                    reds = patches[at : at + wide]
+                    greens = patches[at + area : at + area + wide]
+                    blues = patches[at + 2 * area : at + 2 * area + wide]
+                    for k in range(wide):
                         row[0, to + k] = np.uint8(reds[k] - greens[k])
                         row[1, to + k] = greens[k]
                         row[2, to + k] = np.uint8(blues[k] - greens[k])

@@ -1,9 +1,12 @@
-"""Pictures of a pixel column: how the patches of an item make pictures, and where each pixel of a picture lies.
+"""Pictures of a pixel column: how the units of an item make pictures, and where each pixel of a picture lies.
 
-A codec compresses pictures, a model takes patches. `PictureShape` says how the two go together: a patch holds the three
-colors of `frames` frames, each `side` x `side` pixels; `merge` x `merge` patches that make one token lie together.
+A codec compresses pictures, a model takes patches or crops. What a unit is, is declared by the column
+(`Column.picture`), never guessed. `PictureShape` says how the two go together: a patch holds the three colors of
+`frames` frames, each `patch_height` x `patch_width` pixels; `merge` x `merge` patches that make one token lie together.
+A crop (3, H, W) is a picture of one patch.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,65 +24,83 @@ class PictureShape:
     """Frames of the picture: 2 where a patch holds two frames of a video, else 1."""
     height: int
     width: int
-    side: int
-    merge: int
+    patch_height: int
+    patch_width: int
+    merge: int = 1
+    channels_last: bool = False
+    """The bytes are pixels (height, width, 3), not patches."""
 
     @property
     def size(self) -> int:
         """Bytes of the picture, as patches or as pixels."""
         return self.frames * 3 * self.height * self.width
 
+    @property
+    def _cut(self) -> tuple[int, ...]:
+        """(frames, block rows, merge, patch height, block columns, merge, patch width, 3)."""
+        rows, columns = self.height // (self.merge * self.patch_height), self.width // (self.merge * self.patch_width)
+        return self.frames, rows, self.merge, self.patch_height, columns, self.merge, self.patch_width, 3
+
     def pixels(self, patches: np.ndarray) -> np.ndarray:
-        """Patches uint8 (patches, unit) as pixels uint8 (frames, height, width, 3), a copy."""
-        side, merge = self.side, self.merge
-        rows, columns = self.height // (merge * side), self.width // (merge * side)
-        view = patches.reshape(rows, columns, merge, merge, 3, self.frames, side, side)
+        """The bytes of a picture as pixels uint8 (frames, height, width, 3), contiguous; a copy unless they lie so."""
+        if self.channels_last:
+            return patches.reshape(self.frames, self.height, self.width, 3)
+        frames, rows, merge, high, columns, _, wide, _ = self._cut
+        view = patches.reshape(rows, columns, merge, merge, 3, frames, high, wide)
         pixels = view.transpose(5, 0, 2, 6, 1, 3, 7, 4)
-        return np.ascontiguousarray(pixels).reshape(self.frames, self.height, self.width, 3)
+        return np.ascontiguousarray(pixels).reshape(frames, self.height, self.width, 3)
 
     def fill_patches(self, patches: np.ndarray, pixels: np.ndarray) -> None:
-        """Pixels uint8 (frames, height, width, 3) into patches uint8 (patches, unit); undoes `pixels`."""
-        side, merge = self.side, self.merge
-        rows, columns = self.height // (merge * side), self.width // (merge * side)
-        view = pixels.reshape(self.frames, rows, merge, side, columns, merge, side, 3)
-        view = view.transpose(1, 4, 2, 5, 7, 0, 3, 6)
+        """Pixels uint8 (frames, height, width, 3) into the bytes of a picture; undoes `pixels`."""
+        if self.channels_last:
+            patches.reshape(pixels.shape)[...] = pixels
+            return
+        view = pixels.reshape(self._cut).transpose(1, 4, 2, 5, 7, 0, 3, 6)
         patches.reshape(view.shape)[...] = view
 
 
-def picture_shapes(column: Column, units: int, grid: Any) -> tuple[int, PictureShape | None]:
-    """Number and shape of the equal pictures that `units` patches make; None where they make no picture."""
+def picture_shapes(column: Column, units: int, size: Any) -> tuple[int, PictureShape | None]:
+    """Number and shape of the equal pictures that `units` units make; None where they make no picture.
+
+    `size` is the item's value in the column that `Column.sizes` names: of patches the grid (steps, rows, columns).
+    """
+    if column.picture in ("chw", "hwc"):
+        height, width = column.shape[-2:] if column.picture == "chw" else column.shape[-3:-1]
+        crops = math.prod(column.shape[:-3])  # pictures of a unit: 1, or the frames that it holds
+        return units * crops, PictureShape(1, height, width, height, width, channels_last=column.picture == "hwc")
     side, merge = int(column.params["patch_size"]), int((DEFAULTS | column.params)["merge_size"])
     frames = max(column.unit // (3 * side * side), 1)
-    if np.size(grid) != 3:
+    if np.size(size) != 3:
         return 1, None
-    steps, high, wide = (int(n) for n in grid)
+    steps, high, wide = (int(n) for n in size)
     pictures = steps if steps > 0 and units % steps == 0 else 1
     fits = (
-        len(column.params["mean"]) == 3
+        len(column.params.get("mean", "RGB")) == 3
         and column.unit == 3 * frames * side * side
         and high % merge == 0
         and wide % merge == 0
         and high * wide * pictures == units
     )
-    return pictures, PictureShape(frames, high * side, wide * side, side, merge) if fits else None
+    return pictures, PictureShape(frames, high * side, wide * side, side, side, merge) if fits else None
 
 
 def pictures_of_item(
-    column: Column, patches: np.ndarray, grid: Any
+    column: Column, patches: np.ndarray, size: Any
 ) -> Iterator[tuple[np.ndarray, PictureShape | None]]:
-    """The patches of each picture of an item, as views, with the picture's shape."""
-    count, shape = picture_shapes(column, len(patches), grid)
-    size = len(patches) // count
+    """The bytes of each picture of an item, uint8 (patches, values), as views, with the picture's shape."""
+    count, shape = picture_shapes(column, len(patches), size)
+    values = patches.reshape(count, patches.size // max(count, 1)) if column.picture != "patches" else patches
+    rows = len(values) // max(count, 1)
     for number in range(count):
-        yield patches[number * size : (number + 1) * size], shape
+        yield values[number * rows : (number + 1) * rows], shape
 
 
 def pictures_of_items(
-    column: Column, patches: np.ndarray, grids: Iterable[Any]
+    column: Column, patches: np.ndarray, sizes: Iterable[Any]
 ) -> Iterator[tuple[np.ndarray, PictureShape | None]]:
-    """`pictures_of_item` for all items of a column, whose patches lie one after the other."""
+    """`pictures_of_item` for all items of a column, whose units lie one after the other."""
     start = 0
-    for grid in grids:
-        units = int(np.prod(grid))
-        yield from pictures_of_item(column, patches[start : start + units], grid)
+    for size in sizes:
+        units = math.prod(np.asarray(size).reshape(-1).tolist())
+        yield from pictures_of_item(column, patches[start : start + units], size)
         start += units
