@@ -158,9 +158,12 @@ class Family(Checkpoint, Rowwise):
         raise NotImplementedError
 
     def map_by_image_processor(self, items: list[Decoded]) -> dict[str, Array]:
-        """Images → forward arguments, by the checkpoint's own Hugging Face image processor."""
-        batch = self.image_processor.preprocess([item.image for item in items], return_tensors="pt")
-        return {key: value.numpy() for key, value in batch.items()}
+        """Images → forward arguments, by the checkpoint's own Hugging Face image processor, called as its processor
+        calls it.
+        """
+        kwargs = {**self.processor_kwargs.get("images_kwargs", {}), "return_tensors": "pt"}
+        batch = self.image_processor([item.image for item in items], **kwargs)
+        return {key: np.asarray(value) for key, value in batch.items()}
 
     def expand(self, sample: Sample) -> list[Expansion]:
         """What the placeholder of each item becomes; the default: as many copies as the item has tokens.

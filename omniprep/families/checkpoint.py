@@ -1,4 +1,4 @@
-"""What is read of a checkpoint, a folder or a Hub name: its JSON files, its tokenizer, its image processor."""
+"""What is read of a checkpoint, a folder or a Hub name: its JSON files, its tokenizer, its processors."""
 
 import json
 from functools import cached_property, lru_cache
@@ -18,14 +18,16 @@ class Checkpoint:
     Attributes:
         name: Name of the family, for messages.
         config: config.json.
-        preprocessor: preprocessor_config.json ({} where absent).
-        video_preprocessor: video_preprocessor_config.json ({} where absent).
+        preprocessor: Settings of the image processor; of the feature extractor where there is no other.
+        audio_preprocessor: Settings of the feature extractor; the same dict where one file holds both.
+        video_preprocessor: Settings of the video processor ({} where it has none of its own).
     """
 
     def __init__(self, name: str, model: str, config: dict[str, Any], *, trust_remote_code: bool) -> None:
         self.name, self.config, self._model, self._trust_remote_code = name, config, model, trust_remote_code
-        self.preprocessor = checkpoint_file(model, "preprocessor_config.json") or {}
-        self.video_preprocessor = checkpoint_file(model, "video_preprocessor_config.json") or {}
+        settings = processor_settings(model)
+        self.preprocessor = settings["image"] or settings["audio"]
+        self.audio_preprocessor, self.video_preprocessor = settings["audio"], settings["video"]
         self._token_ids: dict[str, int] = {}
 
     @cached_property
@@ -42,8 +44,35 @@ class Checkpoint:
         return self.encoder.tokenizer
 
     @cached_property
+    def processor(self) -> Any:
+        """The checkpoint's own AutoProcessor; a part of one alone where the checkpoint names no class of processors."""
+        from transformers import AutoProcessor
+
+        try:
+            return AutoProcessor.from_pretrained(self._model, trust_remote_code=self._trust_remote_code)
+        except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise OmniprepError(f"model {self._model!r}: its AutoProcessor cannot be loaded: {reason}") from error
+
+    @cached_property
+    def processor_kwargs(self) -> dict[str, dict[str, Any]]:
+        """What the processor hands its parts when nothing is asked for: "images_kwargs", "videos_kwargs", ...
+
+        They are its class's defaults, and attributes of its own in processor_config.json (InternVL's tiles, say, are on
+        by the former); a part that is called without them does something else. {} where there is no whole processor.
+        """
+        if not hasattr(self.processor, "_merge_kwargs"):
+            return {}
+        merged = self.processor._merge_kwargs(
+            self.processor.valid_processor_kwargs,
+            tokenizer_init_kwargs=self.processor.tokenizer.init_kwargs,
+            return_tensors="pt",
+        )
+        return cast(dict[str, dict[str, Any]], merged)
+
+    @cached_property
     def image_processor(self) -> Any:
-        """The checkpoint's own Hugging Face image processor."""
+        """The checkpoint's own Hugging Face image processor; `processor_kwargs` says what it is called with."""
         from transformers import AutoImageProcessor
 
         return AutoImageProcessor.from_pretrained(self._model, trust_remote_code=self._trust_remote_code)
@@ -66,6 +95,22 @@ class Checkpoint:
                 )
             self._token_ids[token] = int(ids[0])
         return self._token_ids[token]
+
+
+def processor_settings(model: str) -> dict[str, dict[str, Any]]:
+    """The settings of a checkpoint's processors, by modality; {} where it has none of its own.
+
+    transformers 5 saves those of all parts in processor_config.json, older releases images and sound together in
+    preprocessor_config.json. What processor_config.json has of a part goes before the other file, which is then not
+    looked at (transformers: get_image_processor_dict and its like for sound and video).
+    """
+    whole = checkpoint_file(model, "processor_config.json") or {}
+    both = checkpoint_file(model, "preprocessor_config.json") or {}
+    return {
+        "image": whole.get("image_processor") or both,
+        "audio": whole.get("feature_extractor") or whole.get("audio_processor") or both,
+        "video": whole.get("video_processor") or checkpoint_file(model, "video_preprocessor_config.json") or {},
+    }
 
 
 @lru_cache(maxsize=16)

@@ -119,7 +119,7 @@ def _decode_checked(item: Item, ctx: FamilyContext, config: BuildConfig) -> Deco
 
 def _decode(item: Item, ctx: FamilyContext, config: BuildConfig) -> Decoded:
     meta, source, exif = item.meta, item.sources[0], config.exif or ctx.exif
-    rate = int(ctx.preprocessor.get("sampling_rate", RATE))
+    rate = int(ctx.audio_preprocessor.get("sampling_rate", RATE))
     if meta.kind == "image":
         image = ctx.load_image(source, exif=exif, alpha=config.alpha)
         return Decoded(replace(meta, width=image.width, height=image.height), image=image)

@@ -137,7 +137,7 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
         return _probe_frames(list(medium), setting), None
     config, options = setting.config, setting.options
     source = setting.media_roots.locate(medium)
-    rate = int(setting.ctx.preprocessor.get("sampling_rate", RATE))
+    rate = int(setting.ctx.audio_preprocessor.get("sampling_rate", RATE))
     if modality == "image":
         width, height = probe_image(source, exif=config.exif or setting.ctx.exif)
         return setting.item([source], MediaMeta(kind="image", width=width, height=height, options=options)), None

@@ -45,7 +45,7 @@ class QwenAudio(QwenFamily):
     @property
     def most_samples(self) -> int:
         """Samples of the longest clip that the model takes."""
-        return int(self.preprocessor.get("n_samples", self.default_samples))
+        return int(self.audio_preprocessor.get("n_samples", self.default_samples))
 
     def clipped(self, samples: int) -> int:
         """Samples that the model takes of a clip, or the reject audio_too_long."""
@@ -87,4 +87,4 @@ class QwenAudio(QwenFamily):
 
     def spectrogram(self, waveform: NDArray[np.float32], meta: MediaMeta) -> NDArray[np.uint16]:
         """Log-mel spectrogram of a clip, bfloat16 bits (128, frames)."""
-        return log_mel(waveform[: self.clipped(len(waveform))], self.preprocessor)
+        return log_mel(waveform[: self.clipped(len(waveform))], self.audio_preprocessor)

@@ -76,4 +76,4 @@ class Qwen2Audio(QwenAudio):
         longer = np.zeros(stored * HOP, np.float32)
         kept = self.clipped(len(waveform))
         longer[:kept] = waveform[:kept]
-        return log_mel(longer, self.preprocessor)
+        return log_mel(longer, self.audio_preprocessor)

@@ -95,4 +95,4 @@ class Qwen3Omni(Qwen25Omni):
 
     def spectrogram(self, waveform: NDArray[np.float32], meta: MediaMeta) -> NDArray[np.uint16]:
         """Log-mel spectrogram of a clip, padded as its row's clips are: bfloat16 bits (128, frames)."""
-        return log_mel(waveform[: self.clipped(len(waveform))], self.preprocessor, self.padded_samples(meta))
+        return log_mel(waveform[: self.clipped(len(waveform))], self.audio_preprocessor, self.padded_samples(meta))
