@@ -5,6 +5,13 @@ import pytest
 import torch
 import transformers
 from train_helpers import forward_kwargs, make_row, small_family, small_model, write_dataset, write_model
+from transformers.masking_utils import (
+    and_masks,
+    blockwise_overlay,
+    causal_mask_function,
+    or_masks,
+    sliding_window_overlay,
+)
 
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
@@ -13,6 +20,7 @@ from omniprep.train.attention import row_attention
 from omniprep.train.attention_choice import use_attention
 from omniprep.train.config import TrainConfig
 from omniprep.train.isolation import borders, check_isolation, check_rows, media_rows, text_ids, text_row
+from omniprep.train.masks import row_mask, understand
 from omniprep.train.model import load_base, load_trainable
 from omniprep.train.qwen2_5_omni import Qwen2_5OmniForConditionalGeneration
 from omniprep.train.vision_text import take_plain_positions
@@ -43,11 +51,18 @@ WINDOWED = {
     "own scaling": ("Gemma2", {"sliding_window": 16, "query_pre_attn_scalar": 5, "attn_logit_softcapping": None}),
     "two rotations": ("Gemma3", {"sliding_window": 16}),
 }
+MORE = {
+    "soft cap": ("Gemma2", {"sliding_window": 16, "attn_logit_softcapping": 2.0}),
+    "sinks": ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 16}),
+    "chunks": ("Llama4", {"attention_chunk_size": 16, "num_local_experts": 2, "intermediate_size_mlp": 48}),
+    "both sides": ("Qwen2", {"is_causal": False}),
+    "windows to both sides": ("Gemma3", {"sliding_window": 16, "use_bidirectional_attention": True}),
+}
 
 
 def rows_with_windows_equal_those_alone(case: str, attn: str):
-    """A model of `WINDOWED` on rows shorter and longer than its window, in one bin, against eager attention on each."""
-    name, options = WINDOWED[case]
+    """A model of `WINDOWED` or `MORE` on rows shorter and longer than its window, in one bin, against eager attention on each."""
+    name, options = (WINDOWED | MORE)[case]
     model = language_model(name, **options)
     lengths = [5, 70, 16, 17, 33]
     ids = text_ids(sum(lengths), WORDS, torch.device("cpu"))[None]
@@ -74,48 +89,122 @@ def test_sliding_windows_are_those_of_each_row_alone(case, queries, monkeypatch)
     check_rows(model, {"a long row of text": row})
 
 
-REFUSED = {
-    "softcap": ("Gemma2", {"sliding_window": 16}),
-    "s_aux": ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 16}),
-    "a mask that is not plainly causal": ("Qwen2", {"is_causal": False}),
-    "(and_masks)": ("Llama4", {"attention_chunk_size": 16, "num_local_experts": 2, "intermediate_size_mlp": 48}),
-}
+@pytest.mark.parametrize("case", MORE)
+@pytest.mark.parametrize(("queries", "scored"), [(2048, 256), (7, 5)])
+def test_attention_that_is_more_than_causal_is_that_of_each_row_alone(case, queries, scored, monkeypatch):
+    """Soft caps, sinks, chunks and masks to both sides, in one call for a row and in many."""
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    monkeypatch.setattr(attention, "SCORED", scored)
+    rows_with_windows_equal_those_alone(case, "sdpa")
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_a_model_that_asks_for_more_is_refused_by_name(what):
-    """Soft caps, sinks, bidirectional and chunked masks: none is computed row by row, none is left out in silence."""
-    name, options = REFUSED[what]
-    model = language_model(name, **options)
-    use_attention(model, "sdpa")
-    kind = model.config.model_type
-    with pytest.raises(OmniprepError) as caught:
-        check_isolation(model, WORDS)
-    assert what in str(caught.value) and f"(model type {kind})" in str(caught.value)
-    assert "--attn eager" in str(caught.value)
+@pytest.mark.parametrize("case", ["soft cap", "sinks"])
+def test_gradients_through_recomputed_scores_are_those_of_eager_attention(case, monkeypatch):
+    monkeypatch.setattr(attention, "SCORED", 5)
+    name, options = MORE[case]
+    ids = text_ids(40, WORDS, torch.device("cpu"))[None]
+    gradients = []
+    for attn in ("sdpa", "eager"):
+        model = language_model(name, **options)
+        use_attention(model, attn)
+        packing = borders([40], ids.device) if attn == "sdpa" else {}
+        model(ids, use_cache=False, **packing).logits.square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * float(gradients[1].abs().max()))
 
 
-def test_masks_of_image_blocks_are_refused():
-    """Gemma 3 lets the tokens of a picture see each other, when it is told which those are."""
-    text, vision = SIZES | {"sliding_window": 16}, {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+def gemma3(window=16):
+    """A small Gemma 3 with its vision tower."""
+    text, vision = SIZES | {"sliding_window": window}, {"hidden_size": 16, "intermediate_size": 16}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
     model = transformers.Gemma3ForConditionalGeneration(config).eval()
-    take_plain_positions(model)
-    ids = text_ids(12, WORDS, torch.device("cpu"))[None]
-    positions = torch.arange(12).expand(4, 1, -1)
-    given = {"position_ids": positions, **borders([12], ids.device), "use_cache": False}
-    of_image = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0]])
-    use_attention(model, "sdpa")
     with torch.no_grad():
-        model(ids, **given)
-        with pytest.raises(OmniprepError, match="not plainly causal"):
-            model(ids, **given, token_type_ids=of_image)
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    take_plain_positions(model)
+    return model
+
+
+# 1 is a token of an image: at the beginning and end of rows, two images in one, one longer than the window.
+SPANS = ["0011110000", "1111", "0" * 30 + "1" * 25 + "0" * 9 + "1" * 4 + "00", "0000000", "1" * 20 + "0" * 20]
+
+
+@pytest.mark.parametrize("queries", [2048, 7])
+def test_tokens_of_an_image_see_each_other_in_their_row_alone(queries, monkeypatch):
+    """Gemma 3: image spans in full layers and in those with windows, rows that begin and end with an image."""
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    model = gemma3()
+    lengths = [len(span) for span in SPANS]
+    ids = text_ids(sum(lengths), WORDS, torch.device("cpu"))[None]
+    positions = torch.cat([torch.arange(n) for n in lengths]).expand(4, 1, -1)
+    of_image = torch.tensor([[int(digit) for digit in "".join(SPANS)]])
+    given = {"token_type_ids": of_image, "use_cache": False, "position_ids": positions}
+    with torch.no_grad():
+        use_attention(model, "sdpa")
+        packed = model(ids, **given, **borders(lengths, ids.device)).logits[0]
+        causal = model(ids, **(given | {"token_type_ids": None}), **borders(lengths, ids.device)).logits[0]
+        model.config.get_text_config()._attn_implementation = "eager"
+        alone = torch.cat(
+            [
+                model(row, token_type_ids=types, use_cache=False).logits[0]
+                for row, types in zip(ids.split(lengths, 1), of_image.split(lengths, 1), strict=True)
+            ]
+        )
+    torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max()))
+    assert not torch.allclose(packed, causal, atol=0.1), "the spans must matter"
+
+
+def seen_by(rule, row, length):
+    """bool (L, L) of a row that begins at `row`."""
+    places = torch.arange(row, row + length)
+    return rule.sees(places[:, None], places[None], row)
+
+
+def test_rules_of_a_models_own_file_are_read_by_what_they_hold():
+    """Numbers alone: positions within the row. Tensors of the bin's length: places in the bin. Else: refused."""
+    stride, marks = 3, torch.arange(10)[None] % 2
+
+    def every_third(batch, head, q, k):
+        return k % stride == 0
+
+    def alike(batch, head, q, k):
+        return marks[batch, q] == marks[batch, k]
+
+    assert understand(every_third, 10) is not None
+    assert seen_by(understand(every_third, 10), 4, 4)[0].tolist() == [True, False, False, True]
+    assert seen_by(understand(alike, 10), 4, 4)[0].tolist() == [True, False, True, False]
+    assert understand(alike, 11) is None, "a tensor that is not of the bin"
+    both = and_masks(causal_mask_function, or_masks(every_third, lambda *_: every_third(*_)))
+    assert understand(both, 10) is None, "it holds a function that cannot be read"
+    with pytest.raises(OmniprepError, match=r"type gpt2 attends by a mask that omniprep cannot read \(test_rules"):
+        row_mask(1, 10, 10, mask_function=both, config=transformers.GPT2Config())
+
+
+@pytest.mark.parametrize(
+    ("ids", "longest"), [([-1, -1], 0), ([0, 0, -1, 1, 1, 1, -1], 2), ([0, 0, -1, -1, 0], 4), ([5], 0)]
+)
+def test_the_longest_block_bounds_what_a_token_sees_ahead(ids, longest):
+    block = blockwise_overlay(torch.tensor([ids]))
+    assert understand(block, len(ids)).furthest_ahead() == longest
+    spans = and_masks(sliding_window_overlay(16), or_masks(causal_mask_function, block))
+    assert (understand(spans, len(ids)).back, understand(spans, len(ids)).furthest_ahead()) == (15, longest)
+
+
+def test_a_mask_that_a_model_makes_itself_is_cut_by_rows():
+    torch.manual_seed(0)
+    heads = [torch.randn(1, 4, 10, 8) for _ in range(3)]
+    bias = torch.randn(1, 4, 10, 10)
+    found = row_attention(torch.nn.Module(), *heads, bias, row_lengths=[6, 4])[0]
+    for rows in (slice(0, 6), slice(6, 10)):
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            *(x[:, :, rows] for x in heads), attn_mask=bias[:, :, rows, rows]
+        )
+        torch.testing.assert_close(found[:, rows], expected.transpose(1, 2))
 
 
 ARGUMENTS = {
-    "softcap": 30.0,
-    "s_aux": torch.zeros(4),
     "position_bias": torch.zeros(1, 4, 6, 6),
     "head_mask": torch.ones(4),
     "layer_head_mask": torch.ones(4),
@@ -140,8 +229,9 @@ def test_an_unknown_argument_of_an_attention_layer_is_refused(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"is_causal": False}, "is_causal=False"),
-        ({"attention_mask": torch.ones(1, 1, 6, 6, dtype=torch.bool)}, "attention_mask"),
+        ({"is_causal": False, "sliding_window": 4}, "a sliding window to both sides"),
+        ({"attention_mask": torch.ones(1, 6, dtype=torch.bool)}, r"attention_mask of shape \(1, 6\)"),
+        ({"attention_mask": torch.empty(1, 1, 0, 0)}, "has lost its rule"),
         ({"attention_mask": torch.empty(1, 1, 0, 3), "sliding_window": 4}, "window of 4 with a mask of one of 3"),
         ({"row_lengths": [4, 1]}, "whose rows fill it"),
         ({"row_lengths": None}, "got no row borders"),

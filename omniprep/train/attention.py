@@ -8,22 +8,28 @@ Two attention functions of our own, as transformers calls them, each with border
   its flash kernel. The result for a row is that of the row alone, bit for bit. Many short rows are many short kernels,
   so that a GPU has `VARLEN` where it can.
 
-`VARLEN` and `ROWS` compute causal attention, sliding windows, grouped heads, scaling and, where the kernel does, soft
-caps and dropout. Whatever else a model asks for (sinks, position biases, masks of image blocks or chunks) is refused by
-name: an argument that is ignored would only show as a worse model. `row_mask` sees every mask that a model asks
-transformers to make, the attention functions every argument of its layers; isolation.py compares the outcome with the
-model's own forward pass.
+Attention that is more than causal with a window is computed row by row too, some queries at a time, whatever `--attn`
+says (`Scores`): masks of any rule (masks.py: tokens of an image that see each other, chunks, prompts), masks that a
+model makes itself, soft caps, sinks. An argument that changes the result of a layer and is none of these (a position
+bias) is refused by name: ignored, it would only show as a worse model. Whether it does is asked of the model's own
+definition, its `eager_attention_forward`. isolation.py compares the outcome with the model's own forward pass.
 """
 
+import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout as dropped
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from omniprep.errors import OmniprepError
+from omniprep.train.masks import Rule, row_mask
 from omniprep.train.varlen import VarlenKernel, attend_segments
 
 ROWS = "omniprep_rows"
@@ -41,10 +47,14 @@ NEUTRAL = frozenset(
         "row_lengths",
     }
 )  # fmt: skip
+# Arguments that change a result even where eager attention does not name them: it reads some off the module.
+DECISIVE = frozenset({"head_mask", "layer_head_mask", "position_bias", "alibi", "indices", "output_attentions"})
 
-# Queries of a row with a sliding window that are computed in one call: the mask of a call has at most
+# Queries of a row with a mask that are computed in one call: the mask of a call has at most
 # QUERIES x (QUERIES + window) entries, 21 MB for a window of 4,096, whatever the length of the row.
 QUERIES = 2048
+# Likewise where the scores themselves are made, for soft caps and sinks: 32 heads of a row of 8,192 take 256 MB.
+SCORED = 256
 
 
 def varlen_attention(
@@ -58,8 +68,10 @@ def varlen_attention(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | Tensor | None = None,
+    row_lengths: Sequence[int] | None = None,
     *,
     kernel: VarlenKernel,
     **others: object,
@@ -67,34 +79,49 @@ def varlen_attention(
     """Attention within borders by one call of a kernel; an attention function as transformers calls it.
 
     It reads nothing of the module that differs between layers (such as layer_idx), so that one graph of torch.compile
-    is that of all layers.
+    is that of all layers. What the kernel does not compute is computed by `row_attention`.
 
     Args:
         module: The attention layer, of a language model or of a tower.
         query: (1, heads, L, d).
         key: (1, key heads, L, d).
         value: As key.
-        attention_mask: What `row_mask` gave: None, or a window.
+        attention_mask: What `row_mask` gave: None, a window or a rule; or a mask (1, 1 or heads, L, L) of the model's.
         dropout: Probability of dropping a weight.
         scaling: Factor of the scores (default 1/sqrt(d)).
         is_causal: Whether a token sees only those before it (default: as the layer says).
         sliding_window: Tokens that a token sees, itself included (default: all of its row).
         softcap: Cap of the scores.
-        cu_seq_lens_q: int32 (R+1) borders of the rows, or of a tower's windows, images or clips.
+        s_aux: (heads) a score that takes part in the softmax of each query and has no value (attention sinks).
+        cu_seq_lens_q: int32 (R+1) borders of the rows, or of a tower's windows, images or clips; by default those that
+            the wrapper of any class holds (any_class.py).
         max_length_q: The longest of them, or more: a number, or the first size of a tensor (compiling.py).
+        row_lengths: The borders as host integers, where the caller has them: that saves a device wait in every layer.
         kernel: Computes it.
-        others: What else the layer names; refused unless it is None, False or `NEUTRAL`.
+        others: What else the layer names; refused unless it changes nothing (`check_arguments`).
 
     Returns:
         (1, L, heads, d), and None for the weights.
 
     Raises:
-        OmniprepError: The model asks for something that the kernel does not compute, or gives no borders.
+        OmniprepError: The model asks for something that is not computed, or gives no borders.
     """
-    asked = {"softcap": None if kernel.has_softcap else softcap, "dropout": None if kernel.has_dropout else dropout}
-    window = common_window(module, attention_mask, sliding_window, others | asked, kernel.name)
-    if window is not None and not kernel.has_window:
-        raise OmniprepError(refusal(type(module).__name__, module.config, "a sliding window", kernel.name))
+    check_arguments(module, others)
+    window = plain_window(attention_mask, sliding_window, module)
+    if (
+        isinstance(window, Tensor)
+        or s_aux is not None
+        or (softcap and not kernel.has_softcap)
+        or (dropout and not kernel.has_dropout)
+        or (window is not None and not kernel.has_window)
+    ):
+        return row_attention(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, sliding_window, softcap, s_aux,
+            cu_seq_lens_q, row_lengths,
+        )  # fmt: skip
+    borders: RowBorders | None = getattr(module, "row_borders", None)
+    if cu_seq_lens_q is None and borders is not None and borders.lengths is not None:
+        cu_seq_lens_q, max_length_q = borders.edges, max(borders.lengths)
     if cu_seq_lens_q is None or max_length_q is None:
         raise OmniprepError("packed attention got no row borders: the model does not pass cu_seq_lens_q to its layers")
     if query.shape[0] != 1:
@@ -125,53 +152,94 @@ def row_attention(
     scaling: float | None = None,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     row_lengths: Sequence[int] | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each row of a bin alone, by SDPA; arguments, result and errors as `varlen_attention`.
-
-    `row_lengths` are the borders as host integers, where the caller has them: that saves a device wait in every layer.
-    """
-    window = common_window(module, attention_mask, sliding_window, others, "sdpa")
-    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), "is_causal=False", "sdpa"))
-    if row_lengths is None:
-        if cu_seq_lens_q is None:
-            raise OmniprepError(
-                "packed attention got no row borders: the model does not pass cu_seq_lens_q to its layers"
-            )
-        row_lengths = cu_seq_lens_q.diff().tolist()
-    if query.shape[0] != 1 or sum(row_lengths) != query.shape[2]:
+    """Attention of each row of a bin alone, by SDPA; arguments, result and errors as `varlen_attention`."""
+    check_arguments(module, others)
+    window = plain_window(attention_mask, sliding_window, module)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if not causal and isinstance(window, int):
+        raise OmniprepError(refusal(module, "a sliding window to both sides"))
+    lengths = lengths_of_rows(module, cu_seq_lens_q, row_lengths)
+    if query.shape[0] != 1 or sum(lengths) != query.shape[2]:
         raise OmniprepError("packed attention takes one bin, whose rows fill it")
-    out = [
-        windowed_attention(q, k, v, dropout, scaling, window)
-        if window is not None and q.shape[2] > window
-        else scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        for q, k, v in zip(*(torch.split(x, list(row_lengths), 2) for x in (query, key, value)), strict=True)
-    ]
+    out, start = [], 0
+    scores = Scores(scaling, dropout, softcap or None, s_aux)
+    for q, k, v in zip(*(torch.split(x, list(lengths), 2) for x in (query, key, value)), strict=True):
+        seen = visible_tokens(window, start, q.shape[2], causal=causal)
+        out.append(attend_row(q, k, v, seen, scores, causal=causal))
+        start += q.shape[2]
     return torch.cat(out, 2).transpose(1, 2).contiguous(), None
 
 
-def common_window(
-    module: nn.Module,
-    attention_mask: Tensor | None,
-    sliding_window: int | None,
-    others: Mapping[str, object],
-    kernel: str,
-) -> int | None:
-    """The window that a layer's mask and arguments agree on, once nothing else is asked for."""
+@dataclass(slots=True)
+class RowBorders:
+    """The borders of the bin that a model computes, for attention layers that get none from their model.
+
+    One is shared by all modules of a language model, as `row_borders` (any_class.py). Layers that are computed again in
+    the backward pass read it too, before the next bin is put in.
+    """
+
+    edges: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
+
+
+def lengths_of_rows(
+    module: nn.Module, cu_seq_lens_q: Tensor | None, row_lengths: Sequence[int] | None
+) -> Sequence[int]:
+    """The lengths of rows, segments or clips: as given, or those that the module shares (`RowBorders`)."""
+    if row_lengths is not None:
+        return row_lengths
+    if cu_seq_lens_q is not None:
+        lengths: list[int] = cu_seq_lens_q.diff().tolist()
+        return lengths
+    borders: RowBorders | None = getattr(module, "row_borders", None)
+    if borders is None or borders.lengths is None:
+        raise OmniprepError("packed attention got no row borders: the model does not pass cu_seq_lens_q to its layers")
+    return borders.lengths
+
+
+def check_arguments(module: nn.Module, others: Mapping[str, object]) -> None:
+    """Refuse what a layer asks its attention for and what would change the result."""
     for name, given in others.items():
-        off = given is None or given is False or (name in ("dropout", "softcap") and given == 0.0)
-        if name not in NEUTRAL and not off:
-            raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), name, kernel))
+        if given is None or given is False or name in NEUTRAL:
+            continue
+        if name not in DECISIVE and is_ignored_by_eager(module, name):
+            continue
+        raise OmniprepError(refusal(module, name))
+
+
+def is_ignored_by_eager(module: nn.Module, name: str) -> bool:
+    """Whether a model's own definition of its attention takes an argument and does nothing with it."""
+    eager = getattr(sys.modules.get(type(module).__module__), "eager_attention_forward", None)
+    code = getattr(eager, "__code__", None)
+    if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
+        return False
+    return name not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] and name not in code.co_consts
+
+
+def plain_window(attention_mask: Tensor | None, sliding_window: int | None, module: nn.Module) -> int | Tensor | None:
+    """The window of causal attention, None for none; or the mask itself, where it is another.
+
+    A mask that says more than a window holds the window too: then the argument says nothing of its own, as in
+    transformers' eager attention.
+    """
     if attention_mask is None:
         return sliding_window
-    if attention_mask.shape[:3] != (1, 1, 0):
-        raise OmniprepError(refusal(type(module).__name__, getattr(module, "config", None), "attention_mask", kernel))
+    if attention_mask.ndim != 4:
+        raise OmniprepError(refusal(module, f"attention_mask of shape {tuple(attention_mask.shape)}"))
     masked = attention_mask.shape[3]
+    if attention_mask.shape[2] or hasattr(attention_mask, "rule"):
+        return attention_mask
+    if not masked:
+        raise OmniprepError(
+            f"the mask of {type(module).__name__} has lost its rule on the way from the model to this layer: use "
+            "--attn eager, without --torch-compile"
+        )
     if sliding_window not in (None, masked):
         raise OmniprepError(
             f"{type(module).__name__} asks for a sliding window of {sliding_window} with a mask of one of {masked}"
@@ -179,98 +247,107 @@ def common_window(
     return masked
 
 
-def windowed_attention(
-    query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int
-) -> Tensor:
-    """Causal attention of one row to the last `window` tokens, the token itself included; shapes as `row_attention`."""
-    shared = query.shape[1] // key.shape[1]
-    if shared > 1:  # with a mask, torch's fast kernels do not take grouped heads
-        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    parts = []
-    for first in range(0, query.shape[2], QUERIES):
-        last, begin = min(first + QUERIES, query.shape[2]), max(first - window + 1, 0)
-        query_position = torch.arange(first, last, device=query.device)[:, None]
-        key_position = torch.arange(begin, last, device=query.device)[None]
-        visible = (key_position <= query_position) & (key_position > query_position - window)
-        parts.append(
-            scaled_dot_product_attention(
-                query[:, :, first:last],
-                key[:, :, begin:last],
-                value[:, :, begin:last],
-                attn_mask=visible,
-                dropout_p=dropout,
-                scale=scaling,
-            )
-        )
-    return torch.cat(parts, 2)
+class Scores(NamedTuple):
+    """How the scores of a row become weights; fields as the arguments of `varlen_attention`."""
+
+    scaling: float | None
+    dropout: float
+    softcap: float | None
+    sinks: Tensor | None
 
 
-def refusal(who: str, config: Any, what: str, kernel: str) -> str:
-    """Why a model cannot train with an attention, and with which it can."""
-    kind = getattr(config, "model_type", "") or "unknown"
-    computed_by = "SDPA row by row" if kernel == "sdpa" else f"the kernel of --attn {kernel}"
-    return (
-        f"{who} (model type {kind}) attends with {what}, which {computed_by} does not compute: use --attn eager, "
-        "or --attn flex_attention on a GPU"
+class Seen(NamedTuple):
+    """What the queries of a row see.
+
+    `mask` gives, for queries (Q, 1) and keys (1, K) of the row, what SDPA takes as a mask: bool (Q, K), or numbers that
+    are added to the scores. None: nothing but what `causal` says. `back` and `ahead` bound it, as in `Rule`.
+    """
+
+    mask: Callable[[Tensor, Tensor], Tensor] | None
+    back: int | None
+    ahead: Callable[[], int | None]
+
+
+def visible_tokens(window: int | Tensor | None, start: int, length: int, *, causal: bool) -> Seen:
+    """What a row sees that begins at `start` of the bin, by what `plain_window` gave."""
+    if window is None or (isinstance(window, int) and length <= window):
+        return Seen(None, None, lambda: 0 if causal else None)
+    if isinstance(window, int):
+        return Seen(lambda q, k: (k <= q) & (k > q - window), window - 1, lambda: 0)
+    rule: Rule | None = getattr(window, "rule", None)
+    if rule is not None:
+        sees = rule.sees
+        return Seen(lambda q, k: sees(q + start, k + start, start), rule.back, rule.furthest_ahead)
+    row = window[:, :, start : start + length, start : start + length]  # made by the model itself, for the whole bin
+    return Seen(
+        lambda q, k: row[:, :, int(q[0]) : int(q[-1]) + 1, int(k[0, 0]) : int(k[0, -1]) + 1], None, lambda: None
     )
 
 
-def row_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
-    attention_mask: Tensor | None = None,
-    config: Any = None,
-    **hints: object,
-) -> Tensor | None:
-    """The mask of a bin for `ROWS` and `VARLEN`; a mask function as transformers calls it.
+def attend_row(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scores: Scores, *, causal: bool) -> Tensor:
+    """Attention of one row: (1, heads, L, d) of queries (1, heads, L, d) and of keys and values with as many heads."""
+    length = query.shape[2]
+    made = scores.softcap is not None or scores.sinks is not None  # scores that SDPA does not make
+    if seen.mask is None and not made:
+        return scaled_dot_product_attention(
+            query, key, value, dropout_p=scores.dropout, is_causal=causal, scale=scores.scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:  # with a mask, torch's fast kernels do not take grouped heads
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    step = SCORED if made else QUERIES
+    # How far blocks reach may have to be asked of the device: only where it saves something.
+    ahead = seen.ahead() if length > step else None
+    parts = []
+    for first in range(0, length, step):
+        last = min(first + step, length)
+        begin = 0 if seen.back is None else max(first - seen.back, 0)
+        end = length if ahead is None else min(last + ahead, length)
+        query_position = torch.arange(first, last, device=query.device)[:, None]
+        key_position = torch.arange(begin, end, device=query.device)[None]
+        if seen.mask is not None:
+            visible = seen.mask(query_position, key_position)
+        else:
+            visible = (key_position <= query_position) if causal else (key_position >= 0).expand(last - first, -1)
+        if visible.dtype != torch.bool:
+            visible = visible.to(query.dtype)
+        q, k, v = query[:, :, first:last], key[:, :, begin:end], value[:, :, begin:end]
+        if not made:
+            parts.append(
+                scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=scores.dropout, scale=scores.scaling)
+            )
+        elif torch.is_grad_enabled():  # scores of a whole row would be kept for the backward pass
+            parts.append(checkpoint(scored_attention, q, k, v, visible, scores, use_reentrant=False))
+        else:
+            parts.append(scored_attention(q, k, v, visible, scores))
+    return torch.cat(parts, 2)
 
-    No mask tensor is made: None is causal attention. A sliding window is a tensor without elements, (1, 1, 0, window):
-    its shape is read without waiting for a device, and as a constant by torch.compile. Another mask, padding (a bin has
-    none outside of its rows) or a cache is refused.
-    """
-    if attention_mask is not None or q_offset or kv_offset or q_length != kv_length or batch_size != 1:
-        raise OmniprepError("packed attention takes one bin, without padding and without a cache")
-    mask = causal_window(mask_function)
-    if mask is None or not mask[0]:
-        name = getattr(mask_function, "__qualname__", repr(mask_function)).split(".")[0]
-        raise OmniprepError(refusal("the model", config, f"a mask that is not plainly causal ({name})", "sdpa"))
-    return None if mask[1] is None else torch.empty(1, 1, 0, mask[1])
+
+def scored_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, how: Scores) -> Tensor:
+    """Attention with soft caps and sinks, as transformers' eager functions compute it, to the softmax in float32."""
+    scaling = query.shape[-1] ** -0.5 if how.scaling is None else how.scaling
+    scores = query @ key.transpose(2, 3) * scaling
+    if how.softcap is not None:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
+    if visible.dtype == torch.bool:
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + visible
+    if how.sinks is not None:
+        sinks = how.sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(-1, -1, scores.shape[2], -1)
+        scores = torch.cat([scores, sinks], -1)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)[..., : key.shape[2]]
+    return dropped(weights, how.dropout) @ value
 
 
-# Masks of transformers are closures: a mask is recognized by the code object of the function that made it. Any other
-# code is another mask. Should a version of transformers write them otherwise, all masks are refused, none is ignored.
-_AND = masking_utils.and_masks(masking_utils.causal_mask_function).__code__
-_WINDOW = masking_utils.sliding_window_overlay(1).__code__
-_SAME_ROW = masking_utils.packed_sequence_mask_function(torch.zeros(1, 1)).__code__
-_REMAPPED = masking_utils.remap_positions_for_packed_sequence(
-    masking_utils.causal_mask_function, torch.zeros(1, 1)
-).__code__
-
-
-def causal_window(mask_function: Callable[..., Any]) -> tuple[bool, int | None] | None:
-    """Whether a mask of transformers is causal within a row, and its window or None; None for any other mask."""
-    if mask_function is masking_utils.causal_mask_function:
-        return True, None
-    code = getattr(mask_function, "__code__", None)
-    cells = getattr(mask_function, "__closure__", None) or ()
-    variables = {} if code is None else dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
-    if code is _SAME_ROW:  # rows are kept apart in any case
-        return False, None
-    if code is _WINDOW:
-        return False, int(variables["sliding_window"])
-    if code is _REMAPPED:  # positions within the row instead of within the bin: `row_attention` counts them so too
-        return causal_window(variables["mask_function"])
-    if code is not _AND:
-        return None
-    parts = [causal_window(part) for part in variables["mask_functions"]]
-    if any(part is None for part in parts):
-        return None
-    windows = [part[1] for part in parts if part is not None and part[1] is not None]
-    return any(part[0] for part in parts if part is not None), min(windows, default=None)
+def refusal(module: nn.Module, what: str) -> str:
+    """Why a model cannot train with this attention, and with which it may."""
+    kind = getattr(getattr(module, "config", None), "model_type", "") or "unknown"
+    return (
+        f"{type(module).__name__} (model type {kind}) attends with {what}, which is not computed row by row: use "
+        "--attn eager, or --attn flex_attention on a GPU"
+    )
 
 
 AttentionInterface.register(ROWS, row_attention)

@@ -76,6 +76,8 @@ def what_kernel_lacks(kernel: VarlenKernel, model: PreTrainedModel) -> str:
     if getattr(config, "attn_logit_softcapping", None) and not kernel.has_softcap:
         return "its kernel has no soft cap of scores, which this model has"
     kinds = getattr(config, "layer_types", None)
+    if getattr(config, "attention_chunk_size", None) and (kinds is None or "chunked_attention" in kinds):
+        return "transformers gives no attention of this kind the chunks that this model attends in"
     windowed = "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None) is not None
     if windowed and not kernel.has_window:
         return f"its kernel in torch {torch.__version__} takes no sliding window, which this model has"
