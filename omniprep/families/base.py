@@ -24,6 +24,7 @@ from omniprep.families.checks import (
     check_mapped,
     check_packages,
     check_support,
+    check_token_fields,
     no_stop_iteration,
 )
 from omniprep.families.columns import blank_image, shard_columns
@@ -299,6 +300,17 @@ class Family(Checkpoint, Rowwise):
         """`positions` of a row: int32 (3, L), or None for the plain range."""
         with no_stop_iteration(self.name, "position function"):
             return self.positions(sample)
+
+    def row_token_fields(self, sample: Sample) -> dict[str, Array]:
+        """`token_fields` of a row, held against the declared fields: an array (L,) for each of layout "token".
+
+        Raises:
+            UndeclaredFieldError: A field is missing, or was not declared.
+            TokenCountMismatchError: An array has not one value a token.
+        """
+        with no_stop_iteration(self.name, "token fields"):
+            arrays = self.token_fields(sample)
+        return check_token_fields(self.name, self.fields, sample, arrays)
 
     def dummy(self, bin_length: int, counts: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
         """`dummy_data`, held against what was asked for.

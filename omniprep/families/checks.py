@@ -64,9 +64,10 @@ def check_declared(family: str, limits: Mapping[str, Any], fields: Mapping[str, 
                 f"family {family!r}: the limit of {modality} must be None or a count, not {most!r}"
             )
     for name, entry in fields.items():
-        if entry.modality not in MODALITIES:
+        known = ("text",) if entry.layout == "token" else tuple(MODALITIES)
+        if entry.modality not in known:
             raise UnknownModalityError(
-                f"family {family!r}: field {name!r} is of modality {entry.modality!r}; known: {', '.join(MODALITIES)}"
+                f"family {family!r}: field {name!r} is of modality {entry.modality!r}; known: {', '.join(known)}"
             )
 
 
@@ -110,6 +111,27 @@ def check_mapped(family: str, fields: Mapping[str, Field], modality: str, result
             if promised != held:
                 raise TokenCountMismatchError(f"{mapper} gives {held} units of {key!r}, its `sizes` says {promised}")
     return result
+
+
+def check_token_fields(
+    family: str, fields: Mapping[str, Field], sample: Sample, result: Mapping[str, Any]
+) -> dict[str, Array]:
+    """What `token_fields` gave for a row, held against the declared fields and the row's tokens."""
+    name = f"family {family!r}: the token fields"
+    declared = {key for key, entry in fields.items() if entry.layout == "token"}
+    if unknown := result.keys() - declared:
+        raise UndeclaredFieldError(
+            f"{name} give {sorted(unknown)[0]!r}, which `fields` does not declare with layout 'token'"
+        )
+    if missing := declared - result.keys():
+        raise UndeclaredFieldError(f"{name} do not give {sorted(missing)[0]!r}, which `fields` declares")
+    arrays = {key: np.asarray(value) for key, value in result.items()}
+    for key, array in arrays.items():
+        if array.shape != sample.ids.shape:
+            raise TokenCountMismatchError(
+                f"{name} give {key!r} of shape {array.shape} for a row of {len(sample.ids)} tokens: one value a token"
+            )
+    return arrays
 
 
 def check_expansions(family: str, sample: Sample, expansions: list[Expansion]) -> list[Expansion]:

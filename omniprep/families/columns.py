@@ -5,10 +5,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from omniprep.families.errors import UnknownFunctionError
 from omniprep.families.kinds import Array, Decoded, Field, MediaMeta
-from omniprep.shards.schema import Column
+from omniprep.shards.loaders import LOADERS
+from omniprep.shards.schema import LOADS, Column
 
-_KINDS: dict[str, Literal["items", "flat"]] = {"item": "items", "flat": "flat"}
+_KINDS: dict[str, Literal["items", "flat", "tokens", "rows"]] = {
+    "item": "items",
+    "flat": "flat",
+    "token": "tokens",
+    "row": "rows",
+}
 
 
 def shard_columns(
@@ -21,16 +28,18 @@ def shard_columns(
     learned: dict[str, Array] = {}
     columns = []
     for name, entry in fields.items():
-        if entry.modality not in modalities:
-            continue
         dtype, shape = entry.dtype, entry.shape
+        if entry.layout == "token":
+            dtype, shape = dtype or "int32", ()
+        elif entry.modality not in modalities:
+            continue
         if dtype is None or shape is None:
             if name not in learned:
                 learned.update(map_item(entry.modality, blank_item(entry.modality)))
             array = learned[name]
             shape = tuple(array.shape[1:]) if shape is None else shape
             # Grids and counts are stored in 32 bits, whatever the mapper computes them in.
-            counts = entry.layout == "item" and array.dtype.kind in "iu"
+            counts = entry.layout in ("item", "row") and array.dtype.kind in "iu"
             dtype = ("int32" if counts else str(array.dtype)) if dtype is None else dtype
         columns.append(
             Column(
@@ -41,10 +50,26 @@ def shard_columns(
                 shape=shape,
                 sizes=entry.sizes if isinstance(entry.sizes, str) else "",
                 load=entry.load,
-                params=entry.params(family) if callable(entry.params) else dict(entry.params),
+                params=_params(name, entry, family),
+                join=entry.join,
+                batch_axis=entry.batch_axis,
             )
         )
     return tuple(columns)
+
+
+def _params(name: str, entry: Field, family: Any) -> dict[str, Any]:
+    """The params of a field, with what a dataset states of a registered loader."""
+    params = entry.params(family) if callable(entry.params) else dict(entry.params)
+    if entry.load in LOADS:
+        return params
+    if entry.load not in LOADERS:
+        known = ", ".join([*LOADS, *LOADERS])
+        raise UnknownFunctionError(
+            f"family {family.name!r}: field {name!r} is loaded by {entry.load!r}, which is not registered; known: "
+            f"{known}. Register it with @REGISTRY.register_loader({entry.load!r})"
+        )
+    return params | LOADERS[entry.load].facts
 
 
 def blank_image(width: int, height: int) -> Any:

@@ -80,22 +80,34 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """How one forward argument is cut into items and stored.
+    """How one forward argument is cut into items and stored; docs/format.md has the meaning of each value.
 
-    `layout` is "item" (one small integer vector an item) or "flat" (a run of units an item; `sizes` gives the units: a
-    function of the mapper's result, or "prod(KEY)" or "KEY" of an item field). dtype and shape of a unit are taken from
-    the mapper's result for a dummy where they are not given.
+    `layout` is one of
+
+    - "item": one small vector an item (a grid, a size);
+    - "flat": a run of units an item, (units, *shape); `sizes` gives the units: a function of the mapper's result, or
+      "prod(KEY)" or "KEY" of an item field; without it the shard holds them;
+    - "row": one small vector for each row that has items of the modality, as the mapper gives it for the first of them;
+    - "token", of modality "text": one value a token of every row, made by `Family.token_fields`.
+
+    dtype and shape are taken from the mapper's result for a dummy where they are not given (tokens: int32). A shape is
+    that of a unit, or of an item's or row's vector; 0 stands for an axis in which items differ.
     """
 
     modality: str
-    layout: Literal["flat", "item"]
+    layout: Literal["flat", "item", "row", "token"]
     dim: int = 0
     sizes: Any = None
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
-    load: Literal["array", "patches", "mel", "none"] = "array"
+    load: str = "array"
+    """"array" (as it is), "affine" (uint8, a float for each byte), "patches", "mel", "none", or a registered loader."""
     params: Any = field(default_factory=dict)
-    """What `load` needs to know: a mapping, or a function of the context that gives one."""
+    """What `load` and `join` need to know: a mapping, or a function of the context that gives one."""
+    join: Literal["concat", "batch", "pad", "list"] = "concat"
+    """How the items of a bin become one argument ("flat")."""
+    batch_axis: bool = False
+    """Whether the argument has an axis of one entry in front: the bin as one row of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

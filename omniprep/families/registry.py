@@ -28,10 +28,13 @@ from omniprep.families.errors import (
 from omniprep.families.kinds import Array, Decoded, Expansion, MediaMeta, ModelArch, Sample
 from omniprep.families.records import FamilyRecord, named
 from omniprep.families.rowwise import Metas
+from omniprep.shards.loaders import LOADERS, Loader, LoaderFunction
+from omniprep.shards.schema import LOADS
 from omniprep.template.chat import TemplateMeta
 
 C = TypeVar("C", bound=type)
 T = TypeVar("T")
+F = TypeVar("F", bound=LoaderFunction)
 Counter = Callable[[Any, MediaMeta], int]
 """These functions get the family on its checkpoint, a `Family`, first."""
 Mapper = Callable[[Any, list[Decoded]], dict[str, Array]]
@@ -84,6 +87,8 @@ class Registry:
     def forget(self, origin: str) -> None:
         """Drop the families of an origin: its file has changed and is loaded anew."""
         self.families = {name: record for name, record in self.families.items() if record.origin != origin}
+        for name in [name for name, loader in LOADERS.items() if loader.origin == origin]:
+            del LOADERS[name]
 
     def find(self, name: str | None, config: Mapping[str, Any]) -> FamilyRecord:
         """The family of a name, or of a checkpoint's config.json (its architectures, then its model_type).
@@ -111,11 +116,14 @@ class Registry:
             f"registered: {registered}. Pass --family NAME, or register one with --plugin FILE.py"
         )
 
-    def _decorator(self, name: str, write: Callable[[type[Family]], None]) -> Callable[[C], C]:
+    def _refuse_while_frozen(self, name: str) -> None:
         if self.frozen:
             raise RegistryFrozenError(
                 f"{name}: families must be registered before a build starts; move it into a --plugin file"
             )
+
+    def _decorator(self, name: str, write: Callable[[type[Family]], None]) -> Callable[[C], C]:
+        self._refuse_while_frozen(name)
 
         def decorate(cls: Any) -> Any:
             family = as_family(cls)
@@ -284,6 +292,33 @@ class Registry:
     def register_input_processor(self, processor: InputProcessor) -> Callable[[C], C]:
         """Register the expansion of placeholders; without one, each becomes as many copies as its item has tokens."""
         return self._method("register_input_processor", "expand", processor)
+
+    def register_loader(self, name: str, *, version: str = "1", override: bool = False) -> Callable[[F], F]:
+        """Register a function that makes forward arguments of stored values, for fields with `load=name`.
+
+        The function gets (values, params): a tensor of units (units, *shape) as stored, on the device of the model
+        (item by item where their shapes differ), and the params of the field; it gives a tensor with the same first
+        axis. It is called where the dataset is loaded, so that process must register it too.
+
+        Args:
+            name: What fields call it.
+            version: Stated in datasets; raise it when its results change, so that older datasets are refused.
+            override: Replace a loader of the same name.
+
+        Raises:
+            DuplicateFamilyError: The name is taken, or that of a built-in way to load.
+            RegistryFrozenError: A build runs.
+        """
+        self._refuse_while_frozen("register_loader")
+        if name in LOADS or (name in LOADERS and not override):
+            raise DuplicateFamilyError(f"loader {name!r} is registered already; choose another name")
+
+        def decorate(function: F) -> F:
+            module = getattr(function, "__module__", "")
+            LOADERS[name] = Loader(name=name, function=function, version=version, origin=self._origin or module)
+            return function
+
+        return decorate
 
     def register_positions(self, positions: Positions) -> Callable[[C], C]:
         """Register m-rope: sample (expanded ids) → int32 (3, L), or None for the plain range."""

@@ -19,7 +19,8 @@ from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.shards.content import item_sizes
-from omniprep.shards.schema import DEFAULTS, Column
+from omniprep.shards.forms import DEFAULTS
+from omniprep.shards.schema import Column
 
 SCANNED = 64
 THUMBNAIL = (320, 200)

@@ -1,14 +1,19 @@
-"""The shard format, version 1: the columns of a bin, the declarations of media columns, the metadata that holds them.
+"""The shard format: the columns of a bin, the declarations of a family's columns, the metadata that holds them.
 
 A shard is an uncompressed Arrow IPC *file*; one bin is one record batch with one row. Fixed columns hold the tokens
-of the bin and the borders of its rows; media columns follow, declared by the model family as `Column` records, so
-nothing here depends on a modality's name. There are two kinds: "items", a small vector for each media item (a grid, a
-frame count), and "flat", the raw bytes of all items one after the other along their first axis. A reader infers
-nothing: `sizes` names the column that holds the sizes of a flat column's items.
+of the bin and the borders of its rows; the columns of the model family follow, declared as `Column` records, so nothing
+here depends on a modality's name. There are four kinds: "items", a small vector for each media item (a grid, a frame
+count), "rows", one for each row that has such items, "flat", the raw bytes of all items one after the other along their
+first axis, and "tokens", one value a token. A reader infers nothing: `sizes` names the column that holds the sizes of a
+flat column's items; items of different shapes have a column of their shapes.
+
+Format 2 is format 1 with what the columns of some families need beyond it (`Column.format`); a shard has the lower
+number where that says everything.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -17,30 +22,50 @@ import numpy as np
 import pyarrow as pa
 
 from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.shards.forms import check_affine, check_join, check_mel, check_patches, check_picture
 from omniprep.shards.typed import parse_json, shown, typed_record
 
 FORMAT = 1
+"""Of manifests and tables."""
+SHARD_FORMATS = (1, 2)
 METADATA_KEY = b"omniprep"
-DEFAULTS = {"merge_size": 2, "frames_per_second": 100}
-"""Params of columns that are left out at these values: patches along a side of a token, whose patches lie together, and
-audio frames a second (a hop of 160 samples at 16 kHz)."""
-
 _STORAGE: dict[str, np.dtype[Any]] = {
+    "bool": np.dtype(np.bool_),
     "uint8": np.dtype(np.uint8),
+    "int8": np.dtype(np.int8),
+    "int16": np.dtype(np.int16),
     "int32": np.dtype(np.int32),
     "int64": np.dtype(np.int64),
+    "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
     "bfloat16": np.dtype(np.uint16),  # numpy has no bfloat16: its 16 bits travel as an unsigned integer
 }
+_LOADER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _RESERVED = frozenset(
     (
-        *("columns", "layout", "modalities"),
+        *("columns", "item_shapes", "layout", "modalities"),
         *("cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "use_cache"),
         *("attention_mask", "past_key_values"),
     )
 )
 """Names of a batch or bin beside its columns, and arguments that would let its rows see each other."""
-_ITEM_TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float32": pa.float32()}
+_LIST_TYPES = {
+    "bool": pa.uint8(),  # Arrow packs its own booleans into bits, which no view of numpy shows
+    "uint8": pa.uint8(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+}
+"""Types of the columns that are lists of values: items, rows and tokens."""
+_FIRST_LIST_TYPES = ("int32", "int64", "float32")
+_FIRST_STORAGE = ("uint8", "int32", "int64", "float32", "bfloat16")
+"""Those of format 1."""
+LOADS = ("array", "patches", "affine", "mel", "none")
+"""Ways to load that need no registered loader."""
+JOINS = ("concat", "batch", "pad", "list")
+MOST_AXES = 8
 
 
 def storage_dtype(name: str) -> np.dtype[Any]:
@@ -55,18 +80,27 @@ class Column:
     name: str
     """Name in the shard, and of the forward argument."""
     modality: str
-    """Modality whose items the column describes ("image", "audio", "video")."""
-    kind: Literal["items", "flat"]
-    """items: an array of `shape` for each media item. flat: an array (units, *shape) for each, stored end to end."""
+    """Modality whose items the column describes ("image", "audio", "video"); "text" of kind tokens."""
+    kind: Literal["items", "flat", "tokens", "rows"]
+    """items: an array of `shape` for each media item. rows: one for each row that has items of the modality. flat: an
+    array (units, *shape) for each item, stored end to end. tokens: one value for each token of the bin."""
     dtype: str = "int32"
-    """items: int32, int64 or float32. flat: also uint8 and bfloat16."""
+    """bool, uint8, int32, int64, float32, float64; flat: also int8, int16, float16 and bfloat16."""
     shape: tuple[int, ...] = ()
-    """Shape of one item (items) or of one unit (flat)."""
+    """Shape of one item or row, or of one unit (flat); 0 for an axis of a unit in which items differ (`varies`)."""
     sizes: str = ""
-    """flat: units of each item: "prod(NAME)" or "NAME" of an items column; "" adds a companion column `NAME_sizes`."""
-    load: Literal["array", "patches", "mel", "none"] = "array"
-    """array: passed on as it is. patches: uint8, normalized on the device. mel: padded, with a mask. none: not passed
-    on."""
+    """flat: units of each item: "prod(NAME)" or "NAME" of an items column; "" adds a companion column `NAME_sizes`, or
+    `NAME_shapes` where items differ in shape."""
+    load: str = "array"
+    """array: passed on as it is. affine: uint8, a float for each byte, made on the device. patches: likewise, of
+    patches of Qwen's form. mel: padded, with a mask. none: not passed on. Any other name is that of a registered loader
+    (omniprep/shards/loaders.py)."""
+    join: Literal["concat", "batch", "pad", "list"] = "concat"
+    """flat: how the loaded items of a batch become one argument. concat: one after the other along the first axis;
+    batch: each an entry of a new first axis; pad: likewise, padded to the largest; list: a list of arrays. Axes in
+    which items differ are padded to the largest (not by batch, which refuses them, nor by list)."""
+    batch_axis: bool = False
+    """The argument has one more axis in front, of one entry: the bin as one row."""
     params: dict[str, Any] = field(default_factory=dict)
     """patches: mean, std (of [0, 1] pixels), patch_size, temporal_patch_size, merge_size. mel: mask (its name), pad_to
     (frames or null), pad ("zero" or "edge": the last frame again), valid (an items column, where more frames are stored
@@ -74,30 +108,49 @@ class Column:
 
     picture (any flat uint8 column): how a unit makes pictures, by which --pixel-codec compresses it. "chw": shape
     (..., 3, H, W), "hwc": (..., H, W, 3), each a whole picture (crops and tiles). "patches": a unit is a patch (3, F,
-    p, p) with p = patch_size, in blocks of merge_size * merge_size; said by `load` alone where that is patches."""
+    p, p) with p = patch_size, in blocks of merge_size * merge_size; said by `load` alone where that is patches.
+
+    affine: arithmetic and its numbers (omniprep/shards/affine.py), channel_axis (of the item's array, from its end; a
+    picture says it) or channel_run (how many values of one channel follow each other in the last axis: flat patches).
+    Where a join pads: pad_value (default 0), pad_to (least sizes of the padded axes), mask (name of an argument that is
+    1 where something was stored, over the first axis and the padded ones), mask_dtype (default int64).
+    forward_dtype: type of the argument, where it is not that of the values. frames_axis: of a spectrogram that is not
+    loaded as mel, the axis of its frames, from the end of the item's array."""
 
     def __post_init__(self) -> None:
         """Refuse a declaration that cannot be stored or read."""
         object.__setattr__(self, "shape", tuple(self.shape))
-        allowed = _ITEM_TYPES if self.kind == "items" else _STORAGE
-        if self.kind not in ("items", "flat") or self.dtype not in allowed:
+        allowed = _STORAGE if self.kind == "flat" else _LIST_TYPES
+        if self.kind not in ("items", "flat", "tokens", "rows") or self.dtype not in allowed:
             raise OmniprepError(f"column {self.name!r}: kind {self.kind!r} cannot hold dtype {self.dtype!r}")
-        if self.load not in ("array", "patches", "mel", "none"):
-            raise OmniprepError(f"column {self.name!r}: unknown load {self.load!r}")
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.shape) or self.unit >= 1 << 31:
+        if self.load not in LOADS and not _LOADER_NAME.fullmatch(self.load):
+            raise OmniprepError(f"column {self.name!r}: load {shown(self.load)} is no name of a loader")
+        least = 0 if self.kind == "flat" and not self.sizes and self.load != "mel" else 1
+        if (
+            len(self.shape) > MOST_AXES
+            or any(isinstance(n, bool) or not isinstance(n, int) or n < least for n in self.shape)
+            or self.unit >= 1 << 31
+            or (self.kind == "tokens" and self.shape)
+        ):
             raise OmniprepError(f"column {self.name!r}: shape {shown(list(self.shape))} is none of one item or unit")
         if "picture" in self.params:
-            _check_picture(self)
+            check_picture(self)
         if "codec" in self.params and not self.picture:
             raise OmniprepError(f"column {self.name!r}: a pixel codec needs uint8 whose pictures are declared")
-        check = {"patches": _check_patches, "mel": _check_mel}.get(self.load)
+        check = {"patches": check_patches, "mel": check_mel, "affine": check_affine}.get(self.load)
         if check is not None:
             check(self)
+        check_join(self)
+
+    @property
+    def varies(self) -> bool:
+        """Whether items differ in the shape of their units: values are then stored flat, with each item's shape."""
+        return 0 in self.shape
 
     @property
     def unit(self) -> int:
-        """Values of one item (items) or of one unit (flat)."""
-        return math.prod(self.shape)
+        """Values of one item or row, or of one unit (flat; 1 where shapes vary: a unit is then a value)."""
+        return 1 if self.varies else math.prod(self.shape)
 
     @property
     def picture(self) -> str:
@@ -110,12 +163,29 @@ class Column:
     @property
     def companion(self) -> str:
         """Name of the items column that is added for the units of each item if `sizes` names none; else empty."""
-        return f"{self.name}_sizes" if self.kind == "flat" and not self.sizes else ""
+        if self.kind != "flat" or self.sizes:
+            return ""
+        return f"{self.name}_shapes" if self.varies else f"{self.name}_sizes"
+
+    @property
+    def padded_axes(self) -> tuple[int, ...]:
+        """Axes that `join` pads, of the joined array without the batch axis."""
+        first = 2 if self.join == "pad" else 1
+        varying = tuple(axis + first for axis, size in enumerate(self.shape) if size == 0)
+        return {"concat": varying, "pad": (1, *varying)}.get(self.join, ()) if self.kind == "flat" else ()
+
+    @property
+    def format(self) -> int:
+        """The lowest shard format that can hold the column."""
+        first_types = _FIRST_STORAGE if self.kind == "flat" else _FIRST_LIST_TYPES
+        first = self.kind in ("items", "flat") and self.dtype in first_types and self.load in LOADS
+        plain = self.load != "affine" and self.join == "concat" and not self.batch_axis and not self.varies
+        return 1 if first and plain and not self.params.keys() & {"forward_dtype", "picture"} else 2
 
     def size_source(self) -> tuple[str, bool]:
         """The items column that gives the units of each item, and whether they are the product of its values."""
         if self.companion:
-            return self.companion, False
+            return self.companion, self.varies
         if self.sizes.startswith("prod(") and self.sizes.endswith(")"):
             return self.sizes[5:-1], True
         return self.sizes, False
@@ -141,7 +211,8 @@ class Bin:
     """float32 (L,), or None if the loss strategy has no weights."""
     media: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Column name to one array for each media item, in row order. items: `shape`; flat: (units, *shape), or any array
-    of as many values, stored in C order (a spectrogram (128, T)); bfloat16 as uint16."""
+    of as many values, stored in C order (a spectrogram (128, T)); bfloat16 as uint16. rows: one `shape` for each row
+    that has items of the modality. tokens: one (l,) for each row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,10 +252,10 @@ def arrow_schema(
     if len(set(names)) != len(names):
         raise OmniprepError(f"family {family!r} declares a shard column twice: {', '.join(sorted(names))}")
     layout = {
-        "format": FORMAT,
+        "format": max((column.format for column in declared), default=1),
         "family": family,
         "modalities": list(modalities),
-        "columns": [asdict(c) for c in declared],
+        "columns": [_column_json(column) for column in declared],
         "weighted": weighted,
     }
     if not mrope:  # written only if false: shards of families with m-rope keep the bytes that they always had
@@ -200,9 +271,10 @@ def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
         raise OmniprepError(f"{name}: not an omniprep shard (its schema has no {METADATA_KEY.decode()!r} metadata)")
     content = parse_json(metadata[METADATA_KEY], f"{name}: schema metadata")
     version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT or isinstance(version, bool):
+    if version not in SHARD_FORMATS or isinstance(version, bool):
+        known = " and ".join(map(str, SHARD_FORMATS))
         raise OmniprepError(
-            f"{name}: shard format {shown(version)}, but this omniprep reads format {FORMAT}: use a newer one"
+            f"{name}: shard format {shown(version)}, but this omniprep reads formats {known}: use a newer one"
         )
     try:
         layout = typed_record(Layout, content, f"{name}: schema metadata")
@@ -218,57 +290,15 @@ def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
     return layout
 
 
-def _check_patches(column: Column) -> None:
-    mean, std = (
-        [*numbers] if isinstance(numbers := column.params.get(name), list | tuple) else [] for name in ("mean", "std")
-    )
-    if len(mean) != len(std) or not mean or not all(_is_number(n) for n in mean + std) or not all(std):
-        raise OmniprepError(f"column {column.name!r}: mean and std of patches are one number a channel, std not 0")
-    _check_sides(column, "temporal_patch_size")
-
-
-def _check_sides(column: Column, *others: str) -> None:
-    for name in ("patch_size", "merge_size", *others):
-        size = column.params.get(name, DEFAULTS.get(name))
-        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < 1 << 12:
-            raise OmniprepError(f"column {column.name!r}: {name} of patches is a number of pixels, not {shown(size)}")
-
-
-def _check_picture(column: Column) -> None:
-    picture, shape = column.params["picture"], column.shape
-    fits = {
-        "chw": len(shape) >= 3 and shape[-3:-2] == (3,),
-        "hwc": len(shape) >= 3 and shape[-1:] == (3,),
-        "patches": column.sizes.startswith("prod("),
-    }
-    if column.kind != "flat" or column.dtype != "uint8" or not isinstance(picture, str) or not fits.get(picture):
-        raise OmniprepError(
-            f"column {column.name!r}: picture {shown(picture)} does not fit {column.kind} {column.dtype} "
-            f"{shown(list(shape))}; it is chw (..., 3, H, W), hwc (..., H, W, 3) or patches, of a flat uint8 column"
-        )
-    if picture == "patches":
-        _check_sides(column)
-
-
-def _check_mel(column: Column) -> None:
-    params = column.params
-    if column.kind != "flat" or not isinstance(params.get("mask"), str):
-        raise OmniprepError(f"column {column.name!r}: spectrograms are a flat column with the name of their mask")
-    if (frames := params.get("pad_to")) is not None and (not isinstance(frames, int) or not 0 <= frames < 1 << 24):
-        raise OmniprepError(f"column {column.name!r}: pad_to is a number of frames, not {shown(frames)}")
-    rate = params.get("frames_per_second", DEFAULTS["frames_per_second"])
-    if not _is_number(rate) or rate <= 0:
-        raise OmniprepError(f"column {column.name!r}: frames_per_second is a number above 0, not {shown(rate)}")
-    if params.get("pad") not in (None, "zero", "edge"):
-        raise OmniprepError(f"column {column.name!r}: pad is 'zero' or 'edge', not {shown(params['pad'])}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
+def _column_json(column: Column) -> dict[str, Any]:
+    """A column as the metadata has it; what format 1 did not have is written only where it says something."""
+    plain = asdict(column)
+    defaults = {"join": "concat", "batch_axis": False}
+    return {name: value for name, value in plain.items() if name not in defaults or value != defaults[name]}
 
 
 def _arrow_type(column: Column) -> pa.DataType:
-    return pa.large_binary() if column.kind == "flat" else pa.list_(_ITEM_TYPES[column.dtype])
+    return pa.large_binary() if column.kind == "flat" else pa.list_(_LIST_TYPES[column.dtype])
 
 
 def _with_companions(columns: Sequence[Column]) -> list[Column]:
@@ -277,7 +307,10 @@ def _with_companions(columns: Sequence[Column]) -> list[Column]:
     for column in columns:
         declared.append(column)
         if column.companion and column.companion not in names:
-            declared.append(Column(name=column.companion, modality=column.modality, kind="items", load="none"))
+            shape = (1 + len(column.shape),) if column.varies else ()
+            declared.append(
+                Column(name=column.companion, modality=column.modality, kind="items", shape=shape, load="none")
+            )
     return declared
 
 
@@ -288,13 +321,21 @@ def _check(columns: Sequence[Column], modalities: Sequence[str]) -> None:
             raise OmniprepError(f"column {column.name!r}: its name, or its mask's, is one of a batch's own")
         if column.load == "mel" and (valid := column.params.get("valid")) is not None and valid not in items:
             raise OmniprepError(f"column {column.name!r}: valid {shown(valid)} names no items column")
-        if column.modality not in modalities:
-            known = ", ".join(modalities)
-            raise OmniprepError(f"column {column.name!r}: modality {column.modality!r} is none of {known}")
+        known = modalities if column.kind != "tokens" else ("text",)
+        if column.modality not in known:
+            raise OmniprepError(f"column {column.name!r}: modality {column.modality!r} is none of {', '.join(known)}")
+        if column.params.get("mask") in items:
+            raise OmniprepError(f"column {column.name!r}: its mask has the name of another column")
         if column.kind == "flat":
             source, product = column.size_source()
             sizes = items.get(source)
-            if sizes is None or sizes.modality != column.modality or (sizes.unit != 1 and not product):
+            if (
+                sizes is None
+                or sizes.modality != column.modality
+                or sizes.dtype not in ("int32", "int64")
+                or (sizes.unit != 1 and not product)
+                or (column.varies and sizes.shape != (1 + len(column.shape),))
+            ):
                 raise OmniprepError(
                     f"column {column.name!r}: sizes {column.sizes!r} names no items column of its modality"
                 )

@@ -55,7 +55,10 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
 
 
 def other_params(dataset: PackedDataset, ctx: Any) -> str:
-    """Which parameters of media (mean, patch_size …) the dataset has otherwise than the checkpoint; "" for none."""
+    """Which parameters of media (mean, patch_size …) the dataset has otherwise than the checkpoint; "" for none.
+
+    A loader is told by its version: its module has another name after any change of a plug-in's text.
+    """
     # As JSON has them, which the shards' parameters have been through: lists, not tuples.
     ours = {column.name: json.loads(json.dumps(column.params)) for column in ctx.columns}
     different = [
@@ -63,7 +66,7 @@ def other_params(dataset: PackedDataset, ctx: Any) -> str:
         for column in dataset.layout.columns
         if column.name in ours
         for name, value in column.params.items()
-        if name in ours[column.name] and ours[column.name][name] != value
+        if name in ours[column.name] and ours[column.name][name] != value and name != "loader"
     ]
     return ", ".join(different)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from omniprep.shards.schema import DEFAULTS, Column
+from omniprep.shards.forms import DEFAULTS
+from omniprep.shards.schema import Column
 
 
 @dataclass(frozen=True, slots=True)
