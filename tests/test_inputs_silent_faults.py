@@ -192,7 +192,7 @@ def test_lines_are_numbered_over_all_parts(tmp_path: Path, name: str, monkeypatc
     if name == "a.parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=7)
     elif name == "saved":
-        monkeypatch.setattr("omniprep.rows.sources.HF_ROWS", 7)
+        monkeypatch.setattr("omniprep.rows.formats.hf.HF_ROWS", 7)
         datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
     else:
         data = json.dumps(ROWS).encode() if name == "a.json" else LINES.encode()

@@ -98,7 +98,7 @@ def test_bad_lines_cost_themselves(tmp_path: Path) -> None:
     [
         ("none.jsonl", None, "no such file$"),
         ("chast.jsonl", None, r"no such file; did you mean '.*chats\.jsonl'\?$"),
-        ("rows.csv", b"a,b", "not a kind of file"),
+        ("rows.xlsx", b"a,b", "not a kind of file"),
         ("rows.jsonl.gz", b"not gzip", "damaged as gz"),
         ("rows.json", b"{", "not valid JSON"),
         ("rows.parquet", b"PAR1", "parquet"),

@@ -11,11 +11,13 @@ import io as _io
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omniprep import io
-from omniprep.errors import Reject, RejectCode
+from omniprep.errors import OmniprepError, Reject, RejectCode, did_you_mean
+from omniprep.io.tar import TAR_MARK, Member, MemberName, members_of
+from omniprep.lru import BoundedCache
 from omniprep.media.recognize import HEAD_BYTES, describe
 from omniprep.media.source import Source, file_type, is_inside, os_errors_as_rejects
 
@@ -50,6 +52,10 @@ class MediaRoots:
         if isinstance(reference, dict) and value is None:
             keys = ", ".join(map(repr, reference)) or "nothing"
             raise Reject(RejectCode.BAD_MEDIA, f"a media item is an object with {keys}; it needs bytes, path or url")
+        if isinstance(value, MemberName):  # of an input that the user named, not of a path in a row
+            local = io.is_local(value.tar)
+            tar = Source(path=os.path.abspath(io.local_path(value.tar))) if local else Source(uri=value.tar)
+            return replace(tar, member=value.member)
         if not isinstance(value, str) or not value.strip():
             raise Reject(RejectCode.BAD_MEDIA, "a media item names nothing")
         text = value.strip()
@@ -60,6 +66,9 @@ class MediaRoots:
             return Source(data=_decode_base64(text, match.start(2)))
         if text.startswith(("http://", "https://")):
             return self._fetch_url(text)
+        if TAR_MARK in text[:_MAX_PATH_LENGTH] and not self.is_file(text):
+            path, name = text.split(TAR_MARK, 1)
+            return _member(self.locate(path + TAR_MARK[:-1]), name)
         if io.REMOTE_MARK in text[:32] and not io.is_local(text):
             return self._remote(text)
         if "\0" in text or not _is_unicode(text):
@@ -166,6 +175,33 @@ class MediaRoots:
         if not self.allow_http:
             raise Reject(RejectCode.MEDIA_URL_FORBIDDEN, f"{shown(url)}: URLs are fetched only with --allow-http")
         return Source(data=fetch_url(url))
+
+
+_tars: BoundedCache[str, dict[str, Member | None]] = BoundedCache(64 << 20, lambda members: 200 * len(members) + 200)
+"""Members of the tars that rows name, by key of the tar; None for a name that two members have."""
+
+
+def _member(tar: Source, name: str) -> Source:
+    """A member of a tar as a source; the tar's headers are read once a process."""
+    members = _tars.get(tar.key)
+    if members is None:
+        members = {}
+        try:
+            with tar.open() if tar.path is not None else io.open_input(tar.uri or "") as file:
+                for entry in members_of(file, tar.label):
+                    members[entry.name] = None if entry.name in members else entry
+        except OSError as error:
+            raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{tar.label}: {error.strerror or error}") from error
+        except OmniprepError as error:
+            raise Reject(RejectCode.BAD_MEDIA, str(error)) from error
+        _tars.put(tar.key, members)
+    if name not in members:
+        hint = did_you_mean(name, members)
+        raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(f'{tar.label}!{name}')}: the tar has no such member{hint}")
+    member = members[name]
+    if member is None:
+        raise Reject(RejectCode.BAD_MEDIA, f"{_short(f'{tar.label}!{name}')}: the tar has two members of that name")
+    return replace(tar, member=member)
 
 
 def _is_unicode(text: str) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from omniprep import io
 from omniprep.errors import Reject, RejectCode
+from omniprep.io.tar import Member
 
 MAX_MEDIA_BYTES = 8 << 30
 """Largest local file; decoders read it piece by piece."""
@@ -38,6 +39,8 @@ class Source:
     data: bytes | memoryview | None = None
     root: str | None = None
     """Folder that must contain `path` whenever it is opened; None for paths that do not come from a row."""
+    member: Member | None = None
+    """The part of the file that is meant, where that is a tar."""
     note: str = field(default="", compare=False)
     """Added to the label of inline data: which text was decoded as base64."""
 
@@ -45,11 +48,15 @@ class Source:
     def label(self) -> str:
         """Name of the item in messages."""
         note = f" ({self.note})" if self.note else ""
+        if self.member is not None:
+            return f"{self.path or self.uri}!{self.member.name}"
         return self.path or self.uri or f"inline data of {len(self.data or b'')} bytes{note}"
 
     @property
     def key(self) -> str:
         """Cache key: within one build, equal keys mean equal bytes."""
+        if self.member is not None:
+            return f"{self.path or self.uri}!{self.member.offset}+{self.member.size}"
         return self.path or self.uri or hashlib.sha256(self.data or b"").hexdigest()
 
     def read(self) -> bytes:
@@ -61,8 +68,12 @@ class Source:
                 data = file.read()
         else:
             with os_errors_as_rejects(self.label):
-                self._check_size(io.size(self.uri or ""), MAX_REMOTE_BYTES)
-                data = io.read_bytes(self.uri or "")
+                if self.member is None:
+                    self._check_size(io.size(self.uri or ""), MAX_REMOTE_BYTES)
+                    data = io.read_bytes(self.uri or "")
+                else:
+                    self._check_size(self.member.size, MAX_REMOTE_BYTES)
+                    data = io.read_range(self.uri or "", self.member.offset, self.member.offset + self.member.size)
         if not data:
             raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
         return data
@@ -70,7 +81,11 @@ class Source:
     def open(self) -> BinaryIO:
         """Open the item as a seekable file, which the caller closes; bytes in memory are not copied."""
         if self.path is not None:
-            return self._open_path(self.path)
+            file = self._open_path(self.path)
+            if self.member is None:
+                return file
+            self._check_size(self.member.size, MAX_MEDIA_BYTES)
+            return _io.BufferedReader(_FilePart(file, self.member), 64 << 10)
         if isinstance(self.data, memoryview) and len(self.data):
             return _io.BufferedReader(_MemoryFile(self.data), 64 << 10)
         return _io.BytesIO(self.read())
@@ -79,6 +94,9 @@ class Source:
         """Read the first `length` bytes; rejects as `read`."""
         if self.uri is not None:
             with os_errors_as_rejects(self.label):
+                if self.member is not None:
+                    start = self.member.offset
+                    return io.read_range(self.uri, start, start + min(length, self.member.size))
                 return io.read_range(self.uri, 0, min(length, io.size(self.uri)))
         with self.open() as file:
             return file.read(length)
@@ -190,11 +208,11 @@ def os_errors_as_rejects(label: str) -> Iterator[None]:
         raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{label}: {reason}") from error
 
 
-class _MemoryFile(_io.RawIOBase):
-    """A file over bytes that another object owns, such as a memory-mapped plan."""
+class _Part(_io.RawIOBase):
+    """A file of `size` bytes that are read from elsewhere."""
 
-    def __init__(self, data: memoryview) -> None:
-        self._data, self._offset = data, 0
+    def __init__(self, size: int) -> None:
+        self._size, self._offset = size, 0
 
     def readable(self) -> bool:
         return True
@@ -203,14 +221,45 @@ class _MemoryFile(_io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: len(self._data)}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}[whence]
         if start + offset < 0:
             raise OSError(errno.EINVAL, "seek before the start")
         self._offset = start + offset
         return self._offset
 
     def readinto(self, buffer: Any) -> int:
-        part = self._data[self._offset : self._offset + len(buffer)]
-        buffer[: len(part)] = part
-        self._offset += len(part)
-        return len(part)
+        count = max(0, min(len(buffer), self._size - self._offset))
+        data = self._bytes(self._offset, count)
+        buffer[: len(data)] = data
+        self._offset += len(data)
+        return len(data)
+
+    def _bytes(self, offset: int, count: int) -> bytes | memoryview:
+        raise NotImplementedError
+
+
+class _MemoryFile(_Part):
+    """A file over bytes that another object owns, such as a memory-mapped plan."""
+
+    def __init__(self, data: memoryview) -> None:
+        super().__init__(len(data))
+        self._data = data
+
+    def _bytes(self, offset: int, count: int) -> memoryview:
+        return self._data[offset : offset + count]
+
+
+class _FilePart(_Part):
+    """A member of a tar as a file. It has no descriptor of its own, since that would be the whole tar's."""
+
+    def __init__(self, file: BinaryIO, member: Member) -> None:
+        super().__init__(member.size)
+        self._file, self._start = file, member.offset
+
+    def _bytes(self, offset: int, count: int) -> bytes:
+        return os.pread(self._file.fileno(), count, self._start + offset)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

@@ -163,6 +163,12 @@ _MAX_NAME_LENGTH = 1024
 """Longer text is prose or base64, not the name of a file."""
 
 
+def kind_of_file(name: str) -> str:
+    """images, audios or videos, by the suffix of a file's name; "" for other files."""
+    match = _FILE.search(name)
+    return f"{match.lastgroup}s" if match else ""
+
+
 def _kind_of_value(value: Any, depth: int = 2) -> str:
     """images, audios or videos, where a value is clearly the name or the bytes of a media file; else ""."""
     if isinstance(value, str):
@@ -170,8 +176,7 @@ def _kind_of_value(value: Any, depth: int = 2) -> str:
             return f"{match['kind']}s"
         if len(value) > _MAX_NAME_LENGTH or "\n" in value:
             return ""
-        match = _FILE.search(value)
-        return f"{match.lastgroup}s" if match else ""
+        return kind_of_file(value)
     if isinstance(value, bytes):
         return next((kind for mark, kind in _MAGIC.items() if value.startswith(mark)), "")
     if isinstance(value, dict) and depth:

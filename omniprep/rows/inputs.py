@@ -1,32 +1,42 @@
 """Finds the files to read for the inputs of the command line: files, globs, folders, saved datasets, Hub datasets.
 
 Nothing is read or left out silently: the number of files of a folder or glob is printed, hidden files are counted, and
-the user must choose where a folder has several splits. Folders that are tables (Delta, Iceberg, Lance, Hudi) are
-refused, since their files also hold deleted rows.
+the user must choose where a folder has several splits. A folder that is a table (Delta, Iceberg, Lance) is read by the
+table's own library, never file by file, since its files also hold deleted rows.
 """
 
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from omniprep import io
 from omniprep.errors import OmniprepError, shown_name
 from omniprep.printable import counted
-from omniprep.rows import saved
+from omniprep.rows import energon, saved
+from omniprep.rows.names import expand_braces, hidden_parts
+from omniprep.rows.table_folders import READABLE, TableFolders, refusal, refuse_below
 
 T = TypeVar("T")
-Kind = Literal["jsonl", "json", "parquet", "hf"]
-_KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+Kind = Literal["jsonl", "json", "parquet", "hf", "delimited", "tar", "delta", "iceberg", "lance"]
+_KINDS: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "delimited",
+    ".tsv": "delimited",
+    ".tar": "tar",
+}
 _CODECS = {".gz": "gz", ".zst": "zst"}
-_UNKNOWN = f"not a kind of file that is known ({', '.join(_KINDS)}, with .gz or .zst after JSON)"
+_COMPRESSED_KINDS = ("jsonl", "json", "delimited")
+_UNKNOWN = f"not a kind of file that is known ({', '.join(_KINDS)}, with .gz or .zst after JSON, CSV and TSV)"
+_FOLDER_KINDS: tuple[tuple[str, ...], ...] = (("jsonl", "json", "parquet"), ("tar",), ("delimited",))
+"""Of a folder the first of these that it has is read: beside JSON lines a tar holds their media, a CSV metadata."""
 _METADATA_FILES = frozenset({"config.json", "dataset_info.json", "dataset_infos.json"})
 """Files without rows beside the data of a dataset; `datasets` ignores them too (data_files.FILES_TO_IGNORE)."""
-_TABLES = {"_delta_log": "Delta", "_versions": "Lance", ".hoodie": "Hudi"}
-"""Names of folders that mark the folder they lie in as a table."""
-_ICEBERG = re.compile(r"(?:^|/)metadata/(?:[^/]*\.metadata\.json|version-hint\.text)$")
 _SPLIT_WORDS = {
     "train": "train|training",
     "validation": "validation|valid|dev|val",
@@ -51,6 +61,8 @@ class Input:
     """The chosen split of an input that has splits."""
     base: str = ""
     """The folder that media paths are relative to."""
+    version: str = ""
+    """Of TABLE@VERSION; empty for the current one."""
     draw: tuple[int, int] | None = None
     """For INPUT#N: its number on the command line, and N. The rows are drawn from all files of that argument."""
 
@@ -58,16 +70,16 @@ class Input:
 def find_inputs(
     patterns: tuple[str, ...], split: str | None = None, say: Callable[[str], None] = lambda text: None
 ) -> list[Input]:
-    """Expand the inputs of the command line, in their order: files, globs, folders, datasets saved or on the Hub.
+    """Expand the inputs of the command line, in their order: files, globs, folders, tables, saved datasets, the Hub.
 
-    Each may end in :NAME (a split; default: `split`) and #N (rows to draw). `say` takes a line on how many files each
-    folder and glob has.
+    Each may end in :NAME (a split; default: `split`), @VERSION (of a table) and #N (rows to draw). `say` takes a line
+    on how many files each folder and glob has.
     """
     search = _Search(split or "", say)
     inputs: list[Input] = []
     for number, argument in enumerate(patterns):
         pattern, rows = _split_draw(argument)
-        entries = search.find(pattern)
+        entries = [entry for name in expand_braces(pattern) for entry in search.find(name)]
         inputs += entries if rows is None else [replace(entry, draw=(number, rows)) for entry in entries]
     if not inputs:
         raise OmniprepError("no input: give at least one .jsonl, .json or .parquet file, or a dataset folder")
@@ -99,14 +111,17 @@ def _check_name(name: str) -> None:
 
 
 class _Search:
-    """Expands patterns; remembers which folders are tables, since each look into a store is a request."""
+    """Expands patterns."""
 
     def __init__(self, split: str, say: Callable[[str], None]) -> None:
         self._split, self._say = split, say
-        self._tables: dict[str, str] = {}
+        self._tables = TableFolders(say)
 
     def find(self, pattern: str) -> list[Input]:
         name, split = self._parts(pattern)
+        table, _, version = name.rpartition("@")
+        if table and not _ask(io.exists, name) and _ask(io.is_folder, table):
+            return [self._table(table, version, pattern)]
         if saved.is_repository(name) and _kind(name) is None:
             return [Input(pattern, "hf", uri=name, split=split or self._split or "train", base=name)]
         if any(letter in name for letter in "*?[") and not _ask(io.exists, name):
@@ -134,7 +149,7 @@ class _Search:
     def _file(self, name: str, kind: tuple[Kind, str], split: str = "") -> Input:
         folder = os.path.dirname(io.local_path(name)) or "." if io.is_local(name) else name.rsplit("/", 1)[0]
         if kind[0] == "parquet":
-            self._refuse_table_above(folder)
+            self._tables.refuse_above(folder)
         return Input(name, *kind, split=split, base=folder)
 
     def _glob(self, pattern: str) -> list[Input]:
@@ -142,7 +157,7 @@ class _Search:
             (name, folder)
             for name, folder in _ask(io.expand, pattern)
             # A hidden name matches only where the pattern itself spells it out.
-            if _hidden_parts(name + "/" * folder) <= _hidden_parts(pattern + "/" * folder)
+            if hidden_parts(name + "/" * folder) <= hidden_parts(pattern + "/" * folder)
         ]
         if not names:
             raise OmniprepError(f"{pattern}: no file matches")
@@ -161,16 +176,36 @@ class _Search:
         self._say(f"{pattern}: {counted(len(inputs), 'file')}{splits}")
         return inputs
 
+    def _table(self, name: str, version: str, given: str) -> Input:
+        """A folder that must be a table, at a version or (empty) the current one."""
+        table = self._tables.kind(name)
+        if not table:
+            raise OmniprepError(
+                f"{given}: {name} is no table of Delta, Iceberg or Lance, so it has no version {version!r}"
+            )
+        if table not in READABLE:
+            raise OmniprepError(refusal(name, table))
+        return Input(given, READABLE[table], uri=name, version=version, base=io.local_path(name))
+
     def _folder(self, name: str, split: str, given: str) -> list[Input]:
+        if self._tables.kind(name):
+            if split:
+                raise OmniprepError(f"{name}: a table has no splits, so there is no split {split!r} in it")
+            return [self._table(name, "", given)]
         paths = _ask(io.walk, name)
+        if energon.SPLIT_FILE in paths:
+            chosen, tars, others = energon.choose_split(name, split, self._split)
+            more = f"; left out: {', '.join(others)}" if others else ""
+            self._say(f"{name}: {counted(len(tars), 'tar')} of the split {chosen}{more}")
+            return [self._file(io.join(name, path), ("tar", ""), chosen) for path in tars]
         names_in: defaultdict[str, set[str]] = defaultdict(set)
         for path in paths:
             folder, _, file = path.rpartition("/")
             names_in[folder].add(file)
         if saved.is_saved(names_in[""]):
             return [self._saved(name, split, given)]
-        _refuse_table_below(name, paths)
-        self._refuse_table_above(name)
+        refuse_below(name, paths)
+        self._tables.refuse_above(name)
         datasets: list[str] = []
         for folder in sorted(names_in):
             if saved.is_saved(names_in[folder]) and not folder.startswith(tuple(f"{outer}/" for outer in datasets)):
@@ -179,11 +214,14 @@ class _Search:
         left_out = Counter[str]()
         files = []
         for path in loose:
-            hidden = _hidden_parts(path) > 0
+            hidden = hidden_parts(path) > 0
             known = _kind(path) is not None and path.rpartition("/")[2] not in _METADATA_FILES
             left_out["hidden"] += hidden
             left_out["of other kinds"] += not hidden and not known
             files += [path] if known and not hidden else []
+        kept = _files_with_rows(name, files)
+        left_out["of other kinds"] += len(files) - len(kept)
+        files = kept
         left_out["of other splits"] = len(files)
         files, chosen = self._choose_files(name, files, split)
         left_out["of other splits"] -= len(files)
@@ -191,12 +229,12 @@ class _Search:
         inputs += [
             self._saved(io.join(name, folder), "", io.join(name, folder))
             for folder in datasets
-            if not _hidden_parts(f"{folder}/")
+            if not hidden_parts(f"{folder}/")
         ]
         more = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
         if not inputs:
             raise OmniprepError(
-                f"{name}: a folder without .jsonl, .json or .parquet files, and not a saved Hugging Face dataset"
+                f"{name}: a folder without {', '.join(_KINDS)} files, and no table or saved Hugging Face dataset"
                 + (f" (files left out: {more})" if more else "")
             )
         splits = "" if chosen else _describe_splits(files)
@@ -223,29 +261,6 @@ class _Search:
             self._say(f"{folder}: the split {name}; left out: {', '.join(others)}")
         return Input(given, "hf", uri=chosen, split=name, base=io.local_path(folder))
 
-    def _refuse_table_above(self, folder: str) -> None:
-        """Raise an OmniprepError for a folder that is a table, or lies in one."""
-        for parent in _with_parents(folder):
-            if parent not in self._tables:
-                self._tables[parent] = self._table_kind(parent)
-            if self._tables[parent]:
-                raise OmniprepError(_table_message(parent, self._tables[parent]))
-
-    def _table_kind(self, folder: str) -> str:
-        """The kind of table that a folder is, judging by the names in it; empty for none."""
-        try:
-            names = io.list_folder(folder)
-            mark = next((mark for mark in _TABLES if mark in names), None)
-            metadata = io.list_folder(io.join(folder, "metadata")) if "metadata" in names and mark is None else []
-        except PermissionError:  # only a parent folder: the input's own was listed, or its file was named
-            self._say(f"{folder}: may not be listed, so whether it is a table of Delta, Iceberg or Lance is not known")
-            return ""
-        except OSError as error:
-            raise OmniprepError(f"{folder}: {error}") from error
-        if mark is not None:
-            return _TABLES[mark]
-        return "Iceberg" if any(_ICEBERG.search(f"metadata/{name}") for name in metadata) else ""
-
 
 def _ask(function: Callable[[str], T], name: str) -> T:
     """Call a function of the file system or store; what it raises becomes an OmniprepError that names the input."""
@@ -266,7 +281,23 @@ def _kind(name: str) -> tuple[Kind, str] | None:
     if codec:
         suffix = os.path.splitext(stem)[1]
     kind = _KINDS.get(suffix)
-    return None if kind is None or (codec and kind == "parquet") else (kind, codec)
+    return None if kind is None or (codec and kind not in _COMPRESSED_KINDS) else (kind, codec)
+
+
+def _files_with_rows(folder: str, files: list[str]) -> list[str]:
+    """The files of a folder that hold rows rather than what belongs to the rows of others (`_FOLDER_KINDS`)."""
+    kinds = {path: (_kind(path) or ("json", ""))[0] for path in files}
+    tars = {path.removesuffix(".tar") for path, kind in kinds.items() if kind == "tar"}
+    for path, kind in kinds.items():
+        # img2dataset writes 00000.tar, 00000.parquet and 00000_stats.json: the rows are in the tar.
+        stem = re.sub(r"(_stats)?\.\w+$", "", path)
+        if kind != "tar" and stem in tars:
+            raise OmniprepError(
+                f"{folder}: {path} and {stem}.tar belong together; say which of them has the rows: give "
+                f"{io.join(folder, '*.tar')}, or the other files"
+            )
+    chosen = next((group for group in _FOLDER_KINDS if not set(group).isdisjoint(kinds.values())), ())
+    return [path for path in files if kinds[path] in chosen]
 
 
 def _split_of(path: str) -> str:
@@ -279,49 +310,3 @@ def _describe_splits(paths: Iterable[str]) -> str:
     counts = Counter(split for path in paths if (split := _split_of(path)) not in ("", "train"))
     splits = ", ".join(f"{count} of the split {name}" for name, count in sorted(counts.items()))
     return f", {splits} (by their names)" if splits else ""
-
-
-def _hidden_parts(path: str) -> int:
-    """Number of hidden names in a path: those that begin with a dot (as for `datasets` and globs), and folders that
-    begin with an underscore (`__MACOSX`; Spark's `_temporary`, where failed writes remain).
-    """
-    *folders, name = path.split(io.REMOTE_MARK, 1)[-1].split("/")
-    hidden = sum(part.startswith(("_", ".")) and part.strip(".") != "" for part in folders)
-    return hidden + (name.startswith(".") and name.strip(".") != "")
-
-
-def _with_parents(folder: str) -> Iterator[str]:
-    """A folder and its parents, innermost first; in a store at most three parents, since each is a request."""
-    if io.is_local(folder):
-        path = os.path.abspath(io.local_path(folder))
-        yield path
-        while path != os.path.dirname(path):
-            path = os.path.dirname(path)
-            yield path
-        return
-    scheme, _, path = folder.partition(io.REMOTE_MARK)
-    if scheme in ("http", "https"):  # web servers list no folders
-        return
-    parts = path.rstrip("/").split("/")
-    root = 3 if scheme == "hf" else 1  # a repository of the Hub is datasets/ORG/NAME
-    for count in range(len(parts), max(root, len(parts) - 3) - 1, -1):
-        yield f"{scheme}{io.REMOTE_MARK}{'/'.join(parts[:count])}"
-
-
-def _refuse_table_below(folder: str, paths: Iterable[str]) -> None:
-    """Raise an OmniprepError for a folder that is a table, or has one in it that is not hidden."""
-    for path in paths:
-        parts = path.split("/")
-        tables = [(parts[:depth], _TABLES[part]) for depth, part in enumerate(parts[:-1]) if part in _TABLES]
-        if _ICEBERG.search(path):
-            tables.append((parts[:-2], "Iceberg"))
-        for parents, kind in tables:
-            if not _hidden_parts("/".join([*parents, ""])):
-                raise OmniprepError(_table_message(io.join(folder, *parents), kind))
-
-
-def _table_message(folder: str, kind: str) -> str:
-    return (
-        f"{folder}: is a {kind} table; read file by file it would bring back rows that were deleted or replaced. "
-        "Write its current rows to a folder of Parquet first, and give that"
-    )

@@ -159,6 +159,13 @@ def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int)
     return ("lines" if rest.strip() and _is_object(line) else "values"), encoding
 
 
+def find_encoding(uri: str, codec: str) -> str:
+    """Encoding of a file of delimited text by its byte order mark; empty for UTF-8."""
+    with open_text(uri, codec) as file:
+        head = file.read(4)
+    return next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), "")
+
+
 def _encoding(head: bytes) -> str:
     """Encoding of a JSON text by its first bytes; empty for UTF-8.
 

@@ -1,8 +1,8 @@
 """Cuts inputs into splits and reads the rows of a split.
 
 A split is the unit of planning: a byte range of a .jsonl file, cut at line ends, so that many workers read one large
-file; a row group of a .parquet file; a range of a Hugging Face dataset; a whole compressed file or JSON array. A worker
-numbers lines within its split; adding up the lines of the splits before gives the line of the source (`numbered` here,
+file; a whole compressed file or JSON array; what a module of rows/formats/ says of other inputs. A worker numbers lines
+within its split; adding up the lines of the splits before gives the line of the source (`numbered` here,
 `lines_before` of omniprep/compiler/output/manifest.py). A line that cannot be parsed becomes a `Reject`.
 """
 
@@ -10,56 +10,24 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from omniprep import io
 from omniprep.errors import OmniprepError, Reject, RejectCode
-from omniprep.rows import saved
+from omniprep.rows.formats import format_of
 from omniprep.rows.inputs import Input
 from omniprep.rows.jsontext import parse_row, read_values
 from omniprep.rows.opening import MAX_LINE_BYTES, find_form, next_line, open_file, open_text, os_errors_named
+from omniprep.rows.split import Split
 
 SPLIT_BYTES = 16 << 20
 """Bytes of JSON lines in a split."""
-HF_ROWS = 2000
-"""Rows of a Hugging Face dataset in a split."""
 _OPEN_THREADS = 16
 """Remote files whose headers are read at the same time; each costs some requests."""
 _BOM = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """A part of an input: bytes [start, end) of JSON lines, rows [start, end) of a dataset, or row group `start` of
-    Parquet. A compressed file, one in another encoding than UTF-8, and one of JSON values are a single split.
-    """
-
-    source: str
-    """The input's name as the user gave it."""
-    kind: Literal["lines", "values", "parquet", "hf"]
-    start: int
-    end: int
-    uri: str
-    """The file, folder or dataset to read."""
-    base: str
-    """The folder that media paths are relative to."""
-    codec: str = ""
-    """Compression: "gz", "zst" or nothing."""
-    encoding: str = ""
-    """Encoding of JSON text; empty for UTF-8."""
-    name: str = ""
-    """Name of the split of a Hugging Face dataset."""
-    chosen: tuple[int, ...] | None = None
-    """Rows that INPUT#N drew, counted from 0 without blank lines; None for all."""
-
-    @property
-    def in_ranges(self) -> bool:
-        """Whether this is a byte range of a file, whose lines can be counted without parsing them."""
-        return self.kind == "lines" and not self.codec and not self.encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,22 +88,15 @@ def _count_rows(split: Split) -> int:
     """Rows of a split: its lines that are not blank, those that cannot be parsed included."""
     if split.kind == "lines":
         return sum(1 for _ in _read_lines(split, lambda lines: None, MAX_LINE_BYTES, parse=False))
-    if split.kind == "hf":
-        return split.end - split.start
-    if split.kind == "parquet":
-        return _row_groups(split.uri)[split.start]
-    return sum(1 for _ in read_split(split))
+    if split.kind == "values":
+        return sum(1 for _ in read_split(split))
+    return format_of(split.kind).count_rows(split)
 
 
 def _splits_of(entry: Input, split_bytes: int) -> Iterator[Split]:
     uri = entry.uri or entry.source
-    if entry.kind == "parquet":
-        for group in range(len(_row_groups(uri))):
-            yield Split(entry.source, "parquet", group, group + 1, uri, entry.base)
-    elif entry.kind == "hf":
-        rows = saved.count_rows(uri, entry.split)
-        for start in range(0, rows, HF_ROWS):
-            yield Split(entry.source, "hf", start, min(start + HF_ROWS, rows), uri, entry.base, name=entry.split)
+    if entry.kind not in ("jsonl", "json"):
+        yield from format_of(entry.kind).splits(entry)
     else:
         with os_errors_named(uri):
             size = 0 if entry.codec else io.size(uri)
@@ -149,9 +110,7 @@ def _splits_of(entry: Input, split_bytes: int) -> Iterator[Split]:
 
 def fingerprint(split: Split) -> dict[str, Any]:
     """Facts that change when the input of a split does, cheap to get; empty for a dataset on the Hub."""
-    if split.kind == "hf":
-        return {} if saved.is_repository(split.uri) else saved.fingerprint(split.uri)
-    return io.fingerprint(split.uri)
+    return io.fingerprint(split.uri) if split.kind in ("lines", "values") else format_of(split.kind).fingerprint(split)
 
 
 def read_split(
@@ -179,11 +138,7 @@ def _contents(split: Split, max_line_bytes: int) -> Iterator[tuple[Any, int]]:
         with open_text(split.uri, split.codec, split.encoding) as file:
             yield from read_values(_skip_bom(file), split.uri, max_line_bytes)
         return
-    if split.kind == "parquet":
-        rows = _read_parquet(split)
-    else:
-        rows = saved.read_rows(split.uri, split.name, split.start, split.end)
-    for content in rows:
+    for content in format_of(split.kind).read_rows(split, max_line_bytes):
         yield content, _value_size(content)
         del content
 
@@ -296,33 +251,3 @@ def _parse(line: int, text: bytes | None, size: int, max_line_bytes: int) -> Raw
         return RawRow(line, Reject(RejectCode.LINE_TOO_LONG, message), 0)
     # Concatenated files have a byte order mark before a line in the middle.
     return RawRow(line, parse_row(text.removeprefix(_BOM)), size)
-
-
-@contextmanager
-def _open_parquet(uri: str) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile`; what is wrong with the file, also later in the block, is an OmniprepError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with open_file(uri) as file:
-        try:
-            yield pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-        except OmniprepError:  # a ValueError too: what a store's file says of itself
-            raise
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise OmniprepError(f"{uri}: damaged parquet file: {error}") from error
-
-
-def _row_groups(uri: str) -> list[int]:
-    """Number of rows of each row group."""
-    with _open_parquet(uri) as table:
-        return [table.metadata.row_group(number).num_rows for number in range(table.metadata.num_row_groups)]
-
-
-def _read_parquet(split: Split) -> Iterator[Any]:
-    """The rows of a row group, a few MB at a time, since a group may hold gigabytes of inline media."""
-    with _open_parquet(split.uri) as table:
-        group = table.metadata.row_group(split.start)
-        rows = max(1, min(64, (8 << 20) * group.num_rows // max(group.total_byte_size, 1)))
-        for batch in table.iter_batches(rows, row_groups=[split.start], use_threads=False):
-            yield from saved.table_rows(batch)

@@ -25,7 +25,8 @@ from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.inspect.trust import input_refusal, model_of_dataset, with_missing_flags
 from omniprep.rows.inputs import find_inputs
-from omniprep.rows.sources import RawRow, Split, find_splits, numbered
+from omniprep.rows.sources import RawRow, find_splits, numbered
+from omniprep.rows.split import Split
 from omniprep.shards.manifest import TRUST_FLAGS
 
 _ELSEWHERE = {

@@ -19,7 +19,7 @@ from omniprep.compiler.run.workers import single_threaded
 from omniprep.config import BuildConfig
 from omniprep.families.context import FamilySpec
 from omniprep.printable import printable
-from omniprep.rows.sources import Split
+from omniprep.rows.split import Split
 
 
 def main(report: int) -> None:

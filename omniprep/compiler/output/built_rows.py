@@ -22,7 +22,8 @@ from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
 from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.media.video import backend
-from omniprep.rows.sources import Split, fingerprint, read_split
+from omniprep.rows.sources import fingerprint, read_split
+from omniprep.rows.split import Split
 from omniprep.shards.schema import FORMAT
 
 

@@ -35,7 +35,8 @@ from omniprep.config import BuildConfig, shaping
 from omniprep.errors import DamagedDataError, OmniprepError, UsageError, unforeseen
 from omniprep.families.context import FamilyContext
 from omniprep.rows.inputs import find_inputs
-from omniprep.rows.sources import Split, find_splits
+from omniprep.rows.sources import find_splits
+from omniprep.rows.split import Split
 from omniprep.shards.typed import parse_json, shown, typed_record
 from omniprep.template.loss import parse_strategy
 

@@ -5,6 +5,7 @@ picture row takes a few hundred bytes; bytes that came inline (base64, parquet) 
 again.
 """
 
+import dataclasses
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +23,20 @@ from omniprep.compiler.output.paths import plan_path
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.kinds import Item, as_json, from_json
+from omniprep.io.tar import Member
 from omniprep.lru import BoundedCache
 from omniprep.media.source import Source
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 
-_SOURCE = pa.struct([("path", pa.string()), ("uri", pa.string()), ("data", pa.large_binary()), ("root", pa.string())])
+_SOURCE = pa.struct(
+    [
+        ("path", pa.string()),
+        ("uri", pa.string()),
+        ("data", pa.large_binary()),
+        ("root", pa.string()),
+        ("member", pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])),
+    ]
+)
 _ITEM = pa.struct(
     [
         ("modality", pa.int8()),
@@ -131,7 +141,7 @@ def _media(rows: list[PlannedRow | None]) -> pa.Array:
                 "tokens": item.tokens,
                 "audio": item.audio,
                 "meta": json.dumps(as_json(item.meta)),
-                "sources": [{"path": s.path, "uri": s.uri, "data": s.data, "root": s.root} for s in item.sources],
+                "sources": [_source(source) for source in item.sources],
             }
             for number, modality in enumerate(MODALITIES)
             for item in row.items[modality]
@@ -139,6 +149,11 @@ def _media(rows: list[PlannedRow | None]) -> pa.Array:
         for row in rows
     ]
     return pa.array(values, pa.list_(_ITEM))
+
+
+def _source(source: Source) -> dict[str, Any]:
+    plain = {"path": source.path, "uri": source.uri, "data": source.data, "root": source.root}
+    return plain if source.member is None else {**plain, "member": dataclasses.asdict(source.member)}
 
 
 def write_plan(uri: str, batches: Iterable[pa.RecordBatch]) -> None:
@@ -290,7 +305,8 @@ def _items(media: pa.StructArray) -> Iterator[Item]:
     offsets = media.field("sources").offsets.to_numpy()
     offsets, values = offsets - offsets[0], media.field("sources").values.slice(offsets[0], offsets[-1] - offsets[0])
     paths, uris, roots = (values.field(name).to_pylist() for name in ("path", "uri", "root"))
-    sources = [Source(*facts) for facts in zip(paths, uris, _views(values.field("data")), roots, strict=True)]
+    members = [entry and Member(**entry) for entry in values.field("member").to_pylist()]
+    sources = [Source(*facts) for facts in zip(paths, uris, _views(values.field("data")), roots, members, strict=True)]
     modalities = tuple(MODALITIES)
     facts = (media.field(name).to_pylist() for name in ("modality", "tokens", "audio", "meta"))
     for number, (modality, tokens, audio, meta) in enumerate(zip(*facts, strict=True)):

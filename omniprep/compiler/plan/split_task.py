@@ -24,7 +24,8 @@ from omniprep.families.context import FamilySpec, resolve
 from omniprep.families.errors import FamilyError
 from omniprep.media.fetch import MediaRoots
 from omniprep.rows.columns import columns_of_row, parse_columns
-from omniprep.rows.sources import RawRow, Split, read_split
+from omniprep.rows.sources import RawRow, read_split
+from omniprep.rows.split import Split
 
 CHUNK_ROWS, CHUNK_BYTES = 256, 8 << 20
 

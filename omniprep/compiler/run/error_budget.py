@@ -7,7 +7,8 @@ from omniprep.compiler.run.tasks import Receipt, RejectedRow, RowPosition, Task
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError
 from omniprep.families.errors import FamilyError
-from omniprep.rows.sources import Split, count_lines
+from omniprep.rows.sources import count_lines
+from omniprep.rows.split import Split
 
 EXAMPLES = 2
 """Of each code, shown while the build runs; rejected.jsonl has all."""

@@ -1,0 +1,49 @@
+"""How each form of input that is not JSON is cut into splits and read: a module a form, named as its kind.
+
+A module has the functions of `Format`. It is imported when an input of its kind is met, since the libraries of tables
+(deltalake, pyiceberg, pylance) are optional.
+"""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+from omniprep.errors import OmniprepError
+from omniprep.rows.inputs import Input
+from omniprep.rows.split import Split
+
+
+class Format(Protocol):
+    """What a module of this package has."""
+
+    def splits(self, entry: Input) -> Iterator[Split]:
+        """The splits of an input, in the order of its rows."""
+
+    def count_rows(self, split: Split) -> int:
+        """Number of rows of a split."""
+
+    def read_rows(self, split: Split, max_row_bytes: int) -> Iterator[Any]:
+        """The rows of a split: dicts, or a `Reject` for one that cannot be read."""
+
+    def fingerprint(self, split: Split) -> dict[str, Any]:
+        """Facts that change when the input does, cheap to get; empty where there are none."""
+
+
+def format_of(kind: str) -> Format:
+    """The module that reads splits of a kind."""
+    return cast(Format, importlib.import_module(f"omniprep.rows.formats.{kind}"))
+
+
+def library(module: str, package: str, uri: str) -> Any:
+    """An optional library; OmniprepError with the command that installs it where it is absent."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise OmniprepError(
+            f"{uri}: reading it needs {package}: pip install 'omniprep[{package.removeprefix('py')}]' ({error})"
+        ) from error
+
+
+def few_rows(group_bytes: int, group_rows: int) -> int:
+    """Rows to read at a time so that they hold about 8 MB: a group of rows may have gigabytes of inline media."""
+    return max(1, min(64, (8 << 20) * group_rows // max(group_bytes, 1)))

@@ -1,0 +1,86 @@
+"""Delta tables by the deltalake package: a data file is a split. Rows that the table deleted are not read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from omniprep.errors import OmniprepError
+from omniprep.rows import saved
+from omniprep.rows.formats import few_rows, library
+from omniprep.rows.inputs import Input
+from omniprep.rows.split import Split
+
+
+def splits(entry: Input) -> Iterator[Split]:
+    """As `Format.splits`; the version is fixed here, so that workers read the same rows after later writes."""
+    table = _open(entry.uri, entry.version)
+    version = str(table.version())
+    for number in range(len(_fragments(entry.uri, version))):
+        yield Split(entry.source, "delta", number, number + 1, entry.uri, entry.base, version=version)
+
+
+def count_rows(split: Split) -> int:
+    """As `Format.count_rows`."""
+    with _faults(split.uri):
+        return int(_fragments(split.uri, split.version)[split.start].count_rows())
+
+
+def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+    """As `Format.read_rows`."""
+    with _faults(split.uri):
+        schema, fragment = _dataset(split.uri, split.version).schema, _fragments(split.uri, split.version)[split.start]
+        groups = fragment.metadata
+        rows = few_rows(sum(groups.row_group(n).total_byte_size for n in range(groups.num_row_groups)), groups.num_rows)
+        for batch in fragment.to_batches(
+            schema=schema, batch_size=rows, batch_readahead=1, fragment_readahead=1, use_threads=False
+        ):
+            yield from saved.table_rows(batch)
+
+
+def fingerprint(split: Split) -> dict[str, Any]:
+    """As `Format.fingerprint`."""
+    return {"table": str(_open(split.uri, split.version).metadata().id), "version": split.version}
+
+
+@contextmanager
+def _faults(uri: str) -> Iterator[None]:
+    """What the libraries raise as an OmniprepError that names the table."""
+    import pyarrow as pa
+
+    deltalake = library("deltalake.exceptions", "delta", uri)
+    try:
+        yield
+    except OmniprepError:
+        raise
+    except (deltalake.DeltaError, pa.ArrowException, OSError, ValueError) as error:
+        raise OmniprepError(f"{uri}: cannot be read as a Delta table: {' '.join(str(error).split())}") from error
+
+
+def _open(uri: str, version: str) -> Any:
+    """The table at a version, or (empty) as it is now."""
+    if version and not version.isdecimal():
+        raise OmniprepError(f"{uri}@{version}: the version of a Delta table is a number")
+    with _faults(uri):
+        table = library("deltalake", "delta", uri).DeltaTable(uri)
+    current = int(table.version())
+    if version and int(version) > current:
+        raise OmniprepError(f"{uri}@{version}: there is no such version, the current one is {current}")
+    with _faults(uri):
+        if version and int(version) != current:
+            table.load_as_version(int(version))
+    return table
+
+
+@lru_cache(maxsize=8)
+def _dataset(uri: str, version: str) -> Any:
+    # Raises for features that a reader must know (deletion vectors, column mapping) and this one does not.
+    with _faults(uri):
+        return _open(uri, version).to_pyarrow_dataset()
+
+
+@lru_cache(maxsize=8)
+def _fragments(uri: str, version: str) -> list[Any]:
+    """The data files of a version, by path: the log's own order is not fixed."""
+    with _faults(uri):
+        return sorted(_dataset(uri, version).get_fragments(), key=lambda fragment: str(fragment.path))

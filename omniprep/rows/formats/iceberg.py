@@ -1,0 +1,142 @@
+"""Iceberg tables by the pyiceberg package: a data file, with its deletes, is a split."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from omniprep import io
+from omniprep.errors import OmniprepError
+from omniprep.rows import saved
+from omniprep.rows.formats import library
+from omniprep.rows.inputs import Input
+from omniprep.rows.split import Split
+
+_METADATA = re.compile(r"(?:v?(\d+)(?:-[\w-]+)?)\.metadata\.json")
+
+
+def splits(entry: Input) -> Iterator[Split]:
+    """As `Format.splits`; the snapshot is fixed here, so that workers read the same rows after later writes."""
+    version = _snapshot(entry.uri, entry.version)
+    for number in range(len(_files(entry.uri, version))):
+        yield Split(entry.source, "iceberg", number, number + 1, entry.uri, entry.base, version=version)
+
+
+def count_rows(split: Split) -> int:
+    """As `Format.count_rows`."""
+    with _faults(split.uri):
+        return sum(batch.num_rows for batch in _batches(split))
+
+
+def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+    """As `Format.read_rows`."""
+    with _faults(split.uri):
+        for batch in _batches(split):
+            yield from saved.table_rows(batch)
+
+
+def fingerprint(split: Split) -> dict[str, Any]:
+    """As `Format.fingerprint`."""
+    return {"table": str(_table(split.uri).metadata.table_uuid), "version": split.version}
+
+
+@contextmanager
+def _faults(uri: str) -> Iterator[None]:
+    """What the library raises as an OmniprepError that names the table."""
+    import pyarrow as pa
+
+    library("pyiceberg", "pyiceberg", uri)
+    try:
+        yield
+    except OmniprepError:
+        raise
+    # pyiceberg's errors have no base class but Exception, and it asserts what a file says.
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        NotImplementedError,
+        AssertionError,
+    ) as error:
+        raise OmniprepError(f"{uri}: cannot be read as an Iceberg table: {' '.join(str(error).split())}") from error
+
+
+def _metadata_file(uri: str) -> str:
+    """The newest metadata file of a table's folder: the one that version-hint.text names, else that of most commits."""
+    folder = io.join(uri, "metadata")
+    names = io.list_folder(folder)
+    numbered = {name: int(match[1]) for name in names if (match := _METADATA.fullmatch(name))}
+    if "version-hint.text" in names:
+        hint = io.read_bytes(io.join(folder, "version-hint.text")).decode(errors="replace").strip()
+        named = [name for name in names if name in (hint, f"v{hint}.metadata.json", f"{hint}.metadata.json")]
+        numbered = dict.fromkeys(named, 0) or numbered
+    if not numbered:
+        raise OmniprepError(f"{folder}: has no file NUMBER.metadata.json")
+    return io.join(folder, max(numbered, key=lambda name: (numbered[name], name)))
+
+
+def _table(uri: str) -> Any:
+    """The table as it is now; it may have been written to since the last call."""
+    with _faults(uri):
+        return _table_of(_metadata_file(uri))
+
+
+@lru_cache(maxsize=8)
+def _table_of(metadata: str) -> Any:
+    return library("pyiceberg.table", "pyiceberg", metadata).StaticTable.from_metadata(metadata)
+
+
+def _snapshot(uri: str, version: str) -> str:
+    """Id of the snapshot: the current one, one by its id, or that of a branch or tag."""
+    table = _table(uri)
+    with _faults(uri):
+        if not version:
+            snapshot = table.current_snapshot()
+        elif version.isdecimal():
+            snapshot = table.snapshot_by_id(int(version))
+        else:
+            snapshot = table.snapshot_by_name(version)
+    if snapshot is None:
+        if not version:
+            return ""  # a table that nothing was written to
+        known = ", ".join(str(entry.snapshot_id) for entry in table.metadata.snapshots[-5:]) or "none"
+        raise OmniprepError(f"{uri}@{version}: there is no such snapshot, branch or tag; the newest snapshots: {known}")
+    return str(snapshot.snapshot_id)
+
+
+@lru_cache(maxsize=8)
+def _files(uri: str, version: str) -> list[Any]:
+    """The tasks of a scan of a snapshot, one a data file, by path: the order of a scan is not fixed."""
+    if not version:
+        return []
+    with _faults(uri):
+        table = _table(uri)
+        tasks = sorted(table.scan(snapshot_id=int(version)).plan_files(), key=lambda task: str(task.file.file_path))
+    # The metadata of a stranger's table could name any Parquet file of this machine.
+    inside = _plain(uri).rstrip("/") + "/"
+    for task in tasks:
+        for path in (_plain(str(file.file_path)) for file in (task.file, *task.delete_files)):
+            if not path.startswith(inside) or ".." in path.split("/"):
+                raise OmniprepError(f"{uri}: names the file {path}, which lies outside the table's folder")
+    return tasks
+
+
+def _plain(path: str) -> str:
+    """A path or URI as both the command line and metadata would spell it: absolute, and s3a:// of Spark as s3://."""
+    if io.is_local(path):
+        return os.path.abspath(io.local_path(path))
+    return re.sub(r"^s3[an]://", "s3://", path)
+
+
+def _batches(split: Split) -> Iterator[Any]:
+    """Record batches of a data file without its deleted rows."""
+    arrow = library("pyiceberg.io.pyarrow", "pyiceberg", split.uri)
+    table = _table(split.uri)
+    scan = table.scan(snapshot_id=int(split.version))
+    reader = arrow.ArrowScan(table.metadata, scan.io, scan.projection(), scan.row_filter)
+    task = _files(split.uri, split.version)[split.start]
+    yield from reader.to_record_batches([task])

@@ -1,0 +1,60 @@
+"""Parquet files: a row group is a split."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omniprep import io
+from omniprep.errors import OmniprepError
+from omniprep.rows import saved
+from omniprep.rows.formats import few_rows
+from omniprep.rows.inputs import Input
+from omniprep.rows.opening import open_file
+from omniprep.rows.split import Split
+
+
+def splits(entry: Input) -> Iterator[Split]:
+    """As `Format.splits`."""
+    uri = entry.uri or entry.source
+    for group in range(len(_row_groups(uri))):
+        yield Split(entry.source, "parquet", group, group + 1, uri, entry.base)
+
+
+def count_rows(split: Split) -> int:
+    """As `Format.count_rows`."""
+    return _row_groups(split.uri)[split.start]
+
+
+def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+    """As `Format.read_rows`."""
+    with _open_parquet(split.uri) as table:
+        group = table.metadata.row_group(split.start)
+        rows = few_rows(group.total_byte_size, group.num_rows)
+        for batch in table.iter_batches(rows, row_groups=[split.start], use_threads=False):
+            yield from saved.table_rows(batch)
+
+
+def fingerprint(split: Split) -> dict[str, Any]:
+    """As `Format.fingerprint`."""
+    return io.fingerprint(split.uri)
+
+
+@contextmanager
+def _open_parquet(uri: str) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`; what is wrong with the file, also later in the block, is an OmniprepError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_file(uri) as file:
+        try:
+            yield pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        except OmniprepError:  # a ValueError too: what a store's file says of itself
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise OmniprepError(f"{uri}: damaged parquet file: {error}") from error
+
+
+def _row_groups(uri: str) -> list[int]:
+    """Number of rows of each row group."""
+    with _open_parquet(uri) as table:
+        return [table.metadata.row_group(number).num_rows for number in range(table.metadata.num_row_groups)]
