@@ -89,6 +89,18 @@ class RejectCode(StrEnum):
         "A message has a role that is none of system, user, assistant, tool_call, tool_response, tool.",
     )
     EMPTY_ROW = "empty_row", "The row has no messages, or nothing is left of it."
+    TEMPLATE_REFUSED = (
+        "template_refused",
+        "The checkpoint's own chat template refuses the row (users and assistants must take turns, it has no place for "
+        "a system text, ...), fails on it or writes far too much; the message is the template's. Mend the row, or use "
+        "--no-use-chat-template.",
+    )
+    ANSWER_NOT_FOUND = (
+        "answer_not_found",
+        "The checkpoint's own chat template rewrites an answer so that its place in the text, and with it what is "
+        "trained, cannot be told; or it marks what the model writes ({% generation %}) in a number that does not fit "
+        "the answers, while --loss-scale or a message's loss weighs them one by one.",
+    )
     BAD_TOOLS = (
         "bad_tools",
         "`tools` is neither a JSON string nor a list of tools, or a tool call cannot be parsed; or "

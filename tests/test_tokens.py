@@ -75,3 +75,15 @@ def test_words_are_cut_as_the_tokenizer_cuts_them(tokenizer: Any) -> None:
         if not unicodedata.is_normalized("NFC", text):
             continue
         assert cut_words(text) == [text[start:end] for _, (start, end) in cutter.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace", "prepend"])
+def test_tokenizers_that_put_a_space_before_the_first_word_are_not_cut_there(tmp_path: Path, kind: str) -> None:
+    import jinja_chat
+    from transformers import AutoTokenizer
+
+    jinja_chat.write_tokenizer(tmp_path, kind)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["<img><row>\nb<img>", "\n", "a b", "<|user|>a\n<row>", "x<row>\n<img>"]
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert Encoder(tokenizer).encode(texts) == expected

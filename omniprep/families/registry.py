@@ -225,7 +225,7 @@ class Registry:
     def _method(self, decorator: str, name: str, function: Callable[..., Any]) -> Callable[[C], C]:
         # A function of (ctx, ...) is a method of (self, ...). It is wrapped since not all that can be called binds.
         return self._decorator(
-            decorator, lambda cls: setattr(cls, name, lambda family, *given: function(family, *given))
+            decorator, lambda cls: setattr(cls, name, lambda family, *given, **named: function(family, *given, **named))
         )
 
     def _modality_method(

@@ -62,7 +62,8 @@ class Row:
     {bytes, path}, or (videos) a list of frames. `kwargs` are the row's own media limits (chat_template_kwargs).
     `notes` and `unread` are what the build reports about the row; `unread` names columns and items with media that
     nothing reads, each with the --columns option that reads it ("" where none does). `control_tokens`: its text holds
-    control tokens of the model that people typed.
+    control tokens of the model that people typed. For renderers: `references` and `boxes` are what replaces each
+    `<ref-object>` and `<bbox>`, `variables` what the row's chat_template_kwargs set in the chat template.
     """
 
     messages: list[dict[str, Any]]
@@ -74,6 +75,9 @@ class Row:
     notes: Note = field(default_factory=lambda: Note(0))
     unread: dict[str, str] = field(default_factory=dict)
     control_tokens: bool = False
+    references: list[str] = field(default_factory=list)
+    boxes: list[str] = field(default_factory=list)
+    variables: dict[str, Any] = field(default_factory=dict)
 
 
 def normalize(raw: Any, columns: Columns = ()) -> Row:

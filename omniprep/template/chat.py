@@ -235,10 +235,14 @@ def contexts(
 _LEGACY_IMAGE = re.compile(r"<img>(.+?)</img>")
 
 
-def prepare(row: Row, is_file: Any, agent_template: str = "hermes") -> Row:
-    """Prepare a row in place: parse tools, render tool calls, lift legacy image tags, add missing tags."""
+def prepare(row: Row, is_file: Any, agent_template: str | None = "hermes") -> Row:
+    """Prepare a row in place: parse tools, render tool calls, lift legacy image tags, add missing tags.
+
+    Without an `agent_template`, a renderer writes the tool calls.
+    """
     row.tools = parse_tools(row.tools)
-    row.messages = merge_tool_calls(row.messages, agent_template)
+    if agent_template is not None:
+        row.messages = merge_tool_calls(row.messages, agent_template)
     if not row.media["image"]:
         for message in row.messages:
             if message["content"] and "<img>" in message["content"]:

@@ -36,9 +36,12 @@ class Rendered:
         weights: Spans with a loss weight, in order and apart; what is in none of them is not trained.
         items: The media items, in the order of the text.
         special_tokens: Whether the tokenizer adds its own tokens around the text (bos), as the reference has it do.
+        spaces_count: Whether a token has the white space that the tokenizer leaves out of its characters (trim_offsets
+            of byte-level tokenizers). transformers' assistant mask does not have it.
     """
 
     text: str
     weights: tuple[WeightSpan, ...] = ()
     items: tuple[ItemSpan, ...] = ()
     special_tokens: bool = False
+    spaces_count: bool = True

@@ -29,20 +29,28 @@ class Encoder:
         self._backend = tokenizer.backend_tokenizer
         added = tokenizer.added_tokens_decoder
         # Text is cut only at tokens that the tokenizer matches exactly and before normalization.
+        normalizes = self._backend.normalizer is not None
         plain = {
             number: token.content
             for number, token in added.items()
-            if not (token.normalized or token.lstrip or token.rstrip or token.single_word)
+            if not ((token.normalized and normalizes) or token.lstrip or token.rstrip or token.single_word)
         }
         cutters = sorted(plain.values(), key=len, reverse=True)
         self._known: dict[str, bytes] = {text: np.int32(number).tobytes() for number, text in plain.items()}
         special = [token for token in added.values() if token.special]
         self.special_tokens = frozenset(token.content for token in special)
+        self.special_ids = frozenset(number for number, token in added.items() if token.special)
         # Normalized tokens are matched after normalization, so a full-width "＜s＞" may be one.
         self._normalizer = self._backend.normalizer if any(token.normalized for token in special) else None
         self._cut = re.compile("(" + "|".join(map(re.escape, cutters)) + ")") if cutters else None
+        self._parts_alone = bool(cutters) and self._tokenizes_parts_alone(cutters[0])
         by_word = len(plain) == len(added) and is_supported_tokenizer(self._backend)
         self._words = Words(self._whole) if by_word else None
+
+    @property
+    def added_tokens(self) -> re.Pattern[str]:
+        """Matches the tokens at which text is cut before anything else, the longest first."""
+        return self._cut or re.compile(r"(?!)")
 
     @property
     def by_words(self) -> bool:
@@ -57,9 +65,22 @@ class Encoder:
         """The ids of each text, equal to `tokenizer(text, add_special_tokens=False)["input_ids"]`."""
         return [ids.tolist() for ids in self.arrays(texts)]
 
+    def with_offsets(self, texts: list[str], *, special_tokens: bool) -> list[tuple[Ids, Ids]]:
+        """The ids of each text (n,), and the characters (n, 2) that each token was made of.
+
+        Each text is tokenized as a whole, as `tokenizer(text, add_special_tokens=special_tokens)` does.
+        """
+        # A tokenizer.json may hold limits of its maker's; transformers switches them off before each call.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        return [
+            (np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2))
+            for encoding in self._backend.encode_batch(texts, add_special_tokens=special_tokens)
+        ]
+
     def arrays(self, texts: list[str]) -> list[Ids]:
         """As `encode`, but read-only int32 arrays."""
-        cut, known = self._cut, self._known
+        cut, known = self._cut if self._parts_alone else None, self._known
         split = [[part for part in cut.split(text) if part] if cut else [text] for text in texts]
         fresh = list(dict.fromkeys(part for parts in split for part in parts if part not in known))
         new = dict(zip(fresh, self._fresh(fresh), strict=True))
@@ -67,6 +88,13 @@ class Encoder:
             known.update((part, ids) for part, ids in new.items() if len(part) <= _MAX_CACHED_LENGTH)
         joined = (b"".join([known[part] if part in known else new[part] for part in parts]) for parts in split)
         return [np.frombuffer(ids, np.int32) for ids in joined]
+
+    def _tokenizes_parts_alone(self, token: str) -> bool:
+        """Whether text behind a token has the ids that it has alone: not so where the first word of a text gets a space
+        (Metaspace, prepend_scheme "first").
+        """
+        together, first, second = self._backend.encode_batch_fast([f"{token}a", token, "a"], add_special_tokens=False)
+        return bool(together.ids == first.ids + second.ids)
 
     def _fresh(self, parts: list[str]) -> list[bytes]:
         if self._words is None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from omniprep.compiler.isolate.deadline import row_deadline
 from omniprep.compiler.plan.probe import find_media
+from omniprep.compiler.plan.rendered_rows import TokenizedRow, WholeText, render_row, tokenize_rows
 from omniprep.compiler.plan.text_checks import check_text, check_unicode
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, RejectCode
@@ -37,8 +38,9 @@ T = TypeVar("T")
 Ids = NDArray[np.int32]
 Items = dict[str, list[Item]]
 """The media items of a row, by modality."""
-Rendered = tuple[Row, Pieces, Items]
-"""A row between template and tokenizer: text in runs of equal loss weight, one placeholder an item."""
+Draft = tuple[Row, Pieces | WholeText, Items]
+"""A row between template and tokenizer: text in runs of equal loss weight, or whole where the family has a renderer;
+one placeholder, or stand-in, an item."""
 
 
 @dataclass(slots=True)
@@ -70,15 +72,15 @@ def plan_rows(
 
     `generate` leaves the last answer open (inference). A FamilyError has the number of the row in the chunk as `row`.
     """
-    rendered = [
+    drafts = [
         raw if isinstance(raw, Reject) else _or_reject(number, _render, raw, ctx, config, media_roots, generate)
         for number, raw in enumerate(raws)
     ]
-    token_ids = _token_ids([row[1] for row in rendered if not isinstance(row, Reject)], ctx)
+    tokenized = _tokenized([draft[1] for draft in drafts if not isinstance(draft, Reject)], ctx, config)
     result: list[PlannedRow | Reject] = []
-    for number, row in enumerate(rendered):
-        tokens = row if isinstance(row, Reject) else next(token_ids)
-        planned = tokens if isinstance(tokens, Reject) else _or_reject(number, _assemble, row, tokens, ctx, config)
+    for number, draft in enumerate(drafts):
+        tokens = draft if isinstance(draft, Reject) else next(tokenized)
+        planned = tokens if isinstance(tokens, Reject) else _or_reject(number, _assemble, draft, tokens, ctx, config)
         result.append(planned)
     return result
 
@@ -103,19 +105,37 @@ def _or_reject(number: int, function: Callable[..., T], *args: Any) -> T | Rejec
         return unexpected(error)
 
 
-def _token_ids(rows: list[Pieces], ctx: FamilyContext) -> Iterator[list[Ids] | Reject]:
-    """The token ids of each row's pieces; a text that the tokenizer cannot take costs its own row."""
+def _tokenized(
+    texts: list[Pieces | WholeText], ctx: FamilyContext, config: BuildConfig
+) -> Iterator[TokenizedRow | Reject]:
+    """The tokens of each row; a text that the tokenizer cannot take costs its own row."""
     try:
-        ids = iter(ctx.encoder.arrays([text for pieces in rows for text, _ in pieces]))
+        yield from list(_tokenize(texts, ctx, config))
+    except OmniprepError:
+        raise
     except Exception:  # the tokenizer does not name the text: each row is tried alone, and the one to blame is rejected
-        for pieces in rows:
+        for text in texts:
             try:
-                yield ctx.encoder.arrays([text for text, _ in pieces])
+                yield from list(_tokenize([text], ctx, config))
             except Exception as error:
                 yield unexpected(error)
+
+
+def _tokenize(
+    texts: list[Pieces | WholeText], ctx: FamilyContext, config: BuildConfig
+) -> Iterator[TokenizedRow | Reject]:
+    if ctx.renderer is not None:
+        yield from tokenize_rows([text for text in texts if isinstance(text, WholeText)], ctx)
         return
+    rows = [text for text in texts if not isinstance(text, WholeText)]
+    ids = iter(ctx.encoder.arrays([text for pieces in rows for text, _ in pieces]))
+    suffix = _turn_end(ctx, config.use_chat_template)
     for pieces in rows:
-        yield [next(ids) for _ in pieces]
+        runs = [next(ids) for _ in pieces]
+        row_ids = np.concatenate(runs) if runs else np.empty(0, np.int32)
+        weights = np.repeat(np.array([weight for _, weight in pieces], np.float32), [len(run) for run in runs])
+        label_turn_ends(row_ids, weights, suffix)
+        yield TokenizedRow(row_ids, weights)
 
 
 def _without_traceback(reject: Reject) -> Reject:
@@ -155,12 +175,12 @@ def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> Non
     row.kwargs = known
 
 
-def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> Rendered:
+def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> Draft:
     row = normalize(raw, parse_columns(config.columns))
     _apply_row_options(row, ctx, config)
     row.control_tokens = check_text(row, ctx, config)
     template = _template(ctx, config.use_chat_template)
-    row = prepare(row, media_roots.is_file, template.agent_template)
+    row = prepare(row, media_roots.is_file, None if ctx.renderer else template.agent_template)
     if surplus := surplus_tags(row):
         if config.surplus_tags == "reject":
             raise Reject(RejectCode.PLACEHOLDER_MISMATCH, surplus)
@@ -195,13 +215,20 @@ def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
             boxes = normalize_boxes(row.objects, original, resized, norm)
         return [write_box(box, bbox_format, template.box_tokens) for box in boxes]
 
-    references = [str(name) for name in row.objects.get("ref") or []]
-    pieces = contexts(row, template, parse_strategy(loss_scale), default_system=config.system, generate=generate)
+    references = [
+        write_reference(str(name), bbox_format, template.reference_tokens) for name in row.objects.get("ref") or []
+    ]
+    strategy = parse_strategy(loss_scale)
+    if ctx.renderer is not None:
+        items = {modality: [item for item, _ in entries] for modality, entries in probed.items()}
+        row.references, row.boxes = references, box_texts()
+        return row, render_row(row, ctx, config, strategy, items, generate=generate), items
+    pieces = contexts(row, template, strategy, default_system=config.system, generate=generate)
     pieces = replace_tags(
         pieces,
         counts={modality: len(entries) for modality, entries in probed.items()},
         placeholder_text=placeholder_text,
-        references=[write_reference(name, bbox_format, template.reference_tokens) for name in references],
+        references=references,
         box_texts=box_texts,
     )
     for modality, entries in probed.items():
@@ -247,13 +274,11 @@ def _wrapping(ctx: FamilyContext) -> dict[str, tuple[int, int]]:
     return wrapping
 
 
-def _assemble(rendered: Rendered, tokens: list[Ids], ctx: FamilyContext, config: BuildConfig) -> PlannedRow:
-    row, pieces, items = rendered
-    ids = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
+def _assemble(draft: Draft, tokens: TokenizedRow, ctx: FamilyContext, config: BuildConfig) -> PlannedRow:
+    row, _, items = draft
+    ids, weights = tokens
     if not len(ids):
         raise Reject(RejectCode.EMPTY_ROW, "nothing is left of the row")
-    weights = np.repeat(np.array([weight for _, weight in pieces], np.float32), [len(run) for run in tokens])
-    label_turn_ends(ids, weights, _turn_end(ctx, config.use_chat_template))
     weights[0] = 0.0  # nothing stands before the first token that it could be predicted from
     placeholders = _find_placeholders(ids, items, ctx) if any(items.values()) else []
     grown = sum(placeholder.size - 1 for placeholder in placeholders)  # by expansion
@@ -291,10 +316,10 @@ def _tower_work(unit: str, items: Items, ctx: FamilyContext) -> int:
 
 def _find_placeholders(ids: Ids, items: Items, ctx: FamilyContext) -> list[Placeholder]:
     """The placeholders of a row, in its order."""
-    wrapping = _wrapping(ctx)
+    wrapping = {} if ctx.renderer else _wrapping(ctx)
     result = []
     for modality in ctx.modalities:
-        indices = np.flatnonzero(ids == ctx.placeholder_id(modality)).tolist()
+        indices = np.flatnonzero(ids == ctx.stand_in_id(modality)).tolist()
         own = [item for item in items[modality] if not item.meta.in_video]
         if len(indices) != len(own):
             raise Reject(
@@ -302,12 +327,21 @@ def _find_placeholders(ids: Ids, items: Items, ctx: FamilyContext) -> list[Place
                 f"{len(own)} {modality} items, but {len(indices)} placeholders in the tokens",
             )
         for index, item in zip(indices, own, strict=True):
-            if item.audio is None:
+            if ctx.renderer is not None:
+                result.append(Placeholder(index, item.tokens, *_special_neighbors(ids, index, ctx)))
+            elif item.audio is None:
                 result.append(Placeholder(index, item.tokens, *wrapping[modality]))
             else:
                 size = item.tokens + items["audio"][item.audio].tokens
                 result.append(Placeholder(index, size, *wrapping["video_audio"]))
     return sorted(result)
+
+
+def _special_neighbors(ids: Ids, index: int, ctx: FamilyContext) -> tuple[int, int]:
+    """Special tokens right before and after a sentinel (0 or 1), which the template may have put around the item."""
+    special = ctx.encoder.special_ids
+    before, after = ids[max(index - 1, 0) : index], ids[index + 1 : index + 2]
+    return int(len(before) > 0 and int(before[0]) in special), int(len(after) > 0 and int(after[0]) in special)
 
 
 def _fit(

@@ -11,6 +11,7 @@ from omniprep.families.context import FamilyContext
 from omniprep.rows.literal import json_text, parse_json
 from omniprep.rows.normalize import Row
 from omniprep.template.agent import parse_tools
+from omniprep.template.chat import TAGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,13 @@ def _typed_tokens(ctx: FamilyContext) -> _TypedTokens:
         longest_first = sorted(filter(None, words), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    control = ctx.encoder.special_tokens - set(ctx.reserved_tokens)
-    first_characters = {token[:1] for token in (*control, *ctx.reserved_tokens)}
-    return _TypedTokens(any_of(first_characters), any_of(ctx.reserved_tokens), any_of(control))
+    # A renderer counts what its template writes, and the tokenizer's ids are looked through once more, so a token
+    # that is written like a tag (<image>) may stand in the rows' text as a tag.
+    tags = set(TAGS.values()) if ctx.renderer is not None else set()
+    reserved = [token for token in ctx.reserved_tokens if token not in tags]
+    control = ctx.encoder.special_tokens - set(reserved) - tags
+    first_characters = {token[:1] for token in (*control, *reserved)}
+    return _TypedTokens(any_of(first_characters), any_of(reserved), any_of(control))
 
 
 def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
