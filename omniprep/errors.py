@@ -145,6 +145,10 @@ class RejectCode(StrEnum):
         "--surplus-tags reject, the text has more media tags than the row has media.",
     )
     TOO_MANY_ITEMS = "too_many_items", "More items of one kind than --limit-mm-per-row allows."
+    PROCESSOR_REFUSED = (
+        "processor_refused",
+        "The checkpoint's own processor refuses the row's media; the message is its own (family hf).",
+    )
     UNSUPPORTED_MODALITY = "unsupported_modality", "The model family does not know this kind of media."
     # Finding media
     MEDIA_NOT_FOUND = (

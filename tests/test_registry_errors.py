@@ -121,7 +121,8 @@ def test_an_unknown_family_lists_near_names_and_plug_ins():
     ):
         REGISTRY.find("zzz", {})
     with pytest.raises(errors.UnknownFamilyError, match=r"no family for architectures \['Nobody'\].*--plugin FILE.py"):
-        REGISTRY.find(None, {"architectures": ["Nobody"], "model_type": "nobody"})
+        Registry().find(None, {"architectures": ["Nobody"], "model_type": "nobody"})
+    assert REGISTRY.find(None, {"architectures": ["Nobody"]}).name == "hf"
 
 
 @pytest.mark.parametrize(

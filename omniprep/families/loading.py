@@ -18,7 +18,7 @@ from omniprep.families.errors import PluginImportError, UnknownFunctionError
 from omniprep.families.records import text_hash
 from omniprep.families.registry import REGISTRY
 
-BUILT_IN = ("qwen.qwen2_5_omni", "qwen.qwen2_vl", "qwen.qwen3_vl", "qwen.qwen2_audio", "qwen.qwen3_omni")
+BUILT_IN = ("qwen.qwen2_5_omni", "qwen.qwen2_vl", "qwen.qwen3_vl", "qwen.qwen2_audio", "qwen.qwen3_omni", "hf.family")
 _loaded: dict[str, str] = {}
 """Path of each plug-in that is loaded → its text."""
 

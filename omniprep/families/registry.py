@@ -47,6 +47,9 @@ TokenFields = Callable[[Any, Sample], dict[str, Array]]
 Renderer = Callable[..., Any]
 """(ctx, row, strategy, *, generate) → `omniprep.template.rendered.Rendered`."""
 
+FALLBACK = "hf"
+"""The family of checkpoints that no other answers for."""
+
 
 def as_family(cls: type) -> type[Family]:
     """A class as a family: itself where it is one, else a subclass of it and `Family`."""
@@ -91,7 +94,7 @@ class Registry:
             del LOADERS[name]
 
     def find(self, name: str | None, config: Mapping[str, Any]) -> FamilyRecord:
-        """The family of a name, or of a checkpoint's config.json (its architectures, then its model_type).
+        """The family of a name, or of a checkpoint's config.json (its architectures, then its model_type, else hf).
 
         Raises:
             UnknownFamilyError: There is none; the message lists near names and what is registered.
@@ -111,6 +114,8 @@ class Registry:
         for record in reversed(self.families.values()):
             if model_type in record.model_types:
                 return record
+        if FALLBACK in self.families:
+            return self.families[FALLBACK]
         raise UnknownFamilyError(
             f"no family for architectures {sorted(architectures)} (model_type {model_type!r}); "
             f"registered: {registered}. Pass --family NAME, or register one with --plugin FILE.py"

@@ -1,0 +1,87 @@
+"""M-rope positions by the model's own `get_rope_index`, on an object of its class without weights."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omniprep.errors import OmniprepError
+from omniprep.families.kinds import Array
+
+METHOD = "get_rope_index"
+
+
+class Skeleton:
+    """The model of a checkpoint, as far as it computes positions."""
+
+    def __init__(self, config: Mapping[str, Any], model: str, *, trust_remote_code: bool) -> None:
+        """Take config.json and the checkpoint."""
+        self._config, self._model, self._trust_remote_code = config, model, trust_remote_code
+
+    @cached_property
+    def has_positions(self) -> bool:
+        """Whether the model computes its positions itself; read from its source, which takes no import of it."""
+        source = self._source()
+        return source is not None and f"def {METHOD}(" in source.read_text(encoding="utf-8")
+
+    def _source(self) -> Path | None:
+        from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+        model_type = str(self._config.get("model_type", ""))
+        name = model_type_to_module_name(model_type)
+        try:
+            spec = importlib.util.find_spec(f"transformers.models.{name}.modeling_{name}") if name else None
+        except ModuleNotFoundError:
+            spec = None
+        return Path(spec.origin) if spec is not None and spec.origin else None
+
+    @cached_property
+    def _object(self) -> Any:
+        """An object of the class that has the method, with its config and nothing else."""
+        import torch
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(self._model, trust_remote_code=self._trust_remote_code)
+        architecture = (self._config.get("architectures") or [""])[0]
+        cls = getattr(transformers, architecture, None)
+        if cls is None:
+            raise OmniprepError(f"model {self._model!r}: transformers has no class {architecture!r}")
+        module = sys.modules[cls.__module__]
+        classes: list[Any] = [cls, *filter(inspect.isclass, vars(module).values())]
+        known = type(config)
+        owners = [c for c in classes if hasattr(c, METHOD) and getattr(c, "config_class", None) is known]
+        if not owners:
+            raise OmniprepError(f"model {self._model!r}: no class of {module.__name__} has {METHOD} for its config")
+        try:
+            with torch.device("meta"):
+                return owners[0](config)
+        except Exception as error:  # any class of transformers; its reason is told
+            raise OmniprepError(f"model {self._model!r}: {owners[0].__name__} cannot be made: {error}") from error
+
+    def positions(
+        self, ids: NDArray[np.int32], vectors: Mapping[str, Sequence[Any]], token_fields: Mapping[str, Array]
+    ) -> NDArray[np.int32]:
+        """Positions int32 (3, L) of a row.
+
+        Args:
+            ids: With all items expanded.
+            vectors: Small tensors of each item, by forward argument (grids, seconds).
+            token_fields: Arrays of one value a token.
+        """
+        import torch
+
+        arguments: dict[str, Any] = {name: torch.cat(list(values)) for name, values in vectors.items()}
+        arguments |= {name: torch.from_numpy(np.asarray(array, np.int64))[None] for name, array in token_fields.items()}
+        method = getattr(self._object, METHOD)
+        known = inspect.signature(method).parameters
+        arguments = {name: value for name, value in arguments.items() if name in known}
+        positions, _ = method(torch.from_numpy(ids.astype(np.int64))[None], **arguments)
+        result: NDArray[np.int32] = positions[:, 0].numpy().astype(np.int32)
+        return result

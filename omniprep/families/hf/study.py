@@ -1,0 +1,328 @@
+"""What is learned of a processor before it is used: by trying it on examples, each rule proved on all of them.
+
+Per modality: how many items a row may have; whether what an item becomes depends on its neighbors; that its text
+follows from its size alone; how the tensors are made of items (forms.py); and whether the floats of pixels follow from
+bytes, so that bytes can be stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from omniprep.errors import Reject
+from omniprep.families.hf.examples import blank, example_metas, noise
+from omniprep.families.hf.forms import Form, join_units, learn_form, learn_row_form, same, split_items, to_numpy
+from omniprep.families.hf.runner import Outcome, Runner, Unusable, WidenedTag
+from omniprep.families.kinds import MediaMeta
+from omniprep.shards.affine import affine_params
+
+WITHOUT_ARITHMETIC = {"do_rescale": False, "do_normalize": False}
+"""Kwargs by which image and video processors give the bytes that they would make floats of."""
+PIXEL_SETTINGS = {"image": "images_kwargs", "video": "videos_kwargs"}
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFacts:
+    """What is known of one modality of a processor.
+
+    Attributes:
+        limit: Most items of a row (None: no limit was met).
+        dependent: Whether items of a row depend on each other.
+        forms: Of each tensor that items of this modality give.
+        pixels: By tensor, the params of the arithmetic that makes its floats of stored bytes; {} where floats are
+            stored.
+        shapes_only: Whether the processor can be run on tensors without values (torch's meta device) to count.
+    """
+
+    modality: str
+    limit: int | None
+    dependent: bool
+    forms: dict[str, Form]
+    pixels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shapes_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An item that the processor took, and what it made of it."""
+
+    meta: MediaMeta
+    item: Any
+    outcome: Outcome
+
+    def text(self) -> str:
+        """What its token became."""
+        return self.outcome.texts[self.meta.kind][0]
+
+
+def study(runner: Runner, modality: str, token_names: frozenset[str]) -> MediaFacts:
+    """Learn one modality.
+
+    Args:
+        runner: Of the processor.
+        modality: Which one.
+        token_names: Tensors that have one value a token; they are no item's.
+
+    Raises:
+        Unusable: The processor takes no such item, or no rule holds for what it gives.
+    """
+    examples = _examples(runner, modality)
+    _check_blank(runner, examples)
+    names = [name for name in examples[0].outcome.tensors if name not in token_names]
+    if any(set(example.outcome.tensors) - token_names != set(names) for example in examples):
+        raise Unusable(f"the tensors that {_name(runner)} gives differ between {modality} items")
+    row, joined, limit = _together(runner, modality, examples)
+    forms = _single_forms(names, examples) if joined is None else _forms(names, row, joined)
+    # A processor that takes items of one size together, but not of several, is asked about every row as a whole.
+    alike = len(row) > 1 and len({id(example) for example in row}) == 1 and len(examples) > 1
+    dependent = joined is not None and (forms is None or alike)
+    if joined is not None and dependent:
+        forms = _row_forms(names, examples, row, joined)
+    if forms is None:
+        raise Unusable(f"how {_name(runner)} puts several {modality} items into its tensors follows no known rule")
+    pixels = _pixels(runner, modality, examples, forms)
+    for name, params in pixels.items():
+        if "channel_run" in params:
+            params |= _patches(getattr(runner.processor, f"{modality}_processor"), name, forms, examples)
+    return MediaFacts(modality, limit, dependent, forms, pixels, _shapes_only(runner, modality, examples))
+
+
+def _name(runner: Runner) -> str:
+    return type(runner.processor).__name__
+
+
+def _examples(runner: Runner, modality: str) -> list[Example]:
+    """The examples that the processor takes; Unusable with its own words where it takes none."""
+    examples, refusal = [], None
+    for number, meta in enumerate(example_metas(modality)):
+        try:
+            item = runner.as_input(meta, noise(meta, number))
+            examples.append(Example(meta, item, _run_widening(runner, modality, item)))
+        except Reject as reject:
+            refusal = refusal or reject
+    if not examples:
+        assert refusal is not None
+        raise Unusable(f"{_name(runner)} takes no {modality}: {refusal.message}")
+    return examples
+
+
+def _run_widening(runner: Runner, modality: str, item: Any) -> Outcome:
+    try:
+        return runner.run({modality: [item]})
+    except WidenedTag:
+        runner.widen(modality)
+        return runner.run({modality: [item]})
+
+
+def _check_blank(runner: Runner, examples: Sequence[Example]) -> None:
+    """Hold the text and the shapes of blank items against those of noise: headers must be enough to count."""
+    for example in examples:
+        outcome = runner.run({example.meta.kind: [runner.as_input(example.meta, blank(example.meta))]})
+        shapes = {name: _shape(value) for name, value in example.outcome.tensors.items()}
+        if (
+            outcome.texts != example.outcome.texts
+            or {name: _shape(value) for name, value in outcome.tensors.items()} != shapes
+        ):
+            raise Unusable(f"what {_name(runner)} makes of a {example.meta.kind} depends on more than its size")
+
+
+def _shape(value: Any) -> Any:
+    return [_shape(part) for part in value] if isinstance(value, list) else tuple(getattr(value, "shape", ()))
+
+
+def _together(
+    runner: Runner, modality: str, examples: Sequence[Example]
+) -> tuple[list[Example], Outcome | None, int | None]:
+    """All examples in one row, or as many as it takes, or one of them again and again; and the most items of a row."""
+    most = max(len(examples), 3)
+    for some in (examples, examples[:1]):
+        for count in range(most, 1, -1):
+            row = [some[number % len(some)] for number in range(count)]
+            try:
+                outcome = runner.run({modality: [example.item for example in row]})
+            except Reject:
+                continue
+            return row, outcome, None if count == most else count
+    return [], None, 1
+
+
+def _forms(names: Sequence[str], row: Sequence[Example], joined: Outcome) -> dict[str, Form] | None:
+    """Forms by which the joined row is made of its items alone; None where it is not."""
+    if joined.texts[row[0].meta.kind] != [example.text() for example in row]:
+        return None
+    forms = {}
+    for name in names:
+        form = learn_form([example.outcome.tensors[name] for example in row], joined.tensors.get(name))
+        if form is None or name not in joined.tensors:
+            return None
+        forms[name] = form
+    return forms
+
+
+def _single_forms(names: Sequence[str], examples: Sequence[Example]) -> dict[str, Form] | None:
+    forms = {name: learn_form([example.outcome.tensors[name] for example in examples], None) for name in names}
+    return None if None in forms.values() else {name: form for name, form in forms.items() if form is not None}
+
+
+def _row_forms(
+    names: Sequence[str], examples: Sequence[Example], row: Sequence[Example], joined: Outcome
+) -> dict[str, Form] | None:
+    """Forms of rows as a whole, from rows of one item and the joined one."""
+    outcomes, counts = [*(example.outcome for example in examples), joined], [1] * len(examples) + [len(row)]
+    forms = {}
+    for name in names:
+        if any(name not in outcome.tensors for outcome in outcomes):
+            return None
+        form = learn_row_form([outcome.tensors[name] for outcome in outcomes], counts)
+        if form is None:
+            return None
+        for outcome, count in zip(outcomes, counts, strict=True):
+            if not _gives_back(outcome.tensors[name], form, count):
+                return None
+        forms[name] = form
+    return forms
+
+
+def _gives_back(value: Any, form: Form, count: int) -> bool:
+    """Whether the items of a row, joined again, are the row's tensor."""
+    arrays, whole = split_items(value, form, count), to_numpy(value)
+    if form.layout == "row":
+        return same(arrays[0], whole)
+    target = whole[0] if form.batch_axis else whole
+    return same(join_units(arrays, form.pad).astype(target.dtype), target)
+
+
+def _pixels(
+    runner: Runner, modality: str, examples: Sequence[Example], forms: Mapping[str, Form]
+) -> dict[str, dict[str, Any]]:
+    """By tensor of floats, the arithmetic that makes it of bytes; {} where one is not made of bytes."""
+    floats = [name for name, form in forms.items() if form.dtype == "float32" and form.layout == "flat"]
+    if modality not in PIXEL_SETTINGS or not floats or any(forms[name].is_list for name in floats):
+        return {}
+    part = getattr(runner.processor, f"{modality}_processor")
+    settings = {PIXEL_SETTINGS[modality]: WITHOUT_ARITHMETIC}
+    try:
+        outcomes = [runner.run({modality: [example.item]}, settings) for example in examples]
+    except Reject:
+        return {}
+    for example, outcome in zip(examples, outcomes, strict=True):
+        rest = set(example.outcome.tensors) - set(floats)
+        if set(outcome.tensors) != set(example.outcome.tensors) or outcome.texts != example.outcome.texts:
+            return {}
+        if not all(same(to_numpy(outcome.tensors[name]), to_numpy(example.outcome.tensors[name])) for name in rest):
+            return {}
+    params = {}
+    for name in floats:
+        pairs = [
+            (as_bytes(to_numpy(outcome.tensors[name])), to_numpy(example.outcome.tensors[name]))
+            for outcome, example in zip(outcomes, examples, strict=True)
+        ]
+        found = _arithmetic(pairs, part, runner.settings.get(PIXEL_SETTINGS[modality], {}))
+        if found is None:
+            return {}
+        params[name] = found
+    return params
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """Whole numbers from 0 to 255 as bytes, as some processors put them into a buffer of floats; others as they are."""
+    if array.dtype != np.float32:
+        return array
+    pixels = array.astype(np.uint8)
+    return pixels if (pixels == array).all() else array
+
+
+def _arithmetic(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], part: Any, settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The arithmetic of (bytes, floats) of the examples, and which axis holds the channels."""
+
+    def setting(name: str) -> Any:
+        return settings.get(name, getattr(part, name, None))
+
+    mean, std, rescale = (setting(name) for name in ("image_mean", "image_std", "rescale_factor"))
+    if not setting("do_normalize"):
+        mean = std = None
+    if not setting("do_rescale"):
+        rescale = None
+    if any(pixels.dtype != np.uint8 or pixels.shape != floats.shape or not pixels.ndim for pixels, floats in pairs):
+        return None
+    lists = [list(value) if isinstance(value, list | tuple) else None for value in (mean, std)]
+    for layout in _channel_layouts(pairs[0][0], getattr(part, "patch_size", None)):
+        by_channel = [[_channels_first(array, layout) for array in pair] for pair in pairs]
+        if any(array is None for pair in by_channel for array in pair):
+            continue
+        pixels, floats = (np.concatenate([pair[side] for pair in by_channel], axis=1) for side in (0, 1))
+        params = affine_params(pixels, floats, 0, mean=lists[0], std=lists[1], rescale=rescale)
+        if params is not None:
+            return {**params, **layout}
+    return None
+
+
+def _channel_layouts(pixels: np.ndarray, patch_size: Any) -> list[dict[str, Any]]:
+    """Where the channels may stand, as params of a column: whole pictures, or flat patches of which each channel has a
+    run of values (channels first in a patch, last, or in the middle of a patch of several frames).
+    """
+    layouts: list[dict[str, Any]] = [{"picture": "chw"}, {"picture": "hwc"}]
+    runs = [pixels.shape[-1] // 3, 1]
+    if isinstance(patch_size, int):
+        runs.append(patch_size**2)
+    return layouts + [{"channel_run": run} for run in runs if run and pixels.shape[-1] % (3 * run) == 0]
+
+
+def _channels_first(array: np.ndarray, layout: Mapping[str, Any]) -> np.ndarray | None:
+    """(3, values) of an array whose channels stand as the layout says; None where they cannot."""
+    run = layout.get("channel_run")
+    if run is not None:
+        return np.ascontiguousarray(np.moveaxis(array.reshape(-1, 3, run), 1, 0)).reshape(3, -1)
+    axis = {"chw": -3, "hwc": -1}[layout["picture"]]
+    if array.ndim < 4 or array.shape[axis] != 3:
+        return None
+    return np.ascontiguousarray(np.moveaxis(array, axis, 0)).reshape(3, -1)
+
+
+def _patches(part: Any, name: str, forms: Mapping[str, Form], examples: Sequence[Example]) -> dict[str, Any]:
+    """How patches make pictures (by which they are compressed), where they are in Qwen2-VL's form; else {}."""
+    patch, merge, frames = (getattr(part, key, None) for key in ("patch_size", "merge_size", "temporal_patch_size"))
+    if not all(isinstance(size, int) for size in (patch, merge, frames)):
+        return {}
+    assert isinstance(patch, int) and isinstance(frames, int)
+    if forms[name].shape != (3 * frames * patch**2,):
+        return {}
+    for grid, form in forms.items():
+        if (
+            form.layout == "item"
+            and form.shape == (3,)
+            and all(
+                len(example.outcome.tensors[name]) == int(example.outcome.tensors[grid].prod()) for example in examples
+            )
+        ):
+            sides = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames}
+            return {"picture": "patches", "sizes": f"prod({grid})", **sides}
+    return {}
+
+
+def _shapes_only(runner: Runner, modality: str, examples: Sequence[Example]) -> bool:
+    """Whether tensors without values are enough to know the text and the small tensors of images or videos."""
+    if modality == "audio":
+        return False
+    for example in examples:
+        try:
+            outcome = runner.run({modality: [runner.without_values(example.meta)]})
+        except (Reject, NotImplementedError):
+            return False
+        small = {name: value for name, value in example.outcome.tensors.items() if _is_vector(value)}
+        if outcome.texts != example.outcome.texts or any(
+            not _is_vector(outcome.tensors.get(name)) or not same(to_numpy(outcome.tensors[name]), to_numpy(value))
+            for name, value in small.items()
+        ):
+            return False
+    return True
+
+
+def _is_vector(value: Any) -> bool:
+    from omniprep.families.hf.forms import MOST_VECTOR
+
+    return hasattr(value, "numel") and value.device.type == "cpu" and value.numel() <= MOST_VECTOR
