@@ -1,131 +1,26 @@
-"""What the classes of chat models do not hold: the chat templates of their checkpoints, and the tokens in them."""
+"""What the classes of chat models do not hold: chat templates, tokens, and settings without usable defaults."""
 
-from omniprep.testing.small_chat import CHATML, Recipe
+from dataclasses import replace
 
-CHATML_ENDS = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-
-# Qwen3.5: images between marks; a system prompt only where the row has one; thoughts of earlier turns are dropped.
-QWEN3_5 = (
-    "{%- macro content_of(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}"
-    "{%- for item in content -%}{%- if item.type == 'image' or 'image' in item -%}"
-    "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
-    "{%- elif item.type == 'video' or 'video' in item -%}{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
-    "{%- elif 'text' in item -%}{{- item.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
-    "{%- if tools -%}{{- '<|im_start|>system\n# Tools\n\nYou have access to the following functions:\n\n<tools>' -}}"
-    "{%- for tool in tools -%}{{- '\n' + (tool | tojson) -}}{%- endfor -%}{{- '\n</tools>' -}}"
-    "{%- if messages[0].role == 'system' -%}{{- '\n\n' + content_of(messages[0].content) | trim -}}{%- endif -%}"
-    "{{- '<|im_end|>\n' -}}"
-    "{%- elif messages[0].role == 'system' -%}"
-    "{{- '<|im_start|>system\n' + content_of(messages[0].content) | trim + '<|im_end|>\n' -}}{%- endif -%}"
-    "{%- set last = namespace(user=-1) -%}"
-    "{%- for message in messages -%}{%- if message.role == 'user' -%}{%- set last.user = loop.index0 -%}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- for message in messages -%}{%- set content = content_of(message.content) | trim -%}"
-    "{%- if message.role == 'user' -%}{{- '<|im_start|>user\n' + content + '<|im_end|>\n' -}}"
-    "{%- elif message.role == 'assistant' -%}{%- set thought = namespace(text='') -%}"
-    "{%- if message.reasoning_content is string -%}{%- set thought.text = message.reasoning_content -%}"
-    "{%- elif '</think>' in content -%}"
-    "{%- set thought.text = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') -%}"
-    "{%- set content = content.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}"
-    "{%- if loop.index0 > last.user -%}"
-    "{{- '<|im_start|>assistant\n<think>\n' + thought.text | trim + '\n</think>\n\n' + content -}}"
-    "{%- else -%}{{- '<|im_start|>assistant\n' + content -}}{%- endif -%}{{- '<|im_end|>\n' -}}"
-    "{%- elif message.role == 'tool' -%}"
-    "{{- '<|im_start|>user\n<tool_response>\n' + content + '\n</tool_response><|im_end|>\n' -}}"
-    "{%- elif not loop.first -%}{{- raise_exception('System message must be at the beginning.') -}}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}"
-    "{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\n\n</think>\n\n' -}}"
-    "{%- else -%}{{- '<think>\n' -}}{%- endif -%}{%- endif -%}"
+from omniprep.testing.chat_templates import (
+    CHATML,
+    CHATML_ENDS,
+    GEMMA3,
+    GEMMA4,
+    GEMMA_ENDS,
+    GLM,
+    GLM_ENDS,
+    GLM_NAMES,
+    GLM_TOKENS,
+    INTERNVL,
+    LLAVA_ONEVISION,
+    QWEN3_5,
+    QWEN_TOKENS,
+    QWEN_VISION,
+    SMOLVLM,
+    SMOLVLM_ENDS,
 )
-QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-
-# Qwen2-VL and those that took its template: media between marks, wherever the chat has them.
-QWEN_VISION = CHATML.replace(
-    "MEDIA",
-    "{% if item['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}"
-    "{% if item['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% endif %}",
-)
-
-# GLM-4.1V, GLM-4.5V and GLM-4.6V: roles are tokens, answers are not closed by one.
-GLM = (
-    "[gMASK]<sop>\n{%- for message in messages -%}{%- if message.role == 'user' -%}<|user|>\n"
-    "{%- if message.content is string -%}{{ message.content }}{%- else -%}{%- for item in message.content -%}"
-    "{%- if item.type == 'image' -%}<|begin_of_image|><|image|><|end_of_image|>"
-    "{%- elif item.type == 'video' -%}<|begin_of_video|><|video|><|end_of_video|>"
-    "{%- elif item.type == 'text' -%}{{ item.text }}{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{%- elif message.role == 'assistant' -%}<|assistant|>\n"
-    "{%- if message.content is string -%}{{ message.content | trim }}{%- else -%}"
-    "{%- for item in message.content -%}{%- if item.type == 'text' -%}{{ item.text | trim }}{%- endif -%}{%- endfor -%}"
-    "{%- endif -%}"
-    "{%- elif message.role == 'system' -%}<|system|>\n"
-    "{%- if message.content is string -%}{{ message.content }}{%- else -%}{%- for item in message.content -%}"
-    "{%- if item.type == 'text' -%}{{ item.text }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}<|assistant|>\n{%- endif -%}"
-)
-GLM_TOKENS = (
-    *("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>", "<|image|>", "<|video|>"),
-)
-GLM_ENDS = {"bos_token": "[gMASK]", "eos_token": "<|user|>", "pad_token": "<|endoftext|>"}
-GLM_NAMES = {
-    "image_token": "<|image|>",
-    "image_start_token": "<|begin_of_image|>",
-    "image_end_token": "<|end_of_image|>",
-    "video_token": "<|video|>",
-    "video_start_token": "<|begin_of_video|>",
-    "video_end_token": "<|end_of_video|>",
-}
-
-# LLaVA-OneVision: media of a turn before its text; answers marked for masks.
-LLAVA_ONEVISION = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
-    "{% for item in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
-    "{% for item in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
-    "{% if message['role'] != 'assistant' %}"
-    "{% for item in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + item['text'] }}{% endfor %}"
-    "{% else %}{% for item in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{% generation %}{{ '\n' + item['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-# InternVL3: an image is a token and a newline.
-INTERNVL = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['content'] is string %}"
-    "{{ message['content'] }}{% else %}{% for item in message['content'] %}{% if item['type'] == 'image' %}"
-    "{{ '<IMG_CONTEXT>\n' }}{% elif item['type'] == 'video' %}{{ '<video>\n' }}{% elif item['type'] == 'text' %}"
-    "{{ item['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-# Gemma 3: the system prompt stands inside the first question; texts are trimmed; turns must alternate.
-GEMMA3 = (
-    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- if messages[0]['content'] is string -%}"
-    "{%- set first = messages[0]['content'] + '\n\n' -%}{%- else -%}"
-    "{%- set first = messages[0]['content'][0]['text'] + '\n\n' -%}{%- endif -%}{%- set turns = messages[1:] -%}"
-    "{%- else -%}{%- set first = '' -%}{%- set turns = messages -%}{%- endif -%}"
-    "{%- for message in turns -%}{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif -%}"
-    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
-    "{{ '<start_of_turn>' + role + '\n' + (first if loop.first else '') }}"
-    "{%- if message['content'] is string -%}{{ message['content'] | trim }}"
-    "{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}"
-    "{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}"
-    "{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}"
-    "{%- else -%}{{ raise_exception('Invalid content type') }}{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
-)
-GEMMA_ENDS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-
-# SmolVLM2 and Idefics3: roles are words; a turn that begins with an image has no space after its colon.
-SMOLVLM = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for item in message['content'] %}{% if item['type'] == 'text' %}{{ item['text'] }}"
-    "{% elif item['type'] == 'image' %}{{ '<image>' }}{% elif item['type'] == 'video' %}{{ '<video>' }}{% endif %}"
-    "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-SMOLVLM_ENDS = {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "pad_token": "<|im_end|>"}
+from omniprep.testing.small_chat import Recipe
 
 QWEN3_5_RECIPE = Recipe(
     template=QWEN3_5,
@@ -167,3 +62,125 @@ RECIPES = {
     "audioflamingo3": Recipe(ends=CHATML_ENDS),
 }
 """Model type → recipe; a type that is absent takes the plain one."""
+
+# What the class's defaults leave out, or have in a form that no small model can have.
+QWEN_VISION_RECIPE = Recipe(
+    template=QWEN_VISION,
+    ends=CHATML_ENDS,
+    special=QWEN_TOKENS,
+    names={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
+)
+GEMMA4_RECIPE = Recipe(
+    template=GEMMA4,
+    pipeline="spaces_as_letters",
+    ends=GEMMA_ENDS,
+    special=("<|turn>", "<turn|>"),
+    names={
+        "image_token": "<|image|>",
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+        "video_token": "<|video|>",
+    },
+    config={"text_config": {"global_head_dim": 16}},
+)
+RECIPES |= {
+    "aria": Recipe(
+        # Its processor asks for 980 pixels whatever its image processor says.
+        config={"vision_config": {"patch_size": 70, "image_size": 980}, "projector_patch_to_query_dict": {196: 16}},
+        processor={"size_conversion": {980: 16}},
+    ),
+    "cohere2_vision": Recipe(processor={"image_processor": {"patch_size": 4}}),
+    "cohere_compass": replace(
+        QWEN_VISION_RECIPE,
+        template=CHATML.replace(
+            "MEDIA",
+            "{% if item['type'] == 'image' %}<|VISION_START|><|IMAGE_PAD|><|VISION_END|>{% endif %}"
+            "{% if item['type'] == 'video' %}<|VISION_START|><|VIDEO_PAD|><|VISION_END|>{% endif %}",
+        ),
+        special=("<|VISION_START|>", "<|VISION_END|>", "<|IMAGE_PAD|>", "<|VIDEO_PAD|>"),
+        names={},
+    ),
+    "cosmos3_edge": QWEN_VISION_RECIPE,
+    "cosmos3_omni": replace(QWEN_VISION_RECIPE, processor_class="Qwen3VLProcessor"),
+    "ernie4_5_vl_moe": Recipe(
+        template=CHATML.replace(
+            "MEDIA",
+            "{% if item['type'] == 'image' %}Picture: <|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>{% endif %}"
+            "{% if item['type'] == 'video' %}Video: <|VIDEO_START|><|VIDEO_PLACEHOLDER|><|VIDEO_END|>{% endif %}",
+        ),
+        special=("<|IMAGE_START|>", "<|IMAGE_END|>", "<|VIDEO_START|>", "<|VIDEO_END|>"),
+        names={"image_token": "<|IMAGE_PLACEHOLDER|>", "video_token": "<|VIDEO_PLACEHOLDER|>"},
+        # Height and width are interleaved here, so they have as many frequencies; time has the rest.
+        config={
+            "text_config": {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]}
+            }
+        },
+        processor={"video_processor": {"draw_on_frames": False}},
+    ),
+    "gemma4": GEMMA4_RECIPE,
+    "gemma4_unified": GEMMA4_RECIPE,
+    "granite4_vision": Recipe(
+        config={
+            "vision_config": {"model_type": "siglip_vision_model"},
+            "vision_feature_select_strategy": "full",
+            "downsample_rate": "4/8",
+            "deepstack_layer_map": [[-1, 0]],
+            "spatial_target_layers": [0, 1],
+            "qformer_config": {"num_hidden_layers": 1},
+        },
+    ),
+    "hunyuan_vl": Recipe(
+        template=CHATML.replace(
+            "MEDIA", "{% if item['type'] == 'image' %}<|image_start|><|image|><|image_end|>{% endif %}"
+        ),
+        names={"image_token": "<|image|>", "image_start_token": "<|image_start|>", "image_end_token": "<|image_end|>"},
+        config={"text_config": {"head_dim": 16}},
+    ),
+    "llama4": Recipe(
+        ids={"image_token_index": "<|patch|>"},
+        config={"vision_config": {"vision_output_dim": 64, "projector_input_dim": 64, "intermediate_size": 256}},
+    ),
+    "molmo2": Recipe(
+        ids={"image_patch_id": "<im_patch>"},
+        config={"vision_config": {"image_size": [112, 112]}},
+        processor={"image_processor": {"size": {"height": 112, "width": 112}, "overlap_margins": [1, 1]}},
+    ),
+    "mllama": Recipe(
+        config={
+            "vision_config": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 192, "num_global_layers": 1},
+            "text_config": {"cross_attention_layers": [1]},
+        },
+    ),
+    "muse_glimmer": Recipe(config={"out_hidden_size": 256}),
+    "musicflamingo": Recipe(parts={"feature_extractor": "WhisperFeatureExtractor"}),
+    "ovis2": Recipe(
+        names={"image_token": "<IMG_ATOM>"},
+        ids={"visual_indicator_token_ids": ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")},
+    ),
+    "qwen2_vl": QWEN_VISION_RECIPE,
+    "qwen2_5_vl": QWEN_VISION_RECIPE,
+    "qwen3_vl": QWEN_VISION_RECIPE,
+    "qwen3_vl_moe": QWEN_VISION_RECIPE,
+    "paddleocr_vl": Recipe(
+        template=CHATML.replace(
+            "MEDIA",
+            "{% if item['type'] == 'image' %}<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>{% endif %}",
+        ),
+        special=("<|IMAGE_START|>", "<|IMAGE_END|>"),
+        names={"image_token": "<|IMAGE_PLACEHOLDER|>"},
+    ),
+    "step3p7": Recipe(
+        config={"text_config": {"sliding_window": 64}},
+        processor={"image_processor": {"size": {"height": 112, "width": 112}, "patch_size": 56, "max_image_size": 448}},
+    ),
+    "glm_ocr": Recipe(
+        template=GLM, ends=GLM_ENDS, special=GLM_TOKENS, names=GLM_NAMES, processor_class="Glm46VProcessor"
+    ),
+    "glmga": Recipe(
+        template=GLM, ends=GLM_ENDS, special=GLM_TOKENS, names=GLM_NAMES, processor_class="Glm46VProcessor"
+    ),
+}

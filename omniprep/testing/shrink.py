@@ -8,12 +8,15 @@ import dataclasses
 import inspect
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 WIDTH, INNER, HEADS, GROUPS, HEAD, LAYERS, EXPERTS = 64, 96, 4, 2, 16, 2, 4
 SIDE = 8
 """Patches along each side of a picture of the configured size."""
 
+KEY_VALUE_HEADS = r"(.*_)?(num_key_value_heads|num_kv_heads|n_kv_heads)"
 BY_NAME: tuple[tuple[str, Any], ...] = (
     # Attention with compressed keys and values (DeepSeek), and with state (Mamba, gated delta nets).
     (r"q_lora_rank|kv_lora_rank|o_lora_rank|index_head_dim|qk_head_dim|global_head_dim|v_head_dim", HEAD),
@@ -30,11 +33,14 @@ BY_NAME: tuple[tuple[str, Any], ...] = (
     (r"n_shared_experts|moe_num_shared_experts|num_shared_experts", 1),
     # Layers, heads and widths.
     (r"(.*_)?(num_hidden_layers|depth|encoder_layers|decoder_layers|num_layers|n_layers|num_blocks)", LAYERS),
-    (r"(.*_)?(num_key_value_heads|num_kv_heads|n_kv_heads)", GROUPS),
+    (KEY_VALUE_HEADS, GROUPS),
     (r"(.*_)?(num_attention_heads|num_heads|attention_heads|n_heads|num_query_heads)", HEADS),
     (r"(attention_)?head_dim", HEAD),
     (r"(.*_)?(intermediate_size|ffn_dim|mlp_dim|inner_dim|ffn_hidden_size|ffn_size)", INNER),
-    (r"(.*_)?(hidden_size|embed_dim|d_model|hidden_dim|projection_dim|output_dim|out_dim|width|input_dim)", WIDTH),
+    (
+        r"(.*_)?(hidden_size|embed_dim|d_model|hidden_dim|projection_dim|output_dim|output_proj_dims|out_dim|width|input_dim)",
+        WIDTH,
+    ),
     (r"max_position_embeddings|max_window_layers", 32768),
     (r"hidden_size_per_layer_input", HEAD),
 )
@@ -52,16 +58,23 @@ def small_config(
         vocabulary: Tokens.
         given: Fields that the configuration of the whole model sets, where this is one of its parts.
     """
+    from transformers import AutoConfig
+
     kwargs: dict[str, Any] = {}
     specs = type(config).sub_configs_defaults
-    for name, default in own_fields(config).items():
+    fields = own_fields(config) | {name: getattr(config, name, None) for name in sorted(given)}
+    for name, default in fields.items():
         full: Any = getattr(config, name, None)
+        if full is None and name in specs and specs[name].optional and name not in more:
+            full = specs[name].default_config  # a part that not every checkpoint has
+        if is_config(full) and (another := more.get(name, {}).get("model_type")):
+            full = AutoConfig.for_model(another)
         if is_config(full):
             said = dict(specs[name].init_kwargs) if name in specs else {}
             part = small_config(full, more.get(name, {}), vocabulary, frozenset(said))
             kwargs[name] = {"model_type": full.model_type, **said, **part}
         elif (default is not None or name in given) and (value := small_value(name, full, vocabulary)) is not None:
-            kwargs[name] = value
+            kwargs[name] = HEADS if re.fullmatch(KEY_VALUE_HEADS, name) and each_has_its_own(config, name) else value
     kwargs |= pictures(config, more.get("patch_size"))
     kwargs |= {name: tokens for name in PICTURE_TOKENS if (tokens := picture_tokens(config, name)) is not None}
     if isinstance(pinpoints := getattr(config, "image_grid_pinpoints", None), list):
@@ -79,6 +92,12 @@ def pictures(config: Any, patch: int | None) -> dict[str, Any]:
     return {"image_size": numbers[0] if isinstance(side, int) else type(side)(numbers)}
 
 
+def each_has_its_own(config: Any, name: str) -> bool:
+    """Whether every head of queries has keys and values of its own: then it is so in the small one."""
+    fields = own_fields(config)
+    return fields.get(name) in [fields.get(key) for key in ("num_attention_heads", "num_heads", "n_heads")]
+
+
 PICTURE_TOKENS = ("image_seq_length", "mm_tokens_per_image")
 
 
@@ -93,8 +112,27 @@ def picture_tokens(config: Any, name: str = "") -> int | None:
         return None
     if hasattr(config, "mm_tokens_per_image"):  # any square number: the projector averages to it
         return (SIDE // 2) ** 2
-    ratio = getattr(config, "downsample_ratio", None) or 1 / (getattr(config, "scale_factor", None) or 1)
-    return int((SIDE * ratio) ** 2)
+    for part in parts_of(config):
+        for field, power in (("downsample_ratio", 1), ("scale_factor", -1), ("pixel_shuffle_ratio", 1)):
+            if isinstance(factor := getattr(part, field, None), int | float):
+                return int((SIDE * factor**power) ** 2)
+    return SIDE**2
+
+
+@contextmanager
+def readable(config: Any) -> Iterator[None]:
+    """Settings that layers may have of their own can be read as those of all, in a configuration and its parts.
+
+    transformers refuses that otherwise (Gemma 4's heads are wider in layers of full attention).
+    """
+    configs = parts_of(config)
+    for part in configs:
+        part.__dict__["allow_global_per_layer_attribute_access"] = True
+    try:
+        yield
+    finally:
+        for part in configs:
+            part.__dict__.pop("allow_global_per_layer_attribute_access", None)
 
 
 def is_config(value: Any) -> TypeGuard[Any]:
@@ -122,7 +160,7 @@ def small_value(name: str, default: Any, vocabulary: int) -> Any:
     """What replaces a field's default; None to keep it."""
     if default is None or isinstance(default, bool | str):
         return None
-    if isinstance(default, list | tuple):
+    if isinstance(default, list | tuple | dict) or default == 0:  # 0: what the class does without
         return None
     if re.fullmatch(r"(.*_)?(vocab_size|vocabulary_size)", name):
         return vocabulary
@@ -144,6 +182,10 @@ def with_layers(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             full = default or getattr(config, name, None)
             if isinstance(full, list | tuple):
                 kwargs[name] = type(full)(range(min(len(full), LAYERS)))
+        elif name not in kwargs and re.fullmatch(r".*feature_layers?", name):
+            full = default or getattr(config, name, None)
+            if isinstance(full, list | tuple):  # layers whose outputs are put together: the last and the one before
+                kwargs[name] = type(full)(n % 2 - 2 if layer < 0 else n % 2 for n, layer in enumerate(full))
     return kwargs
 
 
@@ -156,13 +198,17 @@ def with_positions(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     full = dict(getattr(config, "rope_parameters", None) or {})
     head = kwargs.get("head_dim") or kwargs["hidden_size"] // kwargs["num_attention_heads"]
     half = int(head * full.get("partial_rotary_factor", 1.0)) // 2
-    interleaved = full.get("mrope_interleaved") or "interleaved" in modelling_source(config)
-    kwargs["rope_parameters"] = {
-        "rope_theta": 10000.0,
-        **full,
-        "rope_type": full.get("rope_type", "default"),
-        "mrope_section": sections(half, interleaved=bool(interleaved)),
-    }
+    interleaved = bool(full.get("mrope_interleaved")) or "interleaved" in modelling_source(config)
+    split = {"rope_theta": 10000.0, "rope_type": "default", "mrope_section": sections(half, interleaved=interleaved)}
+    kinds = [kind for kind, rope in full.items() if isinstance(rope, dict)]  # each kind of layer has its own
+    if kinds or set(full) <= set(getattr(config, "layer_types", None) or ()):
+        kinds = (
+            list(dict.fromkeys(kwargs.get("layer_types") or config.layer_types))
+            if hasattr(config, "layer_types")
+            else []
+        )
+    kwargs["rope_parameters"] = {kind: {**split, **(full.get(kind) or {})} for kind in kinds} or {**split, **full}
+    kwargs["rope_parameters"].update({} if kinds else {"mrope_section": split["mrope_section"]})
     return kwargs
 
 
@@ -190,7 +236,7 @@ def modelling_source(config: Any) -> str:
 
 def parts_of(config: Any) -> list[Any]:
     """A configuration and all its parts."""
-    parts = [getattr(config, name, None) for name in own_fields(config)]
+    parts = [config.__dict__.get(name) for name in own_fields(config)]
     return [config, *(inner for part in parts if is_config(part) for inner in parts_of(part))]
 
 

@@ -14,25 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from omniprep.errors import OmniprepError
+from omniprep.testing.chat_templates import CHATML
 from omniprep.testing.shrink import (
     is_config,
     own_fields,
     parts_of,
     picture_side,
     picture_tokens,
+    readable,
     rescaled,
     small_config,
 )
 from omniprep.testing.small_tokenizer import PIPELINES
 
 ENDS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
-    "{{ message['content'] }}{% else %}{% for item in message['content'] %}MEDIA"
-    "{% if item['type'] == 'text' %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +42,12 @@ class Recipe:
     names: dict[str, str] = field(default_factory=dict)
     """Names under which the processor asks the tokenizer for tokens; those it falls back on need none."""
     config: dict[str, Any] = field(default_factory=dict)
+    ids: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """Fields of the configuration that hold ids of tokens under other names than `…_token_id`."""
+    processor_class: str = ""
+    """Where transformers names none for the type."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """Classes of the processor's parts, where transformers names none for the type."""
     processor: dict[str, Any] = field(default_factory=dict)
     """Arguments of the processor's class; those of its parts under their names."""
 
@@ -54,6 +55,7 @@ class Recipe:
 def write_chat_model(path: Path, seed: int, model_type: str, recipe: Recipe) -> None:
     """Write a checkpoint folder with random weights."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -69,7 +71,7 @@ def write_chat_model(path: Path, seed: int, model_type: str, recipe: Recipe) -> 
         processor.save_pretrained(path)
     except ImportError as error:
         raise OmniprepError(f"a small {model_type} needs a package: {one_line(error)}") from error
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
         if isinstance(error, OmniprepError):
             raise
         raise OmniprepError(
@@ -96,7 +98,9 @@ def give_weights(model: Any) -> None:
     import torch
 
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            if re.search(r"gate(_\w+)?$", name) and parameter.numel() == 1:
+                parameter.fill_(0.5)  # shut at first, where what it lets through was added to a trained model
             if parameter.ndim < 2:
                 continue
             wanted, given = parameter[0].numel() ** -0.5, float(parameter.float().std())
@@ -136,24 +140,32 @@ def make_parts(model_type: str, recipe: Recipe) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     full = AutoConfig.for_model(model_type)
-    processor_type = processor_class(model_type)
+    processor_type = processor_class(recipe.processor_class or processor_name(model_type))
     tokenizer = make_tokenizer(full, processor_type, recipe)
     vocabulary = -(-len(tokenizer) // 64) * 64
-    config = type(full)(**small_config(full, recipe.config, vocabulary))
-    processor = make_processor(processor_type, config, full, tokenizer, recipe)
-    give_ids(config, processor, tokenizer)
+    with readable(full):
+        config = type(full)(**small_config(full, recipe.config, vocabulary))
+        with readable(config):
+            processor = make_processor(processor_type, config, full, tokenizer, recipe)
+            give_ids(config, processor, tokenizer, recipe.ids)
     config.architectures = [model_class(model_type).__name__]
     return config, processor
 
 
-def processor_class(model_type: str) -> Any:
-    """The processor class of a model type."""
-    import transformers
+def processor_name(model_type: str) -> str:
+    """The processor that transformers names for a model type."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
     if name is None:
-        raise OmniprepError(f"transformers has no processor for {model_type!r}")
+        raise OmniprepError(f"transformers names no processor for {model_type!r}")
+    return name
+
+
+def processor_class(name: str) -> Any:
+    """A processor of transformers."""
+    import transformers
+
     return getattr(transformers, name)
 
 
@@ -163,7 +175,15 @@ def make_tokenizer(config: Any, processor_type: Any, recipe: Recipe) -> Any:
 
     source = inspect.getsource(importlib.import_module(processor_type.__module__))
     names = {name: f"<|{name.removesuffix('_token')}|>" for name in asked_tokens(source)} | recipe.names
-    tokens = [*recipe.ends.values(), *recipe.special, *names.values(), *literal_tokens(source), *spare_tokens(config)]
+    ids = [text for texts in recipe.ids.values() for text in ([texts] if isinstance(texts, str) else texts)]
+    tokens = [
+        *recipe.ends.values(),
+        *recipe.special,
+        *names.values(),
+        *ids,
+        *literal_tokens(source),
+        *spare_tokens(config),
+    ]
     tokenizer = PIPELINES[recipe.pipeline](dict.fromkeys(tokens))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -185,7 +205,11 @@ def asked_tokens(source: str) -> list[str]:
 def literal_tokens(source: str) -> list[str]:
     """Texts of special tokens in a processor's code."""
     texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
-    tokens = [text for text in texts if isinstance(text, str) and re.fullmatch(r"<[^\s<>{}]+>|\[[A-Z_]+\]", text)]
+    tokens = [
+        text
+        for text in texts
+        if isinstance(text, str) and re.fullmatch(r"<[^\s<>{}]+>|\[[A-Z_]+\]|\]<\][a-z ]+\[>\[", text)
+    ]
     if "_col_" in source:  # rows and columns of tiles, written with numbers
         tokens += [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     return list(dict.fromkeys(tokens))
@@ -205,25 +229,27 @@ def spare_tokens(config: Any) -> list[str]:
     return [f"<|{name}|>" for name in found]
 
 
-def give_ids(config: Any, processor: Any, tokenizer: Any) -> None:
+def give_ids(config: Any, processor: Any, tokenizer: Any, ids: dict[str, str | tuple[str, ...]]) -> None:
     """Set the token ids of a configuration to those of the tokenizer: by the names that the processor has for them."""
     for part in parts_of(config):
+        for name, texts in ids.items():
+            if name in own_fields(part):
+                setattr(part, name, tokenizer.convert_tokens_to_ids(texts if isinstance(texts, str) else list(texts)))
         for name, default in own_fields(part).items():
             match = TOKEN_FIELD.fullmatch(name)
-            if match is None or (default is None and getattr(part, name) is None):
+            if match is None or name in ids or (default is None and getattr(part, name) is None):
                 continue
             setattr(part, name, token_of(match[1], processor, tokenizer))
 
 
 def token_of(name: str, processor: Any, tokenizer: Any) -> int:
     """The id of a token that a configuration calls `name`: the processor's, the tokenizer's, or the spare one."""
-    for holder in (tokenizer, processor):
-        token = getattr(holder, f"{name}_token", None)
-        if isinstance(token, str):
-            return int(tokenizer.convert_tokens_to_ids(token))
-        number = getattr(holder, f"{name}_token_id", None)
-        if isinstance(number, int):
-            return number
+    token, number = getattr(tokenizer, f"{name}_token", None), getattr(processor, f"{name}_token_id", None)
+    if token is None and isinstance(number, int):
+        return number
+    token = token or getattr(processor, f"{name}_token", None)
+    if isinstance(token, str):
+        return int(tokenizer.convert_tokens_to_ids(token))
     return int(tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
 
 
@@ -234,18 +260,22 @@ COUNTS = ("image_seq_len", "image_seq_length", "num_image_tokens", "num_image_to
 def make_processor(processor_type: Any, config: Any, full: Any, tokenizer: Any, recipe: Recipe) -> Any:
     """The processor with its parts, with what the configuration says of the same name."""
     arguments: dict[str, Any] = {}
+    accepts = inspect.signature(processor_type.__init__).parameters
     for name in processor_type.get_attributes():
         if "tokenizer" in name:
             arguments[name] = tokenizer
         else:
-            given = recipe.processor.get(name, {})
-            arguments[name] = make_part(name, config, full, given)
-    for name, parameter in inspect.signature(processor_type.__init__).parameters.items():
-        value = picture_tokens(config) if name in COUNTS else found_value(config, name)
+            part_type = part_class(name, config.model_type, processor_type.__name__, recipe.parts.get(name))
+            arguments[name] = make_part(part_type, config, full, recipe.processor.get(name, {}))
+    for name, parameter in accepts.items():
+        value = picture_tokens(config) if name in COUNTS else found_value(config, SAME.get(name, name))
         if name not in arguments and value is not None and parameter.default is not inspect.Parameter.empty:
             arguments[name] = value
-    arguments |= {name: value for name, value in recipe.processor.items() if name not in arguments}
-    accepts = inspect.signature(processor_type.__init__).parameters
+    if "num_additional_image_tokens" in accepts and found_value(config, "vision_feature_select_strategy") == "default":
+        arguments["num_additional_image_tokens"] = 1  # the class token, which "default" drops
+    arguments |= {
+        name: value for name, value in recipe.processor.items() if name not in processor_type.get_attributes()
+    }
     processor = processor_type(**{key: value for key, value in arguments.items() if key in accepts})
     processor.chat_template = recipe.template.replace("MEDIA", media_tags(processor))
     return processor
@@ -255,7 +285,9 @@ def media_tags(processor: Any) -> str:
     """The part of a chat template that writes the processor's own token for each media item."""
     tags = ""
     for modality in ("image", "video", "audio"):
-        token = getattr(processor, f"{modality}_token", None)
+        token = getattr(processor, f"{modality}_placeholder_token", None) or getattr(
+            processor, f"{modality}_token", None
+        )
         if token is not None:
             tags += f"{{% if item['type'] == '{modality}' %}}{{{{ {token!r} }}}}{{% endif %}}"
     return tags
@@ -270,14 +302,15 @@ def found_value(config: Any, name: str) -> Any:
     return None
 
 
-def make_part(name: str, config: Any, full: Any, given: dict[str, Any]) -> Any:
+def make_part(part_type: Any, config: Any, full: Any, given: dict[str, Any]) -> Any:
     """An image processor, video processor or feature extractor for media of the configuration's sizes."""
-    part_type = part_class(name, config.model_type)
-    defaults = part_type().to_dict()
+    defaults = part_type(**given).to_dict()
     settings: dict[str, Any] = {}
     before, after = own_side(defaults) or picture_side(full), picture_side(config)
     for key, value in defaults.items():
-        if before and after and key in ("size", "crop_size", "max_image_size", "image_grid_pinpoints", "pad_size"):
+        if key == "image_grid_pinpoints" and (pinpoints := found_value(config, key)):
+            settings[key] = pinpoints
+        elif before and after and key in SIZES:
             settings[key] = rescaled(value, before, after)
         elif isinstance(value, int) and not isinstance(value, bool):
             said = found_value(config, SAME.get(key, key))
@@ -286,7 +319,8 @@ def make_part(name: str, config: Any, full: Any, given: dict[str, Any]) -> Any:
     return part_type(**{**settings, **given})
 
 
-SAME = {"merge_size": "spatial_merge_size", "feature_size": "num_mel_bins"}
+SIZES = ("size", "crop_size", "max_image_size", "min_image_size", "image_grid_pinpoints", "pad_size", "tile_size")
+SAME = {"merge_size": "spatial_merge_size", "feature_size": "num_mel_bins", "img_size": "image_size"}
 """Settings that a configuration has under another name."""
 
 
@@ -299,7 +333,7 @@ def own_side(defaults: dict[str, Any]) -> int | None:
     return None
 
 
-def part_class(name: str, model_type: str) -> Any:
+def part_class(name: str, model_type: str, processor: str, said: str | None) -> Any:
     """The class that AutoProcessor takes for a part of the processor.
 
     Where transformers names none for the type, it is that of a type with the same processor (GLM-4.5V: of GLM-4.1V).
@@ -310,11 +344,12 @@ def part_class(name: str, model_type: str) -> Any:
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
     from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
 
+    if said:
+        return getattr(transformers, said)
     mapping = {
         "image_processor": IMAGE_PROCESSOR_MAPPING_NAMES,
         "video_processor": VIDEO_PROCESSOR_MAPPING_NAMES,
     }.get(name, FEATURE_EXTRACTOR_MAPPING_NAMES)
-    processor = PROCESSOR_MAPPING_NAMES[model_type]
     same = [other for other, its in PROCESSOR_MAPPING_NAMES.items() if its == processor]
     found = next((mapping[other] for other in (model_type, *same) if other in mapping), None)
     if isinstance(found, dict):
