@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal
 
 from omniprep.errors import UsageError, shown_name
@@ -56,11 +57,15 @@ class RowOptions:
     """System prompt for rows that have none (default: the family's)."""
     use_chat_template: bool = True
     """Off for pre-training text: no roles, loss on all tokens."""
+    template_date: str | None = None
+    """Day (YYYY-MM-DD) that a chat template takes for today, where it writes the date (default: the day on which the
+    build began)."""
     columns: tuple[str, ...] = ()
     """Rename a column of the rows before they are read, as NEW=OLD (images=image_paths); content.image=path renames a
     key of typed content items."""
     chat_template_kwargs: Literal["ignore", "apply"] = "ignore"
-    """The rows' own limits of pixels and frames in the column of this name: ignored as in the reference, or used."""
+    """The rows' own limits of pixels and frames, and variables of the chat template, in the column of this name:
+    ignored as in the reference, or used."""
 
     max_pixels: int | None = None
     """Maximum pixels of an image after resizing (MAX_PIXELS of the reference)."""
@@ -135,6 +140,7 @@ class RowOptions:
             for name in PIXEL_OPTIONS
             for value in [getattr(self, name)]
         ]
+        checks.append((_is_day(self.template_date), "--template-date must be a day as YYYY-MM-DD"))
         _refuse(checks)
         parse_columns(self.columns)
 
@@ -224,6 +230,13 @@ def _refuse(checks: list[tuple[bool, str]]) -> None:
     for good, text in checks:
         if not good:
             raise UsageError(text)
+
+
+def _is_day(text: str | None) -> bool:
+    try:
+        return text is None or date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 _CREDENTIALS = re.compile(

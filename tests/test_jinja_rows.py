@@ -69,7 +69,7 @@ def typed(folder, messages: list[dict], forms: dict[str, str]) -> list[dict]:
     """The messages as a user of apply_chat_template writes them."""
     images, result = iter(SIZES), []
     for message in messages:
-        content = message["content"]
+        content = message.get("content")
         if isinstance(content, str):
             parts = [
                 {"type": "image", "image": jinja_chat.noise_image(*next(images))}
@@ -79,7 +79,7 @@ def typed(folder, messages: list[dict], forms: dict[str, str]) -> list[dict]:
                 if piece or not content
             ]
             content = content if forms.get(message["role"]) == "text" else parts
-        result.append({**message, "content": content})
+        result.append({**message, "content": content} if content is not None else dict(message))
     return result
 
 
@@ -157,3 +157,78 @@ def test_thoughts_are_trained_as_the_template_leaves_them(folder):
             re.sub("(?<=>) (?=[a-z\n])|(?<=>) (?=<)", "", text).strip() for text in trained(ctx.tokenizer, encoded)
         ]
         assert [text.replace("> \n", ">\n") for text in texts] == expected, template
+
+
+WEATHER = {"name": "get_weather", "description": "Weather.", "parameters": {"type": "object", "properties": {}}}
+CALLS = [
+    {"role": "user", "content": "Weather in Paris?"},
+    {"role": "tool_call", "content": '{"name": "get_weather", "arguments": {"city": "Paris"}}'},
+    {"role": "tool_call", "content": '{"name": "get_weather", "arguments": {"city": "Köln"}}'},
+    {"role": "tool_response", "content": '{"sky": "blue"}'},
+    {"role": "assistant", "content": "Blue."},
+]
+
+
+def call(city: str) -> dict:
+    return {"type": "function", "function": {"name": "get_weather", "arguments": {"city": city}}}
+
+
+@pytest.mark.parametrize("form", ["messages of their own", "tool_calls", "after a word"])
+def test_tools_and_calls_are_given_as_templates_take_them(folder, form):
+    tools = [{"type": "function", "function": WEATHER}]
+    answer: dict = {"role": "assistant", "tool_calls": [call("Paris"), call("Köln")]}
+    messages = [CALLS[0], *CALLS[1:]]
+    if form == "tool_calls":
+        openai = [
+            {**one, "id": "1", "function": {**one["function"], "arguments": '{"city": "Paris"}'}}
+            for one in [call("Paris")]
+        ]
+        answer = {"role": "assistant", "tool_calls": [call("Paris")]}
+        messages = [CALLS[0], {"role": "assistant", "content": None, "tool_calls": openai}, *CALLS[3:]]
+    if form == "after a word":
+        answer = {"role": "assistant", "content": "Let me see.", **answer}
+        messages = [CALLS[0], {"role": "assistant", "content": "Let me see."}, *CALLS[1:]]
+    ctx, row = built(folder, "hermes", {"messages": messages, "tools": [WEATHER]})
+    chat_of_tools = [CALLS[0], answer, {"role": "tool", "content": '{"sky": "blue"}'}, CALLS[-1]]
+    processor = jinja_chat.processor_of(folder / "hermes")
+    expected = processor.apply_chat_template(
+        typed(folder, chat_of_tools, ctx.chat.forms), tools=tools, tokenize=True, return_dict=True
+    )
+    assert row["input_ids"][0].tolist() == expected["input_ids"][0]
+    first, last = (re.sub("(?<=>) \n", "\n", text) for text in trained(ctx.tokenizer, row))
+    assert last == "Blue.<|im_end|>"
+    start = {"after a word": "Let me see.\n<tool_call>\n"}.get(form, "<tool_call>\n")
+    assert first.startswith(start + '{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>')
+    assert first.endswith("</tool_call><|im_end|>") and first.count("<tool_call>") == 1 + (form != "tool_calls")
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("template", ["hermes", "glm"])
+def test_thoughts_are_given_to_the_template_and_trained(folder, template, key):
+    messages = [*chat("a", "b", "c", "d")]
+    messages[1] |= {key: "one"}
+    messages[3] |= {key: "two three"}
+    config = BuildConfig(model=str(folder / template), bin_length=4096)
+    ctx = family_of(config)
+    row = encode_row({"messages": messages}, ctx, config, str(folder))
+    processor = jinja_chat.processor_of(folder / template)
+    expected = processor.apply_chat_template(typed(folder, messages, ctx.chat.forms), tokenize=True, return_dict=True)
+    assert row["input_ids"][0].tolist() == expected["input_ids"][0]
+    texts = ["".join(text.split()) for text in trained(ctx.tokenizer, row)]
+    end = ENDS[template]
+    assert texts == [f"<think>one</think>b{end}", f"<think>twothree</think>d{end}"]
+
+
+def test_keys_that_a_renderer_reads_are_not_reported_as_unread(folder):
+    from omniprep.compiler.plan.rows import plan_rows
+    from omniprep.media.fetch import MediaRoots
+    from omniprep.rows.columns import Note
+
+    messages = [*chat("a"), {"role": "assistant", "content": "b", "reasoning_content": "c", "weight": 0}]
+    config = BuildConfig(model=str(folder / "hermes"), bin_length=4096)
+    roots = MediaRoots(str(folder), (), False)
+    (row,) = plan_rows([{"messages": messages}], family_of(config), config, roots)
+    assert row.unread == {"messages.weight": ""} and row.notes & Note.UNREAD_COLUMNS
+    del messages[1]["weight"]
+    (row,) = plan_rows([{"messages": messages}], family_of(config), config, roots)
+    assert not row.unread and not row.notes

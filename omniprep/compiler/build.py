@@ -28,6 +28,7 @@ from omniprep.compiler.output.folder import (
     list_inputs,
     os_errors_as_one_line,
     prepare,
+    with_template_date,
 )
 from omniprep.compiler.output.lease import Lease, LostLeaseError, hold
 from omniprep.compiler.output.manifest import finish
@@ -57,6 +58,7 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
         raise UsageError("--bin-length and --out are needed")
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     ctx = family_of(config)
+    config = with_template_date(config, ctx)
     item_limits(ctx, config.limit_mm_per_row)
     with_codec(ctx.columns, config.pixel_codec)  # says at once where its library is absent
     with os_errors_as_one_line(config.out):
@@ -143,6 +145,7 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     if config.out:
         with os_errors_as_one_line(config.out), stopped_by_signal():
+            config = with_template_date(config, family_of(config))
             listed = list_inputs(config, progress.message)
             identity = build_identity(config, family_of(config), listed)
             with hold(config.out, progress.message) as lease:

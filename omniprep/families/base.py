@@ -42,7 +42,6 @@ from omniprep.families.rowwise import FROM_CHECKPOINT, Rowwise
 from omniprep.modalities import MODALITIES
 from omniprep.shards.schema import Column
 from omniprep.template.chat import TemplateMeta
-from omniprep.template.item_text import ItemTexts
 
 NEEDED = {
     "map_items": ("register_input_mapper", "input mapper", ("map_row",)),
@@ -221,21 +220,6 @@ class Family(Checkpoint, Rowwise):
     def stand_in_id(self, modality: str) -> int:
         """What stands for an item in the ids of a plan: its placeholder, with a renderer its sentinel."""
         return MODALITIES[modality].sentinel if self.renderer is not None else self.placeholder_id(modality)
-
-    @cached_property
-    def item_text_tokens(self) -> ItemTexts:
-        """The tokens of texts of items (`item_texts`)."""
-        return ItemTexts(self.encoder)
-
-    def expand_texts(self, sample: Sample) -> list[Expansion]:
-        """The sentinels of a row become the tokens of their items' texts."""
-        present = {modality: items for modality, items in sample.items.items() if items}
-        texts = self.item_texts({modality: [item.meta for item in items] for modality, items in present.items()})
-        return [
-            Expansion(modality, number, [MODALITIES[modality].sentinel], self.item_text_tokens.cut(text).ids)
-            for modality in present
-            for number, text in enumerate(texts[modality])
-        ]
 
     def blank_image(self, width: int, height: int) -> Any:
         """A black RGB PIL image, for dummy data."""

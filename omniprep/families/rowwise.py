@@ -6,15 +6,21 @@ overrides methods of `Rowwise`. The defaults ask the item-wise methods.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from omniprep.families.checks import check_mapped, no_stop_iteration
 from omniprep.families.errors import CallbackError, TokenCountMismatchError
-from omniprep.families.kinds import Array, Decoded, Field, MediaMeta, Sample
+from omniprep.families.kinds import Array, Decoded, Expansion, Field, MediaMeta, Sample
 from omniprep.media.image import decode_image
 from omniprep.media.source import Source
+from omniprep.modalities import MODALITIES
+from omniprep.template.chat import TemplateMeta
+from omniprep.template.item_text import ItemTexts
+from omniprep.template.jinja import ChatTemplate
+from omniprep.template.tokens import Encoder
 
 Metas = Mapping[str, Sequence[MediaMeta]]
 """Header facts of a row's items, by modality and in order."""
@@ -44,6 +50,12 @@ class Rowwise:
     renderer: ClassVar[Callable[..., Any] | None] = None
 
     if TYPE_CHECKING:
+        template: TemplateMeta
+
+        @cached_property
+        def encoder(self) -> Encoder:
+            """`Checkpoint.encoder`."""
+            raise NotImplementedError
 
         def count(self, modality: str, meta: MediaMeta) -> int:
             """`Family.count`."""
@@ -75,6 +87,43 @@ class Rowwise:
     def load_image(self, source: Source, *, exif: str, alpha: str) -> Any:
         """An image as the mapper takes it: a PIL image in RGB; rejects what cannot be decoded."""
         return decode_image(source, exif=exif, alpha=alpha)
+
+    # The renderer's side.
+
+    @cached_property
+    def item_text_tokens(self) -> ItemTexts:
+        """The tokens of texts of items (`item_texts`)."""
+        return ItemTexts(self.encoder)
+
+    def expand_texts(self, sample: Sample) -> list[Expansion]:
+        """The sentinels of a row become the tokens of their items' texts."""
+        present = {modality: items for modality, items in sample.items.items() if items}
+        texts = self.item_texts({modality: [item.meta for item in items] for modality, items in present.items()})
+        return [
+            Expansion(modality, number, [MODALITIES[modality].sentinel], self.item_text_tokens.cut(text).ids)
+            for modality in present
+            for number, text in enumerate(texts[modality])
+        ]
+
+    @property
+    def chat(self) -> ChatTemplate | None:
+        """The checkpoint's own chat template, where the renderer is `render_chat`, which needs it."""
+        return None
+
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """Names that a row's chat_template_kwargs may set in the chat template."""
+        return self.chat.variables if self.chat else frozenset()
+
+    @property
+    def reads_date(self) -> bool:
+        """Whether the chat template writes the present day."""
+        return self.chat is not None and self.chat.reads_date
+
+    @property
+    def stop_texts(self) -> frozenset[str]:
+        """Tokens at which an answer ends, beside the tokenizer's own."""
+        return self.chat.stop_texts if self.chat else frozenset({*self.template.suffix, *self.template.stop_words})
 
     # What the compiler calls.
 

@@ -9,6 +9,7 @@ template.encode (typed content lists, boxes unchanged); all others do. A `system
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,9 @@ ITEM_OPTIONS = frozenset(
 _LIMIT_COLUMNS = ITEM_OPTIONS - {"fps", "nframes"} | {"mm_processor_kwargs", "media_io_kwargs"}
 """Columns that set a row's limits in other programs. Not fps and nframes, which mostly describe the video."""
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of messages that hold an assistant's thoughts, the first where there are several."""
+
 _ROLE_ALIASES = {
     "human": "user",
     "gpt": "assistant",
@@ -57,13 +61,15 @@ _ROLE_ALIASES = {
 class Row:
     """One chat, in the reference's standard form.
 
-    `messages` hold role (user, assistant, tool_call, tool), content (str, or None for a missing last answer) and, where
-    the row set it, loss. `media` holds, by modality, what names each item: a path, URI, base64 string, bytes, a dict
+    `messages` hold role (user, assistant, tool_call, tool), content (str, or None of an answer that is missing or calls
+    tools only) and, where the row set them, loss and what renderers alone read: reasoning_content, tool_calls, name,
+    tool_call_id. `media` holds, by modality, what names each item: a path, URI, base64 string, bytes, a dict
     {bytes, path}, or (videos) a list of frames. `kwargs` are the row's own media limits (chat_template_kwargs).
     `notes` and `unread` are what the build reports about the row; `unread` names columns and items with media that
     nothing reads, each with the --columns option that reads it ("" where none does). `control_tokens`: its text holds
     control tokens of the model that people typed. For renderers: `references` and `boxes` are what replaces each
-    `<ref-object>` and `<bbox>`, `variables` what the row's chat_template_kwargs set in the chat template.
+    `<ref-object>` and `<bbox>`, `variables` what the row's chat_template_kwargs set in the chat template, `today` the
+    day that it takes for today (None: the present day).
     """
 
     messages: list[dict[str, Any]]
@@ -78,6 +84,7 @@ class Row:
     references: list[str] = field(default_factory=list)
     boxes: list[str] = field(default_factory=list)
     variables: dict[str, Any] = field(default_factory=dict)
+    today: date | None = None
 
 
 def normalize(raw: Any, columns: Columns = ()) -> Row:
@@ -178,7 +185,8 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
             raise Reject(RejectCode.BAD_ROLE, f"message {position} has role {role!r}; known: {known}")
         content = message.get("content", message.get("value"))
         # template.encode writes the content of tool messages as JSON, null too; the dataset path refuses any null.
-        if content is None and not (direct and (role == "system" or role in _TOOL_ROLES)):
+        calls = message.get("tool_calls") if role == "assistant" else None
+        if content is None and not calls and not (direct and (role == "system" or role in _TOOL_ROLES)):
             raise Reject(RejectCode.BAD_MESSAGE, f"message {position} ({role}) has no content")
         role = "tool" if role == "tool_response" else role
         if role in _TOOL_ROLES and not isinstance(content, str):
@@ -186,10 +194,26 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
         standard = {"role": role, "content": content}
         if role == "assistant" and message.get("loss") is not None:  # the reference ignores the loss of other messages
             standard["loss"] = _loss(message["loss"], position)
+        standard |= _for_renderers(message, role, calls, position)
         result.append(standard)
     if system is not None and result[0]["role"] != "system":
         result.insert(0, {"role": "system", "content": system})
     return result
+
+
+def _for_renderers(message: dict[str, Any], role: str, calls: Any, position: int) -> dict[str, Any]:
+    """What chat templates read of a message beside its content; the reference drops it."""
+    read = {name: message[name] for name in ("name", "tool_call_id") if isinstance(message.get(name), str)}
+    if calls:
+        if not isinstance(calls, list | tuple):
+            raise Reject(RejectCode.BAD_TOOLS, f"message {position}: tool_calls must be a list")
+        read["tool_calls"] = list(calls)
+    if role == "assistant":
+        thought = next((message[name] for name in THOUGHTS if message.get(name) is not None), None)
+        if thought is not None and not isinstance(thought, str):
+            raise Reject(RejectCode.BAD_MESSAGE, f"message {position}: its {THOUGHTS[0]} must be text")
+        read |= {} if thought is None else {THOUGHTS[0]: thought}
+    return read
 
 
 def _loss(value: Any, position: int) -> float:

@@ -242,6 +242,9 @@ def prepare(row: Row, is_file: Any, agent_template: str | None = "hermes") -> Ro
     """
     row.tools = parse_tools(row.tools)
     if agent_template is not None:
+        for number, message in enumerate(row.messages, 1 + (row.system is not None)):
+            if message["role"] == "assistant" and message["content"] is None:
+                raise Reject(RejectCode.BAD_MESSAGE, f"message {number} (assistant) has no content")
         row.messages = merge_tool_calls(row.messages, agent_template)
     if not row.media["image"]:
         for message in row.messages:

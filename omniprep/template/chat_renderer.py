@@ -45,7 +45,7 @@ def render_chat(family: HasChatTemplate, row: Row, strategy: Strategy, *, genera
 
     def render(write: Write = as_written) -> tuple[str, Spans]:
         entries = as_template_input(messages, chat.forms, write)
-        return chat.render(entries, tools=row.tools, generate=generate, variables=row.variables)
+        return chat.render(entries, tools=row.tools, generate=generate, variables=row.variables, today=row.today)
 
     text, generated = render()
     items = find_items(text, counts, family)

@@ -40,7 +40,6 @@ class ChatTemplate:
         name: str = "",
         add_special_tokens: bool = True,
         stops: Collection[str] = (),
-        today: date | None = None,
     ) -> None:
         """Find the template and learn how it writes a chat.
 
@@ -50,13 +49,12 @@ class ChatTemplate:
             add_special_tokens: Whether the processor has the tokenizer add its own tokens to a text that does not begin
                 with bos. A tokenizer's own apply_chat_template never does.
             stops: Further tokens that end an answer (generation_config.json).
-            today: The day that the template takes for today; None: the present day, each time.
 
         Raises:
             OmniprepError: There is no template, or it cannot be compiled.
         """
         self.tokenizer = getattr(owner, "tokenizer", None) or owner
-        self._owner, self._name, self._today = owner, name, today
+        self._owner, self._name = owner, name
         self._is_processor = self.tokenizer is not owner
         self._add_special_tokens = add_special_tokens and self._is_processor
         self._empties_content = self._is_processor and _empties_content(type(owner))
@@ -121,6 +119,12 @@ class ChatTemplate:
         names = jinja2.meta.find_undeclared_variables(compiled.environment.parse(self.source(None)))
         return frozenset(names - _SET_BY_CALLER - self._special_tokens.keys() - compiled.environment.globals.keys())
 
+    @cached_property
+    def stop_texts(self) -> frozenset[str]:
+        """Tokens that end an answer."""
+        ends = [self._added_tokens.search(end) for end in self.ends]
+        return frozenset({*self._stops, *(match.group() for match in ends if match)})
+
     def adds_special_tokens(self, text: str) -> bool:
         """Whether apply_chat_template has the tokenizer add its own tokens to a rendered text."""
         bos = self.tokenizer.bos_token
@@ -133,8 +137,16 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         generate: bool = False,
         variables: Mapping[str, Any] | None = None,
+        today: date | None = None,
     ) -> tuple[str, Spans]:
         """The text of a chat, and the characters that the template says the model writes ({% generation %}).
+
+        Args:
+            messages: As `apply_chat_template` takes them.
+            tools: JSON schemas of tools.
+            generate: Whether the text ends with the generation prompt.
+            variables: Further variables of the template (chat_template_kwargs).
+            today: The day that the template takes for today; None: the present day.
 
         Raises:
             Reject: template_refused, with what the template says.
@@ -142,7 +154,7 @@ class ChatTemplate:
         import jinja2
 
         try:
-            text, spans = self._rendered(messages, tools, generate, dict(variables or {}))
+            text, spans = self._rendered(messages, tools, generate, dict(variables or {}), today)
         except jinja2.TemplateError as error:
             raise Reject(RejectCode.TEMPLATE_REFUSED, f"the chat template refuses the row: {_short(error)}") from error
         except (MemoryError, RecursionError):
@@ -159,7 +171,9 @@ class ChatTemplate:
             )
         return text, spans
 
-    def _rendered(self, messages: Any, tools: Any, generate: bool, variables: dict[str, Any]) -> tuple[str, Spans]:
+    def _rendered(
+        self, messages: Any, tools: Any, generate: bool, variables: dict[str, Any], today: date | None
+    ) -> tuple[str, Spans]:
         if self._own_renderer:
             return self._owner.apply_chat_template(
                 [dict(message) for message in messages],
@@ -172,8 +186,8 @@ class ChatTemplate:
 
         source = self.source(tools)
         tracked = self.marks_generation(tools)
-        if self._today is not None and "strftime_now" in source:
-            self._set_date(source, self._today)
+        if "strftime_now" in source:
+            _set_date(source, today)
         # A key without a value is dropped, as apply_chat_template does.
         conversation = [{key: value for key, value in message.items() if value is not None} for message in messages]
         if self._empties_content:
@@ -187,10 +201,6 @@ class ChatTemplate:
             **{**self._special_tokens, **variables},
         )
         return texts[0], list(spans[0]) if tracked else []
-
-    def _set_date(self, source: str, today: date) -> None:
-        """Let `strftime_now` of the compiled template say the build's day."""
-        _compiled(source).environment.globals["strftime_now"] = datetime(today.year, today.month, today.day).strftime
 
     # What is learned of the template, from chats of marks.
 
@@ -279,6 +289,16 @@ def _compiled(source: str) -> Any:
     from transformers.utils import chat_template_utils
 
     return chat_template_utils._compile_jinja_template(source)
+
+
+def _set_date(source: str, today: date | None) -> None:
+    """Let `strftime_now` of the compiled template, which transformers keeps, say a day, or the present one."""
+
+    def strftime_now(form: str) -> str:
+        now = datetime.now() if today is None else datetime(today.year, today.month, today.day)
+        return now.strftime(form)
+
+    _compiled(source).environment.globals["strftime_now"] = strftime_now
 
 
 def _empties_content(cls: type) -> bool:

@@ -216,7 +216,7 @@ def answer(
     """The model's answers to some encoded prompts."""
     tokenizer = ctx.tokenizer
     vocabulary = tokenizer.get_vocab()
-    stops = {*ctx.template.suffix, *ctx.template.stop_words} & vocabulary.keys()
+    stops = ctx.stop_texts & vocabulary.keys()
     ends = {tokenizer.eos_token_id, *(vocabulary[token] for token in stops)}
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     batch = {k: v.to(model.device) for k, v in left_padded(rows, pad_id).items()}

@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from typing import Any
 
 from omniprep import io
@@ -152,6 +153,19 @@ def build_identity(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> B
         versions={**versions(), **ctx.versions},
         tokenizer_sha256=ctx.tokenizer_sha256,
     )
+
+
+def with_template_date(config: BuildConfig, ctx: FamilyContext) -> BuildConfig:
+    """The options with the day for a chat template that writes the date: that of the build that the folder holds, which
+    this run goes on with, else today.
+    """
+    if config.template_date is not None or not ctx.reads_date:
+        return config
+    try:
+        began = None if config.overwrite else read_identity(config.out).config.get("template_date")
+    except FileNotFoundError:
+        began = None
+    return replace(config, template_date=began or date.today().isoformat())
 
 
 def finished(config: BuildConfig, identity: BuildIdentity) -> dict[str, Any] | None:

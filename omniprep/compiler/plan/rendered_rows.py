@@ -6,6 +6,7 @@ thousand tokens costs no more than one of ten.
 """
 
 from collections.abc import Iterator, Sequence
+from datetime import date
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ class TokenizedRow(NamedTuple):
     ids: Ids
     """With the sentinel of its modality for each item."""
     weights: NDArray[np.float32]
+    borders: tuple[tuple[int, int], ...] = ()
+    """Of each sentinel, in order: tokens before and after it that are of its item's text."""
 
 
 class WholeText(NamedTuple):
@@ -56,6 +59,7 @@ def render_row(
         raise UsageError(f"--use-audio-in-video: the chat template of family {ctx.name!r} has no place for the sound")
     if row.system is None and config.system:
         row.system = config.system
+    row.today = date.fromisoformat(config.template_date) if config.template_date else None
     if config.use_chat_template:
         assert ctx.renderer is not None
         with row_deadline("a row's chat template"):
@@ -116,7 +120,7 @@ def _with_sentinels(row: WholeText, ids: Ids, offsets: Ids, ctx: FamilyContext) 
     weights = token_weights(row.weights, with_spaces(offsets) if row.spaces_count else offsets)
     keep = np.ones(len(ids), bool)
     result = ids.copy()
-    starts = offsets[:, 0]
+    starts, borders = offsets[:, 0], []
     for start, modality, item in row.stand_ins:
         index = int(np.searchsorted(starts, start))
         while index < len(ids) and starts[index] == start and offsets[index, 1] == start:
@@ -130,13 +134,15 @@ def _with_sentinels(row: WholeText, ids: Ids, offsets: Ids, ctx: FamilyContext) 
         result[index] = MODALITIES[modality].sentinel
         keep[index + 1] = False
         weights[index] = 0.0
+        before = int(np.count_nonzero(offsets[:index, 1] > start - len(item.before)))
+        borders.append((before, int(np.count_nonzero(starts[index + 2 :] < end + len(item.after)))))
     result, weights = result[keep], weights[keep]
     if np.isin(result, _placeholder_ids(ctx)).any():
         raise Reject(
             RejectCode.SPECIAL_TOKEN_IN_TEXT,
             "the text contains a token that the model takes for media; remove or escape it",
         )
-    return TokenizedRow(result, weights)
+    return TokenizedRow(result, weights, tuple(borders))
 
 
 def with_spaces(offsets: Ids) -> Ids:

@@ -6,7 +6,7 @@ Rows are planned in chunks, so that the tokenizer gets the texts of many rows in
 
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -27,7 +27,7 @@ from omniprep.families.kinds import Item, MediaMeta, Sample
 from omniprep.media.fetch import MediaRoots
 from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import Note, parse_columns
-from omniprep.rows.normalize import Row, normalize
+from omniprep.rows.normalize import THOUGHTS, Row, normalize
 from omniprep.template.chat import TemplateMeta, contexts, prepare, surplus_tags, without_roles
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
 from omniprep.template.loss import Pieces, parse_strategy
@@ -170,14 +170,25 @@ def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> Non
     if not isinstance(row.kwargs, dict):
         raise Reject(RejectCode.BAD_OPTION, "chat_template_kwargs must be an object")
     known = {k: v for k, v in row.kwargs.items() if v is not None and k in ctx.row_options}
-    if len(known) < sum(value is not None for value in row.kwargs.values()):
+    row.variables = {k: v for k, v in row.kwargs.items() if v is not None and k in ctx.template_variables}
+    if len(known.keys() | row.variables) < sum(value is not None for value in row.kwargs.values()):
         row.notes |= Note.IGNORED_OPTIONS
     row.kwargs = known
+
+
+def _drop_read_keys(row: Row) -> None:
+    """Take what a renderer reads of messages from what nobody reads."""
+    for name in ("tool_calls", *THOUGHTS):
+        row.unread.pop(f"messages.{name}", None)
+    if not row.unread:
+        row.notes &= ~Note.UNREAD_COLUMNS
 
 
 def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> Draft:
     row = normalize(raw, parse_columns(config.columns))
     _apply_row_options(row, ctx, config)
+    if ctx.renderer is not None:
+        _drop_read_keys(row)
     row.control_tokens = check_text(row, ctx, config)
     template = _template(ctx, config.use_chat_template)
     row = prepare(row, media_roots.is_file, None if ctx.renderer else template.agent_template)
@@ -276,11 +287,13 @@ def _wrapping(ctx: FamilyContext) -> dict[str, tuple[int, int]]:
 
 def _assemble(draft: Draft, tokens: TokenizedRow, ctx: FamilyContext, config: BuildConfig) -> PlannedRow:
     row, _, items = draft
-    ids, weights = tokens
+    ids, weights, item_borders = tokens
     if not len(ids):
         raise Reject(RejectCode.EMPTY_ROW, "nothing is left of the row")
     weights[0] = 0.0  # nothing stands before the first token that it could be predicted from
     placeholders = _find_placeholders(ids, items, ctx) if any(items.values()) else []
+    if item_borders:
+        placeholders = _with_borders(placeholders, item_borders, ids, ctx)
     grown = sum(placeholder.size - 1 for placeholder in placeholders)  # by expansion
     if len(ids) + grown > config.row_limit:
         keep = _fit(ids, placeholders, items, ctx, config)
@@ -328,7 +341,7 @@ def _find_placeholders(ids: Ids, items: Items, ctx: FamilyContext) -> list[Place
             )
         for index, item in zip(indices, own, strict=True):
             if ctx.renderer is not None:
-                result.append(Placeholder(index, item.tokens, *_special_neighbors(ids, index, ctx)))
+                result.append(Placeholder(index, item.tokens, 0, 0))
             elif item.audio is None:
                 result.append(Placeholder(index, item.tokens, *wrapping[modality]))
             else:
@@ -337,11 +350,17 @@ def _find_placeholders(ids: Ids, items: Items, ctx: FamilyContext) -> list[Place
     return sorted(result)
 
 
-def _special_neighbors(ids: Ids, index: int, ctx: FamilyContext) -> tuple[int, int]:
-    """Special tokens right before and after a sentinel (0 or 1), which the template may have put around the item."""
-    special = ctx.encoder.special_ids
-    before, after = ids[max(index - 1, 0) : index], ids[index + 1 : index + 2]
-    return int(len(before) > 0 and int(before[0]) in special), int(len(after) > 0 and int(after[0]) in special)
+def _with_borders(
+    placeholders: list[Placeholder], borders: Sequence[tuple[int, int]], ids: Ids, ctx: FamilyContext
+) -> list[Placeholder]:
+    """The sentinels of a row with the text of their items, and a special token on each side of it (of the template)."""
+    result = []
+    for (index, size, _, _), (before, after) in zip(placeholders, borders, strict=True):
+        left, right = index - before - 1, index + after + 1
+        before += left >= 0 and int(ids[left]) in ctx.encoder.special_ids
+        after += right < len(ids) and int(ids[right]) in ctx.encoder.special_ids
+        result.append(Placeholder(index, size, before, after))
+    return result
 
 
 def _fit(

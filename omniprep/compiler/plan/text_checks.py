@@ -1,9 +1,10 @@
 """What the text of a row may not hold: tokens of the model typed by people, and characters that UTF-8 cannot encode."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode
@@ -54,6 +55,8 @@ def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
             content = json_text(parse_json(content), RejectCode.BAD_TOOLS, "a tool call")
         if content:
             texts.append(content)
+        if ctx.renderer is not None:
+            texts += _texts_for_renderers(message)
     if row.tools:
         texts.append(json_text(parse_tools(row.tools), RejectCode.BAD_TOOLS, "a tool"))
     has_control = False
@@ -72,6 +75,15 @@ def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
                 raise Reject(RejectCode.SPECIAL_TOKEN_IN_TEXT, f"the text contains the control token {match.group()!r}")
             has_control = True
     return has_control
+
+
+def _texts_for_renderers(message: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of a message that only a renderer writes."""
+    for name, value in message.items():
+        if name == "tool_calls":
+            yield json_text(value, RejectCode.BAD_TOOLS, "tool_calls")
+        elif name not in ("role", "content", "loss"):
+            yield value
 
 
 def check_unicode(texts: Iterable[str]) -> None:
