@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from omniprep.media.image import decode_image
 from omniprep.media.resample import image_is_fast, video_is_fast
 from omniprep.media.resample import resize as resize_picture
 from omniprep.media.source import Source
-from omniprep.media.video import open_video
+from omniprep.media.video import DECORD, probe_video, read_frames
 from omniprep.shards.schema import Bin, arrow_schema
 from omniprep.shards.writer import ShardWriter
 
@@ -120,10 +121,12 @@ def audio_parts(path: Path, ctx: Any) -> list[dict[str, Any]]:
 
 def video_parts(path: Path) -> list[dict[str, Any]]:
     source = Source(path=str(path))
-    reader = open_video(source)
-    meta = MediaMeta(kind="video", width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps)
+    facts = probe_video(source)
+    meta = MediaMeta(kind="video", width=facts.width, height=facts.height, frames=facts.frames, fps=facts.fps)
     plan = plan_video(meta, Limits())
-    frames = reader.read(list(plan.indices))
+    frames = read_frames(source, facts, plan.indices)
+    by_decord = replace(facts, reader=DECORD)
+    assert np.array_equal(frames, read_frames(source, by_decord, plan.indices))
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
 
     def reference() -> torch.Tensor:
@@ -133,8 +136,13 @@ def video_parts(path: Path) -> list[dict[str, Any]]:
     assert np.array_equal(small, reference().permute(0, 2, 3, 1).numpy())
     name = f"video {meta.width}x{meta.height}, {meta.frames} frames, {len(frames)} taken"
     return [
-        line(name, "open, first frame", lambda: open_video(source)),
-        line(name, "decode (decord)", lambda: open_video(source).read(list(plan.indices))),
+        line(name, "open, compare the readers", lambda: probe_video(source)),
+        line(
+            name,
+            "decode",
+            lambda: read_frames(source, facts, plan.indices),
+            lambda: read_frames(source, by_decord, plan.indices),
+        ),
         line(name, "resize", lambda: resize_picture(frames, (plan.width, plan.height)), reference),
         line(name, "patches", lambda: video_patches(small)),
     ]

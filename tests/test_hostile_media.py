@@ -173,7 +173,7 @@ def test_a_sample_through_probe_and_decode(hostile: tuple[Path, int]) -> None:
     """The media layer alone, every third file: a Reject or a result, nothing else."""
     from omniprep.media.audio import decode_audio, probe_audio
     from omniprep.media.image import decode_image, probe_image
-    from omniprep.media.video import open_video
+    from omniprep.media.video import probe_video, read_frames
 
     found: Counter[str] = Counter()
     for kind, name, _ in list(hostile_files())[::3]:
@@ -188,8 +188,8 @@ def test_a_sample_through_probe_and_decode(hostile: tuple[Path, int]) -> None:
                     probe_audio(how, 16000)
                     decode_audio(how, 16000)
                 else:
-                    reader = open_video(how)
-                    reader.read([0, reader.frames - 1])
+                    facts = probe_video(how)
+                    read_frames(how, facts, [0, facts.frames - 1])
                 found["fine"] += 1
             except Reject as reject:
                 found[str(RejectCode(reject.code))] += 1
@@ -199,7 +199,7 @@ def test_a_sample_through_probe_and_decode(hostile: tuple[Path, int]) -> None:
 def test_playlists_open_nothing(tmp_path: Path) -> None:
     """A text file that names a video outside the folder must not bring its pictures in, whatever it is called."""
     from omniprep.media.audio import decode_audio
-    from omniprep.media.video import open_video
+    from omniprep.media.video import probe_video
 
     secret = tmp_path / "secret" / "sound25.mp4"
     secret.parent.mkdir()
@@ -218,7 +218,7 @@ def test_playlists_open_nothing(tmp_path: Path) -> None:
         path.write_text(text)
         for source in (Source(path=str(path)), Source(data=text.encode())):
             with pytest.raises(Reject) as video:
-                open_video(source)
+                probe_video(source)
             with pytest.raises(Reject) as audio:
                 decode_audio(source, 16000)
             assert video.value.code == audio.value.code == "bad_media"

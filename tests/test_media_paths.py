@@ -19,7 +19,7 @@ from omniprep.media.audio import decode_audio, probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import decode_image, probe_image
 from omniprep.media.source import Source
-from omniprep.media.video import open_video
+from omniprep.media.video import PROVEN, VideoFacts, probe_video, read_frames
 from tests.conftest import Result
 from tests.media_files import picture, sound, video
 
@@ -27,8 +27,8 @@ READ: dict[str, Callable[[Source], object]] = {
     "image": lambda source: (probe_image(source), decode_image(source)),
     "audio": lambda source: (probe_audio(source, 16000), decode_audio(source, 16000)),
     "sound of a video": lambda source: decode_audio(source, 16000, of_video=True),
-    "video": lambda source: open_video(source).read([0]),
-    "video of a plan": lambda source: open_video(source, (64, 48)).read([0]),
+    "video": lambda source: read_frames(source, probe_video(source), [0]),
+    "video of a plan": lambda source: read_frames(source, VideoFacts(8, 8.0, 64, 48, PROVEN), [0]),
     "bytes": lambda source: source.read(),
 }
 CONTENT = {
@@ -201,7 +201,7 @@ def test_a_name_is_no_pattern_and_no_protocol(beside: Path, name: str, content: 
     (beside / name).write_bytes(data)
     source = Source(path=str(beside / name), root=str(beside))
     try:
-        frames = open_video(source).frames
+        frames = probe_video(source).frames
     except Reject as reject:
         assert reject.code in ("bad_media", "decode_error", "no_video_stream") and content != "mp4", reject
     else:
@@ -251,6 +251,6 @@ def test_reading_by_file_gives_the_frames_of_reading_by_name(tmp_path: Path) -> 
             Source(path=str(path), root=str(tmp_path)),
             Source(data=path.read_bytes()),
         ):
-            reader = open_video(source)
-            assert reader.fps == theirs.get_avg_fps()
-            assert np.array_equal(reader.read(list(range(reader.frames))), expected), container
+            facts = probe_video(source)
+            assert facts.fps == theirs.get_avg_fps()
+            assert np.array_equal(read_frames(source, facts, range(facts.frames)), expected), container

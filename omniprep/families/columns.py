@@ -1,9 +1,10 @@
 """The shard columns of a family, from its `fields`; what a field does not say is learned from a blank item."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omniprep.families.errors import UnknownFunctionError
 from omniprep.families.kinds import Array, Decoded, Field, MediaMeta
@@ -79,6 +80,11 @@ def blank_image(width: int, height: int) -> Any:
     return Image.new("RGB", (width, height))
 
 
+def _blank_frames(indices: Sequence[int], size: tuple[int, int] | None = None, /) -> NDArray[np.uint8]:
+    width, height = size or (64, 64)
+    return np.zeros((len(indices), height, width, 3), np.uint8)
+
+
 def blank_item(modality: str) -> Decoded:
     """A small decoded item of a modality, to learn shapes from."""
     if modality == "image":
@@ -86,4 +92,4 @@ def blank_item(modality: str) -> Decoded:
     if modality == "audio":
         return Decoded(MediaMeta(kind="audio", samples=16000), waveform=np.zeros(16000, np.float32))
     meta = MediaMeta(kind="video", width=64, height=64, frames=4, fps=2.0)
-    return Decoded(meta, frames=lambda indices: np.zeros((len(indices), 64, 64, 3), np.uint8))
+    return Decoded(meta, frames=_blank_frames)

@@ -1,9 +1,9 @@
 """What callbacks of a family see and give: facts of media items, decoded items, expansions, forward arguments."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ class MediaMeta:
     samples: int = 0
     sizes: tuple[tuple[int, int], ...] = ()
     """(width, height) of each frame of a video that is given as a list of images."""
+    reader: str = ""
+    """Who decodes a video (omniprep/media/video.py)."""
     in_video: bool = False
     """The sound of a video rather than an audio of its own."""
     padded_to: int = 0
@@ -63,6 +65,14 @@ class Sample:
         return {modality: [item.tokens for item in items] for modality, items in self.items.items()}
 
 
+class ReadFrames(Protocol):
+    """Reads frames of a video."""
+
+    def __call__(self, indices: Sequence[int], size: tuple[int, int] | None = None, /) -> NDArray[np.uint8]:
+        """Frames (T, H, W, 3) at indices; resized to `size` (width, height) as by `resize`, each when it is decoded."""
+        ...
+
+
 @dataclass(slots=True)
 class Decoded:
     """A decoded item for a mapper; `meta` holds the facts as decoded, not as the header promised."""
@@ -72,8 +82,8 @@ class Decoded:
     """PIL image, RGB (kind image)."""
     waveform: Array | None = None
     """float32 mono samples (kind audio)."""
-    frames: Callable[[list[int]], Array] | None = None
-    """Indices → uint8 (T, H, W, 3) (kind video)."""
+    frames: "ReadFrames | None" = None
+    """Kind video."""
     images: list[Any] = field(default_factory=list)
     """PIL images (a video given as a list of frames)."""
 

@@ -7,6 +7,7 @@ every process. A library that computes differently, or a machine without numba, 
 
 import math
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -48,8 +49,10 @@ def resize(picture: Any, size: Size) -> Pixels:
     if isinstance(picture, np.ndarray):
         if picture.shape[1:3] == size[::-1]:
             return picture
-        passes = _torch_passes(picture.shape[2:0:-1], size) if _kernels_pay(len(picture)) else None
-        return _resize_with_torchvision(picture, size) if passes is None else _resize_frames(picture, passes)
+        resizer = FrameResizer(picture.shape[2:0:-1], size, len(picture))
+        for place, frame in enumerate(picture):
+            resizer.put([place], frame)
+        return resizer.frames()
     if picture.mode == "RGB" and picture.height <= _MAX_ASPECT * picture.width and _kernels_pay(1):
         across, down = (_pillow_pass(*lengths) for lengths in zip(picture.size, size, strict=True))
         if across is not False and down is not False and (across or down):
@@ -204,18 +207,42 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 # ---- video frames, as torchvision
 
 
-def _resize_frames(frames: Pixels, passes: tuple[TorchPass, TorchPass]) -> Pixels:
-    """The horizontal, then the vertical pass of torch, and rounding."""
-    kernels = _kernels()
-    width, height = (len(first) for first, *_ in passes)
-    result = np.empty((len(frames), height, 3 * width), np.uint8)
-    between = np.empty((frames.shape[1], 3 * width), np.float32)
-    total = np.empty((height, 3 * width), np.float32)
-    for frame, out in zip(frames, result, strict=True):  # one by one, so that `between` stays in the CPU's cache
-        kernels.across(frame.reshape(len(frame), -1), *passes[0], between)
-        kernels.down(between, *passes[1], total)
-        kernels.to_bytes(total, out)
-    return _channels_last(result)
+class FrameResizer:
+    """Frames of one video resized one by one, as by `resize`, and held at their new size only.
+
+    The horizontal and the vertical pass of torch, and rounding, where our kernels give torch's bits.
+    """
+
+    def __init__(self, old: Size, new: Size, count: int) -> None:
+        """Take room for `count` frames of the `new` size (width, height)."""
+        self._new, self._same = new, old == new
+        self._passes = _torch_passes(old, new) if not self._same and _kernels_pay(count) else None
+        width, height = new
+        self._rows: NDArray[np.uint8] = np.empty((count, height, 3 * width), np.uint8)
+        if self._passes is not None:
+            self._between = np.empty((old[1], 3 * width), np.float32)
+            self._total = np.empty((height, 3 * width), np.float32)
+
+    def put(self, places: Sequence[int], frame: Pixels) -> None:
+        """Resize a frame (H, W, 3), which stands at `places` of the result."""
+        first, *others = places
+        out = self._rows[first]
+        if self._passes is not None:
+            kernels = _kernels()
+            kernels.across(frame.reshape(len(frame), -1), *self._passes[0], self._between)
+            kernels.down(self._between, *self._passes[1], self._total)
+            kernels.to_bytes(self._total, out)
+        else:
+            pixels = frame if self._same else _resize_with_torchvision(frame[None], self._new)[0]
+            out[:] = pixels.reshape(out.shape)
+        for place in others:
+            self._rows[place] = out
+
+    def frames(self) -> Pixels:
+        """All frames, (count, height, width, 3)."""
+        if self._passes is not None:  # the kernels leave the channels of a row apart
+            return _channels_last(self._rows)
+        return self._rows.reshape(*self._rows.shape[:2], -1, 3)
 
 
 def _resize_with_torchvision(frames: Pixels, size: Size) -> Pixels:

@@ -1,65 +1,93 @@
-"""Videos: number of frames, frame rate and size; frames at chosen indices.
+"""Videos: number of frames, frame rate and size; frames at chosen indices, resized as they are decoded.
 
-Read by decord where it is installed, as in the reference, else by PyAV. Their pixels differ slightly, so the manifest
-names the one used. Both get the open file, never its name (omniprep/media/source.py, omniprep/media/container.py).
+What a video becomes is what decord 0.6 makes of it, the reference's reader. PyAV decodes it where it is certain that
+the frames are the same, in half the time: `probe_video` compares both on each file (docs/fidelity.md says what, and why
+that suffices). decord decodes all others. PyAV alone decodes what decord has no decoder for, such as AV1, and every
+video on machines without decord; the manifest counts those.
 """
 
 import importlib.util
 import math
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.media.container import check_container, open_container
+from omniprep.media.container import open_container
+from omniprep.media.conversion import Colors, Converter, Turner, unequal
+from omniprep.media.decord_reader import DecordReader, NoDecoderError
+from omniprep.media.frames import MAX_FRAMES, MAX_SECONDS, UnprovenError, VideoStream, check_frame, open_stream
 from omniprep.media.guard import library_faults
-from omniprep.media.source import Source, device_name
+from omniprep.media.resample import FrameResizer
+from omniprep.media.source import Source
 
 Frames = NDArray[np.uint8]
-MAX_FRAMES = 10_000_000
-MAX_SECONDS = 24 * 3600
-MAX_FRAME_PIXELS = 1 << 26
-"""Largest frame: twice 8K (33 million). A decoder holds up to 17 frames at once, whatever the file's size."""
 MAX_READ_BYTES = 8 << 30
-"""Most bytes of the frames of one video, before they are resized; 768 frames of 1080p have 4.5 GiB."""
-# libavutil's AVERROR_DECODER_NOT_FOUND, which decord puts into its message as a number.
-_NO_DECODER = "-1128613112"
+"""Most bytes of the frames of one video, after they are resized; 768 frames of 1080p have 4.5 GiB."""
+DECORD, PROVEN, ALONE = "decord", "pyav", "pyav alone"
+"""Who decodes a video: decord; PyAV in its place, with the same frames; PyAV, because decord cannot."""
+_NO_TIMES = -1e12
+"""Seconds. decord's times are far below where a container has none."""
 
 
-class VideoReader(Protocol):
-    """An open video; sizes are in pixels, `frames` is their number."""
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """What a plan keeps of a video; sizes are in pixels, `frames` is their number as decord counts them."""
 
     frames: int
     fps: float
     width: int
     height: int
-
-    def read(self, indices: list[int]) -> Frames:
-        """Frames (T, H, W, 3), RGB, at the indices."""
-        ...
+    reader: str
+    """`DECORD`, `PROVEN` or `ALONE`."""
+    reason: str = ""
+    """Why PyAV does not decode in decord's place; not part of a plan."""
 
 
 def backend() -> str:
-    """The library that reads videos on this machine: "decord" or "pyav"."""
+    """The library that says what videos are on this machine: "decord" or "pyav"."""
     return "decord" if importlib.util.find_spec("decord") is not None else "pyav"
 
 
-def open_video(source: Source, size: tuple[int, int] | None = None) -> VideoReader:
-    """Open a video; rejects bad_media, no_video_stream, media_not_found and decode_error.
-
-    With a planned `size` no frame is decoded to learn it, but `read` rejects frames of another one.
-    """
-    if size is None:
-        check_streams(source)
-    reader: VideoReader = _Decord(source, size) if backend() == "decord" else _PyAV(source)
-    if reader.frames <= 0:
+def probe_video(source: Source) -> VideoFacts:
+    """The facts of a video; rejects bad_media, no_video_stream, media_not_found and decode_error."""
+    check_streams(source)
+    facts = _probe_alone(source) if backend() == "pyav" else _probe(source)
+    if facts.frames <= 0:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frames")
-    if not math.isfinite(reader.fps) or reader.fps <= 0:
+    if not math.isfinite(facts.fps) or facts.fps <= 0:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frame rate")
-    return reader
+    return facts
+
+
+def read_frames(
+    source: Source, facts: VideoFacts, indices: Sequence[int], size: tuple[int, int] | None = None
+) -> Frames:
+    """Frames (T, H, W, 3), RGB, at the indices.
+
+    Each frame is resized to `size` (width, height) when it is decoded, as by `resize`, so that only resized ones are
+    held. Rejects decode_mismatch where the file is not the one of the facts.
+    """
+    if not indices:
+        raise ValueError("no frames are asked for")
+    height, width = size[::-1] if size else (facts.height, facts.width)
+    check_frame(facts.width, facts.height, source.label)
+    total = len(indices) * width * height * 3
+    if total > MAX_READ_BYTES:
+        raise Reject(
+            RejectCode.IMAGE_TOO_LARGE,
+            f"{source.label}: {len(indices)} frames of {width}x{height} pixels are {total >> 20:,} MiB, the limit is "
+            f"{MAX_READ_BYTES >> 20:,}; use fewer frames (--fps-max-frames) or a smaller video",
+        )
+    resizer = FrameResizer((facts.width, facts.height), (width, height), len(indices))
+    if facts.reader == DECORD or (facts.reader == PROVEN and not _read_proven(source, facts, indices, resizer)):
+        _read_by_decord(source, facts, indices, resizer)
+    elif facts.reader == ALONE:
+        with open_stream(source) as stream:
+            _put_frames(stream, facts, source, indices, resizer)
+    return resizer.frames()
 
 
 def check_streams(source: Source) -> bool:
@@ -75,7 +103,7 @@ def check_streams(source: Source) -> bool:
                 )
             codec = stream.codec_context  # None where PyAV has no decoder
             if codec:
-                _check_frame(codec.width, codec.height, source)
+                check_frame(codec.width, codec.height, source.label)
             # MJPEG is the only codec here without error concealment: the missing part of a frame would show whatever
             # was in the memory, different in each build.
             if codec and codec.name == "mjpeg" and any(packet.is_corrupt for packet in container.demux(stream)):
@@ -83,116 +111,124 @@ def check_streams(source: Source) -> bool:
             return bool(container.streams.audio)
 
 
-def _check_frame(width: int, height: int, source: Source) -> None:
-    if width * height > MAX_FRAME_PIXELS:
-        raise Reject(
-            RejectCode.IMAGE_TOO_LARGE,
-            f"{source.label}: frames of {width}x{height} pixels, more than {MAX_FRAME_PIXELS:,}",
-        )
+# ---- who decodes
 
 
-def _check_read(frames: int, width: int, height: int, source: Source) -> None:
-    """Reject frames that are too large together, before the reader allocates them."""
-    _check_frame(width, height, source)
-    if frames * width * height * 3 > MAX_READ_BYTES:
-        raise Reject(
-            RejectCode.IMAGE_TOO_LARGE,
-            f"{source.label}: {frames} frames of {width}x{height} pixels are {frames * width * height * 3 >> 20:,} "
-            f"MiB, the limit is {MAX_READ_BYTES >> 20:,}; use fewer frames (--fps-max-frames) or a smaller video",
-        )
-
-
-def _check_size(reader: VideoReader, width: int, height: int, source: Source) -> None:
-    if (width, height) != (reader.width, reader.height):
-        change = f"width, height {reader.width}, {reader.height} → {width}, {height}"
-        raise Reject(RejectCode.DECODE_MISMATCH, f"{source.label}: decoding differs from the header ({change})")
-
-
-class _Decord:
-    """A video opened by decord."""
-
-    def __init__(self, source: Source, size: tuple[int, int] | None = None) -> None:
-        import decord
-
-        decord.logging.set_level(decord.logging.FATAL)
-        self._source = source
-        with source.open() as file:
-            if size is not None:
-                check_container(file, source, "a video")  # again: the file may have been replaced since the plan
-            file.seek(0)
-            # /dev/fd/N has no suffix: decord cannot restrict FFmpeg's formats, which would take `v%d.png` for a pattern
-            # of file names. A file in memory has no such name; decord copies it.
-            name: Any = device_name(file) or file
-            with _decord_faults(source):
-                # One thread, because a worker has one core.
-                self._reader: Any = decord.VideoReader(name, num_threads=1)
-                self.frames, self.fps = len(self._reader), float(self._reader.get_avg_fps())
-                first: tuple[int, int] = self._reader[0].shape[1::-1] if size is None and self.frames else (0, 0)
-                self.width, self.height = size or first
-
-    def read(self, indices: list[int]) -> Frames:
-        _check_read(len(indices), self.width, self.height, self._source)
-        with _decord_faults(self._source):
-            frames: Frames = self._reader.get_batch(indices).asnumpy()
-        height, width = frames.shape[1:3]
-        _check_size(self, width, height, self._source)
-        return frames
-
-
-@contextmanager
-def _decord_faults(source: Source) -> Iterator[None]:
-    """As `library_faults`; where decord has no decoder for the pictures, the reject says what to do."""
+def _probe(source: Source) -> VideoFacts:
+    """The facts as decord says, and whether PyAV may decode in its place."""
     try:
-        with library_faults(source.label, RejectCode.DECODE_ERROR):
-            yield
+        reader = DecordReader(source, checked=True)
+        first = reader.first()
+    except NoDecoderError:
+        return _probe_alone(source)
+    height, width = first.shape[:2]
+    try:
+        with open_stream(source) as stream:
+            reason = _difference(stream, reader, first)
+    except UnprovenError as error:
+        reason = str(error)
+    except Reject as reject:  # decord reads what PyAV cannot
+        reason = reject.message.removeprefix(f"{source.label}: ")
+    return VideoFacts(reader.frames, reader.fps, width, height, DECORD if reason else PROVEN, reason)
+
+
+def _difference(stream: VideoStream, reader: DecordReader, first: Frames) -> str:
+    """What keeps PyAV from decoding in decord's place; "" where nothing does."""
+    table = stream.table
+    if reason := stream.unproven():
+        return reason
+    if len(table) != reader.frames or table.keys != reader.keys():
+        return "other packets than decord's"
+    starts = reader.starts()
+    if not table.timed:
+        if not (starts < _NO_TIMES).all():
+            return "other times than decord's"
+    elif not np.array_equal(starts, _seconds(stream)):
+        return "other times than decord's"
+    frame = Turner().upright(next(frame for _, frame in stream.frames([0], proven=True)))
+    if reason := unequal(Colors.of(frame)):
+        return reason
+    if not np.array_equal(first, Converter().rgb(frame)):
+        return "another first frame than decord's"
+    if not table.timed and len(table.keys) > 1 and not np.array_equal(reader.at(table.keys[1]), first):
+        return "seeks that do not end at the start of the file"
+    return ""
+
+
+def _seconds(stream: VideoStream) -> NDArray[np.float32]:
+    """Presentation times as decord computes them."""
+    table, base = stream.table, stream.stream.time_base
+    start, factor = stream.stream.start_time or 0, base.numerator / base.denominator
+    return np.array([((table.presentation[number] or 0) - start) * factor for number in table.order], np.float32)
+
+
+def _probe_alone(source: Source) -> VideoFacts:
+    """The facts by PyAV: as decord would say, frames are the packets of the stream."""
+    with open_stream(source) as stream:
+        for _, first in stream.frames([0], proven=False) if len(stream.table) else ():
+            frame = Turner().upright(first)
+            return VideoFacts(len(stream.table), stream.fps, frame.width, frame.height, ALONE, stream.unproven())
+    raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frames")
+
+
+# ---- reading
+
+
+def _read_proven(source: Source, facts: VideoFacts, indices: Sequence[int], resizer: FrameResizer) -> bool:
+    """Read by PyAV; False where a frame is not certain to be decord's, such as one behind a change of the size."""
+    try:
+        with open_stream(source) as stream:
+            _put_frames(stream, facts, source, indices, resizer)
+    except UnprovenError:
+        return False
     except Reject as reject:
-        if _NO_DECODER not in reject.message:
+        if reject.code != RejectCode.DECODE_ERROR:
             raise
-        with source.open() as file, open_container(file, source, "a video") as container:
-            codec = container.streams.video[0].codec_context
-            name = "its codec" if codec is None else codec.codec.canonical_name.upper()  # such as AV1
-        raise Reject(
-            reject.code,
-            f"{source.label}: decord, which reads the videos, has no decoder for {name}; convert it to H.264: "
-            "ffmpeg -i OLD -c:v libx264 NEW.mp4",
-        ) from reject
+        return False
+    return True
 
 
-class _PyAV:
-    """A video opened by PyAV, which decodes all frames to count them: headers of some containers do not say."""
+def _put_frames(
+    stream: VideoStream, facts: VideoFacts, source: Source, indices: Sequence[int], resizer: FrameResizer
+) -> None:
+    proven = facts.reader == PROVEN
+    if len(stream.table) != facts.frames:
+        raise _changed(source, f"frames {facts.frames} → {len(stream.table)}")
+    turner, converter, colors = Turner(), Converter(), None
+    for places, decoded in stream.frames(indices, proven):
+        with library_faults(source.label, RejectCode.DECODE_ERROR):
+            frame = turner.upright(decoded)
+        if (frame.width, frame.height) != (facts.width, facts.height):
+            if proven:
+                raise UnprovenError("frames of several sizes")
+            raise _changed_size(source, facts, frame.width, frame.height)
+        if proven and (now := Colors.of(frame)) != colors:
+            if reason := unequal(now):
+                raise UnprovenError(reason)
+            colors = now
+        with library_faults(source.label, RejectCode.DECODE_ERROR):
+            pixels = converter.rgb(frame)
+        resizer.put(places, pixels)
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.width = self.height = self.frames = 0
-        self.fps = 0.0
-        with source.open() as file, closing(self._decode(file)) as frames:
-            for frame, stream in frames:
-                if not self.frames:
-                    self.width, self.height = frame.width, frame.height
-                    self.fps = float(stream.average_rate or stream.guessed_rate or 0)
-                self.frames += 1
 
-    def _decode(self, file: BinaryIO) -> Generator[tuple[Any, Any], None, None]:
-        with open_container(file, self._source, "a video") as container:
-            stream: Any = container.streams.video[0]
-            with library_faults(self._source.label, RejectCode.DECODE_ERROR):
-                stream.thread_type = "NONE"
-                for frame in container.decode(stream):
-                    _check_frame(frame.width, frame.height, self._source)
-                    yield frame, stream
+def _read_by_decord(source: Source, facts: VideoFacts, indices: Sequence[int], resizer: FrameResizer) -> None:
+    try:
+        reader = DecordReader(source, checked=False)  # the file may have been replaced since the plan
+        if (reader.frames, reader.fps) != (facts.frames, facts.fps):
+            raise _changed(source, f"frames, fps {facts.frames}, {facts.fps} → {reader.frames}, {reader.fps}")
+        for batch, frames in reader.batches(indices, facts.width * facts.height * 3):
+            height, width = frames.shape[1:3]
+            if (width, height) != (facts.width, facts.height):
+                raise _changed_size(source, facts, width, height)
+            for places, frame in zip(batch, frames, strict=True):
+                resizer.put(places, frame)
+    except NoDecoderError as error:
+        raise _changed(source, "decord has no decoder for it now") from error
 
-    def read(self, indices: list[int]) -> Frames:
-        _check_read(len(indices), self.width, self.height, self._source)
-        wanted, last = set(indices), max(indices)
-        pictures: dict[int, Frames] = {}
-        with self._source.open() as file, closing(self._decode(file)) as frames:
-            for number, (frame, _) in enumerate(frames):
-                if number in wanted:
-                    _check_size(self, frame.width, frame.height, self._source)
-                    with library_faults(self._source.label, RejectCode.DECODE_ERROR):
-                        pictures[number] = frame.to_ndarray(format="rgb24")
-                if number == last:
-                    break
-        if missing := wanted - pictures.keys():
-            raise Reject(RejectCode.DECODE_ERROR, f"{self._source.label}: frame {min(missing)} cannot be decoded")
-        return np.stack([pictures[i] for i in indices])
+
+def _changed(source: Source, change: str) -> Reject:
+    return Reject(RejectCode.DECODE_MISMATCH, f"{source.label}: decoding differs from the header ({change})")
+
+
+def _changed_size(source: Source, facts: VideoFacts, width: int, height: int) -> Reject:
+    return _changed(source, f"width, height {facts.width}, {facts.height} → {width}, {height}")

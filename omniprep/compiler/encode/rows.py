@@ -5,6 +5,7 @@ plan is never silently wrong.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from omniprep.families.kinds import Decoded, Item, MediaMeta, Sample, as_json
 from omniprep.lru import BoundedCache
 from omniprep.media.audio import decode_audio
 from omniprep.media.image import decode_image
-from omniprep.media.video import open_video
+from omniprep.media.video import VideoFacts, read_frames
 from omniprep.shards.codecs import with_codec
 from omniprep.shards.schema import Bin, arrow_schema
 from omniprep.template.expand import expand
@@ -130,9 +131,8 @@ def _decode(item: Item, ctx: FamilyContext, config: BuildConfig) -> Decoded:
         alpha = "white" if config.alpha == "white" else "frames"
         images = [decode_image(frame, exif=exif, alpha=alpha) for frame in item.sources]
         return Decoded(replace(meta, sizes=tuple(image.size for image in images)), images=images)
-    reader = open_video(source, (meta.width, meta.height))
-    actual = replace(meta, width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps)
-    return Decoded(actual, frames=reader.read)
+    facts = VideoFacts(meta.frames, meta.fps, meta.width, meta.height, meta.reader)
+    return Decoded(meta, frames=partial(read_frames, source, facts))  # which rejects a video of other facts
 
 
 def _check_meta(actual: MediaMeta, item: Item) -> None:

@@ -51,6 +51,9 @@ class Planned:
         """As `Origin.facts`."""
         ctx = self.ctx
         plan_seconds = sum(receipt["seconds"] for receipt in self.receipts)
+        readers = Counter[str]()
+        for receipt in self.receipts:
+            readers.update(receipt["video_readers"])
         return {
             "format": FORMAT,
             "omniprep": version("omniprep"),
@@ -61,6 +64,9 @@ class Planned:
             "preprocessor_sha256": hashlib.sha256(json.dumps(ctx.preprocessor, sort_keys=True).encode()).hexdigest(),
             "versions": {**versions(), **ctx.versions},
             "video_backend": backend(),
+            "video_readers": dict(
+                sorted(sum((Counter(r["video_readers"]) for r in self.receipts), Counter[str]()).items())
+            ),
             "inputs": self.inputs,
             "seconds": {"plan": round(plan_seconds, 1), "encode": round(shard_seconds, 1)},
         }

@@ -13,7 +13,7 @@ from omniprep.media.audio import probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import probe_image
 from omniprep.media.source import Source
-from omniprep.media.video import MAX_READ_BYTES, check_streams, open_video
+from omniprep.media.video import MAX_READ_BYTES, check_streams, probe_video
 from omniprep.modalities import MODALITIES
 from omniprep.rows.normalize import Row
 
@@ -145,9 +145,15 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
         samples = probe_audio(source, rate, config.audio_decoder)
         return setting.item([source], MediaMeta(kind="audio", samples=samples, options=options)), None
     has_sound = config.use_audio_in_video and check_streams(source)
-    reader = open_video(source)
+    video = probe_video(source)
     meta = MediaMeta(
-        kind="video", width=reader.width, height=reader.height, frames=reader.frames, fps=reader.fps, options=options
+        kind="video",
+        width=video.width,
+        height=video.height,
+        frames=video.frames,
+        fps=video.fps,
+        reader=video.reader,
+        options=options,
     )
     sound = None
     if has_sound:

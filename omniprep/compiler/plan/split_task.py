@@ -52,7 +52,7 @@ class PlanTask(Task):
         """As `Task.is_done`."""
         codes, chunks = receipt["codes"], receipt["chunks"]
         numbers = [receipt[name] for name in ("rows", "rejected", "tokens", "lines", "bytes")]
-        numbers += [*chunks, *codes.values(), *receipt["columns"]]
+        numbers += [*chunks, *codes.values(), *receipt["columns"], *receipt["video_readers"].values()]
         return (
             all(isinstance(number, int) for number in numbers)
             and all(isinstance(rows, int) and isinstance(option, str) for rows, option in receipt["unread"].values())
@@ -68,7 +68,8 @@ class PlanTask(Task):
         Returns:
             The receipt: rows, rejected, codes (rejects of each), tokens, lines (of the split, to number those after
             it), chunks (rows of each record batch), unread (columns that nobody reads: rows, and the option that reads
-            them), columns (numbers of the --columns that some row has), bytes (of the plan), seconds.
+            them), columns (numbers of the --columns that some row has), video_readers (videos that each one decodes),
+            bytes (of the plan), seconds.
         """
         return _Planning(self).run()
 
@@ -106,6 +107,7 @@ class _Planning:
         self.chunks: list[int] = []
         self.codes = Counter[str]()
         self.unread: dict[str, list[Any]] = {}
+        self.video_readers = Counter[str]()
         self.columns, self.used_columns = parse_columns(task.config.columns), set[int]()
         self.crashing = find_crashing_rows(task, task.config) if task.isolate else {}
 
@@ -122,6 +124,7 @@ class _Planning:
             "codes": self.codes,
             "unread": self.unread,
             "columns": sorted(self.used_columns),
+            "video_readers": self.video_readers,
             "seconds": round(time.perf_counter() - began, 3),
             "bytes": io.size(task.plan_path),
         }
@@ -161,6 +164,7 @@ class _Planning:
                 continue
             self.tokens += row.length
             merge_unread(self.unread, {name: (1, option) for name, option in row.unread.items()})
+            self.video_readers.update(item.meta.reader for item in row.items["video"] if item.meta.reader)
         self.rows += len(rows)
         self.chunks.append(len(rows))
         return to_batch(lines, rows, rejected)

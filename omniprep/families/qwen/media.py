@@ -220,7 +220,7 @@ class QwenVision(QwenFamily):
         if item.frames is None:
             frames = self.listed_frames(item, plan)
         else:
-            frames = resize(item.frames(list(plan.indices)), (plan.width, plan.height))
+            frames = item.frames(plan.indices, (plan.width, plan.height))
         height, width = self.seen_size("video", plan.height, plan.width)
         return vision.video_patches(resize_bytes(frames, (width, height)), self.patch_size)
 

@@ -1,0 +1,368 @@
+"""PyAV in decord's place: the same frames, or decord decodes. Clips of every codec and oddity: tests/video_clips.py."""
+
+import dataclasses
+import io
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omniprep.errors import Reject, RejectCode
+from omniprep.media import conversion, video
+from omniprep.media.access_units import parser
+from omniprep.media.frames import UnprovenError, open_stream
+from omniprep.media.packets import PacketTable
+from omniprep.media.resample import resize
+from omniprep.media.source import Source
+from omniprep.media.video import ALONE, DECORD, PROVEN, VideoFacts, probe_video, read_frames
+from tests.test_media_faults import in_a_child
+from tests.video_clips import CLIPS, Clip, clip
+
+decord = pytest.importorskip("decord", reason="the reader of the reference, which others are held against")
+decord.logging.set_level(decord.logging.FATAL)
+
+FAST = (
+    "H.264: B-frames, one group", "H.264: groups of 8", "H.264: groups of 2", "H.264: many B-frames, pyramid",
+    "H.264: Matroska with sound", "H.264: MP4 with sound", "H.264: AVI", "H.264: AVI with B-frames", "H.264: fragmented MP4",
+    "H.264: variable rate", "H.264: one frame", "H.264: 4:4:4", "H.264: BT.709", "H.264: full range", "H.264: 720p",
+    "H.264: rotated by 90", "H.264: rotated by 180", "H.264: rotated by 270",
+    "HEVC: closed groups", "HEVC: one group", "HEVC: temporal layers", "HEVC: Matroska",
+)  # fmt: skip
+"""Clips that PyAV decodes: a change that leaves them to decord would be slow, and nothing else would tell."""
+DIFFERENT = (
+    "H.264: 10 bits", "H.264: tiny", "H.264: open groups", "H.264: interlaced", "H.264: edit list that drops frames",
+    "H.264: MPEG-TS", "VP9: WebM", "MPEG-4: AVI", "MJPEG: MOV",
+)  # fmt: skip
+"""Clips that PyAV decodes otherwise, or is not known to decode as decord does."""
+
+
+def source(name: str) -> Source:
+    try:
+        return Source(data=clip(name))
+    except Exception as error:
+        if type(error).__module__.startswith("av"):
+            pytest.skip(f"this PyAV cannot make the clip: {error}")
+        raise
+
+
+def by_decord(data: bytes, indices: list[int]) -> np.ndarray | None:
+    """What the reference reads; None where it fails."""
+    try:
+        frames: np.ndarray = decord.VideoReader(io.BytesIO(data), num_threads=1).get_batch(indices).asnumpy()
+    except (decord.DECORDError, RuntimeError, AssertionError):
+        return None
+    return frames
+
+
+def ours(file: Source, facts: VideoFacts, indices: list[int]) -> np.ndarray | None:
+    try:
+        return read_frames(file, facts, indices)
+    except Reject:
+        return None
+
+
+def same(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    return first is second if first is None or second is None else np.array_equal(first, second)
+
+
+def index_lists(frames: int) -> list[list[int]]:
+    rng = random.Random(frames)
+    some = [sorted(rng.choices(range(frames), k=count)) for count in (1, 2, 3, 4, 6, 9, 20)]
+    return [[0], [frames - 1], list(range(frames)), list(range(frames - 1, -1, -max(1, frames // 4))), *some]
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_frames_are_those_of_the_reference(name: str) -> None:
+    """Whatever the gate decides, for any choice of frames: number, rate and pixels are decord's."""
+
+    def check() -> None:
+        file = source(name)
+        try:
+            theirs = decord.VideoReader(io.BytesIO(clip(name)), num_threads=1)
+            frames, fps = len(theirs), theirs.get_avg_fps()
+        except (decord.DECORDError, RuntimeError, AssertionError):
+            return  # what decord cannot read has tests of its own
+        try:
+            facts = probe_video(file)
+        except Reject:
+            assert by_decord(clip(name), [0]) is None
+            return
+        assert (facts.frames, facts.fps) == (frames, fps)
+        for indices in index_lists(facts.frames):
+            assert same(ours(file, facts, indices), by_decord(clip(name), indices)), (facts, indices)
+
+    source(name)  # skipped here where it cannot be made
+    in_a_child(check)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_pyav_decodes_the_usual_videos(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And decord decodes none of their frames beyond the first."""
+    file = source(name)
+    facts = probe_video(file)
+    assert facts.reader == PROVEN, facts.reason
+    monkeypatch.setattr(video, "_read_by_decord", lambda *_: pytest.fail("decord was asked"))
+    read_frames(file, facts, [0, facts.frames // 2, facts.frames - 1])
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_decord_decodes_what_is_not_certain(name: str) -> None:
+    facts = probe_video(source(name))
+    assert facts.reader == DECORD and facts.reason
+
+
+def test_other_colors_leave_a_video_to_decord(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A libswscale that rounds otherwise is seen on noise, even where the first frame is black."""
+    file = source("H.264: groups of 8")
+    rgb = conversion.Converter.rgb
+
+    def brighter_above_200(self: Any, frame: Any) -> np.ndarray:
+        pixels = rgb(self, frame).copy()
+        pixels[pixels > 200] += 1
+        return pixels
+
+    conversion.unequal.cache_clear()
+    monkeypatch.setattr(conversion.Converter, "rgb", brighter_above_200)
+    try:
+        facts = probe_video(file)
+    finally:
+        conversion.unequal.cache_clear()
+    assert facts.reader == DECORD and "colors" in facts.reason
+
+
+def test_a_first_frame_that_differs_leaves_a_video_to_decord(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video.DecordReader, "first", lambda self: np.zeros((96, 128, 3), np.uint8))
+    facts = probe_video(source("H.264: groups of 8"))
+    assert facts.reader == DECORD and "first frame" in facts.reason
+
+
+def test_a_change_of_the_size_halfway_is_left_to_decord() -> None:
+    """Two transport streams end to end: the plan sees the first one alone."""
+    options = (("x264-params", "keyint=250"),)
+    first = Clip(container="mpegts", frames=6, options=options).make()
+    second = Clip(container="mpegts", frames=6, size=(64, 48), times=lambda n: 600 + 100 * n, options=options).make()
+    file = Source(data=first + second)
+    facts = probe_video(file)
+    for indices in index_lists(facts.frames):
+        assert same(ours(file, facts, indices), by_decord(file.read(), indices)), (facts, indices)
+
+
+def test_an_avi_gives_the_frames_that_decord_gives() -> None:
+    """It has no presentation times: decord's seek ends at the start of the file, and it counts on from there."""
+    file = source("H.264: AVI")
+    facts = probe_video(file)
+    everything = read_frames(file, facts, range(facts.frames))
+    assert np.array_equal(read_frames(file, facts, [8])[0], everything[0])
+    assert np.array_equal(read_frames(file, facts, [0, 11])[1], everything[3])
+
+
+@pytest.mark.parametrize("name", ["AV1: MP4", "AV1: WebM", "AV1: 10 bits"])
+def test_what_decord_cannot_read_is_read_by_pyav(name: str) -> None:
+    """Counted as decord would: a frame is a packet; the rate is the container's mean."""
+    import av
+
+    file = source(name)
+    facts = probe_video(file)
+    assert facts.reader == ALONE and (facts.frames, facts.fps) == (40, 10.0)
+    with av.open(io.BytesIO(clip(name))) as container:
+        converter = conversion.Converter()
+        expected = [converter.rgb(frame) for frame in container.decode(video=0)]
+    assert np.array_equal(read_frames(file, facts, [0, 7, 7, 39]), np.stack([expected[n] for n in (0, 7, 7, 39)]))
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_machine_without_decord_counts_and_reads_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = source(name)
+    with_decord = probe_video(file)
+    monkeypatch.setattr(video, "backend", lambda: "pyav")
+    facts = probe_video(file)
+    assert facts == dataclasses.replace(with_decord, reader=ALONE)
+    for indices in index_lists(facts.frames):
+        assert same(ours(file, facts, indices), by_decord(clip(name), indices)), indices
+
+
+@pytest.mark.parametrize("name", ["H.264: many B-frames, pyramid", "H.264: several slices", "HEVC: closed groups"])
+def test_threads_of_a_decoder_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omniprep.media.frames import VideoStream
+
+    file = source(name)
+    facts, made = probe_video(file), VideoStream.__init__
+    expected = read_frames(file, facts, [3, 17, 38])
+
+    def with_threads(self: VideoStream, *arguments: Any) -> None:
+        made(self, *arguments)
+        self.codec.thread_type, self.codec.thread_count = "AUTO", 4
+
+    monkeypatch.setattr(VideoStream, "__init__", with_threads)
+    assert np.array_equal(read_frames(file, facts, [3, 17, 38]), expected)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (200, 152), (128, 96)])
+@pytest.mark.parametrize("name", ["H.264: groups of 8", "VP9: WebM", "AV1: MP4"])
+def test_frames_resized_as_they_come_are_those_resized_together(name: str, size: tuple[int, int]) -> None:
+    file = source(name)
+    facts, indices = probe_video(file), [0, 5, 5, 30]
+    assert np.array_equal(read_frames(file, facts, indices, size), resize(read_frames(file, facts, indices), size))
+
+
+def test_packets_beyond_what_is_kept_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("H.264: groups of 8", "H.264: Matroska", "H.264: AVI", "AV1: WebM"):
+        file = source(name)
+        facts = probe_video(file)
+        expected = read_frames(file, facts, [1, 20, 39])
+        monkeypatch.setattr("omniprep.media.frames.KEPT_BYTES", 1000)
+        assert np.array_equal(read_frames(file, facts, [1, 20, 39]), expected)
+        monkeypatch.undo()
+
+
+def test_another_file_in_the_place_of_the_planned_one_is_rejected(tmp_path: Any) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(clip("H.264: groups of 8"))
+    facts = probe_video(Source(path=str(path)))
+    for other in ("H.264: one frame", "H.264: 720p", "MPEG-4: MP4", "AV1: MP4"):
+        path.write_bytes(clip(other))
+        for reader in (PROVEN, DECORD):
+            planned = dataclasses.replace(
+                facts, reader=reader, frames=facts.frames + (other in ("MPEG-4: MP4", "AV1: MP4"))
+            )
+            with pytest.raises(Reject) as caught:
+                read_frames(Source(path=str(path)), planned, [0])
+            assert caught.value.code == RejectCode.DECODE_MISMATCH, other
+
+
+def in_packet_order(data: bytes) -> bytes:
+    """An MP4 whose pictures have the times of their packets, as if none were reordered ("ctts" is what says so)."""
+    assert data.count(b"ctts") == 1
+    return data.replace(b"ctts", b"free")
+
+
+@pytest.mark.parametrize("name", ["H.264: B-frames, one group", "H.264: many B-frames, pyramid", "HEVC: one group"])
+def test_times_that_contradict_the_decoder_are_seen(name: str) -> None:
+    """decord numbers pictures as they come out of the decoder, whatever their times."""
+    file = Source(data=in_packet_order(clip(name)))
+    facts = probe_video(file)
+    for indices in [[index] for index in range(0, facts.frames, 3)] + index_lists(facts.frames):
+        assert same(ours(file, facts, indices), by_decord(file.read(), indices)), (facts, indices)
+
+
+def test_a_decoder_that_drops_a_frame_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omniprep.media.frames import VideoStream
+
+    with open_stream(source("H.264: groups of 8")) as stream:
+        decoded = VideoStream._decode_packet
+        monkeypatch.setattr(
+            VideoStream, "_decode_packet", lambda self, packet: (f for f in decoded(self, packet) if f.pts != 0)
+        )
+        with pytest.raises(UnprovenError):
+            list(stream.frames([0], proven=True))
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Some bits flipped, or some bytes replaced."""
+    changed, start, count = bytearray(data), rng.randrange(len(data)), rng.choice([1, 4, 50, 400])
+    for offset in range(start, min(start + count, len(data))):
+        changed[offset] = rng.randrange(256) if count > 1 else changed[offset] ^ 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["H.264: B-frames, one group", "H.264: Matroska", "HEVC: closed groups"])
+def test_damage_gives_decords_frames_or_a_reject(name: str) -> None:
+    """Two versions of FFmpeg conceal damage differently: PyAV never shows what it made up. decord's own errors come from
+    a thread and may stay unseen, so that it rejects where PyAV did not need the damaged packet, and the reverse.
+    """
+    file = clip(name)
+
+    def check(seed: int) -> Callable[[], None]:
+        def compare() -> None:
+            rng = random.Random(seed)
+            data = damaged(file, rng)
+            indices = sorted(rng.choices(range(40), k=5))
+            try:
+                facts = probe_video(Source(data=data))
+            except Reject:
+                return
+            indices = [min(index, facts.frames - 1) for index in indices]
+            if facts.reader == PROVEN:
+                first, second = ours(Source(data=data), facts, indices), by_decord(data, indices)
+                assert first is None or second is None or np.array_equal(first, second), (seed, indices)
+
+        return compare
+
+    for seed in range(12 if "CI" not in os.environ else 60):
+        in_a_child(check(seed))
+
+
+# ---- packets
+
+
+def test_units_tell_what_a_packet_holds() -> None:
+    h264, hevc = parser("h264", b""), parser("hevc", b"")
+    assert h264 is not None and hevc is not None and parser("mpeg4", None) is None
+
+    def unit(*first_bytes: int) -> bytes:
+        return b"\0\0\1" + bytes(first_bytes) + b"\xff\xff"
+
+    assert h264(unit(0x65, 0x88)) == (units := h264(unit(0x67, 0) + unit(0x68, 0) + unit(0x65, 0x88)))
+    assert units is not None and units.referenced and units.restart
+    for second_slice, referenced in ((0x01, False), (0x41, True)):
+        found = h264(unit(0x01, 0x9A) + unit(second_slice, 0x9A))
+        assert found is not None and (found.referenced, found.restart) == (referenced, False)
+    assert h264(unit(0x67, 0)) is None and h264(b"") is None  # no picture
+    assert h264(unit(0x42, 0)) is None and h264(unit(0x74, 0)) is None  # a partition; a second view
+    assert h264(unit(0xE5, 0)) is None  # the bit that is always 0
+    trailing, key = hevc(unit(0 << 1, 2)), hevc(unit(19 << 1, 1))
+    assert trailing is not None and (trailing.referenced, trailing.layer) == (False, 1)
+    assert key is not None and key.restart and key.referenced
+    assert hevc(unit((1 << 1) | 1, 1)) is None and hevc(unit(1 << 1, 0)) is None
+
+
+def test_lengths_that_lead_beyond_a_packet_are_seen() -> None:
+    parse = parser("h264", b"\x01\x64\x00\x1f\xff")  # lengths of four bytes
+    assert parse is not None
+    whole = (2).to_bytes(4, "big") + b"\x65\x88"
+    assert parse(whole) is not None and parse(whole + b"\0\0\0\x09\x41") is None and parse(whole + b"\0\0\0\0") is None
+
+
+class Packet:
+    def __init__(self, pts: int | None, dts: int | None, key: bool, data: bytes = b"\0\0\1\x65\x88") -> None:
+        self.pts, self.dts, self.is_keyframe, self.data = pts, dts, key, data
+        self.is_corrupt = self.is_discard = False
+
+    def __bytes__(self) -> bytes:
+        return self.data
+
+
+def table(packets: list[Packet], container: str = "mov,mp4", codec: str = "h264") -> PacketTable:
+    made = PacketTable(container, codec)
+    for packet in packets:
+        made.add(packet, parser("h264", b""))
+    return made
+
+
+def test_what_packets_do_not_prove() -> None:
+    plain = [Packet(n, n, n % 4 == 0) for n in range(8)]
+    assert table(plain).unproven() == ""
+    assert table(plain, "flv").unproven() and not table(plain[:4], "flv").unproven()  # seeks of FLV are not known
+    assert table([Packet(n, n, n == 2) for n in range(4)]).unproven()  # begins without a key frame
+    assert table([Packet(0, 0, True), Packet(0, 1, False)]).unproven()
+    assert table([Packet(0, 0, True), Packet(None, 1, False)]).unproven()
+    open_group = [Packet(0, 0, True), Packet(3, 1, True), Packet(2, 2, False), Packet(4, 4, False)]
+    assert "open" in table(open_group).unproven()
+    crossing = [Packet(0, 0, True), Packet(4, 1, False), Packet(3, 2, True), Packet(5, 5, False)]
+    assert "open" in table(crossing).unproven()
+    late = [Packet(0, -3, True), Packet(1, -2, True), Packet(2, 2, True)]
+    assert "delay" in table(late).unproven()
+    recovery = [Packet(0, 0, True), Packet(1, 1, True, b"\0\0\1\x61\x88")]  # a key frame that is no IDR picture
+    assert "anew" in table(recovery).unproven()
+    grown = [Packet(n, None, n == 0) for n in range(8)] + [Packet(9, None, False), Packet(8, None, False)]
+    assert "grows" in table(grown, "matroska,webm").unproven() and not table(grown).unproven()
+
+
+def test_runs_begin_at_the_key_packet_before_a_frame() -> None:
+    found = table([Packet(n, n, n % 4 == 0) for n in range(12)])
+    assert [(run.first, run.wanted) for run in found.runs([1, 1, 3, 9])] == [(0, {1: [0, 1], 3: [2]}), (8, {9: [3]})]
+    avi = table([Packet(None, n, n % 4 == 0) for n in range(12)], "avi")
+    assert [(run.first, run.wanted) for run in avi.runs([1, 5, 6, 9])] == [(0, {1: [0, 1, 3], 2: [2]})]
