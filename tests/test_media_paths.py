@@ -152,9 +152,9 @@ def test_a_build_does_not_read_what_is_swapped_in(
     }
     text = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ok"}]}
     (inside / "c.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(text))
-    from omniprep.compiler.encode import rows as rowencode
+    from omniprep.families import rowwise
 
-    real = rowencode.decode_image
+    real = rowwise.decode_image
 
     def decode(source: Source, **options: str) -> Image.Image:
         if not (inside / "sub").is_symlink():
@@ -162,7 +162,7 @@ def test_a_build_does_not_read_what_is_swapped_in(
             (inside / "sub").symlink_to(private)
         return real(source, **options)
 
-    monkeypatch.setattr(rowencode, "decode_image", decode)
+    monkeypatch.setattr(rowwise, "decode_image", decode)
     done = omniprep(
         "build", inside / "c.jsonl", "--model", model_dir, "--bin-length", 512, "--out", tmp_path / "out", "--workers",
         0, "--quiet",
