@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from omniprep.data.device import to_model
+from omniprep.data.arguments import needs_shapes, to_model
 from omniprep.errors import OmniprepError
 from omniprep.shards.codecs import without_codec
-from omniprep.shards.content import item_sizes
+from omniprep.shards.content import item_shapes, item_sizes
 from omniprep.shards.reader import BufferPool
 from omniprep.shards.schema import Column
 
@@ -60,7 +60,8 @@ def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
         OmniprepError: As `collate`.
 
     Returns:
-        As `collate`, but for the media, and with the declarations of the media under "columns", which `to_model` needs.
+        As `collate`, but for the media, and with what `to_model` needs beside them: the declarations of the columns
+        under "columns", shapes of items, where a column's join needs them, under "item_shapes".
     """
     _check_alike(bins)
     lengths = np.concatenate([np.diff(b["cu_seqlens"]) for b in bins])
@@ -86,8 +87,13 @@ def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
             continue
         if column.load == "mel":
             stacked[column.name], stacked[column.params["mask"]] = _padded(column, holding)
+        elif column.kind == "tokens":
+            stacked[column.name] = _tensor(column, np.concatenate([b[column.name] for b in holding])[None])
         else:
             stacked[column.name] = _joined(column, [b[column.name] for b in holding])
+        if needs_shapes(column):
+            shapes = tuple(shape for b in holding for shape in item_shapes(column, b))
+            stacked.setdefault("item_shapes", {})[column.name] = shapes
     return stacked
 
 
@@ -107,11 +113,17 @@ def cut_row(item: Arrays, row: int) -> dict[str, Any]:
     for column in item["columns"]:
         if column.name not in item:
             continue
+        if column.kind == "tokens":
+            cut[column.name] = item[column.name][start:end]
+            continue
         modality = item["modalities"].index(column.modality)
         first, last = item["row_items"][:row, modality].sum(), item["row_items"][: row + 1, modality].sum()
         if first == last:
             continue
-        if column.kind == "flat":
+        if column.kind == "rows":  # of the rows that have such items
+            first = int((item["row_items"][:row, modality] > 0).sum())
+            last = first + 1
+        elif column.kind == "flat":
             borders = np.concatenate([[0], np.cumsum(item_sizes(column, item))])
             first, last = borders[first], borders[last]
             if column.load == "mel":
@@ -157,7 +169,7 @@ def _positions(bins: Sequence[Arrays], borders: np.ndarray, lengths: np.ndarray)
 
 
 def _joined(column: Column, parts: list[np.ndarray]) -> torch.Tensor:
-    if column.kind == "items":
+    if column.kind != "flat":
         values = np.concatenate(parts)
         return _tensor(column, values.astype(np.int64) if values.dtype == np.int32 else values)
     if len(parts) == 1:

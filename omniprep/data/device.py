@@ -1,18 +1,14 @@
-"""The device half of loading: uint8 patches become the floats that the image processor would have made, to the bit.
+"""uint8 patches of Qwen's form become the floats that the image processor would have made, to the bit, on any device.
 
 Media travel as they are stored (2,352 bytes an image token instead of 18,816 in float32) and are normalized where the
 model is.
 """
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
-
-from omniprep.data.loss import WeightedLabels
-from omniprep.shards.schema import Column
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """It comes with torch for NVIDIA and AMD GPUs."""
@@ -79,41 +75,3 @@ def _tables(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype,
     every_byte = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, len(mean)).contiguous()
     floats = unpack_pixels(every_byte, mean=mean, std=std, patch_size=1, temporal_patch_size=1, dtype=dtype)
     return floats.t().contiguous().to(device)
-
-
-def to_model(
-    stacked: Mapping[str, Any], device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> dict[str, Any]:
-    """Arguments of the model's forward from what `stack` made: copied to the device, then normalized there.
-
-    Args:
-        stacked: From `stack`, through a DataLoader or not. Copies from pinned memory do not block.
-        device: Where to (default: stay).
-        dtype: Type of the media (default: float32). Weights of the loss stay float32.
-
-    Returns:
-        As `omniprep.collate`.
-    """
-    columns: dict[str, Column] = {column.name: column for column in stacked["columns"]}
-    result = {}
-    for name, value in stacked.items():
-        if name == "columns":
-            continue
-        if isinstance(value, torch.Tensor) and device is not None:
-            value = value.to(device, non_blocking=True)
-        column = columns.get(name)
-        if column is not None and column.load == "patches":
-            value = unpack_pixels(
-                value,
-                mean=column.params["mean"],
-                std=column.params["std"],
-                patch_size=column.params["patch_size"],
-                temporal_patch_size=column.params["temporal_patch_size"],
-                dtype=dtype or torch.float32,
-            )
-        elif column is not None and column.kind == "flat" and value.is_floating_point():
-            value = value.to(dtype or torch.float32)
-        result[name] = value
-    if "loss_scale" in result:  # a model would take and ignore it: its labels see to it that nobody trains so
-        result["labels"] = result["labels"].as_subclass(WeightedLabels)
-    return result

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.families.errors import UnknownFunctionError
+from omniprep.families.errors import CallbackError, UnknownFunctionError
 from omniprep.families.kinds import Array, Decoded, Field, MediaMeta
 from omniprep.shards.loaders import LOADERS
-from omniprep.shards.schema import LOADS, Column
+from omniprep.shards.schema import LOADS, Column, storage_dtype
 
 _KINDS: dict[str, Literal["items", "flat", "tokens", "rows"]] = {
     "item": "items",
@@ -71,6 +71,45 @@ def _params(name: str, entry: Field, family: Any) -> dict[str, Any]:
             f"{known}. Register it with @REGISTRY.register_loader({entry.load!r})"
         )
     return params | LOADERS[entry.load].facts
+
+
+def stored_form(family: str, column: Column, array: Array) -> Array:
+    """What a family made for a column of one item (or one row's tokens), in the dtype and shape that the shard holds.
+
+    Numbers of another type are taken where none of them changes; an "item" or "row" field is the first entry of what a
+    mapper gives.
+
+    Raises:
+        CallbackError: It does not fit the column; the message names the field and what was declared.
+    """
+    array = np.asarray(array)
+    name = f"family {family!r}: field {column.name!r}"
+    declared = f"declared are {column.dtype} {list(column.shape)} (0: items differ)"
+    if column.kind in ("items", "rows"):
+        if not len(array.shape) or len(array) < 1:
+            raise CallbackError(f"{name} is of shape {array.shape}; its first axis must be that of items")
+        array = np.asarray(array[0])
+    dtype = storage_dtype(column.dtype)
+    if array.dtype != dtype:
+        with np.errstate(invalid="ignore", over="ignore"):  # a change is refused below
+            converted = array.astype(dtype)
+        if not np.array_equal(converted, array, equal_nan=array.dtype.kind == "f" and dtype.kind == "f"):
+            raise CallbackError(f"{name} has values of {array.dtype} that {column.dtype} cannot hold; {declared}")
+        array = converted
+    if column.kind in ("items", "rows"):
+        fits = array.shape == column.shape
+    elif column.kind == "tokens":
+        fits = array.ndim == 1
+    elif column.varies or column.join != "concat":
+        sizes = array.shape[1:]
+        fits = len(sizes) == len(column.shape) and all(
+            want in (0, size) for want, size in zip(column.shape, sizes, strict=True)
+        )
+    else:  # a spectrogram lies transposed, units may be flattened: as many values as whole units have
+        fits = array.size % column.unit == 0
+    if not fits:
+        raise CallbackError(f"{name} is of shape {array.shape}; {declared}")
+    return array
 
 
 def blank_image(width: int, height: int) -> Any:

@@ -36,6 +36,9 @@ def check_rows(arrays: dict[str, Any], layout: Layout) -> None:
     for name, per_token in (("labels", 1), ("loss_scale", 1), ("position_ids", 3)):
         if name in arrays and len(arrays[name]) != per_token * tokens:
             raise DamagedDataError(f"{name} has {len(arrays[name])} values for {tokens} tokens")
+    for column in layout.columns:
+        if column.kind == "tokens" and len(arrays.get(column.name, ())) != tokens:
+            raise DamagedDataError(f"column {column.name!r} has not one value for each of {tokens} tokens")
     items = arrays["row_items"]
     if len(items) != rows * len(layout.modalities) or (items < 0).any():
         raise DamagedDataError(f"row_items are no counts of {len(layout.modalities)} modalities in {rows} rows")
@@ -47,13 +50,20 @@ def check_rows(arrays: dict[str, Any], layout: Layout) -> None:
 def check_media(arrays: Mapping[str, Any], layout: Layout, coded: Container[str]) -> None:
     """Hold media columns against counts and sizes of items; `coded` are those not decoded yet."""
     counts = dict(zip(layout.modalities, arrays["row_items"].sum(axis=0, dtype=np.int64).tolist(), strict=True))
-    for column in layout.columns:
+    holding = dict(zip(layout.modalities, (arrays["row_items"] > 0).sum(axis=0).tolist(), strict=True))
+    declared = [column for column in layout.columns if column.kind != "tokens"]
+    for column in declared:
         count = counts[column.modality]
         if (column.name in arrays or column.name in coded) != (count > 0):
             raise DamagedDataError(f"column {column.name!r} does not fit {count} items of kind {column.modality}")
         if column.kind == "items" and count and len(arrays[column.name]) != count:
             raise DamagedDataError(f"column {column.name!r} has {len(arrays[column.name])} items, the rows {count}")
-    for column in layout.columns:
+        if column.kind == "rows" and count and len(arrays[column.name]) != holding[column.modality]:
+            raise DamagedDataError(
+                f"column {column.name!r} has {len(arrays[column.name])} entries for {holding[column.modality]} rows "
+                f"with items of kind {column.modality}"
+            )
+    for column in declared:
         if column.kind != "flat" or not counts[column.modality]:
             continue
         units, tokens = _units(column, arrays), len(arrays["input_ids"])
@@ -70,6 +80,10 @@ def _units(column: Column, arrays: Mapping[str, Any]) -> int:
     """Units of all items of a flat column, as a Python integer: products of a hostile grid exceed 64 bits."""
     source, product = column.size_source()
     sizes = arrays[source].reshape(len(arrays[source]), -1).tolist()
+    if column.varies and any(
+        size not in (0, number) for numbers in sizes for size, number in zip(column.shape, numbers[1:], strict=True)
+    ):
+        raise DamagedDataError(f"column {source!r} has a shape that is none of {list(column.shape)}")
     least = 1 if column.load == "mel" else 0
     if any(number < least for numbers in sizes for number in numbers):
         raise DamagedDataError(f"column {source!r} has a size below {least}")
@@ -81,3 +95,21 @@ def item_sizes(column: Column, arrays: Mapping[str, Any]) -> np.ndarray:
     source, product = column.size_source()
     sizes = arrays[source].astype(np.int64)
     return sizes.reshape(len(sizes), -1).prod(axis=1) if product else sizes.reshape(-1)
+
+
+def item_shapes(column: Column, arrays: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Shape (units, *shape) of each item of a flat column; of a spectrogram of load "mel" (bands, frames)."""
+    if column.varies:
+        return [tuple(numbers) for numbers in arrays[column.companion].tolist()]
+    units = item_sizes(column, arrays).tolist()
+    if column.load == "mel":
+        return [(column.unit, frames) for frames in units]
+    return [(number, *column.shape) for number in units]
+
+
+def split_items(column: Column, arrays: Mapping[str, Any]) -> list[np.ndarray]:
+    """The items of a flat column in their shapes, as views of what the bin holds."""
+    shapes = item_shapes(column, arrays)
+    values = arrays[column.name].reshape(-1)
+    borders = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int64)
+    return [part.reshape(shape) for part, shape in zip(np.split(values, borders[:-1]), shapes, strict=True)]

@@ -3,6 +3,7 @@
 A declaration may be a stranger's, so every number is held against what a reader does with it.
 """
 
+import math
 from typing import Any, Protocol
 
 from omniprep.errors import OmniprepError
@@ -55,6 +56,18 @@ def channel_axis(column: Declared) -> int:
     return axis
 
 
+def channel_run(column: Declared, shape: tuple[int, ...], channels: int) -> int:
+    """How many values of one channel follow each other in units of `shape` (units, ...), in C order."""
+    if channels == 1:
+        return 1
+    if "channel_run" in column.params:
+        run: int = column.params["channel_run"]
+        return run
+    if column.params.get("picture") == "patches":  # a patch holds its channels first
+        return math.prod(shape[1:]) // channels
+    return math.prod(shape[len(shape) + channel_axis(column) + 1 :])
+
+
 def check_affine(column: Declared) -> None:
     """Refuse affine pixels whose floats or channels are not said."""
     if (column.kind, column.dtype) != ("flat", "uint8"):
@@ -68,7 +81,7 @@ def check_affine(column: Declared) -> None:
                 f"column {column.name!r}: channel_run {shown(run)} does not divide the last axis of "
                 f"{shown(list(column.shape))} into {channels} channels"
             )
-    elif column.params.get("picture") == "patches":  # a patch holds its channels first
+    elif column.params.get("picture") == "patches":
         if column.unit % channels:
             raise OmniprepError(f"column {column.name!r}: patches of {column.unit} values have no {channels} channels")
     elif channels != 1 and column.shape[channel_axis(column)] != channels:

@@ -181,9 +181,11 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
 
     Returns:
         The fixed columns under their names, position_ids as (3, L), row_items as (R, M); items columns as (items,
-        *shape); flat columns as (units, *shape), or for spectrograms (load "mel"), whose items are transposed, one
-        flat array. Null columns are absent. bfloat16 is uint16. "columns" declares the media columns, "modalities"
-        names the M of row_items, "layout" is all that the shard declares.
+        *shape), columns of rows as (rows with such items, *shape), those of tokens as (L,); flat columns as (units,
+        *shape), or one flat array where items differ in shape and for spectrograms (load "mel"), whose items are
+        transposed (`omniprep.shards.content.split_items` gives the items). Null columns are absent. bfloat16 is uint16.
+        "columns" declares the family's columns, "modalities" names the M of row_items, "layout" is all that the shard
+        declares.
 
     Raises:
         DamagedDataError: It is no record batch of this schema, or what it holds is no bin.
@@ -202,14 +204,16 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
         if column is not None and "codec" in column.params:
             coded[name] = data[start : start + size]
             continue
-        if column is None or column.kind == "items":
+        if column is None or column.kind != "flat":
             dtype = np.dtype(field.type.value_type.to_pandas_dtype())
         else:
             dtype = storage_dtype(column.dtype)
         if size % (dtype.itemsize * (1 if column is None else column.unit)):
             raise DamagedDataError(f"column {name!r}: {size} bytes are no whole number of values")
         arrays[name] = data[start : start + size].view(dtype)
-        if column is not None and column.load != "mel":
+        if column is not None and column.dtype == "bool":  # any byte but 0 and 1 is no bool to numpy and torch
+            arrays[name] = arrays[name].view(np.uint8) != 0
+        if column is not None and column.load != "mel" and not column.varies:
             arrays[name] = arrays[name].reshape(-1, *column.shape)
     check_rows(arrays, layout)
     check_media(arrays, layout, coded)
@@ -223,6 +227,8 @@ _PICTURES = BufferPool()
 
 def _decoded(column: Column, data: np.ndarray, arrays: Mapping[str, Any]) -> np.ndarray:
     units = int(item_sizes(column, arrays).sum())
-    patches = _PICTURES.take(units * column.unit).reshape(units, *column.shape)
+    patches = _PICTURES.take(units * column.unit)
+    if not column.varies:
+        patches = patches.reshape(units, *column.shape)
     codec_of(column).decode_items(column, data, arrays[column.size_source()[0]], patches)
     return patches

@@ -123,6 +123,8 @@ class Column:
         allowed = _STORAGE if self.kind == "flat" else _LIST_TYPES
         if self.kind not in ("items", "flat", "tokens", "rows") or self.dtype not in allowed:
             raise OmniprepError(f"column {self.name!r}: kind {self.kind!r} cannot hold dtype {self.dtype!r}")
+        if self.kind != "flat" and self.load not in ("array", "none"):
+            raise OmniprepError(f"column {self.name!r}: only flat columns are loaded by {shown(self.load)}")
         if self.load not in LOADS and not _LOADER_NAME.fullmatch(self.load):
             raise OmniprepError(f"column {self.name!r}: load {shown(self.load)} is no name of a loader")
         least = 0 if self.kind == "flat" and not self.sizes and self.load != "mel" else 1

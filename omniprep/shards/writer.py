@@ -172,26 +172,40 @@ def _arrays(item: Bin, layout: Layout, buffers: dict[str, np.ndarray]) -> list[p
         _list(item.row_items, np.int32),
     ]
     counts = dict(zip(layout.modalities, item.row_items.sum(axis=0).tolist(), strict=True))
+    holding = dict(zip(layout.modalities, (item.row_items > 0).sum(axis=0).tolist(), strict=True))
     companions = {c.companion: c for c in layout.columns if c.companion}
     media = []
     for column in layout.columns:
         if column.name in companions:
-            flat = companions[column.name]
-            parts = [np.asarray(part.size // flat.unit) for part in item.media.get(flat.name, [])]
+            parts = _companion_values(companions[column.name], item)
         else:
             parts = item.media.get(column.name, [])
-        assert len(parts) == counts[column.modality], (column.name, len(parts), counts)
+        if column.kind == "tokens":
+            values = np.concatenate(parts)
+            assert values.shape == (tokens,), (column.name, values.shape, tokens)
+            media.append(_list(values, storage_dtype(column.dtype).type))
+            continue
+        expected = holding if column.kind == "rows" else counts
+        assert len(parts) == expected[column.modality], (column.name, len(parts), counts)
         if parts and "codec" in column.params:
-            sizes = item.media.get(column.size_source()[0]) or [np.asarray(part.size // column.unit) for part in parts]
+            sizes = item.media.get(column.size_source()[0]) or _companion_values(column, item)
             media.append(_binary(codec_of(column).encode_items(column, parts, sizes)))
             continue
         media.append(_media(column, parts, buffers))
     return fixed + media
 
 
+def _companion_values(column: Column, item: Bin) -> list[np.ndarray]:
+    """What the companion of a flat column holds of each item: its units, or its shape."""
+    parts = item.media.get(column.name, [])
+    if column.varies:
+        return [np.array(part.shape) for part in parts]
+    return [np.asarray(part.size // column.unit) for part in parts]
+
+
 def _media(column: Column, parts: list[np.ndarray], buffers: dict[str, np.ndarray]) -> pa.Array:
     dtype = storage_dtype(column.dtype)
-    if column.kind == "items":
+    if column.kind != "flat":
         for part in parts:
             assert np.shape(part) == column.shape, (column.name, np.shape(part))
         return _list(np.asarray(parts, dtype) if parts else None, dtype.type)
@@ -218,6 +232,8 @@ def _scratch(buffers: dict[str, np.ndarray], name: str, size: int) -> np.ndarray
 
 
 def _list(values: np.ndarray | None, dtype: type[np.generic]) -> pa.Array:
+    if dtype is np.bool_:  # stored as bytes
+        dtype, values = np.uint8, None if values is None else values.astype(np.bool_)
     kind = pa.from_numpy_dtype(dtype)
     if values is None:
         return pa.nulls(1, pa.list_(kind))

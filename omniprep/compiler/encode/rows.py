@@ -16,6 +16,7 @@ from omniprep.compiler.plan.probe import RATE
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode
+from omniprep.families.columns import stored_form
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError, TokenCountMismatchError
 from omniprep.families.kinds import Decoded, Item, MediaMeta, Sample, as_json
@@ -47,11 +48,10 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
     """Encode one row as a bin of its own; rejects media that do not decode or contradict their headers."""
     media: dict[str, list[Array]] = {column.name: [] for column in ctx.columns}
     for modality in ctx.modalities:
-        for arguments in _map_items(modality, row.items[modality], ctx, config, cache):
+        for number, arguments in enumerate(_map_items(modality, row.items[modality], ctx, config, cache)):
             for column in ctx.columns:
-                if column.modality == modality:
-                    array = arguments[column.name]
-                    media[column.name].append(array[0] if column.kind == "items" else array)
+                if column.modality == modality and (column.kind != "rows" or number == 0):
+                    media[column.name].append(arguments[column.name])
     has_media = any(row.items.values())
     expansions = ctx.expand_row(Sample(row.ids, row.items)) if has_media else []
     ids, weights, is_media = expand(row.ids, np.repeat(row.run_weights, row.run_lengths), expansions)
@@ -63,6 +63,11 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
     # Media tokens are never predicted, not even in an answer that is trained.
     labels = np.where((weights > 0) & ~is_media, ids, np.int32(IGNORE)).astype(np.int32, copy=False)
     positions = ctx.row_positions(Sample(ids, row.items)) if has_media else None
+    token_columns = [column for column in ctx.columns if column.kind == "tokens"]
+    if token_columns:
+        arrays = ctx.row_token_fields(Sample(ids, row.items))
+        for column in token_columns:
+            media[column.name] = [stored_form(ctx.name, column, arrays[column.name])]
     return Bin(
         input_ids=ids,
         labels=labels,
@@ -91,12 +96,14 @@ def _map_items(
         except FamilyError as error:
             raise error.within(f"{modality} {position} of {len(items)}") from error
     if decoded:
-        mapped = ctx.mapped_row(modality, decoded)
-    for arguments in mapped:
-        declared = {column.name for column in ctx.columns if column.modality == modality}
-        if missing := declared - arguments.keys():
-            raise TokenCountMismatchError(f"family {ctx.name!r}: the {modality} mapper gives no {sorted(missing)}")
+        mapped = [_stored(modality, arguments, ctx) for arguments in ctx.mapped_row(modality, decoded)]
     return mapped
+
+
+def _stored(modality: str, arguments: dict[str, Array], ctx: FamilyContext) -> dict[str, Array]:
+    """What a mapper gave for one item, as the shard holds it."""
+    columns = {column.name: column for column in ctx.columns if column.modality == modality}
+    return {name: stored_form(ctx.name, columns[name], array) for name, array in arguments.items() if name in columns}
 
 
 def _map_item(item: Item, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> dict[str, Array]:
@@ -107,7 +114,8 @@ def _map_item(item: Item, ctx: FamilyContext, config: BuildConfig, cache: MediaC
     key = (meta.kind, tuple(source.key for source in item.sources), options, meta.in_video, meta.padded_to)
     arguments = cache.get(key)
     if arguments is None:
-        arguments = ctx.map_item(item.modality, _decode_checked(item, ctx, config))
+        mapped = ctx.map_item(item.modality, _decode_checked(item, ctx, config))
+        arguments = _stored(item.modality, mapped, ctx)
         cache.put(key, arguments)
     return arguments
 

@@ -26,7 +26,7 @@ from omniprep.errors import DamagedDataError
 from omniprep.lru import BoundedCache
 from omniprep.rows.columns import Note
 from omniprep.rows.longline import parse_line
-from omniprep.shards.content import item_sizes
+from omniprep.shards.content import split_items
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin
 
@@ -204,9 +204,10 @@ def _items(cut: dict[str, Any]) -> dict[str, list[NDArray[Any]]]:
     for column in cut["columns"]:
         if column.name not in cut:
             continue
-        if column.kind == "items":
+        if column.kind == "tokens":
+            media[column.name] = [cut[column.name]]
+        elif column.kind == "flat":
+            media[column.name] = split_items(column, cut)
+        else:
             media[column.name] = list(cut[column.name])
-            continue
-        unit = column.unit if column.load == "mel" else 1
-        media[column.name] = np.split(cut[column.name], np.cumsum(item_sizes(column, cut))[:-1] * unit)
     return media

@@ -63,12 +63,16 @@ class PictureShape:
 def picture_shapes(column: Column, units: int, size: Any) -> tuple[int, PictureShape | None]:
     """Number and shape of the equal pictures that `units` units make; None where they make no picture.
 
-    `size` is the item's value in the column that `Column.sizes` names: of patches the grid (steps, rows, columns).
+    `size` is the item's value in the column that holds its size: of patches the grid (steps, rows, columns), of items
+    that differ in shape their shape (units are then values).
     """
     if column.picture in ("chw", "hwc"):
-        height, width = column.shape[-2:] if column.picture == "chw" else column.shape[-3:-1]
-        crops = math.prod(column.shape[:-3])  # pictures of a unit: 1, or the frames that it holds
-        return units * crops, PictureShape(1, height, width, height, width, channels_last=column.picture == "hwc")
+        item_shape = tuple(int(n) for n in size) if column.varies else (units, *column.shape)
+        if not math.prod(item_shape):
+            return 0, None
+        height, width = item_shape[-2:] if column.picture == "chw" else item_shape[-3:-1]
+        crops = math.prod(item_shape[:-3])  # a picture for each unit, or for each frame that a unit holds
+        return crops, PictureShape(1, height, width, height, width, channels_last=column.picture == "hwc")
     side, merge = int(column.params["patch_size"]), int((DEFAULTS | column.params)["merge_size"])
     frames = max(column.unit // (3 * side * side), 1)
     if np.size(size) != 3:
