@@ -18,8 +18,8 @@ from omniprep.data.loss import WeightedLabels
 from omniprep.errors import OmniprepError
 from omniprep.shards.affine import byte_floats
 from omniprep.shards.forms import channel_run
-from omniprep.shards.loaders import column_loader
-from omniprep.shards.schema import Column
+from omniprep.shards.loaders import LOADERS, Loader, column_loader
+from omniprep.shards.schema import LOADS, Column
 
 Shape = tuple[int, ...]
 CHUNK = 1 << 20
@@ -58,6 +58,19 @@ def to_model(
     if "loss_scale" in result:  # a model would take and ignore it: its labels see to it that nobody trains so
         result["labels"] = result["labels"].as_subclass(WeightedLabels)
     return result
+
+
+def registered_loader(column: Column) -> Loader:
+    """The loader of a column that names one, registered by this process or by an installed package.
+
+    Raises:
+        OmniprepError: Nothing registers it, or another version of it.
+    """
+    if column.load not in LOADERS:
+        from omniprep.families.loading import load_families
+
+        load_families()  # the entry points of installed packages, which the user chose
+    return column_loader(column)
 
 
 def _arguments(
@@ -194,8 +207,8 @@ def _loaded(column: Column, units: Tensor, dtype: torch.dtype | None) -> Tensor:
         )
     if column.load == "affine":
         return _floats_of_bytes(column, units, dtype or torch.float32)
-    if column.load not in ("array", "mel"):
-        loader = column_loader(column)
+    if column.load not in LOADS:
+        loader = registered_loader(column)
         values = loader.function(units, column.params)
         if not isinstance(values, Tensor) or len(values) != len(units):
             raise OmniprepError(

@@ -7,7 +7,7 @@ every token travels as text with its positions; tokens that together make one ch
 import base64
 import io as memory
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from omniprep.inspect.describe import rows_of_bin, token_runs
 from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
-from omniprep.shards.content import item_sizes
+from omniprep.shards.codecs.picture import PictureShape, picture_shapes
+from omniprep.shards.content import item_shapes, item_sizes
 from omniprep.shards.forms import DEFAULTS
 from omniprep.shards.schema import Column
 
@@ -64,12 +65,18 @@ def scan(dataset: PackedDataset, vocabulary: Vocabulary | None, most: int = SCAN
                 continue
             if column.load == "mel":
                 audio_seconds += (item_sizes(column, item) / (DEFAULTS | column.params)["frames_per_second"]).tolist()
-            elif column.load == "patches" and column.modality == "video":
+            elif "frames_axis" in column.params and "frames_per_second" in column.params:
+                shapes, axis = item_shapes(column, item), column.params["frames_axis"]
+                audio_seconds += [shape[axis] / column.params["frames_per_second"] for shape in shapes]
+            elif column.picture and column.modality == "video":
                 video_frames += _frames(column, item)
-            elif column.load == "patches":
+            elif column.picture == "patches":
                 side = int(column.params["patch_size"])
                 grids = item[column.size_source()[0]].tolist()
                 image_sizes.update((wide * side, high * side) for _, high, wide in grids)
+            elif column.picture:
+                for count, shape in _pictures(column, item):
+                    image_sizes[shape.width, shape.height] += count
     total = sum(tokens.values())
     return {
         "bins": len(chosen),
@@ -83,7 +90,19 @@ def scan(dataset: PackedDataset, vocabulary: Vocabulary | None, most: int = SCAN
 
 def _frames(column: Column, item: Mapping[str, Any]) -> list[int]:
     """Frames of each video: a step of its grid is as many frames as a patch is deep."""
-    return [grid[0] * int(column.params["temporal_patch_size"]) for grid in item[column.size_source()[0]].tolist()]
+    if column.picture != "patches":
+        return [count for count, _ in _pictures(column, item)]
+    deep = int(column.params.get("temporal_patch_size", 1))
+    return [grid[0] * deep for grid in item[column.size_source()[0]].tolist()]
+
+
+def _pictures(column: Column, item: Mapping[str, Any]) -> Iterator[tuple[int, PictureShape]]:
+    """Number and shape of the pictures of each item whose units are whole pictures: itself, its crops or its frames."""
+    units, sizes = item_sizes(column, item).tolist(), item[column.size_source()[0]].tolist()
+    for count, size in zip(units, sizes, strict=True):
+        number, shape = picture_shapes(column, count, size)
+        if shape is not None:
+            yield number, shape
 
 
 def _shares(

@@ -74,6 +74,7 @@ def padded(stacked: dict[str, Any], length: int) -> dict[str, Any]:
         return stacked
     fill = {"input_ids": 0, "labels": -100, "loss_scale": 0}
     out = dict(stacked)
+    fill |= {column.name: 0 for column in stacked["columns"] if column.kind == "tokens"}
     for name, value in fill.items():
         if name in stacked:
             row: Tensor = stacked[name]

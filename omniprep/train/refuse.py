@@ -5,7 +5,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from omniprep.data import PackedDataset
+from omniprep.data.arguments import registered_loader
 from omniprep.errors import OmniprepError
+from omniprep.shards.schema import LOADS
 from omniprep.train.config import TrainConfig
 
 
@@ -14,8 +16,8 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
 
     Raises:
         OmniprepError: Another family, tokenizer, layout or normalization of pixels, a dataset with no bin or nothing to
-            learn, bins longer than the model's positions, or a tokenizer with more tokens than the model has
-            embeddings.
+            learn, a loader that nothing registers, bins longer than the model's positions, or a tokenizer with more
+            tokens than the model has embeddings.
     """
     words = text_config(ctx.config).get("vocab_size")
     if words is not None and len(ctx.tokenizer) > words:
@@ -38,6 +40,9 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
             )
         if (manifest.get("counts") or {}).get("labeled_tokens") == 0:
             raise OmniprepError(f"{uri}: no token of it is labeled, so there is nothing to learn (rows need answers)")
+        for column in dataset.layout.columns:
+            if column.load not in LOADS:
+                registered_loader(column)
         if names := other_params(dataset, ctx):
             raise OmniprepError(
                 f"{uri} was built for a checkpoint with other {names} than this --model: build it with this one"
