@@ -59,7 +59,7 @@ class MediaItem:
 
 def media_of(arrays: Mapping[str, Any]) -> list[MediaItem]:
     """The media items of one row, with what the shard holds of each."""
-    counts = dict(zip(arrays["modalities"], arrays["row_items"].sum(axis=0).tolist(), strict=True))
+    counts = dict(zip(arrays["layout"].modalities, arrays["row_items"].sum(axis=0).tolist(), strict=True))
     items: dict[str, list[MediaItem]] = {}
     companions = {column.companion for column in arrays["columns"]}
     for column in arrays["columns"]:
@@ -81,15 +81,14 @@ def media_of(arrays: Mapping[str, Any]) -> list[MediaItem]:
 def _describe(item: MediaItem, column: Column, values: np.ndarray, size: list[int]) -> None:
     """Take what a flat column holds of an item; of several columns the first with pictures is shown."""
     sound = column.load == "mel" or (column.modality == "audio" and column.dtype.endswith(("16", "32", "64")))
-    if column.picture or sound:
-        shown = not item.has_pixels and (item.column is None or bool(column.picture))
-        if shown:
-            units = column.picture and column.varies
-            item.column, item.values, item.size = column, values.reshape(-1) if units else values, tuple(size)
-    if column.picture == "patches":
+    shown = bool(column.picture or sound) and not item.has_pixels and (item.column is None or bool(column.picture))
+    if shown:
+        flattened = column.picture and column.varies
+        item.column, item.values, item.size = column, values.reshape(-1) if flattened else values, tuple(size)
+    if shown and column.picture == "patches":
         side = int(column.params["patch_size"])
         item.facts |= {"width": size[-1] * side, "height": size[-2] * side}
-    elif column.picture:
+    elif shown and column.picture:
         count, shape = picture_shapes(column, values.size if column.varies else len(values), size)
         if shape is not None:
             item.facts |= {"width": shape.width, "height": shape.height} | ({"pictures": count} if count > 1 else {})

@@ -318,16 +318,19 @@ def _with_companions(columns: Sequence[Column]) -> list[Column]:
 
 def _check(columns: Sequence[Column], modalities: Sequence[str]) -> None:
     items = {c.name: c for c in columns if c.kind == "items"}
+    column_names = {column.name for column in columns}
+    masks = [column.params["mask"] for column in columns if "mask" in column.params]
     for column in columns:
-        if column.name in _RESERVED or column.params.get("mask") in _RESERVED:
+        mask = column.params.get("mask")
+        if column.name in _RESERVED or mask in _RESERVED:
             raise OmniprepError(f"column {column.name!r}: its name, or its mask's, is one of a batch's own")
         if column.load == "mel" and (valid := column.params.get("valid")) is not None and valid not in items:
             raise OmniprepError(f"column {column.name!r}: valid {shown(valid)} names no items column")
         known = modalities if column.kind != "tokens" else ("text",)
         if column.modality not in known:
             raise OmniprepError(f"column {column.name!r}: modality {column.modality!r} is none of {', '.join(known)}")
-        if column.params.get("mask") in items:
-            raise OmniprepError(f"column {column.name!r}: its mask has the name of another column")
+        if mask is not None and (masks.count(mask) > 1 or mask in column_names):
+            raise OmniprepError(f"column {column.name!r}: its mask has the name of another column or mask")
         if column.kind == "flat":
             source, product = column.size_source()
             sizes = items.get(source)
