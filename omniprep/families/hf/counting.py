@@ -7,7 +7,7 @@ from typing import Any
 from omniprep.families.hf.examples import blank
 from omniprep.families.hf.forms import Form
 from omniprep.families.hf.runner import Outcome, Runner
-from omniprep.families.hf.study import MediaFacts
+from omniprep.families.hf.study import MediaFacts, is_small
 from omniprep.families.kinds import MediaMeta
 from omniprep.families.rowwise import Metas
 from omniprep.lru import BoundedCache
@@ -73,7 +73,7 @@ class Counter:
             outcome = self._runner.run({modality: [self._runner.as_input(meta, blank(meta)) for meta in metas]})
         texts = outcome.texts[modality]
         return [
-            Counted(text, self._tokens_of(text), _vectors(outcome, facts.forms, number))
+            Counted(text, self._tokens_of(text), _vectors(outcome, modality, facts.forms, number))
             for number, text in enumerate(texts)
         ]
 
@@ -96,8 +96,16 @@ def _alike(modality: str, number: int) -> list[MediaMeta]:
     return [meta] * number
 
 
-def _vectors(outcome: Outcome, forms: Mapping[str, Form], number: int) -> dict[str, Any]:
-    return {name: outcome.tensors[name][number : number + 1] for name, form in forms.items() if form.layout == "item"}
+def _vectors(outcome: Outcome, modality: str, forms: Mapping[str, Form], number: int) -> dict[str, Any]:
+    vectors = {}
+    for name, form in forms.items():
+        value = outcome.tensors[name]
+        if form.layout == "row" or form.is_list or form.batch_axis or not is_small(value):
+            continue
+        alone = len(outcome.texts[modality]) == 1
+        rest = slice(0, None if number == 0 else 0)  # the first item of a row has what cannot be told apart
+        vectors[name] = value if alone else value[number : number + 1] if form.per_item else value[rest]
+    return vectors
 
 
 def _size(counted: list[Counted]) -> int:

@@ -7,8 +7,8 @@ import numpy as np
 
 from omniprep.families.kinds import MediaMeta
 
-IMAGE_SIZES = ((300, 200), (130, 410), (64, 64), (900, 70), (640, 480))
-"""(width, height): a landscape, an upright one, a small, a thin and a larger one."""
+IMAGE_SIZES = ((300, 200), (130, 410), (64, 64), (900, 70), (1300, 1000))
+"""(width, height): a landscape, an upright one, a small, a thin and a large one, which processors cut into tiles."""
 SAMPLES = (16_000, 40_000, 8_000)
 VIDEOS = ((40, 96, 64), (72, 64, 128))
 """(frames, width, height)."""

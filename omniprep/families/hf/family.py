@@ -45,6 +45,7 @@ from omniprep.template.chat_renderer import render_chat
 from omniprep.template.jinja import ChatTemplate
 from omniprep.template.loss import Strategy
 from omniprep.template.rendered import Rendered
+from omniprep.template.tokens import Encoder
 
 
 @REGISTRY.register_family("hf", requires=["transformers>=4.57"])
@@ -87,7 +88,7 @@ class HF(Family):
                 params: dict[str, Any] = {} if pixels is None else dict(pixels)
                 if form.layout == "flat" and form.pad:
                     params["pad_value"] = form.pad
-                if form.stored and form.stored != form.dtype and pixels is None:
+                if pixels is None and (form.dtype == "bfloat16" or form.stored not in ("", form.dtype)):
                     params["forward_dtype"] = form.dtype
                 fields[name] = Field(
                     modality,
@@ -101,6 +102,11 @@ class HF(Family):
                     params=params,
                 )
         return fields
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The tokenizer as the processor has it, which may have added tokens to it."""
+        return Encoder(self.processor.tokenizer if self.has_processor else self.processor)
 
     @cached_property
     def runner(self) -> Runner:
@@ -231,7 +237,7 @@ class HF(Family):
     @cached_property
     def skeleton(self) -> Skeleton:
         """The model without weights, which computes positions."""
-        return Skeleton(self.config, self.spec.model, trust_remote_code=self.spec.trust_remote_code)
+        return Skeleton(self.config, self.spec.model, self.processor, trust_remote_code=self.spec.trust_remote_code)
 
     def positions(self, sample: Sample) -> NDArray[np.int32] | None:
         """M-rope ids by the model's own get_rope_index."""

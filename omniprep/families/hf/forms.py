@@ -105,9 +105,6 @@ def _learn_list(singles: Sequence[Any], joined: Any | None) -> Form | None:
 def _flat(units: Sequence[Array], dtype: str, batch_axis: bool) -> Form:
     axes = zip(*(array.shape[1:] for array in units), strict=True)
     shape = tuple(sizes[0] if len(set(sizes)) == 1 else 0 for sizes in axes)
-    vector = all(len(array) == 1 and array.size <= MOST_VECTOR for array in units) and len(shape) <= 1
-    if vector and not batch_axis and 0 not in shape and dtype in ("int32", "int64", "float32"):
-        return Form("item", dtype, shape)
     flags = dtype in ("int32", "int64") and all(((array == 0) | (array == 1)).all() for array in units)
     large = max(array.size for array in units) > MOST_VECTOR
     return Form("flat", dtype, shape, batch_axis, stored="bool" if flags and large else dtype)
@@ -121,6 +118,10 @@ def split_items(value: Any, form: Form, count: int) -> list[Array]:
     if form.layout == "row":
         return [array] * count
     array = stored(array[0] if form.batch_axis else array, form)
+    if any(known not in (0, size) for known, size in zip(form.shape, array.shape[1:], strict=True)) or (
+        form.layout == "item" and len(array) != count
+    ):
+        raise ValueError(f"a tensor of {tuple(array.shape)} for {count} items: all examples had {form.shape} an item")
     if count == 1:
         return [array]
     if form.per_item:

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from omniprep.errors import OmniprepError
 from omniprep.families.kinds import Array
 
-METHOD = "get_rope_index"
+METHOD, TYPES = "get_rope_index", "mm_token_type_ids"
 
 
 class Skeleton:
     """The model of a checkpoint, as far as it computes positions."""
 
-    def __init__(self, config: Mapping[str, Any], model: str, *, trust_remote_code: bool) -> None:
-        """Take config.json and the checkpoint."""
+    def __init__(self, config: Mapping[str, Any], model: str, processor: Any, *, trust_remote_code: bool) -> None:
+        """Take config.json, the checkpoint and its processor."""
+        self._make_types = getattr(processor, "create_mm_token_type_ids", None)
         self._config, self._model, self._trust_remote_code = config, model, trust_remote_code
 
     @cached_property
@@ -81,6 +82,10 @@ class Skeleton:
         arguments |= {name: torch.from_numpy(np.asarray(array, np.int64))[None] for name, array in token_fields.items()}
         method = getattr(self._object, METHOD)
         known = inspect.signature(method).parameters
+        if (
+            TYPES in known and TYPES not in arguments and self._make_types
+        ):  # asked of rows with media, whatever the processor returns
+            arguments[TYPES] = torch.tensor(self._make_types([ids.tolist()]))
         arguments = {name: value for name, value in arguments.items() if name in known}
         positions, _ = method(torch.from_numpy(ids.astype(np.int64))[None], **arguments)
         result: NDArray[np.int32] = positions[:, 0].numpy().astype(np.int32)

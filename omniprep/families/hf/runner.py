@@ -120,6 +120,17 @@ class Runner:
         tensors = {name: _plain(value) for name, value in batch.items() if name not in NOT_MEDIA and value is not None}
         return Outcome(self._item_texts(order), ids, tensors)
 
+    def written(self, pieces: Sequence[str], items: Mapping[str, Sequence[Any]]) -> str:
+        """What the processor gives its tokenizer for a text without marks: pieces with the items' tags between them."""
+        order = [modality for modality in MODALITIES for _ in items.get(modality, ())]
+        text = pieces[0] + "".join(
+            self.tags[modality].written + piece for modality, piece in zip(order, pieces[1:], strict=True)
+        )
+        self._texts.clear()
+        with _one_thread(), refusals():
+            self.processor(text=text, **self._media(items), **self._kwargs(items, {}))
+        return self._texts[-1] if self._texts else ""
+
     def _media(self, items: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
         if items.get("image"):

@@ -6,7 +6,7 @@ bytes, so that bytes can be stored.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from omniprep.shards.affine import affine_params
 
 WITHOUT_ARITHMETIC = {"do_rescale": False, "do_normalize": False}
 """Kwargs by which image and video processors give the bytes that they would make floats of."""
+MOST_SMALL = 256
+"""Values of an item's grids, sizes and times."""
 PIXEL_SETTINGS = {"image": "images_kwargs", "video": "videos_kwargs"}
 
 
@@ -70,6 +72,7 @@ def study(runner: Runner, modality: str, token_names: frozenset[str]) -> MediaFa
     """
     examples = _examples(runner, modality)
     _check_blank(runner, examples)
+    _check_contexts(runner, examples[0])
     names = [name for name in examples[0].outcome.tensors if name not in token_names]
     if any(set(example.outcome.tensors) - token_names != set(names) for example in examples):
         raise Unusable(f"the tensors that {_name(runner)} gives differ between {modality} items")
@@ -86,6 +89,9 @@ def study(runner: Runner, modality: str, token_names: frozenset[str]) -> MediaFa
     for name, params in pixels.items():
         if "channel_run" in params:
             params |= _patches(getattr(runner.processor, f"{modality}_processor"), name, forms, examples)
+            if "sizes" in params:  # one vector an item then, which the shard's other column refers to
+                grid = params["sizes"].removeprefix("prod(").removesuffix(")")
+                forms[grid] = replace(forms[grid], layout="item")
     return MediaFacts(modality, limit, dependent, forms, pixels, _shapes_only(runner, modality, examples))
 
 
@@ -126,6 +132,26 @@ def _check_blank(runner: Runner, examples: Sequence[Example]) -> None:
             or {name: _shape(value) for name, value in outcome.tensors.items()} != shapes
         ):
             raise Unusable(f"what {_name(runner)} makes of a {example.meta.kind} depends on more than its size")
+
+
+CONTEXTS = (("a", "b"), (" a ", " b "), ("\n", "\n\n"), ("", ""), ("<b>", "</b>"), ("a.", "\nB "))
+"""Texts before and after an item."""
+
+
+def _check_contexts(runner: Runner, example: Example) -> None:
+    """Hold what the processor writes for an item beside other texts, and beside itself, against its text alone."""
+    tag = runner.tags[example.meta.kind]
+    text = tag.before + example.text() + tag.after
+    for before, after in CONTEXTS:
+        if runner.written((before, after), {example.meta.kind: [example.item]}) != before + text + after:
+            raise Unusable(f"{_name(runner)} changes the text around {example.meta.kind} items")
+    try:
+        alike = runner.run({example.meta.kind: [example.item] * 2}).texts[example.meta.kind]
+        side_by_side = runner.written(("a", "", "b"), {example.meta.kind: [example.item] * 2})
+    except Reject:  # one item a row
+        return
+    if side_by_side != "a" + "".join(tag.before + one + tag.after for one in alike) + "b":
+        raise Unusable(f"{_name(runner)} changes the text between {example.meta.kind} items side by side")
 
 
 def _shape(value: Any) -> Any:
@@ -292,13 +318,12 @@ def _patches(part: Any, name: str, forms: Mapping[str, Form], examples: Sequence
     if forms[name].shape != (3 * frames * patch**2,):
         return {}
     for grid, form in forms.items():
-        if (
-            form.layout == "item"
-            and form.shape == (3,)
-            and all(
-                len(example.outcome.tensors[name]) == int(example.outcome.tensors[grid].prod()) for example in examples
-            )
-        ):
+        units = [
+            (len(example.outcome.tensors[name]), to_numpy(example.outcome.tensors[grid]))
+            for example in examples
+            if form.layout == "flat" and form.shape == (3,) and form.dtype in ("int32", "int64")
+        ]
+        if units and all(vector.shape == (1, 3) and vector.prod() == number for number, vector in units):
             sides = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames}
             return {"picture": "patches", "sizes": f"prod({grid})", **sides}
     return {}
@@ -313,16 +338,15 @@ def _shapes_only(runner: Runner, modality: str, examples: Sequence[Example]) -> 
             outcome = runner.run({modality: [runner.without_values(example.meta)]})
         except (Reject, NotImplementedError):
             return False
-        small = {name: value for name, value in example.outcome.tensors.items() if _is_vector(value)}
+        small = {name: value for name, value in example.outcome.tensors.items() if is_small(value)}
         if outcome.texts != example.outcome.texts or any(
-            not _is_vector(outcome.tensors.get(name)) or not same(to_numpy(outcome.tensors[name]), to_numpy(value))
+            not is_small(outcome.tensors.get(name)) or not same(to_numpy(outcome.tensors[name]), to_numpy(value))
             for name, value in small.items()
         ):
             return False
     return True
 
 
-def _is_vector(value: Any) -> bool:
-    from omniprep.families.hf.forms import MOST_VECTOR
-
-    return hasattr(value, "numel") and value.device.type == "cpu" and value.numel() <= MOST_VECTOR
+def is_small(value: Any) -> bool:
+    """Whether a tensor is a grid, a size or the like, which positions may ask for."""
+    return hasattr(value, "numel") and value.device.type == "cpu" and value.numel() <= MOST_SMALL
