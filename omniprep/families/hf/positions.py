@@ -55,16 +55,17 @@ class Skeleton:
         if cls is None:
             raise OmniprepError(f"model {self._model!r}: transformers has no class {architecture!r}")
         module = sys.modules[cls.__module__]
-        classes: list[Any] = [cls, *filter(inspect.isclass, vars(module).values())]
-        known = type(config)
-        owners = [c for c in classes if hasattr(c, METHOD) and getattr(c, "config_class", None) is known]
-        if not owners:
-            raise OmniprepError(f"model {self._model!r}: no class of {module.__name__} has {METHOD} for its config")
-        try:
-            with torch.device("meta"):
-                return owners[0](config)
-        except Exception as error:  # any class of transformers; its reason is told
-            raise OmniprepError(f"model {self._model!r}: {owners[0].__name__} cannot be made: {error}") from error
+        owners = [c for c in (cls, *filter(inspect.isclass, vars(module).values())) if hasattr(c, METHOD)]
+        for owner in owners:
+            own = _config_of(owner, config)
+            if own is None or "PreTrained" in owner.__name__:
+                continue
+            try:
+                with torch.device("meta"):
+                    return owner(own)
+            except Exception as error:  # any class of transformers; its reason is told
+                raise OmniprepError(f"model {self._model!r}: {owner.__name__} cannot be made: {error}") from error
+        raise OmniprepError(f"model {self._model!r}: no class of {module.__name__} has {METHOD} for its config")
 
     def positions(
         self, ids: NDArray[np.int32], vectors: Mapping[str, Sequence[Any]], token_fields: Mapping[str, Array]
@@ -90,3 +91,11 @@ class Skeleton:
         positions, _ = method(torch.from_numpy(ids.astype(np.int64))[None], **arguments)
         result: NDArray[np.int32] = positions[:, 0].numpy().astype(np.int32)
         return result
+
+
+def _config_of(owner: Any, config: Any) -> Any:
+    """The configuration that a class is made of: the checkpoint's, or a part of it (a thinker's); None for neither."""
+    known = getattr(owner, "config_class", None)
+    if known is None:
+        return None
+    return next((part for part in (config, *vars(config).values()) if isinstance(part, known)), None)

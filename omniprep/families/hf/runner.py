@@ -132,7 +132,7 @@ class Runner:
         return self._texts[-1] if self._texts else ""
 
     def _media(self, items: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, Any] = {"images": None, "videos": None, "audio": None}
         if items.get("image"):
             arguments["images"] = [list(items["image"])]
         if items.get("video"):
