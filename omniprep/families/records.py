@@ -12,9 +12,17 @@ from omniprep.template.chat import TemplateMeta
 T = TypeVar("T")
 
 
+class HashedDict(dict[str, Any]):
+    """An option that is an object (a size of height and width), as a part of a key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        """Of the text, as the objects that are options are short."""
+        return hash(repr(sorted(self.items())))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilySpec:
-    """What a worker needs to make the same family again: plain values only."""
+    """What a worker needs to make the same family again: plain values only, that are the key of what is cached."""
 
     model: str
     family: str | None = None
@@ -23,6 +31,16 @@ class FamilySpec:
     """Text of the plug-in files, so that workers on other nodes need not have them."""
     options: tuple[tuple[str, Any], ...] = ()
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Make objects and lists among the options parts of a key."""
+        object.__setattr__(self, "options", tuple((name, _hashed(value)) for name, value in self.options))
+
+
+def _hashed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return HashedDict({name: _hashed(part) for name, part in value.items()})
+    return tuple(map(_hashed, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

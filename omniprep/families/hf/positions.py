@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import OmniprepError
+from omniprep.families.errors import CallbackError
 from omniprep.families.kinds import Array
 
 METHOD, TYPES = "get_rope_index", "mm_token_type_ids"
@@ -88,7 +89,13 @@ class Skeleton:
         ):  # asked of rows with media, whatever the processor returns
             arguments[TYPES] = torch.tensor(self._make_types([ids.tolist()]))
         arguments = {name: value for name, value in arguments.items() if name in known}
-        positions, _ = method(torch.from_numpy(ids.astype(np.int64))[None], **arguments)
+        try:
+            positions, _ = method(torch.from_numpy(ids.astype(np.int64))[None], **arguments)
+        except Exception as error:  # the model's own code, which must take what its processor gives
+            raise CallbackError(
+                f"model {self._model!r}: {METHOD} of {type(self._object).__name__} fails on a row: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         result: NDArray[np.int32] = positions[:, 0].numpy().astype(np.int32)
         return result
 
