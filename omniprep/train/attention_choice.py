@@ -14,13 +14,15 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from omniprep.errors import OmniprepError
 from omniprep.train.attention import KERNELS, ROWS, VARLEN, varlen_attention
+from omniprep.train.structure import MEDIA_INPUTS, find_decoder
 from omniprep.train.varlen import LARGEST_HEAD, VarlenKernel, find_kernel
 
 
@@ -92,6 +94,35 @@ def language_model(model: PreTrainedModel) -> nn.Module:
     return next((m for m in model.modules() if getattr(m, "config", None) is text and m is not model), model)
 
 
+def language_configs(model: PreTrainedModel) -> list[Any]:
+    """The configurations that the layers of a language model read which attention is theirs from.
+
+    Of a class that trains as it is (any_class.py), every one in its language model but those of towers in there: it may
+    be a part of the model's or a copy.
+    """
+    text = model.config.get_text_config()
+    configs = {id(text): text}
+    if getattr(model, "row_borders", None) is not None:
+        decoder = find_decoder(model)
+        towers = {
+            part
+            for module in decoder.modules()
+            if getattr(module, "main_input_name", "") in MEDIA_INPUTS
+            for part in module.modules()
+        }
+        for module in decoder.modules():
+            config = module.__dict__.get("config")
+            if module not in towers and isinstance(config, PreTrainedConfig):
+                configs[id(config)] = config
+    return list(configs.values())
+
+
+def set_attention(configs: Iterable[Any], name: str) -> None:
+    """Set an attention in configurations, and not, as the setter does, in their parts, which may be those of towers."""
+    for config in configs:
+        config._attn_implementation_internal = name
+
+
 def head_width(module: nn.Module) -> int:
     """Values of the widest attention head in a module; 0 where its layers do not say."""
     widths = (getattr(layer, "head_dim", None) for layer in module.modules())
@@ -104,21 +135,26 @@ def use_attention(model: PreTrainedModel, name: str, towers: Iterable[str] = ())
     The model must have been loaded with transformers' sdpa (or eager): towers that do not give borders to their
     attention keep that.
     """
-    text = model.config.get_text_config()
+    language = language_configs(model)
     if next(model.parameters()).is_cuda or torch.cuda.is_available():
         # cuDNN plans anew for each length that it has not seen: 98 ms each, where the kernel itself takes 0.3.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if name not in KERNELS:
-        text._attn_implementation = ROWS if name == "sdpa" else name
+        set_attention(language, ROWS if name == "sdpa" else name)
         return
     kernel = find_kernel(name)
     assert kernel is not None
     AttentionInterface.register(VARLEN, partial(varlen_attention, kernel=kernel))
-    text._attn_implementation = VARLEN
+    set_attention(language, VARLEN)
     for prefix in towers:
         tower = model.get_submodule(prefix)
         config = getattr(tower, "config", None)
-        if config is not None and config is not text and takes_borders(tower) and head_width(tower) <= LARGEST_HEAD:
+        if (
+            config is not None
+            and not any(config is one for one in language)
+            and takes_borders(tower)
+            and head_width(tower) <= LARGEST_HEAD
+        ):
             config._attn_implementation = VARLEN
 
 
@@ -130,15 +166,15 @@ def takes_borders(tower: nn.Module) -> bool:
 @contextmanager
 def own_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     """The language model with transformers' own attention `name`, and the towers as they were loaded (sdpa)."""
-    text = model.config.get_text_config()
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)} | {id(text): text}
+    language = {id(config): config for config in language_configs(model)}
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)} | language
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
-        for config in configs.values():
-            if config is not text and config._attn_implementation == VARLEN:
-                config._attn_implementation = "sdpa"
-        text._attn_implementation = name
+        for key, config in configs.items():
+            if key not in language and config._attn_implementation == VARLEN:
+                config._attn_implementation_internal = "sdpa"
+        set_attention(language.values(), name)
         yield
     finally:
-        for key, config in configs.items():  # not by the setter, which would change the parts of a configuration too
+        for key, config in configs.items():
             config._attn_implementation_internal = before[key]

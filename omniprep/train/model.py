@@ -12,7 +12,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file
@@ -20,6 +19,7 @@ from transformers.utils import find_adapter_config_file
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.families.loading import named_function
+from omniprep.train.any_class import AnyPacked, load_any
 from omniprep.train.attention import KERNELS
 from omniprep.train.attention_choice import check_attention, choose_attention, use_attention
 from omniprep.train.checkpoint import complete, source_folder
@@ -31,7 +31,6 @@ from omniprep.train.isolation import check_isolation, check_replaced, check_rows
 from omniprep.train.liger import use_liger, uses_liger
 from omniprep.train.loss import make_loss_head
 from omniprep.train.varlen import HALF_TYPES
-from omniprep.train.vision_text import model_class, take_plain_positions
 
 
 def weights_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -62,7 +61,8 @@ def load_base(
         if hook is not None:
             model: PreTrainedModel = hook(path, dtype, attention)
             return model
-        return load_named_class(ctx, path, dtype, attention, trust_remote_code)
+        names = ctx.config.get("architectures")
+        return load_any(path, names, dtype, attention, trust_remote_code=trust_remote_code)
     except (OSError, ImportError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         # TypeError and those after it: a config that holds text where transformers counts on a number.
         if isinstance(error, OmniprepError):
@@ -76,24 +76,6 @@ def loading_hook(ctx: Any) -> Any:
     # Of the class: read off the object, a function would be bound to it and get the family as its first argument.
     hook = getattr(getattr(ctx, "cls", ctx), "load_model", None)
     return named_function(ctx.name, "load_model", hook) if hook else None
-
-
-def load_named_class(
-    ctx: Any, path: str, dtype: torch.dtype, attention: str, trust_remote_code: bool
-) -> PreTrainedModel:
-    """Load a checkpoint of a family without a hook as the class that its config.json names."""
-    names = ctx.config.get("architectures") or []
-    cls: Any = transformers.AutoModelForImageTextToText if trust_remote_code else model_class(names)
-    if cls is None:
-        raise OmniprepError(
-            f"model {path!r}: transformers has no class {names[0] if names else '(none named)'!r}, and the family "
-            f"{ctx.name!r} no load_model hook (docs/families.md)"
-        )
-    model: PreTrainedModel = cls.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
-    )
-    take_plain_positions(model)
-    return model
 
 
 def load_trainable(
@@ -145,6 +127,8 @@ def check_packing(
     """Refuse a model that computes something else on bins than on rows (isolation.py); gives the rows it tried."""
     vocabulary = model.config.get_text_config().vocab_size
     mrope = datasets[0].layout.mrope
+    if isinstance(model, AnyPacked):
+        model.prove(vocabulary)
     check_isolation(model, vocabulary, mrope=mrope)
     longest = max(d.record.bin_length for d in datasets)
     rows = {"a long row of text": text_row(model, vocabulary, longest, mrope=mrope)}
