@@ -386,5 +386,5 @@ def test_a_family_without_a_hook_trains_as_transformers_loads_it(tmp_path):
         with pytest.raises(OmniprepError, match=message):
             load_base(ctx, str(tmp_path / "m"), torch.float32, "sdpa")
     ctx.cls.load_model, ctx.config = "", {"architectures": ["ThinkerOfNowhere"]}
-    with pytest.raises(OmniprepError, match="no class 'ThinkerOfNowhere'.*no load_model hook"):
+    with pytest.raises(OmniprepError, match="no class 'ThinkerOfNowhere'"):
         load_base(ctx, str(tmp_path / "m"), torch.float32, "sdpa")

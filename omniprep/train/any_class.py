@@ -283,7 +283,16 @@ def load_any(path: str, names: Any, dtype: torch.dtype, attention: str, *, trust
     cls: Any = chat_class(path) if trust_remote_code else model_class(names)
     if cls is None:
         raise OmniprepError(f"transformers has no class {names[0] if names else '(none named)'!r}")
-    model = cls.from_pretrained(path, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code)
+
+    def load(name: str) -> Any:
+        return cls.from_pretrained(path, dtype=dtype, attn_implementation=name, trust_remote_code=trust_remote_code)
+
+    try:
+        model = load(attention)
+    except ValueError as error:  # a class, or a tower of it, that has no sdpa; its language model gets ours in any case
+        if attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+        model = load("eager")
     base = type(model)
     model.__class__ = type(base.__name__, (AnyPacked, base), {"__module__": base.__module__})
     model.prepare()

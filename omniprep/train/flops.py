@@ -71,10 +71,15 @@ class Tower:
 
 
 class StepWork:
-    """Counts the operations of batches."""
+    """Counts the operations of batches.
+
+    `is_whole` says whether it counts all of them: the work of towers is known from the numbers that a reader makes for a
+    model with `geometry`.
+    """
 
     def __init__(self, model: Any, parts: Parts) -> None:
         text = model.config.get_text_config()
+        self.is_whole = not parts.towers or hasattr(model, "geometry")
         self.language, self.head = Weights(), Weights()
         self.towers = {"vision": Tower(), "audio": Tower()}
         self._add_weights(model, parts, text)
@@ -218,5 +223,6 @@ def causal_pairs(length: int, window: int | None = None) -> int:
 
 
 def first(config: Any, *names: str) -> int:
-    """The first of some attributes that a config has, or 0."""
-    return next((value for name in names if (value := getattr(config, name, None))), 0)
+    """The first of some attributes that a config has as a number, or 0; some have one for each layer, in a list."""
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if value and isinstance(value, int)), 0)

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import pad
@@ -29,6 +29,7 @@ from omniprep.rows.normalize import normalize
 from omniprep.rows.sources import find_splits, numbered
 from omniprep.shards.manifest import TRUST_FLAGS, read_manifest
 from omniprep.shards.typed import parse_json
+from omniprep.train.any_class import AnyPacked
 from omniprep.train.arguments import quiet_libraries
 from omniprep.train.config import InferConfig
 from omniprep.train.facts import FACTS, RowFacts, facts_of_manifest, one_of, read_facts
@@ -213,11 +214,20 @@ def left_padded(rows: Sequence[dict[str, torch.Tensor]], pad_id: int) -> dict[st
 def answer(
     model: Any, rows: Sequence[dict[str, torch.Tensor]], ctx: FamilyContext, config: InferConfig, dtype: torch.dtype
 ) -> list[str]:
-    """The model's answers to some encoded prompts."""
+    """The model's answers to some encoded prompts.
+
+    A model of any class answers them one after the other: what it makes of padding and of media of several rows is its
+    own affair.
+    """
+    if isinstance(model, AnyPacked) and len(rows) > 1:
+        return [text for row in rows for text in answer(model, [row], ctx, config, dtype)]
     tokenizer = ctx.tokenizer
     vocabulary = tokenizer.get_vocab()
     stops = ctx.stop_texts & vocabulary.keys()
     ends = {tokenizer.eos_token_id, *(vocabulary[token] for token in stops)}
+    if isinstance(model, AnyPacked):  # what ends an answer of its own chat template is in generation_config.json
+        own = cast(Any, model).generation_config.eos_token_id
+        ends |= {*own} if isinstance(own, list) else {own}
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     batch = {k: v.to(model.device) for k, v in left_padded(rows, pad_id).items()}
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}

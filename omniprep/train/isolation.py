@@ -4,10 +4,11 @@ A mistake in packed attention only shows as a worse model, so three things are t
 - two short rows as one bin, twice, with only the first changed: the second must not notice;
 - a text row, longer than every window in the configuration (where a bin can hold one that long), against the model's
   own forward pass, with transformers' eager attention and without anything of packing;
-- a row of each modality, taken from the data, likewise: pictures may have masks of their own.
+- a row of each modality, taken from the data, likewise: pictures may have masks of their own;
+- the same rows, and the last row of the first bin, within their bins, as they lie between other rows in training.
 
 The first and the second cost some forward passes of 64 tokens, or of twice the window; the third those of the
-shortest rows of each modality in the first bins.
+shortest rows of each modality in the first bins; the fourth one forward pass for each of these bins.
 """
 
 import inspect
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
 
 from omniprep.data import PackedDataset, stack, to_model
 from omniprep.data.collate import cut_row
@@ -60,20 +62,59 @@ def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
     with evaluating(model):
         for what, row in rows.items():
             positions = compared_positions(model, row)
-            ours = logits_at(model, row, positions)
-            theirs = plain_logits(model, row, positions)
-            allowed = ROUNDING.get(computing_type(model), 2e-2)
-            difference = distance(ours, theirs)
-            if difference > allowed and allowed > ROUNDING[torch.float32]:
-                # Language model and towers by other kernels than a moment ago, where there are several.
-                with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], True):
-                    rounding = distance(plain_logits(model, row, positions, "sdpa"), theirs)
-                allowed = max(allowed, min(4 * rounding, MOST_ROUNDING))
-            if not difference <= allowed:
+            compare_with_plain(model, row, positions, logits_at(model, row, positions), f"{what} of a bin")
+
+
+def check_bins(model: Any, chosen: Mapping[str, "ChosenRow"], device: torch.device, dtype: torch.dtype) -> None:
+    """Compare rows within their bins with the model's own forward pass on each alone."""
+    by_bin: dict[tuple[int, int], list[tuple[str, ChosenRow]]] = {}
+    for what, row in chosen.items():
+        by_bin.setdefault((id(row.dataset), row.bin), []).append((what, row))
+    with evaluating(model):
+        for entries in by_bin.values():
+            item = entries[0][1].dataset[entries[0][1].bin]
+            rows = [to_model(stack([cut_row(item, row.number)]), device, dtype) for _, row in entries]
+            positions = [compared_positions(model, row) for row in rows]
+            starts = [int(item["cu_seqlens"][row.number]) for _, row in entries]
+            wanted = torch.cat([start + each for start, each in zip(starts, positions, strict=True)])
+            packed = logits_at(model, to_model(stack([item]), device, dtype), wanted)
+            found = torch.split(packed, [len(each) for each in positions])
+            for (what, _), alone, each, ours in zip(entries, rows, positions, found, strict=True):
+                compare_with_plain(model, alone, each, ours, f"{what} between the other rows of its bin")
+
+
+def compare_with_plain(model: Any, row: Row, positions: Tensor, ours: Tensor, what: str) -> None:
+    """Refuse logits (K, words) of a row at some positions that are not those of the model's own forward pass on it."""
+    theirs = plain_logits(model, row, positions)
+    allowed = ROUNDING.get(computing_type(model), 2e-2)
+    difference = distance(ours, theirs)
+    if difference > allowed and allowed > ROUNDING[torch.float32]:
+        # Language model and towers by other kernels than a moment ago, where there are several.
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], True):
+            rounding = distance(plain_logits(model, row, positions, "sdpa"), theirs)
+        allowed = max(allowed, min(4 * rounding, MOST_ROUNDING))
+    if not difference <= allowed:
+        raise OmniprepError(
+            f"{type(model).__name__} computes something else on {what} than its own forward pass on the row alone "
+            f"(logits differ by {difference:.2g} of their size, rounding is {allowed:.2g}): use --attn eager, and "
+            "please report it"
+        )
+
+
+def check_losses(model: Any, rows: Mapping[str, Row]) -> None:
+    """See that the losses of targets, which training takes, are the cross entropy of the logits compared before."""
+    with evaluating(model):
+        for what, row in rows.items():
+            positions = compared_positions(model, row)
+            targets = positions % 100  # any words
+            expected = cross_entropy(logits_at(model, row, positions), targets, reduction="none")
+            arguments = {k: v for k, v in row.items() if k not in ("labels", "loss_scale")} | {"use_cache": False}
+            losses = model(**arguments, logits_to_keep=positions, targets=targets).losses
+            difference = float((losses - expected).abs().max() / expected.abs().max())
+            if not difference <= 10 * ROUNDING.get(computing_type(model), 2e-2):
                 raise OmniprepError(
-                    f"{type(model).__name__} computes something else on {what} of a bin than its own forward pass on "
-                    f"the row alone (logits differ by {difference:.2g} of their size, rounding is {allowed:.2g}): use "
-                    "--attn eager, and please report it"
+                    f"the losses of {type(model).__name__} on {what} are not those of its logits (they differ by "
+                    f"{difference:.2g}): please report it"
                 )
 
 
@@ -119,6 +160,14 @@ def media_rows(
     datasets: Sequence[PackedDataset], device: torch.device, dtype: torch.dtype
 ) -> dict[str, dict[str, Any]]:
     """A short row of each modality that the datasets have, as `omniprep.collate` gives it."""
+    return {
+        what: to_model(stack([cut_row(row.dataset[row.bin], row.number)]), device, dtype)
+        for what, row in chosen_rows(datasets).items()
+    }
+
+
+def chosen_rows(datasets: Sequence[PackedDataset]) -> dict[str, "ChosenRow"]:
+    """The shortest row of each modality in the first bins."""
     chosen: dict[str, ChosenRow] = {}
     for dataset in datasets:
         shown = set()
@@ -128,10 +177,15 @@ def media_rows(
             late = bin_with(dataset, modality)
             if late is not None:
                 choose_rows(dataset, late, chosen)
-    return {
-        f"a row with {modality}": to_model(stack([cut_row(row.dataset[row.bin], row.number)]), device, dtype)
-        for modality, row in chosen.items()
-    }
+    return {f"a row with {modality}": row for modality, row in chosen.items()}
+
+
+def last_rows(datasets: Sequence[PackedDataset]) -> dict[str, "ChosenRow"]:
+    """The last row of the first bin: whatever leaks from row to row has gone through all others."""
+    if not datasets or not len(datasets[0]):
+        return {}
+    lengths = np.diff(datasets[0][0]["cu_seqlens"])
+    return {"the last row": ChosenRow(int(lengths[-1]), datasets[0], 0, len(lengths) - 1)}
 
 
 class ChosenRow(NamedTuple):

@@ -77,7 +77,7 @@ class Meter:
             present = [group for group in part if counts[group]]
             if len(present) > 1:
                 out |= {f"loss_{self.names[group]}": sums[group] / counts[group] for group in present}
-        if self.peak is not None:
+        if self.peak is not None and self.work.is_whole:
             out["mfu"] = self.flops / seconds / self.peak
         self.waited = waited
         self.reset()

@@ -27,9 +27,20 @@ from omniprep.train.compiling import compile_layers
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import gathered, is_shared_out, keep_names
 from omniprep.train.freeze import Parts, freeze, keep_inputs_plain, lora_regex, resolve_parts
-from omniprep.train.isolation import check_isolation, check_replaced, check_rows, media_rows, text_row
+from omniprep.train.isolation import (
+    check_bins,
+    check_isolation,
+    check_losses,
+    check_replaced,
+    check_rows,
+    chosen_rows,
+    last_rows,
+    media_rows,
+    text_row,
+)
 from omniprep.train.liger import use_liger, uses_liger
 from omniprep.train.loss import make_loss_head
+from omniprep.train.structure import derive_parts
 from omniprep.train.varlen import HALF_TYPES
 
 
@@ -94,7 +105,7 @@ def load_trainable(
     model.config.use_cache = False
     keep_inputs_plain(model)
     keep_names(model)
-    parts = resolve_parts(model, ctx.arch)
+    parts = parts_of(model, ctx)
     attention = choose_attention(config.attn, model, device, half=half)
     use_attention(model, attention, parts.towers)
     # The kernels take 16 bits, which weights in float32 become under autocast alone.
@@ -121,11 +132,19 @@ def load_trainable(
     return model, parts
 
 
+def parts_of(model: PreTrainedModel, ctx: Any) -> Parts:
+    """The parts of a model: as its family names them, or as its class is built (structure.py)."""
+    if ctx.arch.vision_tower or not isinstance(model, AnyPacked):
+        return resolve_parts(model, ctx.arch)
+    return derive_parts(model)
+
+
 def check_packing(
     model: PreTrainedModel, datasets: Sequence[PackedDataset], dtype: torch.dtype
 ) -> dict[str, dict[str, Any]]:
     """Refuse a model that computes something else on bins than on rows (isolation.py); gives the rows it tried."""
-    vocabulary = model.config.get_text_config().vocab_size
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = getattr(model.config.get_text_config(), "vocab_size", None) or embeddings.num_embeddings
     mrope = datasets[0].layout.mrope
     if isinstance(model, AnyPacked):
         model.prove(vocabulary)
@@ -135,6 +154,9 @@ def check_packing(
     device = next(model.parameters()).device
     rows |= media_rows(datasets, device, dtype)
     check_rows(model, rows)
+    check_bins(model, chosen_rows(datasets) | last_rows(datasets), device, dtype)
+    if isinstance(model, AnyPacked):
+        check_losses(model, rows)
     return rows
 
 

@@ -77,8 +77,12 @@ def other_params(dataset: PackedDataset, ctx: Any) -> str:
 
 
 def check_family(ctx: Any, config: TrainConfig) -> None:
-    """Refuse options that a family cannot follow, since it does not say what its modules are."""
-    if ctx.modalities and not ctx.arch.vision_tower and config.freeze_vit:
+    """Refuse options that a family cannot follow whose own hook loads a model of which it does not name the modules.
+
+    Of a class of transformers without a hook the modules are found (structure.py).
+    """
+    has_hook = bool(getattr(getattr(ctx, "cls", ctx), "load_model", ""))
+    if has_hook and ctx.modalities and not ctx.arch.vision_tower and config.freeze_vit:
         raise OmniprepError(
             f"family {ctx.name!r} takes {', '.join(ctx.modalities)} but names no tower, so that --freeze-vit would "
             "freeze nothing: register one by @REGISTRY.register_model_arch(ModelArch(vision_tower=...)), or train "
@@ -94,8 +98,8 @@ def check_ranks(model: str, trained: Collection[str], config: TrainConfig) -> No
     if config.fsdp or config.deepspeed or {"tower", "aligner"} & set(trained):
         raise OmniprepError(
             f"{model} runs its towers only where a bin has media: several ranks would wait for each other forever. "
-            "Give the family the hook omniprep.train.vision_text:load_model (docs/families.md), or train with frozen "
-            "towers and without --fsdp and --deepspeed"
+            "Train with frozen towers and without --fsdp and --deepspeed, or give the family a load_model hook whose "
+            "model runs its towers in every pass (docs/families.md)"
         )
 
 

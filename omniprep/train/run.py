@@ -30,6 +30,7 @@ from omniprep.train.model import add_lora, load_trainable, merge_lora, weights_d
 from omniprep.train.packages import check_packages
 from omniprep.train.refuse import check_datasets, check_family
 from omniprep.train.resume import changes, find_checkpoint, identity
+from omniprep.train.structure import describe_parts
 from omniprep.train.trainer import BinTrainer
 from omniprep.train.widths import pad_widths, pads_widths
 
@@ -93,6 +94,8 @@ def prepare_run(
     if args.should_save:
         prepare_folder(config, checkpoint)
     model, parts = make_model(ctx, config, args.device, checkpoint, data.bins.datasets)
+    if args.should_save and parts.towers and not ctx.arch.vision_tower:
+        reporter.message(describe_parts(base_of(model), parts))
     started = step_of(checkpoint)
     args.max_steps = started + data.stream.steps
     batches = make_loader(data.bins, data.stream, data.batcher, config.num_workers, args.device.type == "cuda")
@@ -112,6 +115,12 @@ def prepare_run(
     trainer.started_at = trainer.logged_at = started
     choose_checkpointing(trainer, data, reporter)
     return Run(trainer=trainer, args=args, ctx=ctx, data=data, checkpoint=checkpoint)
+
+
+def base_of(model: Any) -> torch.nn.Module:
+    """The model within PEFT's wrapper, or as it is."""
+    base: torch.nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
 
 
 def make_model(

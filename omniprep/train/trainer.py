@@ -24,6 +24,7 @@ from transformers import Trainer, TrainingArguments
 
 from omniprep.data.loss import apply_weights, logits_loss
 from omniprep.errors import OmniprepError
+from omniprep.train.any_class import AnyPacked
 from omniprep.train.batches import BatchLoader, forward_kwargs
 from omniprep.train.checkpoint import complete, write_position
 from omniprep.train.config import TrainConfig
@@ -74,13 +75,14 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = True
         base: Any = model.get_base_model() if config.lora else model  # type: ignore[operator]
         self.meter = Meter(data.batcher.kinds, data.batcher.sources, args.device, StepWork(base, parts))
-        self.fused_loss = "touch_towers" in dir(type(base))
+        touches = "touch_towers" in dir(type(base))
+        self.fused_loss = touches or isinstance(base, AnyPacked)
         self.takes_numbers = isinstance(base, Packed)
         trained = {parts.part_of(n) for n, p in base.named_parameters() if p.requires_grad}
         keep_frozen_in_eval(model, parts)
         if isinstance(base, Packed):
             data.batcher.geometry = base.geometry  # before a reader process starts with it
-        if self.fused_loss:
+        if touches:
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
             base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
         elif args.world_size > 1 and parts.towers:
@@ -125,7 +127,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         if self.fused_loss:
             if self.takes_numbers:
                 kwargs["numbers"] = moved(batch["numbers"], device)
-            else:  # a model of a plug-in's own, with `touch_towers`
+            else:  # a model of any class, or of a plug-in's own
                 kwargs["row_lengths"] = batch["numbers"].row_lengths
             out = model(**kwargs, logits_to_keep=positions, targets=targets)
             return out.losses, out.correct
