@@ -73,7 +73,7 @@ class Tower:
 class StepWork:
     """Counts the operations of batches.
 
-    `is_whole` says whether it counts all of them: the work of towers is known from the numbers that a reader makes for a
+    `is_whole` says whether it counts all of them: the work of towers is known by the numbers that readers make for a
     model with `geometry`.
     """
 
