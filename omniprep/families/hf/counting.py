@@ -68,9 +68,9 @@ class Counter:
     def _run(self, modality: str, metas: Sequence[MediaMeta]) -> list[Counted]:
         facts = self._facts[modality]
         if facts.shapes_only:
-            outcome = self._runner.run({modality: [self._runner.without_values(meta) for meta in metas]})
+            outcome = facts.run(self._runner, [self._runner.without_values(meta) for meta in metas])
         else:
-            outcome = self._runner.run({modality: [self._runner.as_input(meta, blank(meta)) for meta in metas]})
+            outcome = facts.run(self._runner, [self._runner.as_input(meta, blank(meta)) for meta in metas])
         texts = outcome.texts[modality]
         return [
             Counted(text, self._tokens_of(text), _vectors(outcome, modality, facts.forms, number))

@@ -201,7 +201,7 @@ class HF(Family):
             return [mapped for item in items for mapped in self.map_row(modality, [item])]
         settings = {PIXEL_SETTINGS[modality]: WITHOUT_ARITHMETIC} if facts.pixels else {}
         inputs = [self.runner.as_input(item.meta, _content(item)) for item in items]
-        outcome = self.runner.run({modality: inputs}, settings)
+        outcome = facts.run(self.runner, inputs, settings)
         expected = [one.text for one in self.counter.row({modality: [item.meta for item in items]})[modality]]
         if outcome.texts[modality] != expected:
             raise TokenCountMismatchError(
