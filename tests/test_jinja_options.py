@@ -280,3 +280,25 @@ def test_a_renderer_of_ones_own(folder):
     expected = "Q: " + jinja_chat.item_text(70, 40) + "what\nA: A CAT"
     assert encoded.input_ids.tolist() == ctx.tokenizer(expected)["input_ids"]
     assert [text.strip() for text in texts(ctx, encoded)] == ["A CAT"]
+
+
+def test_rows_of_other_templates_than_chatml_are_shown_as_prompts_and_answers(folder):
+    from omniprep.inspect.describe import messages_of, pieces_of
+    from omniprep.inspect.vocabulary import Vocabulary
+
+    row = row_of(folder, chat("<image><image>What?", "A cat.", "Sure?", "Yes."))
+    ctx, encoded = encode(folder, "gemma", row)
+    arrays = {"input_ids": encoded.input_ids, "labels": encoded.labels}
+    shown = messages_of(pieces_of(arrays, Vocabulary(ctx.tokenizer.backend_tokenizer)))
+    assert [message["role"] for message in shown] == ["prompt", "assistant"] * 2 + ["prompt"]
+    assert shown[0]["content"].startswith("<s><start_of_turn>user\n a picture:<img>")
+    assert shown[1]["content"] == "A cat.<end_of_turn>"
+    assert shown[2]["content"] == "\n<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n"
+    ctx, encoded = encode(folder, "gemma", {"messages": chat("Hello?")})
+    arrays = {"input_ids": encoded.input_ids, "labels": encoded.labels}
+    (message,) = messages_of(pieces_of(arrays, Vocabulary(ctx.tokenizer.backend_tokenizer)))
+    assert message == {"role": "text", "content": "<s><start_of_turn>user\nHello?<end_of_turn>\n"}
+    ctx, encoded = encode(folder, "chatml", {"messages": TWO})
+    arrays = {"input_ids": encoded.input_ids, "labels": encoded.labels}
+    shown = messages_of(pieces_of(arrays, Vocabulary(ctx.tokenizer.backend_tokenizer)))
+    assert shown == [{"role": m["role"], "content": m["content"]} for m in TWO]

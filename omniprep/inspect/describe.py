@@ -141,7 +141,18 @@ def pieces_of(arrays: Mapping[str, Any], vocabulary: Vocabulary) -> list[Piece]:
 
 
 def messages_of(pieces: list[Piece]) -> list[dict[str, str]]:
-    """The messages of a row in ChatML; of other templates the whole text, with the role "text"."""
-    text = "".join(f"[{piece.text} x {piece.tokens}]" if piece.media else piece.text for piece in pieces)
-    messages = [{"role": role, "content": content} for role, content in CHATML_MESSAGE.findall(text)]
-    return messages or [{"role": "text", "content": text}]
+    """The messages of a row in ChatML; of other templates what the model is given (role prompt) and what it learns to
+    write (assistant), and a text that has only one of both with the role text.
+    """
+    texts = [f"[{piece.text} x {piece.tokens}]" if piece.media else piece.text for piece in pieces]
+    if messages := [{"role": role, "content": content} for role, content in CHATML_MESSAGE.findall("".join(texts))]:
+        return messages
+    if len({piece.trained for piece in pieces if not piece.media}) < 2:
+        return [{"role": "text", "content": "".join(texts)}]
+    for piece, text in zip(pieces, texts, strict=True):
+        role = "assistant" if piece.trained else "prompt"
+        if messages and (piece.media or messages[-1]["role"] == role):
+            messages[-1]["content"] += text
+        else:
+            messages.append({"role": role, "content": text})
+    return messages

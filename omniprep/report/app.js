@@ -151,11 +151,19 @@ function drawMedia(media) {
   return figure;
 }
 
-/* A message begins at <|im_start|>; what follows to the line's end is its role. */
+/* A message begins at <|im_start|>; what follows to the line's end is its role. A chat of another template is drawn in
+   what the model is given (prompt) and what it learns to write (assistant). */
 function drawChat(row) {
   const chat = make("div", { class: "chat" });
-  let place = 0, message = null, box = chat;
+  const chatml = row.parts.some((part) => part.t && part.t.includes("<|im_start|>"));
+  let place = 0, message = null, box = chat, side = null;
   for (const part of row.parts) {
+    const trained = part.m === undefined ? Boolean(part.y) : side === true;
+    if (!chatml && side !== trained) {
+      side = trained;
+      box = make("div", { class: trained ? "message assistant" : "message user" }, make("div", { class: "role" }, trained ? "assistant" : "prompt"));
+      chat.append(box);
+    }
     if (part.m !== undefined) {
       box.append(mediaRun(part, place));
       place += part.n;

@@ -7,6 +7,7 @@ equal those of tokenizing each run whole: tests/test_tokens.py.
 """
 
 import re
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,13 @@ class Encoder:
         # A tokenizer.json may hold limits of its maker's; transformers switches them off before each call.
         self._backend.no_truncation()
         self._backend.no_padding()
-        return [
-            (np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2))
-            for encoding in self._backend.encode_batch(texts, add_special_tokens=special_tokens)
-        ]
+        result = []
+        for encoding in self._backend.encode_batch(texts, add_special_tokens=special_tokens):
+            ids = np.array(encoding.ids, np.int32)
+            # Three times as fast as an array of pairs.
+            offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * len(ids))
+            result.append((ids, offsets.reshape(-1, 2)))
+        return result
 
     def arrays(self, texts: list[str]) -> list[Ids]:
         """As `encode`, but read-only int32 arrays."""

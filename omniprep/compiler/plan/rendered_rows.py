@@ -137,7 +137,7 @@ def _with_sentinels(row: WholeText, ids: Ids, offsets: Ids, ctx: FamilyContext) 
         before = int(np.count_nonzero(offsets[:index, 1] > start - len(item.before)))
         borders.append((before, int(np.count_nonzero(starts[index + 2 :] < end + len(item.after)))))
     result, weights = result[keep], weights[keep]
-    if np.isin(result, _placeholder_ids(ctx)).any():
+    if np.isin(result, _media_ids(ctx)).any():
         raise Reject(
             RejectCode.SPECIAL_TOKEN_IN_TEXT,
             "the text contains a token that the model takes for media; remove or escape it",
@@ -170,5 +170,9 @@ def token_weights(spans: Sequence[WeightSpan], offsets: Ids) -> NDArray[np.float
 
 
 @lru_cache(maxsize=8)
-def _placeholder_ids(ctx: FamilyContext) -> tuple[int, ...]:
-    return tuple(ctx.placeholder_id(modality) for modality in ctx.modalities)
+def _media_ids(ctx: FamilyContext) -> tuple[int, ...]:
+    """Tokens at which the model puts items: those of placeholders, and those that its config names."""
+    named = (ctx.config.get(f"{m}_token_{key}") for m in ctx.modalities for key in ("id", "index"))
+    alone = ctx.encoder.encode([ctx.placeholders[modality] for modality in ctx.modalities])
+    ids = {token for token in named if isinstance(token, int)} | {ids[0] for ids in alone if len(ids) == 1}
+    return tuple(sorted(ids))
