@@ -192,20 +192,32 @@ def test_the_longest_block_bounds_what_a_token_sees_ahead(ids, longest):
     assert (understand(spans, len(ids)).back, understand(spans, len(ids)).furthest_ahead()) == (15, longest)
 
 
-def test_a_mask_that_a_model_makes_itself_is_cut_by_rows():
+@pytest.mark.parametrize("softcap", [None, 50.0])
+@pytest.mark.parametrize("window", [None, 3])
+def test_masks_and_biases_that_a_model_makes_itself_are_cut_by_rows(window, softcap, monkeypatch):
+    """A dense mask of the bin, and a bias (relative positions) beside causal attention and a window."""
+    monkeypatch.setattr(attention, "QUERIES", 3)
+    monkeypatch.setattr(attention, "SCORED", 3)
     torch.manual_seed(0)
-    heads = [torch.randn(1, 4, 10, 8) for _ in range(3)]
+    query, key, value = (torch.randn(1, 4, 10, 8) for _ in range(3))
     bias = torch.randn(1, 4, 10, 10)
-    found = row_attention(torch.nn.Module(), *heads, bias, row_lengths=[6, 4])[0]
+    given = {"row_lengths": [6, 4], "softcap": softcap}
+    masked = row_attention(torch.nn.Module(), query, key, value, bias, **given)[0]
+    biased = row_attention(
+        torch.nn.Module(), query, key, value, None, position_bias=bias, sliding_window=window, **given
+    )[0]
     for rows in (slice(0, 6), slice(6, 10)):
-        expected = torch.nn.functional.scaled_dot_product_attention(
-            *(x[:, :, rows] for x in heads), attn_mask=bias[:, :, rows, rows]
-        )
-        torch.testing.assert_close(found[:, rows], expected.transpose(1, 2))
+        scores = query[:, :, rows] @ key[:, :, rows].transpose(2, 3) * 8**-0.5
+        scores = torch.tanh(scores / softcap) * softcap if softcap else scores
+        scores = scores + bias[:, :, rows, rows]
+        length = scores.shape[-1]
+        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        seen &= ~torch.ones(length, length, dtype=torch.bool).tril(-(window or length))
+        for found, each in ((masked, scores), (biased, scores.masked_fill(~seen, -torch.inf))):
+            torch.testing.assert_close(found[:, rows], (each.softmax(-1) @ value[:, :, rows]).transpose(1, 2))
 
 
 ARGUMENTS = {
-    "position_bias": torch.zeros(1, 4, 6, 6),
     "head_mask": torch.ones(4),
     "layer_head_mask": torch.ones(4),
     "output_attentions": True,
@@ -232,6 +244,7 @@ def test_an_unknown_argument_of_an_attention_layer_is_refused(name):
         ({"is_causal": False, "sliding_window": 4}, "a sliding window to both sides"),
         ({"attention_mask": torch.ones(1, 6, dtype=torch.bool)}, r"attention_mask of shape \(1, 6\)"),
         ({"attention_mask": torch.empty(1, 1, 0, 0)}, "has lost its rule"),
+        ({"position_bias": torch.ones(1, 4, 6, 5)}, r"a position_bias of shape \(1, 4, 6, 5\)"),
         ({"attention_mask": torch.empty(1, 1, 0, 3), "sliding_window": 4}, "window of 4 with a mask of one of 3"),
         ({"row_lengths": [4, 1]}, "whose rows fill it"),
         ({"row_lengths": None}, "got no row borders"),

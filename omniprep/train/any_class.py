@@ -27,7 +27,7 @@ from omniprep.data.loss import logits_loss
 from omniprep.errors import OmniprepError
 from omniprep.train.attention import RowBorders, uses_borders
 from omniprep.train.loss import LossHead, TokenLoss, token_loss
-from omniprep.train.mixers import split_mixers
+from omniprep.train.mixers import evaluating, split_mixers
 from omniprep.train.structure import find_decoder, forward_names
 from omniprep.train.vision_text import has_mrope, model_class, refuse_arguments
 
@@ -173,6 +173,16 @@ class AnyPacked:
         model = cast(PreTrainedModel, self)
         decoder = find_decoder(model)
         base: Any = type(self).__mro__[2]
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(base.forward).parameters.values()
+            if parameter.default is parameter.empty and parameter.name not in ("self", "input_ids", "args", "kwargs")
+        ]
+        if needed:
+            raise OmniprepError(
+                f"the forward pass of {base.__name__} (model type {model.config.model_type}) wants "
+                f"{', '.join(needed)} of every row, also of one without media: it cannot train on bins of chats"
+            )
         self.takes = forward_names(model, base) - NOT_OF_BATCHES
         self.mrope = has_mrope(model.config)
         self.row_borders = RowBorders()
@@ -196,8 +206,18 @@ class AnyPacked:
         def run(number: int) -> Any:
             return self.forward(bins[number][None], positions, edges)
 
-        split_mixers(find_decoder(model), self.row_borders, run, first_row)
-        self.finish = find_finish(self.head(), model.config.get_text_config(), lambda: run(0))
+        with evaluating(model):
+            try:
+                split_mixers(find_decoder(model), self.row_borders, run, first_row)
+                self.finish = find_finish(self.head(), model.config.get_text_config(), lambda: run(0))
+            except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+                if isinstance(error, (OmniprepError, torch.OutOfMemoryError)):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                raise OmniprepError(
+                    f"{type(self).__name__} (model type {model.config.model_type}) fails on a bin of two rows of text, "
+                    f"so that it cannot train on bins: {type(error).__name__}: {reason}"
+                ) from error
 
 
 NOT_OF_BATCHES = frozenset(
@@ -233,8 +253,7 @@ def find_finish(head: nn.Module, config: Any, run: Callable[[], Any]) -> Finish 
     kept: list[Tensor] = []
     hook = head.register_forward_hook(lambda module, args, output: kept.append(output))
     try:
-        with torch.no_grad():
-            final: Tensor = run().logits
+        final: Tensor = run().logits
     finally:
         hook.remove()
     if len(kept) != 1 or kept[0].shape != final.shape:

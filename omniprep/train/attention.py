@@ -9,9 +9,9 @@ Two attention functions of our own, as transformers calls them, each with border
   so that a GPU has `VARLEN` where it can.
 
 Attention that is more than causal with a window is computed row by row too, some queries at a time, whatever `--attn`
-says (`Scores`): masks of any rule (masks.py: tokens of an image that see each other, chunks, prompts), masks that a
-model makes itself, soft caps, sinks. An argument that changes the result of a layer and is none of these (a position
-bias) is refused by name: ignored, it would only show as a worse model. Whether it does is asked of the model's own
+says (`Scores`): masks of any rule (masks.py: tokens of an image that see each other, chunks, prompts), masks and biases
+that a model makes itself, soft caps, sinks. An argument that changes the result of a layer and is none of these (a mask
+of heads) is refused by name: ignored, it would only show as a worse model. Whether it does is asked of the model's own
 definition, its `eager_attention_forward`. isolation.py compares the outcome with the model's own forward pass.
 """
 
@@ -48,7 +48,7 @@ NEUTRAL = frozenset(
     }
 )  # fmt: skip
 # Arguments that change a result even where eager attention does not name them: it reads some off the module.
-DECISIVE = frozenset({"head_mask", "layer_head_mask", "position_bias", "alibi", "indices", "output_attentions"})
+DECISIVE = frozenset({"head_mask", "layer_head_mask", "alibi", "indices", "output_attentions"})
 
 # Queries of a row with a mask that are computed in one call: the mask of a call has at most
 # QUERIES x (QUERIES + window) entries, 21 MB for a window of 4,096, whatever the length of the row.
@@ -69,6 +69,8 @@ def varlen_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    sinks: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | Tensor | None = None,
     row_lengths: Sequence[int] | None = None,
@@ -93,6 +95,8 @@ def varlen_attention(
         sliding_window: Tokens that a token sees, itself included (default: all of its row).
         softcap: Cap of the scores.
         s_aux: (heads) a score that takes part in the softmax of each query and has no value (attention sinks).
+        position_bias: (1, 1 or heads, L, L) what is added to the scores.
+        sinks: (1, heads, L, 1) as s_aux, with another score for each query.
         cu_seq_lens_q: int32 (R+1) borders of the rows, or of a tower's windows, images or clips; by default those that
             the wrapper of any class holds (any_class.py).
         max_length_q: The longest of them, or more: a number, or the first size of a tensor (compiling.py).
@@ -111,13 +115,15 @@ def varlen_attention(
     if (
         isinstance(window, Tensor)
         or s_aux is not None
+        or position_bias is not None
+        or sinks is not None
         or (softcap and not kernel.has_softcap)
         or (dropout and not kernel.has_dropout)
         or (window is not None and not kernel.has_window)
     ):
         return row_attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, sliding_window, softcap, s_aux,
-            cu_seq_lens_q, row_lengths,
+            position_bias, sinks, cu_seq_lens_q, row_lengths,
         )  # fmt: skip
     borders: RowBorders | None = getattr(module, "row_borders", None)
     if cu_seq_lens_q is None and borders is not None and borders.lengths is not None:
@@ -154,6 +160,8 @@ def row_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    sinks: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     row_lengths: Sequence[int] | None = None,
     **others: object,
@@ -167,12 +175,21 @@ def row_attention(
     lengths = lengths_of_rows(module, cu_seq_lens_q, row_lengths)
     if query.shape[0] != 1 or sum(lengths) != query.shape[2]:
         raise OmniprepError("packed attention takes one bin, whose rows fill it")
+    total = query.shape[2]
+    if position_bias is not None and (position_bias.ndim != 4 or position_bias.shape[2:] != (total, total)):
+        raise OmniprepError(refusal(module, f"a position_bias of shape {tuple(position_bias.shape)}"))
+    if s_aux is not None:
+        sinks = s_aux.reshape(1, -1, 1, 1).expand(-1, -1, total, -1)
+    if sinks is not None and sinks.shape != (1, query.shape[1], total, 1):
+        raise OmniprepError(refusal(module, f"sinks of shape {tuple(sinks.shape)}"))
     out, start = [], 0
-    scores = Scores(scaling, dropout, softcap or None, s_aux)
     for q, k, v in zip(*(torch.split(x, list(lengths), 2) for x in (query, key, value)), strict=True):
+        end = start + q.shape[2]
         seen = visible_tokens(window, start, q.shape[2], causal=causal)
-        out.append(attend_row(q, k, v, seen, scores, causal=causal))
-        start += q.shape[2]
+        bias = None if position_bias is None else position_bias[:, :, start:end, start:end]
+        sink = None if sinks is None else sinks[:, :, start:end]
+        out.append(attend_row(q, k, v, seen, Scores(scaling, dropout, softcap or None, sink, bias), causal=causal))
+        start = end
     return torch.cat(out, 2).transpose(1, 2).contiguous(), None
 
 
@@ -254,6 +271,8 @@ class Scores(NamedTuple):
     dropout: float
     softcap: float | None
     sinks: Tensor | None
+    """Of this row alone, as `bias`."""
+    bias: Tensor | None
 
 
 class Seen(NamedTuple):
@@ -288,7 +307,7 @@ def attend_row(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scores: Sc
     """Attention of one row: (1, heads, L, d) of queries (1, heads, L, d) and of keys and values with as many heads."""
     length = query.shape[2]
     made = scores.softcap is not None or scores.sinks is not None  # scores that SDPA does not make
-    if seen.mask is None and not made:
+    if seen.mask is None and not made and scores.bias is None:
         return scaled_dot_product_attention(
             query, key, value, dropout_p=scores.dropout, is_causal=causal, scale=scores.scaling,
             enable_gqa=query.shape[1] != key.shape[1],
@@ -310,6 +329,10 @@ def attend_row(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scores: Sc
             visible = seen.mask(query_position, key_position)
         else:
             visible = (key_position <= query_position) if causal else (key_position >= 0).expand(last - first, -1)
+        if scores.bias is not None:
+            bias = scores.bias[:, :, first:last, begin:end]
+            lowest = torch.finfo(bias.dtype).min
+            visible = bias.masked_fill(~visible, lowest) if visible.dtype == torch.bool else bias + visible
         if visible.dtype != torch.bool:
             visible = visible.to(query.dtype)
         q, k, v = query[:, :, first:last], key[:, :, begin:end], value[:, :, begin:end]
@@ -317,14 +340,18 @@ def attend_row(query: Tensor, key: Tensor, value: Tensor, seen: Seen, scores: Sc
             parts.append(
                 scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=scores.dropout, scale=scores.scaling)
             )
-        elif torch.is_grad_enabled():  # scores of a whole row would be kept for the backward pass
-            parts.append(checkpoint(scored_attention, q, k, v, visible, scores, use_reentrant=False))
+            continue
+        sinks = None if scores.sinks is None else scores.sinks[:, :, first:last]
+        if torch.is_grad_enabled():  # scores of a whole row would be kept for the backward pass
+            parts.append(checkpoint(scored_attention, q, k, v, visible, sinks, scores, use_reentrant=False))
         else:
-            parts.append(scored_attention(q, k, v, visible, scores))
+            parts.append(scored_attention(q, k, v, visible, sinks, scores))
     return torch.cat(parts, 2)
 
 
-def scored_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, how: Scores) -> Tensor:
+def scored_attention(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, sinks: Tensor | None, how: Scores
+) -> Tensor:
     """Attention with soft caps and sinks, as transformers' eager functions compute it, to the softmax in float32."""
     scaling = query.shape[-1] ** -0.5 if how.scaling is None else how.scaling
     scores = query @ key.transpose(2, 3) * scaling
@@ -334,9 +361,8 @@ def scored_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor,
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     else:
         scores = scores + visible
-    if how.sinks is not None:
-        sinks = how.sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(-1, -1, scores.shape[2], -1)
-        scores = torch.cat([scores, sinks], -1)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)], -1)
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)[..., : key.shape[2]]
     return dropped(weights, how.dropout) @ value
 

@@ -13,7 +13,6 @@ shortest rows of each modality in the first bins; the fourth one forward pass fo
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from omniprep.data import PackedDataset, stack, to_model
 from omniprep.data.collate import cut_row
 from omniprep.errors import OmniprepError
 from omniprep.train.attention_choice import own_attention
+from omniprep.train.mixers import evaluating
 
 SHORT = 64  # tokens of the text row where the configuration has no window
 COMPARED = 64  # positions of a row that are compared, at most: their logits are 40 MB for 152,064 words
@@ -292,15 +292,3 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
     The median, since in a mixture of experts rounding sends single tokens to other experts.
     """
     return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median())
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model without dropout and gradients, and afterwards as it was."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

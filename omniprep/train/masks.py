@@ -13,7 +13,7 @@ token of the bin (`block_sequence_ids`) is read at its place in the bin.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import CodeType
 from typing import Any
@@ -73,9 +73,19 @@ def row_mask(
             f"a model of type {kind} attends by a mask that omniprep cannot read "
             f"({unknown_part(mask_function, kv_length)}), so that its rows cannot be kept apart here: use --attn eager"
         )
-    marker = torch.empty(1, 1, 0, 0)
-    setattr(marker, "rule", rule)  # noqa: B010  # mypy knows no such attribute of tensors
-    return marker
+    return marker(rule)
+
+
+def marker(rule: Rule) -> Tensor:
+    """The tensor that stands for a rule on its way to the layers."""
+    empty = torch.empty(1, 1, 0, 0)
+    setattr(empty, "rule", rule)  # noqa: B010  # mypy knows no such attribute of tensors
+    return empty
+
+
+def shifted(rule: Rule, begin: int) -> Rule:
+    """A rule of a bin for the row that begins at `begin`, as if it were a bin of its own."""
+    return replace(rule, sees=lambda q, k, start: rule.sees(q + begin, k + begin, start + begin))
 
 
 def code_of(made: Callable[..., Any]) -> CodeType:

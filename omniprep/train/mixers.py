@@ -7,8 +7,9 @@ output of the second row differs, for the same input, or that raises, mixes rows
 row by row, and the bins go through again.
 """
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from omniprep.errors import OmniprepError
 from omniprep.train.attention import RowBorders
+from omniprep.train.masks import marker, shifted
 
 NEGLIGIBLE = 1e-5
 NEGLIGIBLE_IN_HALF = 2e-3
@@ -121,12 +123,17 @@ def by_rows(forward: Callable[..., Any], borders: RowBorders) -> Callable[..., A
         if borders.lengths is None:
             return forward(*args, **kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in BORDERS}
+        whole = borders.edges, borders.lengths
         total = sum(borders.lengths)
-        edges = [0, *torch.tensor(borders.lengths).cumsum(0).tolist()]
-        parts = [
-            forward(*cut(args, start, end, total), **{n: cut(value, start, end, total) for n, value in kwargs.items()})
-            for start, end in pairwise(edges)
-        ]
+        parts = []
+        try:
+            for start, end in pairwise([0, *accumulate(whole[1])]):
+                if whole[0] is not None:  # attention within the module has this row alone
+                    borders.edges, borders.lengths = whole[0].new_tensor([0, end - start]), (end - start,)
+                row = {name: cut(value, start, end, total) for name, value in kwargs.items()}
+                parts.append(forward(*cut(args, start, end, total), **row))
+        finally:
+            borders.edges, borders.lengths = whole
         return joined(parts)
 
     return run
@@ -138,6 +145,8 @@ def cut(value: Any, start: int, end: int, total: int) -> Any:
         return type(value)(cut(part, start, end, total) for part in value)
     if not isinstance(value, Tensor):
         return value
+    if (rule := getattr(value, "rule", None)) is not None:
+        return marker(shifted(rule, start))
     if value.ndim == 4 and value.shape[2:] == (total, total):  # a mask
         return value[:, :, start:end, start:end]
     if value.ndim > 1 and value.shape[1] == total:
@@ -155,3 +164,15 @@ def joined(parts: Sequence[Any]) -> Any:
     if not isinstance(first, Tensor) or first.ndim < 2:
         raise OmniprepError(f"a layer that mixes tokens gives {type(first).__name__}, which has no rows to join")
     return torch.cat(list(parts), 1)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model without dropout and gradients, and afterwards as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
