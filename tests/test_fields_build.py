@@ -13,6 +13,7 @@ import toy
 from PIL import Image
 
 from omniprep import PackedDataset, collate
+from omniprep.compiler.costs import QWEN_BYTES, stored_bytes
 from omniprep.families.kinds import Decoded, MediaMeta
 from omniprep.registry import REGISTRY, resolve_family
 from omniprep.shards.affine import byte_floats
@@ -178,6 +179,17 @@ def test_repacked_is_built_anew(packed, build, omniprep, tmp_path):
     assert result.code == 0, result.err
     for name in ("shards/00000.arrow", "index.parquet", "rows.parquet"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "new" / name).read_bytes(), name
+
+
+def test_bytes_are_estimated_by_what_a_token_of_the_family_takes(packed):
+    ds = PackedDataset(packed)
+    names = ["length", "patches", "audio_frames", "images", "audios", "videos"]
+    facts = {name: ds.rows[name].to_numpy() for name in names}
+    price, real = ds.record.unit_bytes, int(ds.index["length"].sum())
+    assert price["image"][0] > price["image"][1] > 0 and price["video"][0] == QWEN_BYTES["video"][0]
+    if packed.name == "raw":
+        assert 0.5 < stored_bytes(facts, "raw", price).sum() / real < 2
+        assert stored_bytes(facts, "raw").sum() < real / 3  # by the prices of Qwen's patches
 
 
 def test_verify_inspect_report_and_sample(packed, omniprep, rows, tmp_path):

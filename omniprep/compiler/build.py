@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from omniprep import io
-from omniprep.compiler.costs import encode_seconds
+from omniprep.compiler.costs import encode_seconds, unit_bytes
 from omniprep.compiler.driver import run_in_folder, stopped_by_signal
 from omniprep.compiler.encode.shard_task import EncodeTask
 from omniprep.compiler.options import family_of, family_spec
@@ -132,6 +132,7 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
     rejected, read = sum(r["rejected"] for r in receipts), sum(r["rows"] for r in receipts)
     check_error_rate(config, rejected, read, "omniprep plan with the same options shows examples of each code")
     rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation)
+    rows.unit_bytes = unit_bytes(ctx)
     progress.start("pack", int(rows.packed.sum()), "rows")
     assignment = assign_bins(rows, config)
     plan_hash = freeze(config.out, rows, assignment, config, generation)

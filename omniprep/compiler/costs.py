@@ -1,21 +1,25 @@
 """What rows cost: bytes in a shard, seconds of one core to encode, and work of the model that trains on them.
 
 The only place for such guesses: where shards are cut (`--shard-size`), which shard a worker takes first, what
-`omniprep plan` promises, and which bins `BinSampler` puts into one step. The prices of media stand in
-omniprep/modalities.py, the share of the pixels' bytes that a codec needs beside the codec. Seconds are CPU time of
-whole builds on one core (benchmarks/results/build.json names the machine): they rank tasks and give an order of
-magnitude; `plan --measure` times real rows.
+`omniprep plan` promises, and which bins `BinSampler` puts into one step. The prices of Qwen's media stand in
+omniprep/modalities.py, those of other families' bytes are learned (`unit_bytes`), the share of the pixels' bytes that a
+codec needs stands beside the codec. Seconds are CPU time of whole builds on one core (benchmarks/results/build.json
+names the machine): they rank tasks and give an order of magnitude; `plan --measure` times real rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.families.columns import blank_item
+from omniprep.families.context import FamilyContext
+from omniprep.families.kinds import Decoded, Item, MediaMeta
 from omniprep.modalities import MODALITIES
 from omniprep.shards.codecs import stored_share
+from omniprep.shards.schema import storage_dtype
 
 TOKEN_BYTES = 20
 """input_ids, labels and three position ids of four bytes each; a loss scale is not counted, few builds have one."""
@@ -25,24 +29,60 @@ Facts = Mapping[str, NDArray[Any]]
 """Columns of rows, (rows,) each: length, patches, audio_frames, and the number of items of each modality."""
 
 
-def stored_bytes(facts: Facts, pixel_codec: str) -> NDArray[np.int64]:
+UnitBytes = Mapping[str, Sequence[float]]
+"""Modality → bytes that a unit of its tower's work takes in a shard: of pixels, before --pixel-codec, and of others."""
+QWEN_BYTES: UnitBytes = {
+    name: (float(modality.bytes), 0.0) if modality.work == "patches" else (0.0, float(modality.bytes))
+    for name, modality in MODALITIES.items()
+}
+
+
+def unit_bytes(ctx: FamilyContext) -> UnitBytes:
+    """What a unit of work takes with a family: learned from a blank item, where its columns are not of Qwen's form.
+
+    A family that does not say its towers' work counts tokens: one of Gemma 3 stands for 9,408 bytes of pixels, where a
+    patch of Qwen2.5-VL has 588.
+    """
+    prices = dict(QWEN_BYTES)
+    for modality in ctx.modalities:
+        columns = [column for column in ctx.columns if column.modality == modality and column.kind == "flat"]
+        if all(column.format == 1 for column in columns):
+            continue
+        decoded = blank_item(modality)
+        if modality == "audio":  # windows of 30 s are stored whole: of a second they would seem thirty times as large
+            samples = np.zeros(30 * int(ctx.audio_preprocessor.get("sampling_rate", 16_000)), np.float32)
+            decoded = Decoded(MediaMeta(kind="audio", samples=len(samples)), waveform=samples)
+        try:
+            tokens = ctx.row_counts({modality: [decoded.meta]})[modality][0]
+            (arrays,) = ctx.mapped_row(modality, [decoded])
+            work = ctx.work(Item(modality, decoded.meta, tokens))
+        except Exception:  # a processor may refuse what is blank: where shards are cut is a guess in any case
+            continue
+        sums = [0.0, 0.0]
+        for column in columns:
+            sums[not column.picture] += arrays[column.name].size * storage_dtype(column.dtype).itemsize
+        prices[modality] = [total / max(work, 1) for total in sums]
+    return prices
+
+
+def stored_bytes(facts: Facts, pixel_codec: str, prices: UnitBytes = QWEN_BYTES) -> NDArray[np.int64]:
     """Bytes that rows take in a shard, about: int64 (rows,)."""
-    pixels = _patch_price(facts, "bytes") * stored_share(pixel_codec) * facts["patches"]
     # Float prices: a row of a day of sound times an integer price would not fit the int32 of the plan's columns.
-    others = float(TOKEN_BYTES) * facts["length"] + float(MODALITIES["audio"].bytes) * facts["audio_frames"]
-    return (others + pixels).astype(np.int64)
+    share = stored_share(pixel_codec)
+    price = {name: pixels * share + others for name, (pixels, others) in prices.items()}
+    media = _patch_price(facts, price) * facts["patches"] + price["audio"] * facts["audio_frames"]
+    return (float(TOKEN_BYTES) * facts["length"] + media).astype(np.int64)
 
 
 def encode_seconds(facts: Facts) -> NDArray[np.float64]:
     """Seconds that one core takes to encode rows, estimated: float64 (rows,)."""
-    pixels = _patch_price(facts, "seconds") * facts["patches"]
+    pixels = _patch_price(facts, {name: entry.seconds for name, entry in MODALITIES.items()}) * facts["patches"]
     return TOKEN_SECONDS * facts["length"] + pixels + MODALITIES["audio"].seconds * facts["audio_frames"]
 
 
-def _patch_price(facts: Facts, unit: str) -> NDArray[np.float64]:
+def _patch_price(facts: Facts, price: Mapping[str, float]) -> NDArray[np.float64]:
     """A row's patches have the price of video patches where it holds a video: the plan does not count them apart."""
-    image, video = (float(getattr(MODALITIES[name], unit)) for name in ("image", "video"))
-    return np.where(facts[MODALITIES["video"].column] > 0, video, image)
+    return np.where(facts[MODALITIES["video"].column] > 0, price["video"], price["image"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.compiler.costs import stored_bytes
+from omniprep.compiler.costs import QWEN_BYTES, UnitBytes, stored_bytes
 from omniprep.compiler.output.paths import of_generation, plan_path
 from omniprep.compiler.plan.file import FACTS, read_facts
 from omniprep.config import BuildConfig, config_hash
@@ -35,6 +35,8 @@ class Rows:
     """Number of the row within its split."""
     facts: dict[str, NDArray[Any]] = field(default_factory=dict)
     """A column for each of `FACTS`."""
+    unit_bytes: UnitBytes = field(default_factory=lambda: QWEN_BYTES)
+    """What a unit of their media's work takes in a shard."""
 
     @property
     def packed(self) -> NDArray[np.bool_]:
@@ -144,7 +146,7 @@ def _pack_window(
     costs = np.stack([columns[name] for name in limited], axis=1) if limited else None
     bins = pack(columns["length"], config.bin_length, config.seed, costs, np.array([*limited.values()]))
     order, offsets = rows_by_bin(bins, config.seed)
-    sizes = stored_bytes(columns, config.pixel_codec)
+    sizes = stored_bytes(columns, config.pixel_codec, rows.unit_bytes)
     return order, offsets, np.add.reduceat(sizes[order], offsets[:-1])
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from omniprep import io
+from omniprep.compiler.costs import QWEN_BYTES
 from omniprep.compiler.driver import run_in_folder
 from omniprep.compiler.encode.rows import make_bin
 from omniprep.compiler.encode.shard_file import ShardFile
@@ -120,6 +121,7 @@ def _repack(
     progress: Reporter,
 ) -> dict[str, Any]:  # fmt: skip
     rows = _rows(chosen, config)
+    rows.unit_bytes = {**QWEN_BYTES, **datasets[0].record.unit_bytes}
     assignment = assign_bins(rows, config)
     plan_hash = freeze(config.out, rows, assignment, config, lease.generation)
     reader = RowReader(datasets, chosen)

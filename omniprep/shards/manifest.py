@@ -16,6 +16,7 @@ from typing import Any
 from omniprep import io
 from omniprep.config import RowOptions, Trust, row_options_as_json
 from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.modalities import MODALITIES
 from omniprep.shards.names import is_shard_path
 from omniprep.shards.schema import FORMAT
 from omniprep.shards.typed import parse_json, typed_record
@@ -109,6 +110,9 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[InputEntry, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    unit_bytes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of families whose columns are not of Qwen's form: modality → bytes that a unit of its tower's work takes in a
+    shard, of pixels and of others, by which shards were cut."""
     needed_flags: tuple[str, ...] = ()
     """Names of the flags of `Trust` that the build was given: encoding its rows again needs them too."""
 
@@ -150,6 +154,9 @@ def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
         rows_with = {name[len(_ROWS_WITH) :]: count for name, count in counts.items() if name.startswith(_ROWS_WITH)}
         read["counts"] = {**counts, "rows_with": rows_with}
     manifest = typed_record(Manifest, read, where)
+    for modality, prices in manifest.unit_bytes.items():
+        if modality not in MODALITIES or len(prices) != 2 or not all(0 <= price < 1e9 for price in prices):
+            raise DamagedDataError(f"{where}: unit_bytes of {modality!r:.40} are no two numbers of bytes")
     for shard in manifest.shards:
         if not is_shard_path(shard.path):
             raise DamagedDataError(f"{where}: {shard.path!r:.120} is no name of a shard, such as shards/00000.arrow")

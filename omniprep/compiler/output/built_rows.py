@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from omniprep.compiler.costs import QWEN_BYTES
 from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.output.paths import plan_path
 from omniprep.compiler.pack import Assignment, Rows
@@ -67,6 +68,8 @@ class Planned:
             "video_readers": dict(
                 sorted(sum((Counter(r["video_readers"]) for r in self.receipts), Counter[str]()).items())
             ),
+            # A repack must cut its shards as a build does.
+            **({} if self.rows.unit_bytes == QWEN_BYTES else {"unit_bytes": self.rows.unit_bytes}),
             "inputs": self.inputs,
             "seconds": {"plan": round(plan_seconds, 1), "encode": round(shard_seconds, 1)},
         }

@@ -71,7 +71,7 @@ def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int]
         bins=planned.assignment.bins,
         bin_length=config.bin_length,
         shards=planned.assignment.shards,
-        bytes=int(stored_bytes(columns, config.pixel_codec).sum()),
+        bytes=int(stored_bytes(columns, config.pixel_codec, planned.rows.unit_bytes).sum()),
         patches=int(columns["patches"].sum()),
         audio_frames=int(columns["audio_frames"].sum()),
         core_seconds=timed[0] if timed else float(encode_seconds(columns).sum()),
