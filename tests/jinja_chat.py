@@ -120,7 +120,7 @@ CORPUS = [
 
 def write_tokenizer(folder: Path, kind: str = "bytes") -> None:
     """A trained tokenizer: of bytes (Llama 3, offsets trimmed), or of words with ▁ (sentencepiece, as Llama 2)."""
-    if kind == "bytes":
+    if kind in ("bytes", "newlines"):
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -147,6 +147,8 @@ def write_tokenizer(folder: Path, kind: str = "bytes") -> None:
         tokenizer.decoder = decoders.Sequence(steps)
         trim = []
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    if kind == "newlines":  # Gemma: added tokens of several newlines, which are not special
+        tokenizer.add_tokens([AddedToken("\n" * n, special=False, normalized=False) for n in range(2, 6)])
     bos = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
     tokenizer.post_processor = processors.Sequence([*trim, bos])
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,8 +168,8 @@ def write_checkpoint(folder: Path, template: str, kind: str = "bytes") -> Path:
 
 def item_text(width: int, height: int) -> str:
     """An image as its tiles are written: a sentence, rows of tokens, text between them."""
-    rows = "\n".join("<img>" * max(width // 32, 1) + "<row>" for _ in range(max(height // 32, 1)))
-    return f" a picture:{rows}"
+    rows = "\n\n".join("<img>" * max(width // 32, 1) + "<row>" for _ in range(max(height // 32, 1)))
+    return f"\n\n a picture:{rows}\n\n"
 
 
 def processor_of(folder: Path) -> Any:

@@ -291,7 +291,7 @@ def test_rows_of_other_templates_than_chatml_are_shown_as_prompts_and_answers(fo
     arrays = {"input_ids": encoded.input_ids, "labels": encoded.labels}
     shown = messages_of(pieces_of(arrays, Vocabulary(ctx.tokenizer.backend_tokenizer)))
     assert [message["role"] for message in shown] == ["prompt", "assistant"] * 2 + ["prompt"]
-    assert shown[0]["content"].startswith("<s><start_of_turn>user\n a picture:<img>")
+    assert shown[0]["content"].startswith("<s><start_of_turn>user\n\n\n a picture:<img>")
     assert shown[1]["content"] == "A cat.<end_of_turn>"
     assert shown[2]["content"] == "\n<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n"
     ctx, encoded = encode(folder, "gemma", {"messages": chat("Hello?")})

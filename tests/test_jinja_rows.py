@@ -2,7 +2,8 @@
 labels are not the answers.
 
 The reference is a processor of transformers' own class on the same checkpoint, whatever the template does: trim, merge,
-refuse, drop thoughts, write the images first. Three tokenizers: bytes with trimmed offsets, and both ways of ▁.
+refuse, drop thoughts, write the images first. Four tokenizers: bytes with trimmed offsets, the same with added tokens
+of newlines, and both ways of ▁.
 """
 
 import re
@@ -49,7 +50,7 @@ def family():
     jinja_chat.register()
 
 
-@pytest.fixture(scope="module", params=["bytes", "metaspace", "prepend"])
+@pytest.fixture(scope="module", params=["bytes", "newlines", "metaspace", "prepend"])
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     for number, (width, height) in enumerate(SIZES):

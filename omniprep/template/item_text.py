@@ -46,7 +46,8 @@ class ItemTexts:
         """The text of an item; rejects placeholder_mismatch where no added token is in it."""
         if (known := self._known.get(text)) is not None:
             return known
-        borders = [match.span() for match in self._encoder.added_tokens.finditer(text)]
+        found = ([match.span() for match in pattern.finditer(text)] for pattern in self._encoder.borders)
+        borders: list[tuple[int, int]] = next(filter(None, found), [])
         if not borders:
             raise Reject(
                 RejectCode.PLACEHOLDER_MISMATCH,

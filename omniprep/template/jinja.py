@@ -208,14 +208,21 @@ class ChatTemplate:
         """The form of content that the template writes out, by role; where both do, parts (for a tokenizer text)."""
         order: tuple[Form, ...] = ("parts", "text") if self._is_processor else ("text", "parts")
         forms: dict[str, Form] = {"user": order[0], "assistant": order[0], "system": order[0], "tool": "text"}
-        for role in ("user", "assistant", "system"):
-            forms[role] = next((form for form in order if self._writes(role, form, forms)), forms[role])
+        for role in ("user", "assistant", "system", "tool"):
+            tried = ("text", "parts") if role == "tool" else order
+            forms[role] = next((form for form in tried if self._writes(role, form, forms)), forms[role])
         return forms
 
     def _writes(self, role: str, form: Form, forms: Mapping[str, Form]) -> bool:
         """Whether the template writes a text that is given in a form once, and nothing of the form itself."""
-        chat = {"user": ["user"], "assistant": ["user", "assistant"], "system": ["system", "user"]}[role]
-        messages = [_message(one, "MARK" if one == role else "x", form if one == role else forms[one]) for one in chat]
+        own, question = _message(role, "MARK", form), _message("user", "x", forms["user"])
+        call = {"type": "function", "function": {"name": "x", "arguments": {}}}
+        messages = {
+            "user": [own],
+            "assistant": [question, own],
+            "system": [own, question],
+            "tool": [question, {"role": "assistant", "tool_calls": [call]}, own],
+        }[role]
         try:
             text, _ = self.render(messages)
         except Reject:
@@ -266,7 +273,8 @@ class ChatTemplate:
 
     @cached_property
     def _added_tokens(self) -> re.Pattern[str]:
-        tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values()} | self._stops
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
+        tokens = {token for token in added if token.strip()} | self._stops
         return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 

@@ -7,6 +7,7 @@ equal those of tokenizing each run whole: tests/test_tokens.py.
 """
 
 import re
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -36,7 +37,7 @@ class Encoder:
             for number, token in added.items()
             if not ((token.normalized and normalizes) or token.lstrip or token.rstrip or token.single_word)
         }
-        cutters = sorted(plain.values(), key=len, reverse=True)
+        cutters = self._cutters = sorted(plain.values(), key=len, reverse=True)
         self._known: dict[str, bytes] = {text: np.int32(number).tobytes() for number, text in plain.items()}
         special = [token for token in added.values() if token.special]
         self.special_tokens = frozenset(token.content for token in special)
@@ -48,10 +49,17 @@ class Encoder:
         by_word = len(plain) == len(added) and is_supported_tokenizer(self._backend)
         self._words = Words(self._whole) if by_word else None
 
-    @property
-    def added_tokens(self) -> re.Pattern[str]:
-        """Matches the tokens at which text is cut before anything else, the longest first."""
-        return self._cut or re.compile(r"(?!)")
+    @cached_property
+    def borders(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        """Patterns of tokens at which text is cut before anything else: special ones, and any that are no white space.
+
+        White space may be part of a longer token with that beside it (Gemma has tokens of several newlines).
+        """
+        special, others = (
+            sorted((text for text in self._cutters if text.strip() and wanted(text)), key=len, reverse=True)
+            for wanted in (self.special_tokens.__contains__, bool)
+        )
+        return tuple(re.compile("|".join(map(re.escape, texts)) or "(?!)") for texts in (special, others))  # type: ignore[return-value]
 
     @property
     def by_words(self) -> bool:
