@@ -24,7 +24,7 @@ Switch = Literal["auto", "on", "off"]
 """An option that is chosen automatically unless it is given: on the command line `--NAME`, `--NAME on`, `--no-NAME` or
 `--NAME off`; in YAML true and false too."""
 
-PixelCodecName = Literal["delta", "raw", "webp", "jxl"]
+PixelCodecName = Literal["delta", "source", "raw", "webp", "jxl"]
 """Each but "raw" is the module of that name in omniprep/shards/codecs/."""
 
 
@@ -114,8 +114,9 @@ class RowOptions:
     shard_size: int = 512 << 20
     """Size of a shard in bytes, about."""
     pixel_codec: PixelCodecName = "delta"
-    """How pixels are stored, always without loss: delta (a third of the bytes on photographs, loaded by a core at a
-    gigabyte a second), raw bytes, or pictures in WebP or JPEG XL (as small as delta, several times slower to load)."""
+    """How pixels are stored: without loss as delta (a third of the bytes on photographs, loaded by a core at a gigabyte
+    a second), raw bytes, WebP or JPEG XL (as small as delta, slower to load); or not at all: source keeps the files
+    themselves (the smallest), and what loads them decodes, with the libraries of the build."""
     max_bin_patches: int | None = None
     """Maximum vision patches in a bin, which bounds the memory of the vision tower."""
     max_bin_audio_frames: int | None = None

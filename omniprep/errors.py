@@ -24,6 +24,10 @@ class DamagedDataError(OmniprepError):
     """A built dataset whose bytes are not what its index says; the text names shard and bin."""
 
 
+class OtherPixelsError(DamagedDataError):
+    """Files that a shard keeps in place of pixels do not give the build's pixels on this machine."""
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM). Not a ValueError, so decoders cannot catch it."""
 

@@ -1,12 +1,20 @@
 """What commands share: help that ends with examples to paste (a test parses each of them), and --quiet."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import click
 
 from omniprep.cli.options import with_switch_values
 
+CheckPixels = Literal["first", "always", "never"]
+CHECK_PIXELS = click.option(
+    "--check-pixels",
+    type=click.Choice(get_args(CheckPixels)),
+    default="first",
+    show_default=True,
+    help="Of datasets in --pixel-codec source: when pixels decoded here are compared with those of the build.",
+)
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from omniprep.cli.command import Command
+from omniprep.cli.command import CHECK_PIXELS, CheckPixels, Command
 from omniprep.errors import OmniprepError, UsageError
 from omniprep.printable import printable_json
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--limit", default=8, show_default=True, help="Most rows to show; 0 shows all.")
 @click.option("--image", "picture", type=click.Path(dir_okay=False), help="Save all pictures to this PNG file.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the tokens.  [default: the build's]")
+@CHECK_PIXELS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def inspect(
     dataset: str,
@@ -41,6 +42,7 @@ def inspect(
     limit: int,
     picture: str | None,
     model: str | None,
+    check_pixels: CheckPixels,
     as_json: bool,
 ) -> None:
     """Show what the model will see of a bin or a row: its text, which of it is trained, and its media.
@@ -64,7 +66,7 @@ def inspect(
 
     if row_name is not None and bin_number is not None:
         raise UsageError("--bin and --row exclude each other")
-    ds = PackedDataset(dataset)
+    ds = PackedDataset(dataset, check_pixels=check_pixels)
     number = bin_number or 0
     row_id = None
     if row_name is not None:

@@ -2,7 +2,7 @@
 
 import click
 
-from omniprep.cli.command import QUIET, Command
+from omniprep.cli.command import CHECK_PIXELS, QUIET, CheckPixels, Command
 from omniprep.printable import say
 
 
@@ -21,9 +21,17 @@ from omniprep.printable import say
 @click.option("--public", is_flag=True, help="Make a new repository public.  [default: private]")
 @click.option("--dry-run", is_flag=True, help="Only list what would be sent; works without a network too.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the preview.  [default: the build's]")
+@CHECK_PIXELS
 @QUIET
 def push(
-    dataset: str, repo_id: str, revision: str | None, public: bool, dry_run: bool, model: str | None, quiet: bool
+    dataset: str,
+    repo_id: str,
+    revision: str | None,
+    public: bool,
+    dry_run: bool,
+    model: str | None,
+    check_pixels: CheckPixels,
+    quiet: bool,
 ) -> None:
     """Upload a dataset to the Hugging Face Hub, with a card and a preview for the Hub's viewer; or a trained model.
 
@@ -36,7 +44,10 @@ def push(
     from omniprep.progress import reporter, size
 
     with reporter(quiet=quiet) as progress:
-        done = run_push(dataset, repo_id, progress, revision=revision, private=not public, dry_run=dry_run, model=model)
+        done = run_push(
+            dataset, repo_id, progress, revision=revision, private=not public, dry_run=dry_run, model=model,
+            check_pixels=check_pixels,
+        )  # fmt: skip
     if done.remark:
         say(done.remark, error=True)
     if dry_run:

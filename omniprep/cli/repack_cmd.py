@@ -5,7 +5,7 @@ from typing import get_args
 
 import click
 
-from omniprep.cli.command import QUIET, Command
+from omniprep.cli.command import CHECK_PIXELS, QUIET, CheckPixels, Command
 from omniprep.cli.options import read_bytes_option
 from omniprep.config import PixelCodecName
 from omniprep.modalities import KINDS
@@ -17,6 +17,7 @@ from omniprep.modalities import KINDS
     examples=(
         "omniprep repack packed/ --bin-length 32768 --out packed-32k/",
         "omniprep repack packed/ --bin-length 16384 --kind image --kind mixed --out pictures/",
+        "omniprep repack packed/ --bin-length 16384 --pixel-codec delta --out packed-delta/",
         "omniprep repack packed-a/ packed-b/ --bin-length 16384 --seed 1 --out both/",
     ),
 )
@@ -35,8 +36,9 @@ from omniprep.modalities import KINDS
 @click.option(
     "--pixel-codec",
     type=click.Choice(get_args(PixelCodecName)),
-    help="How pixels are stored.  [default: the dataset's]",
+    help="How pixels are stored; source only of datasets in source.  [default: the dataset's]",
 )
+@CHECK_PIXELS
 @click.option("--overwrite", is_flag=True, help="Discard what an earlier repack left in --out.")
 @QUIET
 def repack(
@@ -48,6 +50,7 @@ def repack(
     sources: tuple[str, ...],
     kinds: tuple[str, ...],
     pixel_codec: str | None,
+    check_pixels: CheckPixels,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -73,5 +76,6 @@ def repack(
             kinds=kinds,
             overwrite=overwrite,
             pixel_codec=pixel_codec,
+            check_pixels=check_pixels,
         )
     print_summary(out, manifest, time.monotonic() - began)

@@ -2,7 +2,7 @@
 
 import click
 
-from omniprep.cli.command import Command
+from omniprep.cli.command import CHECK_PIXELS, CheckPixels, Command
 from omniprep.printable import say
 
 
@@ -15,7 +15,8 @@ from omniprep.printable import say
 @click.option("--out", type=click.Path(dir_okay=False), help="Where the page goes.  [default: report.html in DATASET]")
 @click.option("--bins", "shown", default=8, show_default=True, type=click.IntRange(min=0), help="Bins shown in full.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the tokens.  [default: the build's]")
-def report(dataset: str, out: str | None, shown: int, model: str | None) -> None:
+@CHECK_PIXELS
+def report(dataset: str, out: str | None, shown: int, model: str | None, check_pixels: CheckPixels) -> None:
     """Write report.html: what is in a dataset, as one page that needs no network.
 
     Totals, lengths, sources, media, packing and balance, rejects with examples, and some bins in full. Every build
@@ -23,7 +24,7 @@ def report(dataset: str, out: str | None, shown: int, model: str | None) -> None
     """
     from omniprep.report.page import write_report
 
-    path, remark = write_report(dataset, out, model=model, shown=shown)
+    path, remark = write_report(dataset, out, model=model, shown=shown, check_pixels=check_pixels)
     if remark:
         say(remark, error=True)
     say(path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from omniprep.cli.command import Command
+from omniprep.cli.command import CHECK_PIXELS, CheckPixels, Command
 from omniprep.modalities import KINDS
 from omniprep.printable import say
 
@@ -24,8 +24,16 @@ from omniprep.printable import say
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only rows that hold this besides text.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the choice.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the tokens.  [default: the build's]")
+@CHECK_PIXELS
 def sample(
-    dataset: str, out: Path, count: int, rows: tuple[str, ...], kinds: tuple[str, ...], seed: int, model: str | None
+    dataset: str,
+    out: Path,
+    count: int,
+    rows: tuple[str, ...],
+    kinds: tuple[str, ...],
+    seed: int,
+    model: str | None,
+    check_pixels: CheckPixels,
 ) -> None:
     """Write rows back as readable JSONL with their media, as the model sees them.
 
@@ -33,5 +41,7 @@ def sample(
     """
     from omniprep.inspect.sample import write_sample
 
-    written = write_sample(dataset, out, count=count, rows=rows, kinds=kinds, seed=seed, model=model)
+    written = write_sample(
+        dataset, out, count=count, rows=rows, kinds=kinds, seed=seed, model=model, check_pixels=check_pixels
+    )
     say(f"{written} rows: {out / 'rows.jsonl'}")

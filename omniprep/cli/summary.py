@@ -58,6 +58,10 @@ def print_summary(out: str, manifest: dict[str, Any], seconds: float) -> None:
         say(f"or omniprep inspect {out} --rejected")
     if counts["rows_without_labels"]:
         say(f"{counted(counts['rows_without_labels'], 'row has', 'rows have')} no trained token: nothing to learn")
+    if manifest["config"]["pixel_codec"] == "source":
+        stored = [(name, codec) for name, codec in manifest["pixel_codecs"].items() if codec != "source"]
+        for name, codec in stored:
+            say(f"{name} is stored by {codec}: the family {manifest['family']} makes it of more than its file")
     print_notes(totals(manifest))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from omniprep.cli.command import QUIET, Command
+from omniprep.cli.command import CHECK_PIXELS, QUIET, CheckPixels, Command
 from omniprep.cli.options import trust_options
 from omniprep.printable import say
 
@@ -23,10 +23,18 @@ from omniprep.printable import say
     multiple=True,
     help="For --deep: read this input, or all inputs in this folder, even if they changed since the build.",
 )
+@CHECK_PIXELS
 @trust_options
 @QUIET
 def verify(
-    dataset: str, deep: bool, sample: int, model: str | None, inputs: tuple[str, ...], quiet: bool, **trust: Any
+    dataset: str,
+    deep: bool,
+    sample: int,
+    model: str | None,
+    inputs: tuple[str, ...],
+    check_pixels: CheckPixels,
+    quiet: bool,
+    **trust: Any,
 ) -> None:
     """Check that a dataset is whole: checksums of shards and bins, and every input row packed or rejected exactly once.
 
@@ -40,9 +48,10 @@ def verify(
     from omniprep.data.dataset import PackedDataset
     from omniprep.errors import OmniprepError
     from omniprep.progress import reporter, size
-    from omniprep.verify.files import check_rows, check_shards
+    from omniprep.verify.files import check_pixels as decode_pixels
+    from omniprep.verify.files import check_rows, check_shards, holds_files
 
-    ds = PackedDataset(dataset, verify="never")
+    ds = PackedDataset(dataset, verify="never", check_pixels=check_pixels)
     counts = ds.record.counted(dataset)
     total = sum(shard.bytes for shard in ds.record.shards)
     findings: list[str] = []
@@ -52,6 +61,10 @@ def verify(
         findings += check_shards(ds, lambda count: progress.advance("verify", count))
         progress.finish("verify")
         findings += check_rows(ds)
+        if len(ds) and not findings and check_pixels != "never" and holds_files(ds):
+            progress.start("decode", len(ds), "bins")
+            findings += decode_pixels(ds, lambda count: progress.advance("decode", count))
+            progress.finish("decode")
         if deep and not findings:
             from omniprep.verify.deep import check_sample
 

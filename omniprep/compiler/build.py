@@ -19,6 +19,7 @@ from omniprep import io
 from omniprep.compiler.costs import encode_seconds, unit_bytes
 from omniprep.compiler.driver import run_in_folder, stopped_by_signal
 from omniprep.compiler.encode.shard_task import EncodeTask
+from omniprep.compiler.encode.stored_items import codec_columns
 from omniprep.compiler.options import family_of, family_spec
 from omniprep.compiler.output.built_rows import Planned
 from omniprep.compiler.output.folder import (
@@ -44,7 +45,6 @@ from omniprep.families.context import FamilyContext
 from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
 from omniprep.progress import Reporter
-from omniprep.shards.codecs import with_codec
 
 
 def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     ctx = family_of(config)
     config = with_template_date(config, ctx)
     item_limits(ctx, config.limit_mm_per_row)
-    with_codec(ctx.columns, config.pixel_codec)  # says at once where its library is absent
+    codec_columns(ctx, config)  # says at once where its library is absent
     with os_errors_as_one_line(config.out):
         listed = list_inputs(config, progress.message)
         identity = build_identity(config, ctx, listed)

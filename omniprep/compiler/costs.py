@@ -26,7 +26,7 @@ TOKEN_BYTES = 20
 TOKEN_SECONDS = 2.6e-6
 
 Facts = Mapping[str, NDArray[Any]]
-"""Columns of rows, (rows,) each: length, patches, audio_frames, and the number of items of each modality."""
+"""Columns of rows, (rows,) each: length, patches, audio_frames, file_bytes, and the items of each modality."""
 
 
 UnitBytes = Mapping[str, Sequence[float]]
@@ -70,8 +70,11 @@ def stored_bytes(facts: Facts, pixel_codec: str, prices: UnitBytes = QWEN_BYTES)
     # Float prices: a row of a day of sound times an integer price would not fit the int32 of the plan's columns.
     share = stored_share(pixel_codec)
     price = {name: pixels * share + others for name, (pixels, others) in prices.items()}
-    media = _patch_price(facts, price) * facts["patches"] + price["audio"] * facts["audio_frames"]
-    return (float(TOKEN_BYTES) * facts["length"] + media).astype(np.int64)
+    pictures = _patch_price(facts, price) * facts["patches"]
+    if pixel_codec == "source":
+        pictures = np.where(facts["file_bytes"] > 0, facts["file_bytes"], pictures)
+    others = float(TOKEN_BYTES) * facts["length"] + price["audio"] * facts["audio_frames"]
+    return (others + pictures).astype(np.int64)
 
 
 def encode_seconds(facts: Facts) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """The pack stage, in the driver: lengths and costs of all rows → bins → shards, frozen with a hash.
 
-Only numbers are held: 50 bytes a row, and 8 for the bin that it goes to. The assignment is written to
+Only numbers are held: 58 bytes a row, and 8 for the bin that it goes to. The assignment is written to
 plan/placement.arrow and plan/bins.arrow, and plan/plan.json holds its hash: a build that goes on later must come to the
 same.
 """
@@ -22,7 +22,7 @@ from omniprep.compiler.output.paths import of_generation, plan_path
 from omniprep.compiler.plan.file import FACTS, read_facts
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
-from omniprep.modalities import MODALITIES
+from omniprep.modalities import MEDIA_COLUMNS
 from omniprep.packing import pack, rows_by_bin
 
 
@@ -50,7 +50,7 @@ class Rows:
 
     def columns(self, chosen: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """What chosen rows (numbers or a mask) cost, see omniprep/compiler/costs.py."""
-        names = ("length", "patches", "audio_frames", *(modality.column for modality in MODALITIES.values()))
+        names = ("length", "patches", "audio_frames", "file_bytes", *MEDIA_COLUMNS)
         return {name: self.facts[name][chosen] for name in names}
 
 

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +40,7 @@ from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.modalities import KINDS, MEDIA_COLUMNS, media_counts, row_kinds
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
-from omniprep.shards.codecs import with_codec, without_codec
+from omniprep.shards.codecs import chosen_codec, codec_names, recoded, without_codec
 from omniprep.shards.schema import arrow_schema
 
 FACTS = ("trained", "patches", "audio_frames", "control")
@@ -59,7 +59,7 @@ class CopyTask(ShardTask):
         assignment, layout = self.assignment, self.reader.datasets[0].layout
         companions = {column.companion for column in layout.columns if column.companion}
         columns = tuple(column for column in layout.columns if column.name not in companions)
-        columns = with_codec(columns, self.pixel_codec)
+        columns = recoded(columns, self.pixel_codec)
         schema = arrow_schema(
             columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted, mrope=layout.mrope
         )
@@ -75,7 +75,7 @@ class CopyTask(ShardTask):
 def repack(
     uris: Sequence[str], out: str, bin_length: int, progress: Reporter, *, seed: int | None = None,
     shard_size: int | None = None, sources: Sequence[str] = (), kinds: Sequence[str] = (), overwrite: bool = False,
-    pixel_codec: str | None = None,
+    pixel_codec: str | None = None, check_pixels: Literal["first", "always", "never"] = "first",
 ) -> dict[str, Any]:  # fmt: skip
     """Write a new dataset from the rows of finished ones; returns its manifest.
 
@@ -89,7 +89,8 @@ def repack(
         sources: Keep the rows of these inputs alone; an input may be shortened to its end (chats.jsonl).
         kinds: Keep rows of these kinds alone, see `KINDS`; rejected rows have no kind and are left out.
         overwrite: Throw away what an earlier build or repack left in `out`.
-        pixel_codec: delta, raw, webp or jxl (default: that of the first dataset).
+        pixel_codec: delta, raw, webp or jxl; source of datasets in source alone (default: that of the first dataset).
+        check_pixels: As `PackedDataset` takes it.
 
     Raises:
         OmniprepError: Datasets that do not fit together, or `out` holds something else.
@@ -99,8 +100,11 @@ def repack(
     with os_errors_as_one_line(out):
         for uri in uris:
             _refuse_linked_rejects(uri)
-        datasets = [PackedDataset(uri, verify="first") for uri in uris]
+        datasets = [PackedDataset(uri, verify="first", check_pixels=check_pixels) for uri in uris]
         _check_alike(datasets)
+        pixel_codec = pixel_codec or chosen_codec(datasets[0].layout.columns)
+        if pixel_codec == "source":
+            _check_files(datasets)
         changed = {"bin_length": bin_length, "out": out, "seed": seed, "shard_size": shard_size}
         config = _config(datasets, {**changed, "pixel_codec": pixel_codec, "overwrite": overwrite or None})
         chosen = choose(datasets, sources, kinds)
@@ -124,7 +128,7 @@ def _repack(
     rows.unit_bytes = {**QWEN_BYTES, **datasets[0].record.unit_bytes}
     assignment = assign_bins(rows, config)
     plan_hash = freeze(config.out, rows, assignment, config, lease.generation)
-    reader = RowReader(datasets, chosen)
+    reader = RowReader(datasets, chosen, "files" if config.pixel_codec == "source" else "arrays")
     tasks = [
         CopyTask(
             number=number,
@@ -214,6 +218,23 @@ def _check_alike(datasets: Sequence[PackedDataset]) -> None:
                 raise OmniprepError(f"{dataset.uri}: made with another {name.removesuffix('_sha256')} than {first.uri}")
 
 
+def _check_files(datasets: Sequence[PackedDataset]) -> None:
+    """Refuse what cannot be repacked into source: a dataset that holds pixels, and not the files that they are of."""
+    first = codec_names(datasets[0].layout.columns)
+    for dataset in datasets:
+        names = codec_names(dataset.layout.columns)
+        if "source" not in names.values():
+            stored = ", ".join(sorted(set(names.values()))) or "no pictures"
+            raise UsageError(
+                f"--pixel-codec source: {dataset.uri} holds {stored}, and not the files; build it again from its "
+                "inputs with --pixel-codec source"
+            )
+        if names != first:
+            raise UsageError(
+                f"--pixel-codec source: {dataset.uri} stores other columns as files than {datasets[0].uri}"
+            )
+
+
 def _config(datasets: Sequence[PackedDataset], given: dict[str, Any]) -> BuildConfig:
     record = datasets[0].record
     before = build_config(record.config, Trust(), model=record.model)
@@ -232,6 +253,9 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     facts: dict[str, Any] = {"length": lengths, "code": codes}
     facts |= {name: np.where(lengths > 0, table[name].to_numpy(), 0) for name in FACTS}
     facts |= {name: np.where(lengths > 0, table[name].to_numpy(), 0).astype(np.int32) for name in MEDIA_COLUMNS}
+    # Datasets of earlier versions, which hold no files, lack it.
+    sizes = table["file_bytes"].to_numpy() if "file_bytes" in table.column_names else np.zeros(len(lengths), np.int64)
+    facts["file_bytes"] = np.where(lengths > 0, sizes, 0)
     facts["trained"] = facts["trained"].astype(np.int32)
     facts["control"] = facts["control"].astype(bool)
     facts["notes"] = np.zeros(len(lengths), np.uint8)

@@ -110,8 +110,9 @@ def cut_row(item: Arrays, row: int) -> dict[str, Any]:
     for name in ("input_ids", "labels", "loss_scale", "position_ids"):
         if name in item:
             cut[name] = item[name][..., start:end]
+    files = item.get("files", {})
     for column in item["columns"]:
-        if column.name not in item:
+        if column.name not in item and column.name not in files:
             continue
         if column.kind == "tokens":
             cut[column.name] = item[column.name][start:end]
@@ -119,6 +120,9 @@ def cut_row(item: Arrays, row: int) -> dict[str, Any]:
         modality = item["modalities"].index(column.modality)
         first, last = item["row_items"][:row, modality].sum(), item["row_items"][: row + 1, modality].sum()
         if first == last:
+            continue
+        if column.name in files:
+            cut.setdefault("files", {})[column.name] = files[column.name][first:last]
             continue
         if column.kind == "rows":  # of the rows that have such items
             first = int((item["row_items"][:row, modality] > 0).sum())

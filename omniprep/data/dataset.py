@@ -31,6 +31,8 @@ class PackedDataset(Dataset[dict[str, Any]]):
         uri: Its folder: a path, s3://..., hf://datasets/ORG/NAME, or any other fsspec URI.
         verify: When the checksum of a bin is compared: the first time that a process reads it (forked processes know
             what their parent has read), always, or never.
+        check_pixels: When pixels that are made of files (--pixel-codec source) are compared with the hashes of those
+            that the build saw: likewise.
         cache_dir: Local folder in which bins of a remote dataset are kept, so that only the first epoch reads the
             store; processes may share it.
         cache_bytes: Bound of that folder; the bins used longest ago go first.
@@ -44,13 +46,15 @@ class PackedDataset(Dataset[dict[str, Any]]):
         uri: str | os.PathLike[str],
         verify: Literal["first", "always", "never"] = "first",
         *,
+        check_pixels: Literal["first", "always", "never"] = "first",
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int = 32 << 30,
     ) -> None:
-        if verify not in ("first", "always", "never"):
-            raise OmniprepError(f"verify is 'first', 'always' or 'never', not {verify!r}")
+        for name, value in (("verify", verify), ("check_pixels", check_pixels)):
+            if value not in ("first", "always", "never"):
+                raise OmniprepError(f"{name} is 'first', 'always' or 'never', not {value!r}")
         self.uri = os.fspath(uri)
-        self.verify = verify
+        self.verify, self.check_pixels = verify, check_pixels
         self.record, self.manifest = read_manifest(self.uri)
         """manifest.json, checked: as a typed record, and as JSON types (without what would let code run)."""
         self.index = read_index(io.join(self.uri, "index.parquet"))
@@ -90,24 +94,33 @@ class PackedDataset(Dataset[dict[str, Any]]):
         Raises:
             IndexError: No such bin.
             DamagedDataError: The shard is absent, short or damaged; names shard and bin.
+            OtherPixelsError: Files in place of pixels do not give the build's pixels on this machine.
         """
+        return self.load(index)
+
+    def load(self, index: int, pixels: Literal["arrays", "files"] = "arrays") -> dict[str, Any]:
+        """A bin as `ds[index]`; with "files", columns of files are not decoded (`omniprep.shards.reader.decode`)."""
         number = int(index) + len(self) * (index < 0)
         if not 0 <= number < len(self):
             raise IndexError(f"bin {index} of {len(self)}")
-        shard, offset, length = (int(self.index[name][number]) for name in ("shard", "offset", "length"))
-        if offset < 0 or length <= 0:
-            raise DamagedDataError(f"bin {number}: index.parquet says bytes {offset} to {offset + length}")
-        unverified = self.verify == "always" or (self.verify == "first" and not self._seen[number])
+        names = ("shard", "offset", "length", "before")
+        shard, offset, length, before = (int(self.index[name][number]) for name in names)
+        if not 0 <= before <= offset or length <= 0:
+            raise DamagedDataError(f"bin {number}: index.parquet says bytes {offset - before} to {offset + length}")
+        unverified, unchecked = (
+            when == "always" or (when == "first" and not self._seen[number])
+            for when in (self.verify, self.check_pixels)
+        )
         checksum = int(self.index["checksum"][number]) if unverified else None
         try:
             schema, layout = self.schema, self.layout
-            data = self._reader.read(shard, offset, length, checksum)
+            data = self._reader.read(shard, offset, length, checksum, before)
         except DamagedDataError as error:
             raise DamagedDataError(f"bin {number}: {error}") from error
         try:
-            arrays = decode(data, schema, layout)
+            arrays = decode(data, schema, layout, before=before, check=unchecked, pixels=pixels)
         except DamagedDataError as error:
-            raise DamagedDataError(f"bin {number}: {self._shards[shard]}: {error}") from error
+            raise type(error)(f"bin {number}: {self._shards[shard]}: {error}") from error
         self._seen[number] = True
         return arrays
 
@@ -206,7 +219,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to a worker: manifest and index, but no open files, and no row table."""
-        kept = ("uri", "verify", "record", "manifest", "index", "_shards", "_cache")
+        kept = ("uri", "verify", "check_pixels", "record", "manifest", "index", "_shards", "_cache")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

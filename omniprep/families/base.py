@@ -39,6 +39,7 @@ from omniprep.families.errors import (
 from omniprep.families.kinds import Array, Decoded, Expansion, Field, Item, MediaMeta, ModelArch, Sample
 from omniprep.families.records import FamilyRecord, FamilySpec, named, text_hash
 from omniprep.families.rowwise import FROM_CHECKPOINT, Rowwise
+from omniprep.media.recipe import PixelRecipe
 from omniprep.modalities import MODALITIES
 from omniprep.shards.schema import Column
 from omniprep.template.chat import TemplateMeta
@@ -201,6 +202,13 @@ class Family(Checkpoint, Rowwise):
             counts: Items asked for; fewer where they do not fit.
         """
         raise DummyError(f"family {self.name!r} registers no dummy data; add @REGISTRY.register_dummy_data(fn)")
+
+    def pixel_recipe(self, modality: str, meta: MediaMeta) -> PixelRecipe | None:
+        """How the pixels of an item follow from its files, for --pixel-codec source; None: from `map_items` alone.
+
+        Tried against `map_items` before it is used; exif and alpha are filled in by the build.
+        """
+        return None
 
     def resized_image(self, meta: MediaMeta) -> tuple[int, int] | None:
         """(width, height) of an image as the model sees it, for boxes in pixels; None where the family cannot say."""

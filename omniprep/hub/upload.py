@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -78,7 +78,8 @@ class Pushed:
 
 def push(
     uri: str, repo_id: str, progress: Reporter, *, revision: str | None = None, private: bool = True,
-    dry_run: bool = False, model: str | None = None, pause: float = FIRST_PAUSE,
+    dry_run: bool = False, model: str | None = None, check_pixels: Literal["first", "always", "never"] = "first",
+    pause: float = FIRST_PAUSE,
 ) -> Pushed:  # fmt: skip
     """Upload a finished dataset to the Hub, with its card and a preview; or a checkpoint, with its card.
 
@@ -90,6 +91,7 @@ def push(
         private: Whether a new repository is private; one that exists stays as it is.
         dry_run: Only say what would be sent. Asks the Hub once what it has; without an answer lists all files.
         model: Checkpoint whose tokenizer reads a dataset's preview (default: the build's).
+        check_pixels: As `PackedDataset` takes it, for the preview.
         pause: Seconds before the first retry of a request; doubled each time.
 
     Raises:
@@ -105,7 +107,7 @@ def push(
         _check_repo_id(repo_id)
     root = Path(io.local_path(uri))
     kind = "model" if is_checkpoint(root) else "dataset"
-    parts = model_parts(root, repo_id) if kind == "model" else parts_of(uri, repo_id, progress, model)
+    parts = model_parts(root, repo_id) if kind == "model" else parts_of(uri, repo_id, progress, model, check_pixels)
     api = HfApi(library_name="omniprep")
     target = _Target(api, repo_id, kind, revision or "main")
     remark = ""
@@ -199,13 +201,16 @@ def model_parts(folder: Path, repo_id: str) -> list[Part]:
     return sorted(parts, key=lambda part: order.get(part.name, -1))
 
 
-def parts_of(uri: str, repo_id: str, progress: Reporter, model: str | None = None) -> list[Part]:
+def parts_of(
+    uri: str, repo_id: str, progress: Reporter, model: str | None = None,
+    check_pixels: Literal["first", "always", "never"] = "first",
+) -> list[Part]:  # fmt: skip
     """All files of the pushed dataset, in the order in which they are sent.
 
     Raises:
         DamagedDataError: A shard has another size than the manifest says, or a path that no build gives a shard.
     """
-    dataset = PackedDataset(uri)
+    dataset = PackedDataset(uri, check_pixels=check_pixels)
     vocabulary = vocabulary_of(dataset, model)
     data = collect(dataset, vocabulary, shown=0)
     root = Path(io.local_path(uri))

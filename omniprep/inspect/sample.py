@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -19,14 +20,14 @@ from omniprep.shards.names import refuse_linked_folders
 
 def write_sample(
     uri: str, out: Path, *, count: int = 20, rows: Sequence[str] = (), kinds: Sequence[str] = (), seed: int = 0,
-    model: str | None = None,
+    model: str | None = None, check_pixels: Literal["first", "always", "never"] = "first",
 ) -> int:  # fmt: skip
     """Write chosen rows to `out`/rows.jsonl and their media to `out`/media; the number of rows.
 
     `rows` names them as SOURCE:LINE; without, `count` are drawn at random by `seed`, of `kinds` alone where some are
     named. Their tokens are read by the tokenizer of `model` (default: the build's).
     """
-    dataset = PackedDataset(uri)
+    dataset = PackedDataset(uri, check_pixels=check_pixels)
     vocabulary = vocabulary_of(dataset, model)
     numbers = [find_row(dataset, name) for name in rows] or _draw(dataset, count, kinds, seed)
     refuse_linked_folders(out, ["media"])

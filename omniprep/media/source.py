@@ -43,6 +43,8 @@ class Source:
     """The part of the file that is meant, where that is a tar."""
     note: str = field(default="", compare=False)
     """Added to the label of inline data: which text was decoded as base64."""
+    name: str = field(default="", compare=False)
+    """Label of data that were read from somewhere else before."""
 
     @property
     def label(self) -> str:
@@ -50,7 +52,7 @@ class Source:
         note = f" ({self.note})" if self.note else ""
         if self.member is not None:
             return f"{self.path or self.uri}!{self.member.name}"
-        return self.path or self.uri or f"inline data of {len(self.data or b'')} bytes{note}"
+        return self.path or self.uri or self.name or f"inline data of {len(self.data or b'')} bytes{note}"
 
     @property
     def key(self) -> str:
@@ -58,6 +60,15 @@ class Source:
         if self.member is not None:
             return f"{self.path or self.uri}!{self.member.offset}+{self.member.size}"
         return self.path or self.uri or hashlib.sha256(self.data or b"").hexdigest()
+
+    def size(self) -> int:
+        """Bytes of the item, by the file system or the store; rejects media_not_found and media_fetch_failed."""
+        if self.data is not None:
+            return len(self.data)
+        if self.member is not None:
+            return self.member.size
+        with os_errors_as_rejects(self.label):
+            return os.stat(self.path).st_size if self.path is not None else io.size(self.uri or "")
 
     def read(self) -> bytes:
         """Read the whole item; rejects media_not_found, media_outside_root, media_too_large and bad_media (empty)."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -99,13 +99,13 @@ def _plots(data: dict[str, Any]) -> dict[str, str]:
 
 def write_report(
     uri: str, out: str | None = None, *, model: str | None = None, shown: int = SHOWN_BINS,
-    vocabulary: Vocabulary | None = None,
+    vocabulary: Vocabulary | None = None, check_pixels: Literal["first", "always", "never"] = "first",
 ) -> tuple[str, str]:  # fmt: skip
     """Write the report of a finished dataset, `shown` bins in full; its path, and a remark or "".
 
     The remark says why no tokenizer could be loaded, so that tokens are shown as numbers; that of a given `model` must.
     """
-    dataset = PackedDataset(uri)
+    dataset = PackedDataset(uri, check_pixels=check_pixels)
     remark = ""
     try:
         vocabulary = vocabulary or vocabulary_of(dataset, model)

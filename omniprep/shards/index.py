@@ -26,9 +26,11 @@ INDEX_SCHEMA = pa.schema(
         ("audio_frames", pa.int64()),
         ("cost", pa.float64()),
         ("checksum", pa.uint64()),
+        ("before", pa.int64()),
     ]
 )
-"""index.parquet, a line a bin; offset, length (bytes) and checksum (xxh3_64) are of its record batch."""
+"""index.parquet, a line a bin; offset, length (bytes) and checksum (xxh3_64) are of its record batch. before: bytes in
+front of it that a reader of the bin needs too (files of earlier bins); absent in older datasets, which have none."""
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -51,6 +53,8 @@ class BatchEntry:
     offset: int
     length: int
     checksum: int
+    before: int = 0
+    """Bytes in front of `offset` that belong to the bin too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +70,7 @@ class IndexEntry:
     audio_frames: int
     cost: float
     checksum: int
+    before: int = 0
 
 
 def write_index(uri: str, entries: Iterable[IndexEntry]) -> None:
@@ -80,8 +85,9 @@ def write_index(uri: str, entries: Iterable[IndexEntry]) -> None:
 def read_index(uri: str) -> dict[str, np.ndarray]:
     """Read index.parquet as one array a column."""
     # Each line has a checksum of 8 bytes, which do not compress.
-    table = _read(uri, INDEX_SCHEMA, nulls=(), most_rows_a_byte=1)
-    return {name: table[name].to_numpy() for name in INDEX_SCHEMA.names}
+    table = _read(uri, INDEX_SCHEMA, nulls=(), most_rows_a_byte=1, optional=("before",))
+    index = {name: table[name].to_numpy() for name in INDEX_SCHEMA.names if name in table.column_names}
+    return {"before": np.zeros(len(table), np.int64), **index}
 
 
 def write_rows(uri: str, tables: Iterable[pa.Table]) -> None:
@@ -115,7 +121,9 @@ _FEW_ROWS = 1 << 20
 """A table of at most so many rows is read whatever the size of its file: 75 MB of an index."""
 
 
-def _read(uri: str, schema: pa.Schema, nulls: Sequence[str], most_rows_a_byte: int) -> pa.Table:
+def _read(
+    uri: str, schema: pa.Schema, nulls: Sequence[str], most_rows_a_byte: int, optional: Sequence[str] = ()
+) -> pa.Table:
     """Read a table of a dataset that may be hostile, with the columns of `schema` in exactly these types.
 
     On one thread and without read-ahead: Arrow's threaded Parquet reader sometimes aborted the process when it still
@@ -127,6 +135,7 @@ def _read(uri: str, schema: pa.Schema, nulls: Sequence[str], most_rows_a_byte: i
             dictionary-encoded: a text that is repeated a million times is held once.
         nulls: Columns of `schema` that may have nulls.
         most_rows_a_byte: Most rows for each byte of the file; more are refused before anything is decoded.
+        optional: Columns of `schema` that may be absent.
 
     Raises:
         DamagedDataError: The file is absent, no Parquet, or not of this form.
@@ -136,10 +145,11 @@ def _read(uri: str, schema: pa.Schema, nulls: Sequence[str], most_rows_a_byte: i
         with io.open_input(uri) as source:
             file = pq.ParquetFile(source, pre_buffer=False)
             stored = file.schema_arrow
-            if missing := [name for name in schema.names if name not in stored.names]:
+            if missing := [name for name in schema.names if name not in (*stored.names, *optional)]:
                 raise OmniprepError(
                     f"{uri}: column {missing[0]!r} is absent, so this is not a table of an omniprep dataset"
                 )
+            schema = pa.schema([field for field in schema if field.name in stored.names])
             nested = {field.name: field.type for field in stored if field.type.num_fields}
             if wrong := [name for name in schema.names if name in nested]:
                 raise DamagedDataError(f"{uri}: column {wrong[0]!r} is of {nested[wrong[0]]}")

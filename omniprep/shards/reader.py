@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,8 @@ from omniprep import io
 from omniprep.errors import DamagedDataError
 from omniprep.lru import BoundedCache
 from omniprep.shards.cache import BinCache
-from omniprep.shards.codecs import codec_of
+from omniprep.shards.codecs import codec_of, source
+from omniprep.shards.codecs.base import PatchCodec
 from omniprep.shards.content import check_media, check_rows, item_sizes
 from omniprep.shards.message import read_batch
 from omniprep.shards.schema import Column, Layout, storage_dtype
@@ -110,15 +111,17 @@ class ShardReader:
         self._lock = threading.Lock()
         self._pool = BufferPool()
 
-    def read(self, shard: int, offset: int, length: int, checksum: int | None = None) -> np.ndarray:
-        """The bytes of one record batch, uint8 (length,), at the start of a pooled buffer.
+    def read(self, shard: int, offset: int, length: int, checksum: int | None = None, before: int = 0) -> np.ndarray:
+        """The bytes of one record batch and `before` in front of it, uint8 (before + length,), in a pooled buffer.
 
-        `checksum` is the XXH3 of the index; None reads without a check. DamagedDataError names the file.
+        `checksum` is the XXH3 of the index, of the record batch; None reads without a check. DamagedDataError names the
+        file.
         """
         uri = self._uris[shard]
         read = self._read_local if io.is_local(uri) else self._read_remote
+        offset, length = offset - before, length + before
         try:
-            data, available, digest = read(shard, offset, length, checksum is not None)
+            data, available, digest = read(shard, offset, length, None if checksum is None else before)
         except OSError as error:
             raise DamagedDataError(f"{uri}: cannot read bytes {offset} to {offset + length}: {error}") from error
         if available != length:
@@ -129,15 +132,17 @@ class ShardReader:
             raise DamagedDataError(f"{uri} is damaged: bytes {offset} to {offset + length} have another checksum")
         return data
 
-    def _read_local(self, shard: int, offset: int, length: int, hashed: bool) -> tuple[np.ndarray, int, int | None]:
-        """The bytes, how many of them the file has, and their XXH3 where it was asked for."""
+    def _read_local(
+        self, shard: int, offset: int, length: int, hashed_from: int | None
+    ) -> tuple[np.ndarray, int, int | None]:
+        """The bytes, how many of them the file has, and the XXH3 of those from `hashed_from` on (None: no hash)."""
         file = self._open(shard)
         # Compared before memory is taken: an index may claim any length.
         remaining = os.fstat(file.descriptor).st_size - offset
         if remaining < length:
             return np.empty(0, np.uint8), remaining, None
         data = self._pool.take(length)
-        digest = xxhash.xxh3_64() if hashed else None
+        digest = None if hashed_from is None else xxhash.xxh3_64()
         position = 0
         while position < length:
             view = data.data[position:] if digest is None else data.data[position : position + _HASHED_BYTES]
@@ -145,11 +150,13 @@ class ShardReader:
             if count == 0:
                 break
             if digest is not None:
-                digest.update(view[:count])
+                digest.update(view[max((hashed_from or 0) - position, 0) : count])
             position += count
         return data, position, None if digest is None else digest.intdigest()
 
-    def _read_remote(self, shard: int, offset: int, length: int, hashed: bool) -> tuple[np.ndarray, int, int | None]:
+    def _read_remote(
+        self, shard: int, offset: int, length: int, hashed_from: int | None
+    ) -> tuple[np.ndarray, int, int | None]:
         uri = self._uris[shard]
         if self._cache is None:
             content = io.read_range(uri, offset, offset + length)
@@ -157,7 +164,8 @@ class ShardReader:
             content = self._cache.read(uri, offset, length)
         data = self._pool.take(len(content))
         data[:] = np.frombuffer(content, np.uint8)
-        return data, len(content), xxhash.xxh3_64_intdigest(content) if hashed else None
+        digest = None if hashed_from is None else xxhash.xxh3_64_intdigest(memoryview(content)[hashed_from:])
+        return data, len(content), digest
 
     def _open(self, shard: int) -> _File:
         if os.getpid() != self._pid:  # forked: the parent keeps its files and buffers
@@ -171,13 +179,20 @@ class ShardReader:
             self._files = BoundedCache(_OPEN_FILES)
 
 
-def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any]:
+def decode(
+    data: np.ndarray, schema: pa.Schema, layout: Layout, *, before: int = 0, check: bool = True,
+    pixels: Literal["arrays", "files", "none"] = "arrays",
+) -> dict[str, Any]:  # fmt: skip
     """The arrays of one record batch, as writable views of `data`.
 
     Args:
         data: uint8, the whole record batch; must own its memory or be a slice of an array that does.
         schema: Schema of the shard.
         layout: What the schema declares.
+        before: Bytes of `data` in front of the record batch, which hold files of earlier bins.
+        check: Whether pixels that are made of files are compared with the hashes of those that the build saw.
+        pixels: "arrays" decodes them; "files" leaves those in the codec source as they are, lists of `StoredItem` under
+            the key "files"; "none" leaves out all that are in a codec.
 
     Returns:
         The fixed columns under their names, position_ids as (3, L), row_items as (R, M); items columns as (items,
@@ -189,7 +204,9 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
 
     Raises:
         DamagedDataError: It is no record batch of this schema, or what it holds is no bin.
+        OtherPixelsError: Files do not give the build's pixels here.
     """
+    earlier, data = data[:before], data[before:]
     arrays: dict[str, Any] = {"columns": layout.columns, "modalities": layout.modalities, "layout": layout}
     declared = {column.name: column for column in layout.columns}
     coded: dict[str, np.ndarray] = {}
@@ -217,18 +234,27 @@ def decode(data: np.ndarray, schema: pa.Schema, layout: Layout) -> dict[str, Any
             arrays[name] = arrays[name].reshape(-1, *column.shape)
     check_rows(arrays, layout)
     check_media(arrays, layout, coded)
-    for name, stored in coded.items():
-        arrays[name] = _decoded(declared[name], stored, arrays)
+    for name, stored in coded.items() if pixels != "none" else ():
+        column = declared[name]
+        codec = codec_of(column)
+        if isinstance(codec, source.Codec):
+            items = codec.stored_items(column, stored, earlier, check=check)
+            if pixels == "files":
+                arrays.setdefault("files", {})[name] = items
+                continue
+            arrays[name] = _room(column, arrays)
+            codec.decode(column, items, arrays[column.size_source()[0]], arrays[name], check=check)
+        else:
+            assert isinstance(codec, PatchCodec), name
+            arrays[name] = _room(column, arrays)
+            codec.decode_items(column, stored, arrays[column.size_source()[0]], arrays[name])
     return arrays
 
 
 _PICTURES = BufferPool()
 
 
-def _decoded(column: Column, data: np.ndarray, arrays: Mapping[str, Any]) -> np.ndarray:
+def _room(column: Column, arrays: Mapping[str, Any]) -> np.ndarray:
+    """A pooled buffer for the units of a column, uint8 (units, *shape)."""
     units = int(item_sizes(column, arrays).sum())
-    patches = _PICTURES.take(units * column.unit)
-    if not column.varies:
-        patches = patches.reshape(units, *column.shape)
-    codec_of(column).decode_items(column, data, arrays[column.size_source()[0]], patches)
-    return patches
+    return _PICTURES.take(units * column.unit).reshape(-1 if column.varies else (units, *column.shape))

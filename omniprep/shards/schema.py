@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.shards.files import StoredItem
 from omniprep.shards.forms import check_affine, check_join, check_mel, check_patches, check_picture
 from omniprep.shards.typed import parse_json, shown, typed_record
 
@@ -215,6 +216,8 @@ class Bin:
     """Column name to one array for each media item, in row order. items: `shape`; flat: (units, *shape), or any array
     of as many values, stored in C order (a spectrogram (128, T)); bfloat16 as uint16. rows: one `shape` for each row
     that has items of the modality. tokens: one (l,) for each row."""
+    files: dict[str, list[StoredItem]] = field(default_factory=dict)
+    """Column name to its items, for columns with the codec source, which are not in `media`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

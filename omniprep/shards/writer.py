@@ -10,6 +10,7 @@ The bytes are a pure function of the schema and the bins: no clock, file name or
 import hashlib
 import math
 import os
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,7 +21,9 @@ import pyarrow as pa
 import xxhash
 
 from omniprep import io
-from omniprep.shards.codecs import codec_of
+from omniprep.shards.codecs import codec_of, source
+from omniprep.shards.codecs.base import PatchCodec
+from omniprep.shards.files import FilePlaces, distinct
 from omniprep.shards.index import BatchEntry
 from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dtype
 
@@ -48,6 +51,7 @@ class ShardWriter:
         self._sink: _HashingSink | None = None
         self._info: ShardInfo | None = None
         self._scratch: dict[str, np.ndarray] = {}
+        self._places = FilePlaces()
 
     def __enter__(self) -> Self:
         self._sink = _HashingSink(self._target.__enter__(), header=_MAGIC_SIZE + self._schema.serialize().size)
@@ -59,15 +63,22 @@ class ShardWriter:
     def write(self, item: Bin) -> BatchEntry:
         """Append a bin, whose arrays may be reused afterwards; byte range and XXH3 of its record batch."""
         assert self._sink is not None and self._info is None
-        batch = pa.RecordBatch.from_arrays(_arrays(item, self._layout, self._scratch), schema=self._schema)
-        length = pa.ipc.get_record_batch_size(batch)
         self._sink.begin_batch()
+        reused = self._places.reused(distinct(item.files.values()), self._sink.batch_start)
+        starts: dict[str, dict[str, int]] = {}
+        arrays = _arrays(item, self._layout, self._scratch, reused, starts)
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        length = pa.ipc.get_record_batch_size(batch)
         self._writer.write_batch(batch)
         offset = self._sink.position - length
         assert offset == self._sink.batch_start, (offset, self._sink.batch_start)
         if self._local:
             self._sink.sync(SYNC_BYTES)
-        return BatchEntry(offset=offset, length=length, checksum=self._sink.batch_hash.intdigest())
+        for name, column_start in _column_starts(batch, starts).items():
+            self._places.record({key: offset + column_start + start for key, start in starts[name].items()})
+        # A multiple of 64, so that the record batch is as aligned in a reader's buffer as it is in the file.
+        before = -(-max(reused.values(), default=0) // 64) * 64
+        return BatchEntry(offset=offset, length=length, checksum=self._sink.batch_hash.intdigest(), before=before)
 
     def close(self) -> ShardInfo:
         """Finish the shard (footer, fsync, rename), as leaving the block does; size and SHA-256, at each call."""
@@ -94,7 +105,7 @@ class ShardWriter:
 
 def serialize_bin(item: Bin, schema: pa.Schema) -> np.ndarray:
     """The record batch that a shard holds for a bin, as uint8 (bytes,)."""
-    batch = pa.RecordBatch.from_arrays(_arrays(item, read_layout(schema), {}), schema=schema)
+    batch = pa.RecordBatch.from_arrays(_arrays(item, read_layout(schema), {}, {}, {}), schema=schema)
     return np.frombuffer(batch.serialize(), np.uint8).copy()
 
 
@@ -153,7 +164,23 @@ class _HashingSink:
         return False
 
 
-def _arrays(item: Bin, layout: Layout, buffers: dict[str, np.ndarray]) -> list[pa.Array]:
+def _column_starts(batch: pa.RecordBatch, names: Collection[str]) -> dict[str, int]:
+    """Where in the message of a record batch the values of binary columns begin."""
+    if not names:
+        return {}
+    message = batch.serialize()
+    columns = pa.ipc.read_record_batch(message, batch.schema)  # views of the message
+    return {name: columns.column(name).buffers()[-1].address - message.address for name in names}
+
+
+def _arrays(
+    item: Bin, layout: Layout, buffers: dict[str, np.ndarray], reused: Mapping[str, int],
+    starts: dict[str, dict[str, int]],
+) -> list[pa.Array]:  # fmt: skip
+    """The columns of a bin; `starts` gets, by column, where in its bytes each file begins that is stored in it.
+
+    `reused` are files of earlier bins (`FilePlaces.reused`).
+    """
     tokens, rows = len(item.input_ids), len(item.row_ids)
     assert item.labels.shape == (tokens,) and item.cu_seqlens.shape == (rows + 1,), (tokens, rows)
     assert item.cu_seqlens[0] == 0 and item.cu_seqlens[-1] == tokens and (np.diff(item.cu_seqlens) > 0).all()
@@ -185,11 +212,19 @@ def _arrays(item: Bin, layout: Layout, buffers: dict[str, np.ndarray]) -> list[p
             assert values.shape == (tokens,), (column.name, values.shape, tokens)
             media.append(_list(values, storage_dtype(column.dtype).type))
             continue
+        codec = codec_of(column) if "codec" in column.params else None
+        if isinstance(codec, source.Codec):
+            stored_items = item.files.get(column.name, [])
+            assert len(stored_items) == counts[column.modality], (column.name, len(stored_items), counts)
+            if stored_items:
+                data, starts[column.name] = codec.encode(stored_items, reused)
+            media.append(_binary(data) if stored_items else pa.nulls(1, pa.large_binary()))
+            continue
         expected = holding if column.kind == "rows" else counts
         assert len(parts) == expected[column.modality], (column.name, len(parts), counts)
-        if parts and "codec" in column.params:
+        if parts and isinstance(codec, PatchCodec):
             sizes = item.media.get(column.size_source()[0]) or _companion_values(column, item)
-            media.append(_binary(codec_of(column).encode_items(column, parts, sizes)))
+            media.append(_binary(codec.encode_items(column, parts, sizes)))
             continue
         media.append(_media(column, parts, buffers))
     return fixed + media

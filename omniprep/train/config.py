@@ -114,6 +114,8 @@ class TrainConfig:
     """Reader processes of each rank (0: read in the training process)."""
     verify: Literal["first", "always", "never"] = "first"
     """When the checksum of a bin is checked: at its first reading, at every one, or not at all."""
+    check_pixels: Literal["first", "always", "never"] = "first"
+    """When pixels that are decoded here (--pixel-codec source) are compared with those that the build saw."""
     eval_data: tuple[str, ...] = ()
     """Built datasets to evaluate on."""
     eval_fraction: float = 0.0

@@ -39,7 +39,8 @@ class RunData:
 
 def open_datasets(sources: Sequence[str], config: TrainConfig) -> list[PackedDataset]:
     """The datasets that --data or --eval-data name."""
-    return [PackedDataset(parse_source(source)[0], verify=config.verify) for source in sources]
+    names = [parse_source(source)[0] for source in sources]
+    return [PackedDataset(name, verify=config.verify, check_pixels=config.check_pixels) for name in names]
 
 
 def prepare_data(

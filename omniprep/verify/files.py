@@ -22,6 +22,7 @@ from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.rows.longline import parse_line
+from omniprep.shards.codecs import codec_names
 from omniprep.shards.reader import decode
 
 CHUNK = 8 << 20
@@ -114,6 +115,7 @@ class _RowTable:
     def __init__(self, dataset: PackedDataset) -> None:
         table = dataset.rows
         self._schema, self._layout = dataset.schema, dataset.layout
+        self._has_files = holds_files(dataset)
         self._rows = table.num_rows
         self._bin, self._start, self._length = (
             table[name].cast(pa.int64()).fill_null(-1).to_numpy() for name in ("bin", "start", "length")
@@ -137,7 +139,8 @@ class _RowTable:
     def compare(self, number: int, data: NDArray[np.uint8]) -> str | None:
         """What is wrong with the rows of a bin whose checksum is right."""
         try:
-            item = decode(data, self._schema, self._layout)
+            # Files of earlier bins are not in `data`: `check_pixels` looks at what is made of files.
+            item = decode(data, self._schema, self._layout, pixels="none" if self._has_files else "arrays")
         except (pa.ArrowException, DamagedDataError) as error:
             return f"cannot be read ({error})"
         ids, borders = item["row_ids"], item["cu_seqlens"].astype(np.int64)
@@ -154,6 +157,21 @@ class _RowTable:
         if (item["labels"][borders[:-1]] != -100).any():
             return "has a row whose first token is trained, which would be predicted from the row before it"
         return None
+
+
+def holds_files(dataset: PackedDataset) -> bool:
+    """Whether pixels of a dataset are stored as the files that they are made of (--pixel-codec source)."""
+    return "source" in codec_names(dataset.layout.columns).values()
+
+
+def check_pixels(dataset: PackedDataset, done: Callable[[int], None] = lambda count: None) -> Iterator[str]:
+    """Bins whose files do not give the build's pixels on this machine; `done` is called with 1 after each bin."""
+    for number in range(len(dataset)):
+        try:
+            dataset[number]
+        except DamagedDataError as error:
+            yield str(error)
+        done(1)
 
 
 def check_rows(dataset: PackedDataset) -> Iterator[str]:

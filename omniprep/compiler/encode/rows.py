@@ -4,7 +4,7 @@ What was decoded is counted again and must give the tokens that the header promi
 plan is never silently wrong.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from omniprep.compiler.encode.stored_items import codec_columns, file_columns, read_files, stored_item
 from omniprep.compiler.plan.probe import RATE
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.config import BuildConfig
@@ -24,7 +25,7 @@ from omniprep.lru import BoundedCache
 from omniprep.media.audio import decode_audio
 from omniprep.media.image import decode_image
 from omniprep.media.video import VideoFacts, read_frames
-from omniprep.shards.codecs import with_codec
+from omniprep.shards.files import MediaFile, StoredItem
 from omniprep.shards.schema import Bin, arrow_schema
 from omniprep.template.expand import expand
 from omniprep.template.loss import parse_strategy
@@ -33,7 +34,21 @@ Array = NDArray[Any]
 IGNORE = -100
 
 
-class MediaCache(BoundedCache[Any, dict[str, Array]]):
+@dataclass(frozen=True, slots=True)
+class MappedItem:
+    """The forward arguments of an item; and by column what is stored of it in their place (--pixel-codec source)."""
+
+    arguments: dict[str, Array]
+    stored: dict[str, StoredItem]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        held: list[Any] = [*self.arguments.values(), *self.stored.values()]
+        return sum(value.nbytes for value in held)
+
+
+class MediaCache(BoundedCache[Any, MappedItem]):
     """Forward arguments of items seen lately, so that an image used by several rows of a shard is decoded once.
 
     Args:
@@ -41,17 +56,20 @@ class MediaCache(BoundedCache[Any, dict[str, Array]]):
     """
 
     def __init__(self, limit: int = 256 << 20) -> None:
-        super().__init__(limit, lambda arrays: sum(array.nbytes for array in arrays.values()), limit // 4)
+        super().__init__(limit, lambda item: item.nbytes, limit // 4)
 
 
 def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> Bin:
     """Encode one row as a bin of its own; rejects media that do not decode or contradict their headers."""
-    media: dict[str, list[Array]] = {column.name: [] for column in ctx.columns}
+    files: dict[str, list[StoredItem]] = {name: [] for name in file_columns(ctx, config.pixel_codec).values()}
+    media: dict[str, list[Array]] = {column.name: [] for column in ctx.columns if column.name not in files}
     for modality in ctx.modalities:
-        for number, arguments in enumerate(_map_items(modality, row.items[modality], ctx, config, cache)):
+        for number, mapped in enumerate(_map_items(modality, row.items[modality], ctx, config, cache)):
             for column in ctx.columns:
-                if column.modality == modality and (column.kind != "rows" or number == 0):
-                    media[column.name].append(arguments[column.name])
+                if column.name in mapped.stored:
+                    files[column.name].append(mapped.stored[column.name])
+                elif column.modality == modality and (column.kind != "rows" or number == 0):
+                    media[column.name].append(mapped.arguments[column.name])
     has_media = any(row.items.values())
     expansions = ctx.expand_row(Sample(row.ids, row.items)) if has_media else []
     ids, weights, is_media = expand(row.ids, np.repeat(row.run_weights, row.run_lengths), expansions)
@@ -77,12 +95,13 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
         row_ids=np.zeros(1, np.int32),
         row_items=np.array([[len(row.items[modality]) for modality in ctx.modalities]], np.int32),
         media=media,
+        files=files,
     )
 
 
 def _map_items(
     modality: str, items: list[Item], ctx: FamilyContext, config: BuildConfig, cache: MediaCache
-) -> list[dict[str, Array]]:
+) -> list[MappedItem]:
     """The forward arguments of each item of a modality; rejects and faults say which one."""
     mapped, decoded = [], []
     for position, item in enumerate(items, 1):
@@ -96,7 +115,7 @@ def _map_items(
         except FamilyError as error:
             raise error.within(f"{modality} {position} of {len(items)}") from error
     if decoded:
-        mapped = [_stored(modality, arguments, ctx) for arguments in ctx.mapped_row(modality, decoded)]
+        mapped = [MappedItem(_stored(modality, arguments, ctx), {}) for arguments in ctx.mapped_row(modality, decoded)]
     return mapped
 
 
@@ -106,18 +125,24 @@ def _stored(modality: str, arguments: dict[str, Array], ctx: FamilyContext) -> d
     return {name: stored_form(ctx.name, columns[name], array) for name, array in arguments.items() if name in columns}
 
 
-def _map_item(item: Item, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> dict[str, Array]:
+def _map_item(item: Item, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> MappedItem:
     """The forward arguments of an item, decoded unless the cache has them."""
     meta = item.meta
     options = repr(sorted(meta.options.items()))
     # All that a mapper sees beside the pixels or samples: the facts of the header follow from the bytes.
     key = (meta.kind, tuple(source.key for source in item.sources), options, meta.in_video, meta.padded_to)
-    arguments = cache.get(key)
-    if arguments is None:
-        mapped = ctx.map_item(item.modality, _decode_checked(item, ctx, config))
-        arguments = _stored(item.modality, mapped, ctx)
-        cache.put(key, arguments)
-    return arguments
+    mapped = cache.get(key)
+    if mapped is None:
+        column = file_columns(ctx, config.pixel_codec).get(item.modality)
+        files: tuple[MediaFile, ...] = ()
+        if column is not None:
+            item, files = read_files(item)
+        arguments = ctx.map_item(item.modality, _decode_checked(item, ctx, config))
+        mapped = MappedItem(_stored(item.modality, arguments, ctx), {})
+        if column is not None:
+            mapped.stored[column] = stored_item(item, files, mapped.arguments.pop(column), ctx, config)
+        cache.put(key, mapped)
+    return mapped
 
 
 def _decode_checked(item: Item, ctx: FamilyContext, config: BuildConfig) -> Decoded:
@@ -157,7 +182,7 @@ def _check_meta(actual: MediaMeta, item: Item) -> None:
 def shard_schema(ctx: FamilyContext, config: BuildConfig) -> pa.Schema:
     """The schema of a build's shards."""
     return arrow_schema(
-        with_codec(ctx.columns, config.pixel_codec),
+        codec_columns(ctx, config),
         family=ctx.name,
         modalities=ctx.modalities,
         weighted=parse_strategy(config.loss_scale).weighted,
@@ -183,4 +208,5 @@ def make_bin(rows: list[Bin], row_ids: list[int]) -> Bin:
         row_ids=np.array(row_ids, np.int32),
         row_items=np.concatenate([row.row_items for row in rows]),
         media={name: [array for row in rows for array in row.media[name]] for name in rows[0].media},
+        files={name: [item for row in rows for item in row.files[name]] for name in rows[0].files},
     )

@@ -3,6 +3,7 @@
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -45,7 +46,8 @@ class ShardFile(ShardWriter):
         self._wait()
         facts = {"bin": number, "tokens": len(packed.input_ids), "rows": len(packed.row_ids)}
         self._writing = facts, self._thread.submit(self.write, packed)
-        if sum(array.nbytes for arrays in packed.media.values() for array in arrays) > BEHIND_BYTES:
+        held: list[Any] = [*packed.media.values(), *packed.files.values()]
+        if sum(item.nbytes for items in held for item in items) > BEHIND_BYTES:
             self._wait()
 
     def _wait(self) -> None:
@@ -58,8 +60,7 @@ class ShardFile(ShardWriter):
                 raise
             except Exception as error:
                 raise UnwritableBinError(facts["bin"], error) from error
-            batch = {"offset": entry.offset, "length": entry.length, "checksum": entry.checksum}
-            self._bins.append({**facts, **batch})
+            self._bins.append({**facts, **asdict(entry)})
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """End the file, or remove it where the block failed."""
@@ -76,7 +77,7 @@ class ShardFile(ShardWriter):
     def finish(self, rejects: list[dict[str, Any]]) -> dict[str, Any]:
         """Write the receipt, by which the shard counts as done, and return it.
 
-        It has path, bytes, sha256, bins (number in the plan, offset, length, checksum, tokens, rows of each), rejects
+        It has path, bytes, sha256, bins (number in the plan, tokens, rows and `BatchEntry` of each), rejects
         (row, code, message of each row that the shard lacks) and seconds.
         """
         info = self.close()

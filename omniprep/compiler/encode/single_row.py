@@ -27,6 +27,7 @@ def encode_bin(
     row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".", *, generate: bool = False
 ) -> Bin:
     """One raw row as a bin of its own, or its Reject; `generate` leaves the last answer open (inference)."""
+    config = replace(config, pixel_codec="raw")  # what is read at once need be neither compressed nor left in files
     media_roots = MediaRoots(base_dir, config.media_root, config.allow_http)
     planned = plan_rows([row], ctx, config, media_roots, generate=generate)[0]
     if isinstance(planned, Reject):
@@ -62,7 +63,7 @@ def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: s
 def _arguments(encoded: Bin, ctx: FamilyContext, config: BuildConfig) -> dict[str, torch.Tensor]:
     from omniprep.data.collate import collate
 
-    schema = shard_schema(ctx, replace(config, pixel_codec="raw"))  # what is read at once need not be compressed
+    schema = shard_schema(ctx, replace(config, pixel_codec="raw"))
     stored = decode(serialize_bin(encoded, schema), schema, read_layout(schema))
     arguments: dict[str, torch.Tensor] = collate([stored])
     return arguments

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep.compiler.costs import QWEN_BYTES
+from omniprep.compiler.encode.stored_items import codec_columns
 from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.output.paths import plan_path
 from omniprep.compiler.pack import Assignment, Rows
@@ -25,6 +26,7 @@ from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.media.video import backend
 from omniprep.rows.sources import fingerprint, read_split
 from omniprep.rows.split import Split
+from omniprep.shards.codecs import codec_names
 from omniprep.shards.schema import FORMAT
 
 
@@ -70,6 +72,7 @@ class Planned:
             ),
             # A repack must cut its shards as a build does.
             **({} if self.rows.unit_bytes == QWEN_BYTES else {"unit_bytes": self.rows.unit_bytes}),
+            "pixel_codecs": codec_names(codec_columns(ctx, self.config)),
             "inputs": self.inputs,
             "seconds": {"plan": round(plan_seconds, 1), "encode": round(shard_seconds, 1)},
         }

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from omniprep.errors import DamagedDataError
 from omniprep.lru import BoundedCache
 from omniprep.rows.columns import Note
 from omniprep.rows.longline import parse_line
+from omniprep.shards.codecs import codec_names, recoded
 from omniprep.shards.content import split_items
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin
@@ -70,6 +71,7 @@ class CopiedRows:
             "inputs": [entry for source, entry in inputs.items() if source in kept],
             "seconds": {"repack": round(shard_seconds, 1)},
             "needed_flags": list(dict.fromkeys(flag for ds in self.datasets for flag in ds.record.needed_flags)),
+            "pixel_codecs": codec_names(recoded(self.datasets[0].layout.columns, self.config.pixel_codec)),
             "repacked_from": [
                 {"uri": ds.uri, "plan_sha256": ds.manifest.get("plan_sha256"), "sha256": entry["sha256"]}
                 for ds, entry in zip(self.datasets, self.identity.inputs, strict=True)
@@ -134,8 +136,11 @@ def _rejected_lines(dataset: PackedDataset) -> Iterator[tuple[tuple[str, int], b
 class RowReader:
     """Cuts single rows out of bins; see the module for what is kept."""
 
-    def __init__(self, datasets: Sequence[PackedDataset], chosen: Chosen) -> None:
-        self.datasets, self._chosen = datasets, chosen
+    def __init__(
+        self, datasets: Sequence[PackedDataset], chosen: Chosen, pixels: Literal["arrays", "files"] = "arrays"
+    ) -> None:
+        """With `pixels` "files", what is stored as files is copied as such (`PackedDataset.load`)."""
+        self.datasets, self._chosen, self._pixels = datasets, chosen, pixels
         self._positions = [
             {name: ds.rows[name].to_numpy(zero_copy_only=False) for name in ("bin", "start", "length")}
             for ds in datasets
@@ -165,7 +170,15 @@ class RowReader:
         positions = cut.get("position_ids") if cut["row_items"].any() else None
         names = ("input_ids", "labels", "cu_seqlens", "row_ids", "row_items")
         fixed = {name: cut[name] for name in names}
-        return Bin(**fixed, loss_scale=cut.get("loss_scale"), position_ids=positions, media=_items(cut))
+        files = {name: cut.get("files", {}).get(name, []) for name in self._file_columns}
+        media = _items(cut)
+        return Bin(**fixed, loss_scale=cut.get("loss_scale"), position_ids=positions, media=media, files=files)
+
+    @property
+    def _file_columns(self) -> list[str]:
+        """Names of the columns that are copied as files."""
+        names = codec_names(self.datasets[0].layout.columns) if self._pixels == "files" else {}
+        return [name for name, codec in names.items() if codec == "source"]
 
     def _bin(self, dataset: int, number: int) -> dict[str, Any]:
         ds = self.datasets[dataset]
@@ -192,11 +205,12 @@ class RowReader:
             except DamagedDataError as error:
                 raise DamagedDataError(f"{uri}: bin {number}: {error}") from error
         kept = self._bins.get((dataset, number))
-        return self._bins.put((dataset, number), ds[number]) if kept is None else kept
+        return self._bins.put((dataset, number), ds.load(number, self._pixels)) if kept is None else kept
 
 
 def _bytes(item: dict[str, Any]) -> int:
-    return sum(value.nbytes for value in item.values() if isinstance(value, np.ndarray))
+    arrays = sum(value.nbytes for value in item.values() if isinstance(value, np.ndarray))
+    return int(arrays + sum(stored.nbytes for items in item.get("files", {}).values() for stored in items))
 
 
 def _items(cut: dict[str, Any]) -> dict[str, list[NDArray[Any]]]:

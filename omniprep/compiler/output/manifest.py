@@ -126,7 +126,7 @@ def _write_row_table(out: str, origin: Origin, packed: NDArray[np.bool_], codes:
                 **{name: pa.array(values.astype(np.int64), mask=rejected) for name, values in positions.items()},
                 **{column: facts[column] for column in MEDIA_COLUMNS},
                 "trained": facts["trained"],
-                **{name: facts[name].astype(np.int64) for name in ("patches", "audio_frames")},
+                **{name: facts[name].astype(np.int64) for name in ("patches", "audio_frames", "file_bytes")},
                 "control": facts["control"],
                 **{name: noted[part] for name, noted in note_columns(rows).items()},
             }
@@ -206,7 +206,7 @@ def index_entries(
             entries.append(
                 IndexEntry(
                     shard=shard,
-                    **{name: entry[name] for name in ("offset", "length", "tokens", "rows", "checksum")},
+                    **{name: entry[name] for name in ("offset", "length", "tokens", "rows", "checksum", "before")},
                     **{name: int(totals[number]) for name, totals in sums.items()},
                     cost=float(costs[number]),
                 )

@@ -58,6 +58,7 @@ SCHEMA = pa.schema(
         ("run_weights", pa.list_(pa.float32())),
         ("patches", pa.int64()),
         ("audio_frames", pa.int64()),
+        ("file_bytes", pa.int64()),
         *((name, pa.int32()) for name in MEDIA_COLUMNS),
         ("trained", pa.int32()),
         ("control", pa.bool_()),
@@ -76,10 +77,11 @@ FACTS: dict[str, Any] = {
     "length": np.int32,
     "code": object,
     **dict.fromkeys(("patches", "audio_frames", *MEDIA_COLUMNS, "trained"), np.int32),
+    "file_bytes": np.int64,
     "control": np.bool_,
     "notes": np.uint8,
 }
-"""What packing and rows.parquet need of each row, and as what the driver holds it: 42 bytes."""
+"""What packing and rows.parquet need of each row, and as what the driver holds it: 50 bytes."""
 
 
 def to_batch(lines: list[int], rows: list[PlannedRow | Reject], raws: list[bytes | None]) -> pa.RecordBatch:
@@ -99,6 +101,7 @@ def to_batch(lines: list[int], rows: list[PlannedRow | Reject], raws: list[bytes
         *(_lists([None if row is None else getattr(row, name) for row in planned], name) for name in _LISTS),
         numbers(lambda row: row.patches),
         numbers(lambda row: row.audio_frames),
+        numbers(lambda row: row.file_bytes),
         *(numbers(lambda row, modality=modality: len(row.items[modality])) for modality in MODALITIES),  # type: ignore[misc]
         numbers(lambda row: row.run_lengths[row.run_weights > 0].sum()),
         [row is not None and row.control_tokens for row in planned],

@@ -88,7 +88,7 @@ def read_receipt(task: Task) -> Receipt | None:
         return None
 
 
-_BIN_FIELDS = {"bin": int, "tokens": int, "rows": int, "offset": int, "length": int, "checksum": int}
+_BIN_FIELDS = {"bin": int, "tokens": int, "rows": int, "offset": int, "length": int, "checksum": int, "before": int}
 
 
 @dataclass(frozen=True, kw_only=True)

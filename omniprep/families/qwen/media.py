@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from omniprep.families.kinds import Array, Decoded, Field, MediaMeta
 from omniprep.families.qwen import vision
 from omniprep.families.qwen.family import QwenFamily
+from omniprep.media.recipe import PixelRecipe, VideoFile
 from omniprep.media.resample import resize, resize_bytes
 from omniprep.rows.normalize import ITEM_OPTIONS
 
@@ -206,6 +207,25 @@ class QwenVision(QwenFamily):
             f"{modality}_grid_thw": np.array([self.grid(item.meta) for item in items], np.int32),
             f"pixel_values{name}": patches[0] if len(patches) == 1 else np.concatenate(patches),
         }
+
+    def pixel_recipe(self, modality: str, meta: MediaMeta) -> PixelRecipe | None:
+        """As `image_pixels` and `video_pixels` compute."""
+        frames: tuple[int, ...] = ()
+        if modality == "image":
+            height, width = self.fetched_size(meta)
+        elif modality == "video":
+            plan = self.video_plan(meta)
+            height, width, frames = plan.height, plan.width, plan.indices
+        else:
+            return super().pixel_recipe(modality, meta)
+        seen_height, seen_width = self.seen_size(modality, height, width)
+        video = None
+        if modality == "video" and not meta.sizes:
+            facts: dict[str, Any] = {
+                name: getattr(meta, name) for name in ("width", "height", "frames", "fps", "reader")
+            }
+            video = VideoFile(**facts)
+        return PixelRecipe(size=(width, height), seen=(seen_width, seen_height), frames=frames, video=video)
 
     def image_pixels(self, item: Decoded) -> NDArray[np.uint8]:
         """Patches of an image, uint8 (patches, 3·p·p)."""

@@ -14,6 +14,7 @@ from omniprep.families.qwen.media import MERGE, QwenVision, vision_fields, visio
 from omniprep.families.qwen.qwen2_vl import vision_positions
 from omniprep.families.qwen.vision import FRAME_FACTOR, VideoPlan, frame_size, plan_video
 from omniprep.families.registry import REGISTRY
+from omniprep.media.recipe import PixelRecipe
 from omniprep.media.resample import resize
 from omniprep.template.chat import TemplateMeta
 
@@ -66,6 +67,14 @@ class Qwen3VL(QwenVision):
         height, width = frame_size(*self.listed_size(meta), count, self.pixel_limits, self.token_side, meta.options)
         indices = tuple(min(n, len(meta.sizes) - 1) for n in range(count))
         return VideoPlan(indices, height, width, 2.0)
+
+    def pixel_recipe(self, modality: str, meta: MediaMeta) -> PixelRecipe | None:
+        """As the base class; frames given as images are resized twice."""
+        recipe = super().pixel_recipe(modality, meta)
+        if recipe is None or not meta.sizes:
+            return recipe
+        height, width = self.listed_size(meta)
+        return replace(recipe, listed=(width, height))
 
     def stamps(self, meta: MediaMeta) -> list[list[int]]:
         """Ids of the text before each pair of frames: the middle of their times.

@@ -1,11 +1,11 @@
-"""How pixels lie in a shard: raw, or by a codec that the column itself names in its params.
+"""How pixels lie in a shard: raw, compressed, or as the files that they are made of, as the column's params say.
 
 A codec is the class `Codec` of the module of its name in this folder; the names are the choices of `--pixel-codec`
 (`omniprep.config.PixelCodecName`). The params say which codec wrote a column, so a shard is read without its config,
 and no other column is concerned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -13,12 +13,17 @@ from typing import get_args
 
 from omniprep.config import PixelCodecName
 from omniprep.errors import DamagedDataError, UsageError
-from omniprep.shards.codecs.base import PixelCodec
+from omniprep.shards.codecs.base import PatchCodec, PixelCodec
 from omniprep.shards.schema import Column, Layout
 
-__all__ = ["CODECS", "codec_of", "stored_share", "with_codec", "without_codec"]
+__all__ = [
+    *("CODECS", "FALLBACK", "chosen_codec", "codec_names", "codec_of", "recoded", "stored_share", "with_codec"),
+    "without_codec",
+]
 
 CODECS: tuple[str, ...] = get_args(PixelCodecName)
+FALLBACK = "delta"
+"""What stores pixels that do not follow from a file alone, where `source` is asked for."""
 
 
 @cache
@@ -27,18 +32,33 @@ def _codec(name: str) -> PixelCodec:
     return codec
 
 
-def with_codec(columns: Sequence[Column], name: str) -> tuple[Column, ...]:
-    """The columns with pixels stored by a codec ("raw": as they are); UsageError where its library is absent."""
+def with_codec(columns: Sequence[Column], name: str, from_files: Container[str] = ()) -> tuple[Column, ...]:
+    """The columns with pixels stored by a codec ("raw": as they are); UsageError where its library is absent.
+
+    `from_files` names the columns that `source` can store; it stores other pixels by `FALLBACK`.
+    """
     if name not in CODECS:
         raise UsageError(f"--pixel-codec {name!r} is not known; known: {', '.join(CODECS)}")
-    chosen = {} if name == "raw" else {"codec": name, "codec_library": _codec(name).library()}
     result = []
     for column in columns:
         if column.picture:
+            own = FALLBACK if name == "source" and column.name not in from_files else name
+            chosen = {} if own == "raw" else {"codec": own, "codec_library": _codec(own).library()}
             params = {key: value for key, value in column.params.items() if key not in ("codec", "codec_library")}
             column = replace(column, params=params | chosen)
         result.append(column)
     return tuple(result)
+
+
+def recoded(columns: Sequence[Column], name: str) -> tuple[Column, ...]:
+    """The columns of a dataset with another codec; `source` keeps what is stored as files."""
+    return with_codec(columns, name, {key for key, codec in codec_names(columns).items() if codec == "source"})
+
+
+def chosen_codec(columns: Sequence[Column]) -> str | None:
+    """The --pixel-codec that a dataset's columns are stored by; None where none holds pictures."""
+    names = set(codec_names(columns).values())
+    return "source" if "source" in names else min(names, default=None)
 
 
 def without_codec(layout: Layout) -> Layout:
@@ -47,8 +67,17 @@ def without_codec(layout: Layout) -> Layout:
 
 
 def stored_share(name: str) -> float:
-    """Stored bytes by bytes of the patches, about; `name` is one of `CODECS`."""
-    return 1.0 if name == "raw" else _codec(name).share
+    """Stored bytes by bytes of the patches, about; `name` is one of `CODECS`, for source that of its fallback."""
+    if name == "raw":
+        return 1.0
+    codec = _codec(FALLBACK if name == "source" else name)
+    assert isinstance(codec, PatchCodec), name
+    return codec.share
+
+
+def codec_names(columns: Sequence[Column]) -> dict[str, str]:
+    """The codec of each column that holds pictures, by the column's name."""
+    return {column.name: column.params.get("codec", "raw") for column in columns if column.picture}
 
 
 def codec_of(column: Column) -> PixelCodec:

@@ -21,21 +21,25 @@ _ENTRY = struct.Struct("<III")
 
 
 class PixelCodec(ABC):
-    """A lossless way to store the patches of a column.
-
-    The bytes depend on the version of the library that wrote them; `library` is recorded beside the codec's name in the
-    shard's schema, so a dataset says what made it. Reading needs any version of the library.
-    """
+    """A way to store the pixels of a column; `library` is recorded beside its name in the shard's schema."""
 
     name: ClassVar[str]
     """As `--pixel-codec` and the column's params have it."""
-    share: ClassVar[float]
-    """Stored bytes by bytes of the patches, for photographs; where shards are cut depends on it. Drawings and screens
-    take a quarter of that."""
 
     @abstractmethod
     def library(self) -> str:
-        """Name and version of the library that compresses; UsageError has the pip command where it is absent."""
+        """Name and version of the library at work; UsageError has the pip command where it is absent."""
+
+
+class PatchCodec(PixelCodec):
+    """A lossless way to compress the patches of a column.
+
+    The bytes depend on the version of the library that wrote them. Reading needs any version of it.
+    """
+
+    share: ClassVar[float]
+    """Stored bytes by bytes of the patches, for photographs; where shards are cut depends on it. Drawings and screens
+    take a quarter of that."""
 
     @abstractmethod
     def encode_items(self, column: Column, parts: Sequence[np.ndarray], sizes: Sequence[np.ndarray]) -> np.ndarray:
@@ -52,7 +56,7 @@ class PixelCodec(ABC):
         """
 
 
-class PictureCodec(PixelCodec):
+class PictureCodec(PatchCodec):
     """A codec that compresses one picture at a time."""
 
     longest_side: ClassVar[int]

@@ -70,6 +70,8 @@ def picture_shapes(column: Column, units: int, size: Any) -> tuple[int, PictureS
         item_shape = tuple(int(n) for n in size) if column.varies else (units, *column.shape)
         if not math.prod(item_shape):
             return 0, None
+        if item_shape[-3 if column.picture == "chw" else -1] != 3:
+            return 1, None
         height, width = item_shape[-2:] if column.picture == "chw" else item_shape[-3:-1]
         crops = math.prod(item_shape[:-3])  # a picture for each unit, or for each frame that a unit holds
         return crops, PictureShape(1, height, width, height, width, channels_last=column.picture == "hwc")
