@@ -5,7 +5,7 @@ from omniprep.families import errors
 from omniprep.families.base import Family
 from omniprep.families.context import FamilyContext, resolve_family
 from omniprep.families.errors import FamilyError
-from omniprep.families.kinds import Decoded, Expansion, Field, Item, MediaMeta, ModelArch, Sample
+from omniprep.families.kinds import Decoded, Departure, Expansion, Field, Item, MediaMeta, ModelArch, Sample
 from omniprep.families.registry import REGISTRY, Registry
 from omniprep.template.chat import TemplateMeta
 
@@ -17,6 +17,7 @@ register_model_arch = REGISTRY.register_model_arch
 __all__ = [
     "REGISTRY",
     "Decoded",
+    "Departure",
     "Expansion",
     "Family",
     "FamilyContext",

@@ -1,8 +1,11 @@
 """Fixtures that several files share: a small checkpoint, and the command line as a function."""
 
+import atexit
 import io
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -14,6 +17,10 @@ import pytest
 # Tests never reach out: a missing checkpoint must fail here, not ask the Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# Builds remember there that a family equals its processor; a test must not trust what another version wrote.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="omniprep-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "data_samples"

@@ -1,17 +1,21 @@
 """`omniprep doctor`."""
 
+import dataclasses
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from omniprep.cli.command import Command
-from omniprep.printable import printable, say
+from omniprep.printable import printable, printable_json, say
 
 if TYPE_CHECKING:
+    from omniprep.doctor.families import FamilyReport
     from omniprep.doctor.machine import Finding
 
 MARKS = {
@@ -29,89 +33,133 @@ MARKS = {
     examples=(
         "omniprep doctor",
         "omniprep doctor --model Qwen/Qwen2.5-Omni-7B",
-        "omniprep doctor --plugin my_family.py --model CHECKPOINT",
+        "omniprep doctor --plugin my_family.py --model CHECKPOINT --logits",
     ),
 )
 @click.option("--model", help="Checkpoint to try (default: a small random one of every family that can make one).")
 @click.option("--family", help="Model family.  [default: found from the checkpoint]")
 @click.option("--plugin", multiple=True, help="Python file that registers model families.")
-def doctor(model: str | None, family: str | None, plugin: tuple[str, ...]) -> None:
-    """Show what is installed, what is missing and how to get it, and send dummy rows through every family.
+@click.option("--trust-remote-code", is_flag=True, help="Let Python code of the checkpoint run.")
+@click.option(
+    "--logits/--no-logits",
+    default=None,
+    help="Compare logits of packed rows with transformers' own forward pass.  [default: with --model, where "
+    "weights take at most 200 MB]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
+def doctor(
+    model: str | None,
+    family: str | None,
+    plugin: tuple[str, ...],
+    trust_remote_code: bool,
+    logits: bool | None,
+    as_json: bool,
+) -> None:
+    """Show what is installed, what is missing and how to get it, and hold every family against its reference.
 
     Lists packages, media decoders, the fast paths that this machine takes, and whether image sizes and frame choices
-    equal those of the installed qwen_omni_utils; then, for each family and modality, the tokens that the counter
-    promises from the header, those of the expansion, and the tensors. Exits with 1 if something that is needed is
-    missing or the numbers disagree.
+    equal those of the installed qwen_omni_utils. Then, for each family: the tokens that the counter promises from the
+    header, those of the expansion, and the tensors; and a dozen kinds of dummy rows, whose ids, tensors and positions
+    must equal those of the checkpoint's own AutoProcessor bit for bit, but for what the family says is meant (without
+    --model the few that a build tries too). Exits with 1 if something that is needed is missing or differs.
     """
     from omniprep.doctor.machine import decoders, fast_paths, packages, system
 
-    faults = show("system", system()) + show("packages", packages())
-    if faults:
-        say(f"{faults} packages are missing or too old; the commands above install them", error=True)
+    report = Report(as_json)
+    report.section("system", system())
+    report.section("packages", packages())
+    if report.faults:
+        say(f"{report.finish()} packages are missing or too old; the commands above install them", error=True)
         sys.exit(1)
-    show("media", decoders())
-    show("fast paths", fast_paths())
+    report.section("media", decoders())
+    report.section("fast paths", fast_paths())
     from omniprep.doctor.families import reference_findings
 
-    faults = show("qwen_omni_utils", reference_findings())
-    faults += try_families(model, family, plugin)
-    if faults:
+    report.section("qwen_omni_utils", reference_findings())
+    for tried in try_families(model, family, plugin, trust_remote_code, logits):
+        report.family(tried)
+    if faults := report.finish():
         say(f"{faults} faults", error=True)
         sys.exit(1)
 
 
-def show(title: str, findings: "Iterable[Finding]") -> int:
-    """Print a section; returns the number of faults: findings that are missing or differ."""
+@dataclass(slots=True)
+class Report:
+    """What is found, printed as it comes, or at the end as JSON."""
+
+    as_json: bool
+    faults: int = 0
+    content: dict[str, Any] = field(default_factory=dict)
+
+    def section(self, title: str, findings: "Iterable[Finding]") -> None:
+        """A section of findings; those that are missing or differ are faults."""
+        listed = list(findings)
+        self.faults += sum(finding.state in ("missing", "differs") for finding in listed)
+        self.content[title] = [dataclasses.asdict(finding) for finding in listed]
+        if not self.as_json:
+            show(title, listed)
+
+    def family(self, tried: "FamilyReport") -> None:
+        """What came of a family."""
+        self.faults += tried.faults
+        self.content.setdefault("families", []).append(dataclasses.asdict(tried))
+        if not self.as_json:
+            print()
+            for line in tried.lines():
+                say(line)
+
+    def finish(self) -> int:
+        """Print the JSON, where that is asked for; returns the number of faults."""
+        if self.as_json:
+            print(printable_json({**self.content, "faults": self.faults}))
+        return self.faults
+
+
+def show(title: str, findings: "Iterable[Finding]") -> None:
+    """Print a section."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(f"\n{title}", style="bold")
-    faults = 0
     for finding in findings:
         mark, style = MARKS[finding.state]
         fix = printable(f"  -> {finding.fix}") if finding.fix else ""
         name, text = printable(f"{finding.name:20}"), printable(finding.text)
         line = Text.assemble(f"  {name} ", (f"{mark:8}", style), text, (fix, "cyan"))
         console.print(line, soft_wrap=True)
-        faults += finding.state in ("missing", "differs")
-    return faults
 
 
-def try_families(model: str | None, family: str | None, plugin: tuple[str, ...]) -> int:
-    """Send dummy rows through families and print the results; returns the number of faults."""
-    from omniprep.doctor.families import small_checkpoint, try_family
-    from omniprep.errors import OmniprepError
+def try_families(
+    model: str | None, family: str | None, plugin: tuple[str, ...], trust_remote_code: bool, logits: bool | None
+) -> "Iterator[FamilyReport]":
+    """Send dummy rows through the families that are asked for."""
+    from omniprep.compiler.oracle.processor import quiet_transformers
+    from omniprep.doctor.families import examine, small_checkpoint, untried
     from omniprep.families.context import resolve_family
     from omniprep.families.loading import load_families
     from omniprep.registry import REGISTRY
+    from omniprep.train.doctor_logits import compare_logits
 
     load_families(plugin)
     if model is not None:
-        chosen = [(resolve_family(model, family, plugin).record, model)]
+        record = resolve_family(model, family, plugin, None, trust_remote_code).record
+        chosen = [(record, model)]
     else:
-        records = [record for name, record in REGISTRY.families.items() if family in (None, name)]
-        chosen = [(record, "") for record in records]
-    faults = 0
-    with tempfile.TemporaryDirectory(prefix="omniprep-doctor-") as folder:
+        chosen = [(record, "") for name, record in REGISTRY.families.items() if family in (None, name)]
+    with tempfile.TemporaryDirectory(prefix="omniprep-doctor-") as name, quiet_transformers():
+        folder = Path(name)
         for record, checkpoint in chosen:
-            print()
-            say(f"family {record.name} {record.version} ({record.origin})")
-            try:
-                path = checkpoint or small_checkpoint(record, Path(folder) / record.name)
-                if path is None:
-                    say("  not tried: give a checkpoint with --model")
-                    continue
-                ctx = resolve_family(str(path), record.name, plugin)
-                words = "ok  words are remembered" if ctx.encoder.by_words else "slow  the tokenizer is asked each time"
-                say(f"  {'tokenizer':24} {words}")
-                trials = try_family(ctx, Path(folder))
-            except OmniprepError as error:
-                say(f"  FAULT {error}")
-                faults += 1
-                continue
-            for trial in trials:
-                counts = f"counter {trial.counter} = expansion {trial.expansion}: {trial.tensors}"
-                say(f"  {trial.what:24} {'FAULT ' + trial.fault if trial.fault else 'ok  ' + counts}")
-                faults += bool(trial.fault)
-    return faults
+            path = checkpoint or small_checkpoint(record, folder / record.name)
+            if path is None:
+                yield untried(record)
+            else:
+                yield examine(
+                    record,
+                    str(path),
+                    plugin,
+                    folder,
+                    trust_remote_code=trust_remote_code,
+                    compare_logits=partial(compare_logits, wanted=logits if model or logits else False),
+                    quick=model is None,
+                )

@@ -21,6 +21,7 @@ from omniprep.compiler.driver import run_in_folder, stopped_by_signal
 from omniprep.compiler.encode.shard_task import EncodeTask
 from omniprep.compiler.encode.stored_items import codec_columns
 from omniprep.compiler.options import family_of, family_spec
+from omniprep.compiler.oracle.quick import check_family
 from omniprep.compiler.output.built_rows import Planned
 from omniprep.compiler.output.folder import (
     Listed,
@@ -64,18 +65,21 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     with os_errors_as_one_line(config.out):
         listed = list_inputs(config, progress.message)
         identity = build_identity(config, ctx, listed)
+    checked = check_family(ctx, progress.message)  # before the folder holds anything: another family may be tried
     return run_in_folder(
         config,
         identity,
         progress,
-        lambda lease: _build(config, listed, lease, progress),
+        lambda lease: _build(config, listed, lease, progress, checked),
         lambda: _write_report(config.out, ctx, progress),
     )
 
 
-def _build(config: BuildConfig, listed: Listed, lease: Lease, progress: Reporter) -> dict[str, Any]:
+def _build(
+    config: BuildConfig, listed: Listed, lease: Lease, progress: Reporter, checked: dict[str, Any]
+) -> dict[str, Any]:
     with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
-        planned = plan(config, progress, lease, listed)
+        planned = replace(plan(config, progress, lease, listed), checked=checked)
         receipts = _encode(config, planned, progress, lease)
     manifest = finish(config, planned, receipts)
     _write_report(config.out, planned.ctx, progress)

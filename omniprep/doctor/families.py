@@ -2,18 +2,22 @@
 
 The media of a dummy row are written to files, probed, counted, decoded, mapped and expanded, as those of every row. The
 encoder refuses a row whose counter, expansion and tensors disagree; the three numbers are reported as well, for each
-modality alone and for all together. Takes 10 to 30 s, most of it imports.
+modality alone and for all together. Then a dozen kinds of rows are held against the checkpoint's own processor
+(compiler/oracle/). Takes 10 to 30 s, most of it imports.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from omniprep.compiler.oracle import trial as oracle
+from omniprep.compiler.oracle.processor import NoOracleError, one_line
 from omniprep.doctor.machine import Finding
 from omniprep.errors import OmniprepError, Reject
-from omniprep.families.context import FamilyContext
+from omniprep.families.context import FamilyContext, resolve_family
 from omniprep.families.records import FamilyRecord
 
 BIN_LENGTH = 4096
@@ -28,6 +32,149 @@ class Trial:
     expansion: int = 0
     tensors: str = ""
     fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitTrial:
+    """One row of a bin: its logits against those of transformers' own forward pass."""
+
+    what: str
+    text: str = ""
+    fault: str = ""
+
+
+@dataclass(slots=True)
+class FamilyReport:
+    """What came of a family."""
+
+    name: str
+    version: str
+    origin: str
+    not_tried: str = ""
+    """Why nothing was tried."""
+    fault: str = ""
+    """What keeps the family from being made."""
+    words_remembered: bool = True
+    """The tokenizer's words are kept, so that texts are tokenized fast."""
+    dummies: list[Trial] = field(default_factory=list)
+    against: str = ""
+    """What rows were compared with; empty where the checkpoint has no processor of its own, and then:"""
+    not_compared: str = ""
+    rows: list[oracle.Trial] = field(default_factory=list)
+    meant: dict[str, str] = field(default_factory=dict)
+    """Name → reason, of what differs and is meant to."""
+    rejected: list[str] = field(default_factory=list)
+    """Kinds of rows of which the family rejects all, while the processor takes them."""
+    logits: list[LogitTrial] = field(default_factory=list)
+    logits_not_compared: str = ""
+
+    @property
+    def faults(self) -> int:
+        """Rows and dummies with faults, and one if the family cannot be made."""
+        wrong = [dummy.fault for dummy in self.dummies] + [trial.fault for trial in self.logits]
+        wrong += ["; ".join(trial.comparison.faults) for trial in self.rows]
+        return sum(map(bool, wrong)) + len(self.rejected) + bool(self.fault)
+
+    def lines(self) -> Iterator[str]:
+        """The report as lines of text."""
+        yield f"family {self.name} {self.version} ({self.origin})"
+        if self.not_tried:
+            yield f"  not tried: {self.not_tried}"
+            return
+        if self.fault:
+            yield f"  FAULT {self.fault}"
+            return
+        tokenizer = "ok  words are remembered" if self.words_remembered else "slow  the tokenizer is asked each time"
+        yield f"  {'tokenizer':42} {tokenizer}"
+        for dummy in self.dummies:
+            counts = f"ok  counter {dummy.counter} = expansion {dummy.expansion}: {dummy.tensors}"
+            yield f"  {dummy.what:42} {f'FAULT {dummy.fault}' if dummy.fault else counts}"
+        if self.not_compared:
+            yield f"  not compared with a processor: {self.not_compared}"
+            return
+        yield f"  compared with {self.against}:"
+        for row in self.rows:
+            yield from _row_lines(row)
+        yield from (f"  FAULT {text}" for text in self.rejected)
+        if self.meant:
+            yield "  what differs and is meant to:"
+            yield from (f"    {name}: {reason}" for name, reason in self.meant.items())
+        if self.logits_not_compared:
+            yield f"  logits not compared: {self.logits_not_compared}"
+        for trial in self.logits:
+            yield f"  {f'logits: {trial.what}':42} {f'FAULT {trial.fault}' if trial.fault else f'ok  {trial.text}'}"
+
+
+def _row_lines(row: oracle.Trial) -> Iterator[str]:
+    if row.comparison.faults:
+        for fault in row.comparison.faults:
+            yield f"  {row.chat:42} FAULT {fault}"
+    elif row.rejected:
+        also = f"; the processor refuses it too ({row.refused})" if row.refused else ""
+        yield f"  {row.chat:42} -   rejected, {row.rejected}{also}"
+    else:
+        yield f"  {row.chat:42} ok  {row.tokens} tokens; equal: {', '.join(row.comparison.equal)}"
+
+
+LogitComparison = Callable[[FamilyContext, Path], tuple[list[LogitTrial], str]]
+
+
+def untried(record: FamilyRecord) -> FamilyReport:
+    """The report of a family that has no small checkpoint."""
+    return FamilyReport(record.name, record.version, record.origin, not_tried="give a checkpoint with --model")
+
+
+def examine(
+    record: FamilyRecord,
+    model: str,
+    plugins: tuple[str, ...],
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    compare_logits: LogitComparison | None = None,
+    quick: bool = False,
+) -> FamilyReport:
+    """Try a family on a checkpoint.
+
+    Args:
+        record: The family.
+        model: Checkpoint folder or Hub name.
+        plugins: Files that register families.
+        folder: Where media may be written.
+        trust_remote_code: Let the checkpoint's own Python code run.
+        quick: Only the rows that a build tries.
+        compare_logits: Gives the logits of rows, or none and why (omniprep/train/doctor_logits.py).
+    """
+    report = FamilyReport(record.name, record.version, record.origin)
+    try:
+        ctx = resolve_family(model, record.name, plugins, None, trust_remote_code)
+        report.words_remembered = ctx.encoder.by_words
+        report.dummies = try_family(ctx, folder)
+        _compare(report, ctx, quick)
+        if report.against and compare_logits is not None:
+            report.logits, report.logits_not_compared = compare_logits(ctx, folder)
+    except OmniprepError as error:
+        report.fault = one_line(error)
+    return report
+
+
+def _compare(report: FamilyReport, ctx: FamilyContext, quick: bool) -> None:
+    """Hold dummy rows against the checkpoint's processor."""
+    family = oracle.family_without_options(ctx)
+    try:
+        processor = oracle.oracle_of(family)
+    except NoOracleError as error:
+        report.not_compared = str(error)
+        return
+    report.against = processor.name
+    chats = oracle.chats_for(family, processor, quick=quick)
+    report.rows = list(oracle.try_chats(family, processor, chats))
+    for row in report.rows:
+        report.meant |= row.comparison.meant
+    report.rejected = [
+        f"{row.chat}: rejected ({row.rejected}), the processor takes it"
+        for row in oracle.unfounded_rejects(chats, report.rows)
+    ]
 
 
 def reference_findings() -> list[Finding]:
@@ -72,7 +219,7 @@ def _try_row(ctx: FamilyContext, name: str, row: dict[str, Any], folder: Path) -
     planned = plan_rows([row], ctx, config, MediaRoots(str(folder), (), False))[0]
     if isinstance(planned, Reject):
         return Trial(name, fault=str(planned))
-    pads = [ctx.placeholder_id(modality) for modality in ctx.modalities]
+    pads = [ctx.stand_in_id(modality) for modality in ctx.modalities]
     promised = sum(item.tokens for items in planned.items.values() for item in items)
     encoded = encode_planned(planned, ctx, config, MediaCache(0))
     expanded = len(encoded.input_ids) - len(planned.ids) + int(np.isin(planned.ids, pads).sum())

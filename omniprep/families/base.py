@@ -36,7 +36,7 @@ from omniprep.families.errors import (
     MaxTokensExceededError,
     UnknownOptionError,
 )
-from omniprep.families.kinds import Array, Decoded, Expansion, Field, Item, MediaMeta, ModelArch, Sample
+from omniprep.families.kinds import Array, Decoded, Departure, Expansion, Field, Item, MediaMeta, ModelArch, Sample
 from omniprep.families.records import FamilyRecord, FamilySpec, named, text_hash
 from omniprep.families.rowwise import FROM_CHECKPOINT, Rowwise
 from omniprep.media.recipe import PixelRecipe
@@ -73,6 +73,9 @@ class Family(Checkpoint, Rowwise):
         model_arch: An architecture, or the name of a registered one.
         load_model: "module:function" (or a function) that loads a checkpoint for training.
         init_model: "module:function" (or a function) of (folder, seed) that writes a small random checkpoint.
+        reference: What rows are held against, and what the manifest names: "ms-swift 3.9.3" for the Qwen families;
+            empty: the checkpoint's own AutoProcessor.
+        departures: What is meant to differ from that all the same, each with its reason.
 
     Attributes of an object, beside those of `Checkpoint`:
         opt: The family's options, defaults filled in, as attributes.
@@ -96,6 +99,8 @@ class Family(Checkpoint, Rowwise):
     model_arch: str | ModelArch = ""
     load_model: Any = ""
     init_model: Any = ""
+    reference: str = ""
+    departures: tuple[Departure, ...] = ()
 
     def __init__(self, record: FamilyRecord, spec: FamilySpec, config: dict[str, Any]) -> None:
         """Check everything that can be checked without data."""

@@ -121,6 +121,22 @@ class Field:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Departure:
+    """Something in which a family's rows are meant to differ from what the checkpoint's AutoProcessor makes of them.
+
+    `omniprep doctor` and the check before a build refuse every other difference.
+    """
+
+    what: str
+    """"input_ids", "positions", "tools", or the name of a forward argument."""
+    reason: str
+    modality: str = ""
+    """Only in rows with such items; empty: in every row."""
+    mask: str = ""
+    """A mask among the processor's tensors: where it is set, values are compared all the same. Empty: they are not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelArch:
     """Module prefixes of a model's parts, for freezing and LoRA (ms-swift: register_model_arch)."""
 
@@ -145,4 +161,16 @@ def from_json(value: Mapping[str, Any]) -> MediaMeta:
 
 _META_DEFAULTS = dataclasses.asdict(MediaMeta(kind=""))
 
-__all__ = ["Array", "Decoded", "Expansion", "Field", "Item", "MediaMeta", "ModelArch", "Sample", "as_json", "from_json"]
+__all__ = [
+    "Array",
+    "Decoded",
+    "Departure",
+    "Expansion",
+    "Field",
+    "Item",
+    "MediaMeta",
+    "ModelArch",
+    "Sample",
+    "as_json",
+    "from_json",
+]

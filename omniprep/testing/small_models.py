@@ -84,5 +84,7 @@ def init_qwen2_audio(path: Path, seed: int) -> None:
     audio = {**base.audio_settings(30), "processor_class": "Qwen2AudioProcessor"}
     names = {"audio_token": "<|AUDIO|>", "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}
     tokens = AddedTokens(special=SPECIAL_TOKENS[:6], plain=(), names=names, processor="Qwen2AudioProcessor")
-    template = base.chat_template(audio_tag="Audio: <|audio_bos|><|AUDIO|><|audio_eos|>\n")
+    count = "{% set audio_count.value = audio_count.value + 1 %}Audio {{ audio_count.value }}: "
+    template = "{% set audio_count = namespace(value=0) %}"
+    template += base.chat_template(audio_tag=f"{count}<|audio_bos|><|AUDIO|><|audio_eos|>\n")
     base.write_checkpoint(path, seed, config, audio, tokens, template)

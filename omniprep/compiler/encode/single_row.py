@@ -37,7 +37,7 @@ def encode_bin(
 
 def encode_row(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:
     """One raw row as the arguments of the model's forward, equal to `PackedDataset.row` of a build with it."""
-    return _arguments(encode_bin(row, ctx, config, base_dir), ctx, config)
+    return as_batch(encode_bin(row, ctx, config, base_dir), ctx, config)
 
 
 def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:
@@ -57,10 +57,11 @@ def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: s
     config = replace(config, columns=())  # the columns have their standard names now
     encoded = encode_bin(prompt, ctx, config, base_dir, generate=True)
     encoded.labels = np.full_like(encoded.labels, IGNORE)
-    return _arguments(encoded, ctx, config)
+    return as_batch(encoded, ctx, config)
 
 
-def _arguments(encoded: Bin, ctx: FamilyContext, config: BuildConfig) -> dict[str, torch.Tensor]:
+def as_batch(encoded: Bin, ctx: FamilyContext, config: BuildConfig) -> dict[str, torch.Tensor]:
+    """A bin as the arguments of the model's forward."""
     from omniprep.data.collate import collate
 
     schema = shard_schema(ctx, replace(config, pixel_codec="raw"))

@@ -5,7 +5,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -49,6 +49,8 @@ class Planned:
     plan_hash: str
     generation: str = ""
     """Part of the names of the plans (compiler/output/folder.py)."""
+    checked: dict[str, Any] = field(default_factory=dict)
+    """What came of the family's check against the checkpoint's processor (compiler/oracle/quick.py)."""
 
     def facts(self, shard_seconds: float) -> dict[str, Any]:
         """As `Origin.facts`."""
@@ -62,6 +64,8 @@ class Planned:
             "omniprep": version("omniprep"),
             "family": ctx.name,
             "family_version": ctx.record.version,
+            "reference": ctx.reference or f"transformers {version('transformers')} AutoProcessor",
+            "checked": self.checked,
             "model": self.config.model,
             "tokenizer_sha256": ctx.tokenizer_sha256,
             "preprocessor_sha256": hashlib.sha256(json.dumps(ctx.preprocessor, sort_keys=True).encode()).hexdigest(),

@@ -11,6 +11,8 @@ from omniprep.families.kinds import Item, Sample
 class QwenFamily(Family):
     """Base of the Qwen families."""
 
+    reference = "ms-swift 3.9.3"
+
     def dummy_data(self, bin_length: int, counts: dict[str, int]) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
         """A chat with black images, one second of silence and short videos."""
         media: dict[str, list[Any]] = {

@@ -7,7 +7,7 @@ WhisperFeatureExtractor, modeling_qwen2_5_omni.
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.families.kinds import Expansion, Item, ModelArch, Sample
+from omniprep.families.kinds import Departure, Expansion, Item, ModelArch, Sample
 from omniprep.families.qwen.audio import QwenAudio, audio_fields
 from omniprep.families.qwen.media import QwenVision, vision_fields, vision_options
 from omniprep.families.qwen.omni_layout import Block, interleave, positions
@@ -56,6 +56,14 @@ class Qwen25Omni(QwenVision, QwenAudio):
     )
     load_model = "omniprep.train.qwen2_5_omni:load_model"
     init_model = "omniprep.testing.small_omni:init_qwen2_5_omni"
+    departures = tuple(
+        Departure(
+            what=name,
+            mask="feature_attention_mask",
+            reason="frames behind a clip's own are masked, and not stored; the processor pads to its longest clip",
+        )
+        for name in ("input_features", "feature_attention_mask")
+    )
 
     def expand(self, sample: Sample) -> list[Expansion]:
         """Each placeholder becomes its item's tokens; a video with sound becomes frames and sound, interleaved."""
