@@ -24,8 +24,8 @@ from record import record
 ROWS = {"text": 600, "image": 36, "audio": 18, "video": 6}
 SHOWN, LEAST = 7, 1.0
 THROUGH = (
-    r"function\(task|registered\(|write_plan\(|\.submit\(|wave = decode\(|yield|\.frames\(|_Decord\("
-    r"|shard\.(put|finish)\(|\.map_item\(|_wait\("
+    r"function\(task|registered\(|write_plan\(|\.submit\(|wave = decode\(|yield|\.frames\(|_probe\(|_put_frames\("
+    r"|_decode_packet\(|shard\.(put|finish)\(|\.map_item\(|_wait\("
 )
 """Lines that call profiled methods, or functions under another name."""
 PROFILED = {
@@ -37,7 +37,8 @@ PROFILED = {
     "omniprep.compiler.plan.rows": ("plan_rows", "_render", "_assemble", "_find_placeholders", "_fit"),
     "omniprep.compiler.plan.text_checks": ("check_text",),
     "omniprep.compiler.plan.probe": ("find_media", "_probe"),
-    "omniprep.media.video": ("open_video", "check_streams", "_Decord.__init__", "_Decord.read"),
+    "omniprep.media.video": ("probe_video", "_probe", "read_frames", "_put_frames"),
+    "omniprep.media.frames": ("VideoStream._decode", "VideoStream._decode_packet"),
     "omniprep.compiler.encode.rows": ("encode_planned", "_map_item", "_decode", "make_bin"),
     "omniprep.families.base": ("Family.map_item",),
     "omniprep.families.qwen.media": ("QwenVision.map_items", "QwenVision.image_pixels", "QwenVision.video_pixels"),

@@ -4,7 +4,10 @@ import dataclasses
 import io
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -293,6 +296,55 @@ def test_damage_gives_decords_frames_or_a_reject(name: str) -> None:
 
     for seed in range(12 if "CI" not in os.environ else 60):
         in_a_child(check(seed))
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import numpy as np
+from omniprep.media.resample import resize
+from omniprep.media.source import Source
+from omniprep.media.video import VideoFacts, read_frames
+def status(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) >> 10
+path, reader, frames = sys.argv[1], sys.argv[2], int(sys.argv[3])
+facts = VideoFacts(frames, 10.0, 1280, 720, reader)
+resize(np.zeros((1, 720, 1280, 3), np.uint8), (364, 196))  # what libraries take is no matter of the video
+read_frames(Source(path=path), facts, [0, 1], (364, 196))
+Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+before = status("VmRSS")
+assert read_frames(Source(path=path), facts, range(frames), (364, 196)).shape == (frames, 196, 364, 3)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the high-water mark of memory is Linux's")
+def test_a_large_video_is_never_held_whole(tmp_path: Path) -> None:
+    """60 frames of 720p take 158 MiB before they are resized, 12 after; packets take what the file has. decord keeps
+    the frames that it read, so it is left out.
+    """
+    path, frames = tmp_path / "large.mp4", 60
+    options = (("preset", "ultrafast"), ("qp", "3"), ("tune", "zerolatency"))
+    path.write_bytes(Clip(size=(1280, 720), frames=frames, options=options, noise=120).make())
+    assert path.stat().st_size > 70 << 20
+    assert probe_video(Source(path=str(path))).reader == PROVEN
+    for reader in (PROVEN, ALONE):
+        command = [sys.executable, "-c", PEAK, str(path), reader, str(frames)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) < 100, (reader, done.stdout)  # MiB
+
+
+def test_the_page_of_videos_names_every_clip() -> None:
+    """The table of docs/fidelity.md is written by docs/make_video_table.py."""
+    page = (Path(__file__).parent.parent / "docs" / "fidelity.md").read_text()
+    rows = [line.split(" | ") for line in page.split("<!-- videos")[1].splitlines() if line.startswith("| ")][2:]
+    named = [": ".join(filter(None, (row[0].removeprefix("| "), row[1].strip()))) for row in rows]
+    assert named == list(CLIPS), "run python docs/make_video_table.py"
+    by = {name: row[2] for name, row in zip(named, rows, strict=True)}
+    assert {by[name] for name in FAST} == {"PyAV, in decord's place"} and {by[name] for name in DIFFERENT} == {"decord"}
 
 
 # ---- packets

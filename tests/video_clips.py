@@ -6,7 +6,7 @@
 import itertools
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -42,6 +42,8 @@ class Clip:
     rotation: int = 0
     sound: bool = False
     streams: int = 1
+    noise: int = 4
+    """Most that a value is changed by at random."""
     change: Callable[[bytes], bytes] = field(default=lambda data: data)
     """What is done to the file."""
 
@@ -50,21 +52,19 @@ class Clip:
         return self.change(_encode(self))
 
 
-def pictures(size: tuple[int, int], count: int) -> list[np.ndarray]:
+def pictures(size: tuple[int, int], count: int, noise: int) -> Iterator[np.ndarray]:
     """Frames that differ everywhere: blocks that wander over a drifting gradient, and a little noise."""
     width, height = size
     rng = np.random.default_rng(width * height)
     blocks = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     across, down = np.meshgrid(np.arange(width), np.arange(height))
-    frames = []
     for number in range(count):
         base = np.stack([across * 2 + 9 * number, down * 3 + 5 * number, across + down + 7 * number], -1)
         frame = (base % 256).astype(np.uint8)
         moved = np.roll(blocks, (3 * number, 5 * number), (0, 1))[:height, :width]
         frame[height // 4 : 3 * height // 4] = moved[height // 4 : 3 * height // 4]
-        noise = rng.integers(-4, 5, frame.shape)
-        frames.append((frame.astype(int) + noise).clip(0, 255).astype(np.uint8))
-    return frames
+        change = rng.integers(-noise, noise + 1, frame.shape, np.int16)
+        yield (frame + change).clip(0, 255).astype(np.uint8)
 
 
 def _encode(clip: Clip) -> bytes:
@@ -96,7 +96,7 @@ def _fill(target: Any, clip: Clip, base: Fraction) -> None:
     )
     packets: list[Any] = []
     for stream in streams:
-        for number, picture in enumerate(pictures(clip.size, clip.frames)):
+        for number, picture in enumerate(pictures(clip.size, clip.frames, clip.noise)):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=clip.pixels)
             if clip.matrix is not None:
                 frame.colorspace = clip.matrix

@@ -13,7 +13,7 @@ from omniprep.media.guard import library_faults
 from omniprep.media.source import Source, device_name
 
 Frames = NDArray[np.uint8]
-BATCH_BYTES = 64 << 20
+BATCH_BYTES = 16 << 20
 """Most bytes of frames that are asked of decord at once: it holds them all before the first is resized."""
 # libavutil's AVERROR_DECODER_NOT_FOUND, which decord puts into its message as a number.
 _NO_DECODER = "-1128613112"

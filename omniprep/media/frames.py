@@ -7,6 +7,7 @@ one refers to. That takes 0.5 times as long as decoding all of them, on films wi
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 from omniprep.errors import Reject, RejectCode
@@ -38,7 +39,7 @@ def check_frame(width: int, height: int, label: str) -> None:
 
 
 class VideoStream:
-    """The packets of an open file's video stream, scanned once; `open_stream` makes one."""
+    """The video stream of an open file, whose packets are scanned once; `open_stream` makes one."""
 
     def __init__(self, container: Any, source: Source) -> None:
         self._container, self._source = container, source
@@ -58,7 +59,6 @@ class VideoStream:
         self._parse: Parser | None = parser(self.codec.name, self.codec.extradata)
         self._kept: list[Any] | None = []
         self._read = False
-        self.table = self._scan()
 
     @property
     def fps(self) -> float:
@@ -88,7 +88,9 @@ class VideoStream:
             with library_faults(self._source.label, RejectCode.DECODE_ERROR):
                 yield from (packet for packet in container.demux(stream) if packet.size)
 
-    def _scan(self) -> PacketTable:
+    @cached_property
+    def table(self) -> PacketTable:
+        """All packets; rejects too many, and an MJPEG frame that is cut short."""
         table = PacketTable(self._container.format.name, self.codec.name)
         total = 0
         for packet in self._packets():
@@ -100,6 +102,10 @@ class VideoStream:
                 self._kept.append(packet)
             else:
                 self._kept = None
+        # MJPEG is the only codec here without error concealment: the missing part of a frame would show whatever was in
+        # the memory, different in each build.
+        if self.codec.name == "mjpeg" and table.cut_short:
+            raise Reject(RejectCode.DECODE_ERROR, f"{self._source.label}: a frame is cut short")
         return table
 
     def frames(self, indices: Sequence[int], proven: bool) -> Iterator[tuple[list[int], Any]]:
@@ -182,7 +188,7 @@ class VideoStream:
 
 @contextmanager
 def open_stream(source: Source) -> Iterator[VideoStream]:
-    """Open a file's video stream and read its packets once; rejects as `check_container`."""
+    """Open a file's video stream; rejects as `check_container`."""
     with ExitStack() as stack:
         file = stack.enter_context(source.open())
         container = stack.enter_context(open_container(file, source, "a video"))

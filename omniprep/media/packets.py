@@ -54,27 +54,31 @@ class PacketTable:
     layers: int = 0
     """Temporal layers above the lowest."""
     odd: str = ""
-    """Why a packet is not one whole picture of the stream."""
+    """Why a packet is not one picture of the stream."""
+    cut_short: bool = False
+    """Whether a packet ends where the file does."""
 
     def add(self, packet: Any, parse: Parser | None) -> None:
         """Append a packet of PyAV."""
-        number = len(self)
+        number = len(self.presentation)
         self.presentation.append(packet.pts)
         self.decoding.append(packet.dts)
         if packet.is_keyframe:
             self.keys.append(number)
         if packet.is_corrupt:
-            self.odd = self.odd or "a packet is cut short"
+            self.cut_short = True
         if packet.is_discard:
             self.odd = self.odd or "an edit list drops packets"
         unit = parse(bytes(packet)) if parse else None
-        if unit is None and parse is not None:
-            self.odd = self.odd or "a packet is not one picture"
-        self.referenced.append(unit is None or unit.referenced)
-        if unit is not None:
-            self.layers = max(self.layers, unit.layer)
-            if unit.restart:
-                self.restarts.add(number)
+        if unit is None:
+            self.odd = self.odd or ("a packet is not one picture" if parse else "")
+            self.referenced.append(True)
+            return
+        self.referenced.append(unit.referenced)
+        if unit.restart:
+            self.restarts.add(number)
+        if unit.layer > self.layers:
+            self.layers = unit.layer
 
     def __len__(self) -> int:
         return len(self.presentation)
@@ -109,8 +113,8 @@ class PacketTable:
 
     def unproven(self) -> str:
         """Why the packets do not tell which picture decord gives for an index; "" where they do."""
-        if self.odd:
-            return self.odd
+        if self.odd or self.cut_short:
+            return self.odd or "a packet is cut short"
         if not self.keys or self.keys[0]:
             return "the first packet is no key frame"
         if not self.timed:

@@ -10,6 +10,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +54,21 @@ def backend() -> str:
 
 def probe_video(source: Source) -> VideoFacts:
     """The facts of a video; rejects bad_media, no_video_stream, media_not_found and decode_error."""
-    check_streams(source)
-    facts = _probe_alone(source) if backend() == "pyav" else _probe(source)
+    with source.open() as file, open_container(file, source, "a video") as container:
+        _check_streams(container, source)
+        facts = _probe(container, source)
     if facts.frames <= 0:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frames")
     if not math.isfinite(facts.fps) or facts.fps <= 0:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frame rate")
     return facts
+
+
+def has_sound(source: Source) -> bool:
+    """Whether a video has sound; rejects one without pictures, or with too many."""
+    with source.open() as file, open_container(file, source, "a video") as container:
+        _check_streams(container, source)
+        return bool(container.streams.audio)
 
 
 def read_frames(
@@ -90,41 +99,39 @@ def read_frames(
     return resizer.frames()
 
 
-def check_streams(source: Source) -> bool:
-    """Whether a video has sound; rejects one without pictures, or with too many, before a decoder opens it."""
-    with source.open() as file, open_container(file, source, "a video") as container:
-        if not container.streams.video:
-            raise Reject(RejectCode.NO_VIDEO_STREAM, f"{source.label}: there is no video stream in the file")
-        with library_faults(source.label, RejectCode.BAD_MEDIA):
-            stream = container.streams.video[0]
-            if stream.frames > MAX_FRAMES or (container.duration or 0) > MAX_SECONDS * 1_000_000:
-                raise Reject(
-                    RejectCode.VIDEO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s or {MAX_FRAMES} frames"
-                )
-            codec = stream.codec_context  # None where PyAV has no decoder
-            if codec:
-                check_frame(codec.width, codec.height, source.label)
-            # MJPEG is the only codec here without error concealment: the missing part of a frame would show whatever
-            # was in the memory, different in each build.
-            if codec and codec.name == "mjpeg" and any(packet.is_corrupt for packet in container.demux(stream)):
-                raise Reject(RejectCode.DECODE_ERROR, f"{source.label}: a frame is cut short")
-            return bool(container.streams.audio)
+def _check_streams(container: Any, source: Source) -> None:
+    """Reject a video without pictures, or with too many, before a decoder opens it."""
+    if not container.streams.video:
+        raise Reject(RejectCode.NO_VIDEO_STREAM, f"{source.label}: there is no video stream in the file")
+    with library_faults(source.label, RejectCode.BAD_MEDIA):
+        stream = container.streams.video[0]
+        if stream.frames > MAX_FRAMES or (container.duration or 0) > MAX_SECONDS * 1_000_000:
+            raise Reject(
+                RejectCode.VIDEO_TOO_LONG, f"{source.label}: longer than {MAX_SECONDS} s or {MAX_FRAMES} frames"
+            )
+        codec = stream.codec_context  # None where PyAV has no decoder
+        if codec:
+            check_frame(codec.width, codec.height, source.label)
 
 
 # ---- who decodes
 
 
-def _probe(source: Source) -> VideoFacts:
+def _probe(container: Any, source: Source) -> VideoFacts:
     """The facts as decord says, and whether PyAV may decode in its place."""
+    if backend() == "pyav":
+        return _probe_alone(VideoStream(container, source))
+    codec = container.streams.video[0].codec_context
+    if codec is not None and codec.name == "mjpeg":
+        VideoStream(container, source).table  # noqa: B018 - rejects a frame that is cut short
     try:
         reader = DecordReader(source, checked=True)
         first = reader.first()
     except NoDecoderError:
-        return _probe_alone(source)
+        return _probe_alone(VideoStream(container, source))
     height, width = first.shape[:2]
     try:
-        with open_stream(source) as stream:
-            reason = _difference(stream, reader, first)
+        reason = _difference(VideoStream(container, source), reader, first)
     except UnprovenError as error:
         reason = str(error)
     except Reject as reject:  # decord reads what PyAV cannot
@@ -134,9 +141,9 @@ def _probe(source: Source) -> VideoFacts:
 
 def _difference(stream: VideoStream, reader: DecordReader, first: Frames) -> str:
     """What keeps PyAV from decoding in decord's place; "" where nothing does."""
-    table = stream.table
     if reason := stream.unproven():
         return reason
+    table = stream.table
     if len(table) != reader.frames or table.keys != reader.keys():
         return "other packets than decord's"
     starts = reader.starts()
@@ -162,13 +169,12 @@ def _seconds(stream: VideoStream) -> NDArray[np.float32]:
     return np.array([((table.presentation[number] or 0) - start) * factor for number in table.order], np.float32)
 
 
-def _probe_alone(source: Source) -> VideoFacts:
+def _probe_alone(stream: VideoStream) -> VideoFacts:
     """The facts by PyAV: as decord would say, frames are the packets of the stream."""
-    with open_stream(source) as stream:
-        for _, first in stream.frames([0], proven=False) if len(stream.table) else ():
-            frame = Turner().upright(first)
-            return VideoFacts(len(stream.table), stream.fps, frame.width, frame.height, ALONE, stream.unproven())
-    raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frames")
+    for _, first in stream.frames([0], proven=False) if len(stream.table) else ():
+        frame = Turner().upright(first)
+        return VideoFacts(len(stream.table), stream.fps, frame.width, frame.height, ALONE, stream.unproven())
+    return VideoFacts(0, 0.0, 0, 0, ALONE)
 
 
 # ---- reading

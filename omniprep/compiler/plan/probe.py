@@ -13,7 +13,7 @@ from omniprep.media.audio import probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import probe_image
 from omniprep.media.source import Source
-from omniprep.media.video import MAX_READ_BYTES, check_streams, probe_video
+from omniprep.media.video import MAX_READ_BYTES, has_sound, probe_video
 from omniprep.modalities import MODALITIES
 from omniprep.rows.normalize import Row
 
@@ -144,7 +144,7 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
     if modality == "audio":
         samples = probe_audio(source, rate, config.audio_decoder)
         return setting.item([source], MediaMeta(kind="audio", samples=samples, options=options)), None
-    has_sound = config.use_audio_in_video and check_streams(source)
+    with_sound = config.use_audio_in_video and has_sound(source)
     video = probe_video(source)
     meta = MediaMeta(
         kind="video",
@@ -156,7 +156,7 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
         options=options,
     )
     sound = None
-    if has_sound:
+    if with_sound:
         samples = probe_audio(source, rate, config.audio_decoder, of_video=True)
         sound = setting.item([source], MediaMeta(kind="audio", samples=samples, in_video=True, options=options))
     elif config.use_audio_in_video and config.silent_video == "reject":
