@@ -19,10 +19,11 @@ from omniprep.testing.init_model import init_model
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # What each stands for: tiles only where a row has one image; text that merges with its neighbors, token types; a batch
 # axis with masks, rows and columns as text; tiles; m-rope and patches; pictures padded to the largest; padded patches as
-# floats; bfloat16; images and sounds together, items that depend on each other; one clip a row, in windows.
+# floats; bfloat16; images and sounds together, items that depend on each other; one clip a row, in windows; tensors that
+# only large pictures give; a bos that the processor writes.
 TYPES = (
     *("llava_onevision", "gemma3", "smolvlm", "internvl", "glm46v", "mistral3", "lfm2_vl", "llama4", "gemma4"),
-    "audioflamingo3",
+    *("audioflamingo3", "step3p7", "molmo2"),
 )
 
 
@@ -190,7 +191,7 @@ def test_a_processor_that_changes_the_text_around_images_is_refused(checkpoint):
 
 
 def test_noise_and_blank_pictures_are_told_apart_from_their_floats():
-    from omniprep.families.hf.study import as_bytes
+    from omniprep.families.hf.pixels import as_bytes
 
     whole = np.array([[0, 255], [3, 4]], np.float32)
     assert as_bytes(whole).dtype == np.uint8

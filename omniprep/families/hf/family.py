@@ -6,6 +6,7 @@ learned from the processor itself when the family is made (study.py), so a row e
 Families that are written by hand are faster and are preferred for the checkpoints that they answer for.
 """
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ from omniprep.families.hf.counting import Counter
 from omniprep.families.hf.examples import blank, example_metas
 from omniprep.families.hf.forms import split_items, to_numpy
 from omniprep.families.hf.pictures import load_as_processor
+from omniprep.families.hf.pixels import PIXEL_SETTINGS, WITHOUT_ARITHMETIC, as_bytes
 from omniprep.families.hf.positions import Skeleton
 from omniprep.families.hf.processor import (
     TokenTypes,
@@ -34,7 +36,7 @@ from omniprep.families.hf.processor import (
     usable_options,
 )
 from omniprep.families.hf.runner import Runner, Unusable
-from omniprep.families.hf.study import PIXEL_SETTINGS, WITHOUT_ARITHMETIC, MediaFacts, as_bytes, study
+from omniprep.families.hf.study import MediaFacts, study
 from omniprep.families.kinds import Array, Decoded, Field, MediaMeta, Sample
 from omniprep.families.registry import REGISTRY
 from omniprep.families.rowwise import Metas
@@ -58,7 +60,33 @@ class HF(Family):
         """A row by the checkpoint's own chat template."""
         if self.has_processor and isinstance(self.runner.of_text, Reject) and not any(row.media.values()):
             raise Reject(RejectCode.PROCESSOR_REFUSED, f"a row without media: {self.runner.of_text.message}")
-        return render_chat(self, row, strategy, generate=generate)
+        return self._with_ends(render_chat(self, row, strategy, generate=generate))
+
+    def _with_ends(self, rendered: Rendered) -> Rendered:
+        """What the processor itself writes around a chat's text."""
+        if not self.has_processor or self._ends == ("", ""):
+            return rendered
+        before, after = self._ends
+        shift = len(before)
+        return replace(
+            rendered,
+            text=before + rendered.text + after,
+            weights=tuple(span._replace(start=span.start + shift, end=span.end + shift) for span in rendered.weights),
+            items=tuple(span._replace(start=span.start + shift, end=span.end + shift) for span in rendered.items),
+        )
+
+    @cached_property
+    def _ends(self) -> tuple[str, str]:
+        """What it writes around a chat, which may begin with bos already, where its template writes that."""
+        if isinstance(self.runner.of_text, Reject):
+            return "", ""
+        chat = [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in ("user", "assistant")]
+        text = self.processor.apply_chat_template(chat, tokenize=False)
+        written = self.runner.written((text,), {})
+        if text not in written:
+            raise Unusable(f"{type(self.processor).__name__} changes the text of a chat")
+        before, _, after = written.partition(text)
+        return before, after
 
     def options(self) -> dict[str, Any]:  # type: ignore[override]
         """Arguments of the processor's parts that a build may set; None: as the checkpoint has it."""

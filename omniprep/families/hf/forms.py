@@ -170,6 +170,14 @@ def same(left: Array, right: Array) -> bool:
     return left.shape == right.shape and left.dtype == right.dtype and left.tobytes() == right.tobytes()
 
 
+def same_values(left: Any, right: Any) -> bool:
+    """`same` of two tensors, or of two lists of tensors."""
+    if isinstance(left, list) or isinstance(right, list):
+        both = isinstance(left, list) and isinstance(right, list) and len(left) == len(right)
+        return both and all(same_values(*pair) for pair in zip(left, right, strict=True))
+    return same(to_numpy(left), to_numpy(right))
+
+
 def dtype_name(value: Any) -> str:
     """The type of a tensor or array, as torch names it."""
     return str(value.dtype).removeprefix("torch.")

@@ -46,6 +46,19 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """An item that the processor took, and what it made of it."""
+
+    meta: MediaMeta
+    item: Any
+    outcome: Outcome
+
+    def text(self) -> str:
+        """What its token became."""
+        return self.outcome.texts[self.meta.kind][0]
+
+
+@dataclass(frozen=True, slots=True)
 class Tag:
     """What a chat template writes for an item: the token that the processor replaces, and what stands around it."""
 
@@ -76,6 +89,8 @@ class Runner:
         self.settings = {name: dict(kwargs) for name, kwargs in settings.items() if kwargs}
         self._texts: list[str] = []
         self._merged_kwargs: dict[str, Any] = {}
+        self.optional: dict[str, dict[str, Any]] = {}
+        """By modality, tensors that only some items give, without an entry: what the others have of them."""
         self.processor.tokenizer = _recording(processor.tokenizer, self._texts)
 
     @property
@@ -119,7 +134,8 @@ class Runner:
             batch = self.processor(text=text, **self._media(items), **kwargs)
         ids = np.asarray(batch["input_ids"]).reshape(-1).tolist()
         tensors = {name: _plain(value) for name, value in batch.items() if name not in NOT_MEDIA and value is not None}
-        return Outcome(self._item_texts(order), ids, tensors)
+        absent = {name: value for modality, _ in order for name, value in self.optional.get(modality, {}).items()}
+        return Outcome(self._item_texts(order), ids, {**absent, **tensors})
 
     @cached_property
     def has_parts(self) -> bool:
@@ -149,7 +165,7 @@ class Runner:
                 data, texts = self.processor._process_audio(audio, **kwargs["audio_kwargs"])
         unread = (*self.processor.unused_input_names, *NOT_MEDIA)
         tensors = {name: _plain(value) for name, value in data.items() if name not in unread and value is not None}
-        return Outcome({modality: list(texts)}, [], tensors)
+        return Outcome({modality: list(texts)}, [], {**self.optional.get(modality, {}), **tensors})
 
     def _merged(
         self, modality: str, items: Sequence[Any], settings: Mapping[str, Mapping[str, Any]]
@@ -265,6 +281,22 @@ class Runner:
                 raise WidenedTag(f"{type(self.processor).__name__} replaces what stands around {tag.token!r} too")
             texts[modality].append(text[len(tag.before) : len(text) - len(tag.after)])
         return texts
+
+    @cached_property
+    def ends(self) -> tuple[str, str]:
+        """What the processor writes before and after every text (a bos that its template leaves out).
+
+        Raises:
+            Unusable: It changes the text itself.
+        """
+        if isinstance(self.of_text, Reject):
+            return "", ""
+        text = "A question, and\n an answer. "
+        written = self.written((text,), {})
+        if text not in written:
+            raise Unusable(f"{type(self.processor).__name__} changes the text of a chat")
+        before, _, after = written.partition(text)
+        return before, after
 
     def widen(self, modality: str) -> None:
         """Take all that the template writes for an item as what the processor replaces."""

@@ -9,20 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from omniprep.errors import Reject
 from omniprep.families.hf.examples import blank, example_metas, noise
-from omniprep.families.hf.forms import Form, join_units, learn_form, learn_row_form, same, split_items, to_numpy
-from omniprep.families.hf.runner import Outcome, Runner, Unusable, WidenedTag
-from omniprep.families.kinds import MediaMeta
-from omniprep.shards.affine import affine_params
+from omniprep.families.hf.forms import (
+    Form,
+    join_units,
+    learn_form,
+    learn_row_form,
+    same,
+    same_values,
+    split_items,
+    to_numpy,
+)
+from omniprep.families.hf.pixels import learn_pixels
+from omniprep.families.hf.runner import Example, Outcome, Runner, Unusable, WidenedTag
 
-WITHOUT_ARITHMETIC = {"do_rescale": False, "do_normalize": False}
-"""Kwargs by which image and video processors give the bytes that they would make floats of."""
 MOST_SMALL = 256
 """Values of an item's grids, sizes and times."""
-PIXEL_SETTINGS = {"image": "images_kwargs", "video": "videos_kwargs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +59,6 @@ class MediaFacts:
         return runner.run({self.modality: items}, settings)
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """An item that the processor took, and what it made of it."""
-
-    meta: MediaMeta
-    item: Any
-    outcome: Outcome
-
-    def text(self) -> str:
-        """What its token became."""
-        return self.outcome.texts[self.meta.kind][0]
-
-
 def study(runner: Runner, modality: str, token_names: frozenset[str]) -> MediaFacts:
     """Learn one modality.
 
@@ -83,9 +73,7 @@ def study(runner: Runner, modality: str, token_names: frozenset[str]) -> MediaFa
     examples = _examples(runner, modality)
     _check_blank(runner, examples)
     _check_contexts(runner, examples[0])
-    names = [name for name in examples[0].outcome.tensors if name not in token_names]
-    if any(set(example.outcome.tensors) - token_names != set(names) for example in examples):
-        raise Unusable(f"the tensors that {_name(runner)} gives differ between {modality} items")
+    names = _fill_absent(runner, modality, examples, token_names)
     row, joined, limit = _together(runner, modality, examples)
     forms = _single_forms(names, examples) if joined is None else _forms(names, row, joined)
     # A processor that takes items of one size together, but not of several, is asked about every row as a whole.
@@ -95,13 +83,11 @@ def study(runner: Runner, modality: str, token_names: frozenset[str]) -> MediaFa
         forms = _row_forms(names, examples, row, joined)
     if forms is None:
         raise Unusable(f"how {_name(runner)} puts several {modality} items into its tensors follows no known rule")
-    pixels = _pixels(runner, modality, examples, forms)
-    for name, params in pixels.items():
-        if "channel_run" in params:
-            params |= _patches(getattr(runner.processor, f"{modality}_processor"), name, forms, examples)
-            if "sizes" in params:  # one vector an item then, which the shard's other column refers to
-                grid = params["sizes"].removeprefix("prod(").removesuffix(")")
-                forms[grid] = replace(forms[grid], layout="item")
+    pixels = learn_pixels(runner, modality, examples, forms)
+    for params in pixels.values():
+        if "sizes" in params:  # one vector an item then, which the shard's other column refers to
+            grid = params["sizes"].removeprefix("prod(").removesuffix(")")
+            forms[grid] = replace(forms[grid], layout="item")
     return MediaFacts(
         modality,
         limit,
@@ -132,6 +118,19 @@ def _examples(runner: Runner, modality: str) -> list[Example]:
     return examples
 
 
+def _fill_absent(runner: Runner, modality: str, examples: Sequence[Example], token_names: frozenset[str]) -> list[str]:
+    """The names of the tensors; those that only some items give (tiles of large pictures) are empty for the others."""
+    given = [{k: v for k, v in example.outcome.tensors.items() if k not in token_names} for example in examples]
+    names = list(dict.fromkeys(name for tensors in given for name in tensors))
+    for name in names:
+        present = [tensors[name] for tensors in given if name in tensors]
+        if len(present) < len(examples):
+            runner.optional.setdefault(modality, {})[name] = present[0][:0]
+            for example in examples:
+                example.outcome.tensors.setdefault(name, present[0][:0])
+    return names
+
+
 def _run_widening(runner: Runner, modality: str, item: Any) -> Outcome:
     try:
         return runner.run({modality: [item]})
@@ -160,15 +159,16 @@ def _check_contexts(runner: Runner, example: Example) -> None:
     """Hold what the processor writes for an item beside other texts, and beside itself, against its text alone."""
     tag = runner.tags[example.meta.kind]
     text = tag.before + example.text() + tag.after
+    first, last = runner.ends
     for before, after in CONTEXTS:
-        if runner.written((before, after), {example.meta.kind: [example.item]}) != before + text + after:
+        if runner.written((before, after), {example.meta.kind: [example.item]}) != first + before + text + after + last:
             raise Unusable(f"{_name(runner)} changes the text around {example.meta.kind} items")
     try:
         alike = runner.run({example.meta.kind: [example.item] * 2}).texts[example.meta.kind]
         side_by_side = runner.written(("a", "", "b"), {example.meta.kind: [example.item] * 2})
     except Reject:  # one item a row
         return
-    if side_by_side != "a" + "".join(tag.before + one + tag.after for one in alike) + "b":
+    if side_by_side != first + "a" + "".join(tag.before + one + tag.after for one in alike) + "b" + last:
         raise Unusable(f"{_name(runner)} changes the text between {example.meta.kind} items side by side")
 
 
@@ -238,115 +238,6 @@ def _gives_back(value: Any, form: Form, count: int) -> bool:
     return same(join_units(arrays, form.pad).astype(target.dtype), target)
 
 
-def _pixels(
-    runner: Runner, modality: str, examples: Sequence[Example], forms: Mapping[str, Form]
-) -> dict[str, dict[str, Any]]:
-    """By tensor of floats, the arithmetic that makes it of bytes; {} where one is not made of bytes."""
-    floats = [name for name, form in forms.items() if form.dtype == "float32" and form.layout == "flat"]
-    if modality not in PIXEL_SETTINGS or not floats or any(forms[name].is_list for name in floats):
-        return {}
-    part = getattr(runner.processor, f"{modality}_processor")
-    settings = {PIXEL_SETTINGS[modality]: WITHOUT_ARITHMETIC}
-    try:
-        outcomes = [runner.run({modality: [example.item]}, settings) for example in examples]
-    except Reject:
-        return {}
-    for example, outcome in zip(examples, outcomes, strict=True):
-        rest = set(example.outcome.tensors) - set(floats)
-        if set(outcome.tensors) != set(example.outcome.tensors) or outcome.texts != example.outcome.texts:
-            return {}
-        if not all(same(to_numpy(outcome.tensors[name]), to_numpy(example.outcome.tensors[name])) for name in rest):
-            return {}
-    params = {}
-    for name in floats:
-        pairs = [
-            (as_bytes(to_numpy(outcome.tensors[name])), to_numpy(example.outcome.tensors[name]))
-            for outcome, example in zip(outcomes, examples, strict=True)
-        ]
-        found = _arithmetic(pairs, part, runner.settings.get(PIXEL_SETTINGS[modality], {}))
-        if found is None:
-            return {}
-        params[name] = found
-    return params
-
-
-def as_bytes(array: np.ndarray) -> np.ndarray:
-    """Whole numbers from 0 to 255 as bytes, as some processors put them into a buffer of floats; others as they are."""
-    if array.dtype != np.float32:
-        return array
-    pixels = array.astype(np.uint8)
-    return pixels if (pixels == array).all() else array
-
-
-def _arithmetic(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], part: Any, settings: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The arithmetic of (bytes, floats) of the examples, and which axis holds the channels."""
-
-    def setting(name: str) -> Any:
-        return settings.get(name, getattr(part, name, None))
-
-    mean, std, rescale = (setting(name) for name in ("image_mean", "image_std", "rescale_factor"))
-    if not setting("do_normalize"):
-        mean = std = None
-    if not setting("do_rescale"):
-        rescale = None
-    if any(pixels.dtype != np.uint8 or pixels.shape != floats.shape or not pixels.ndim for pixels, floats in pairs):
-        return None
-    lists = [list(value) if isinstance(value, list | tuple) else None for value in (mean, std)]
-    for layout in _channel_layouts(pairs[0][0], getattr(part, "patch_size", None)):
-        by_channel = [[_channels_first(array, layout) for array in pair] for pair in pairs]
-        if any(array is None for pair in by_channel for array in pair):
-            continue
-        pixels, floats = (np.concatenate([pair[side] for pair in by_channel], axis=1) for side in (0, 1))
-        params = affine_params(pixels, floats, 0, mean=lists[0], std=lists[1], rescale=rescale)
-        if params is not None:
-            return {**params, **layout}
-    return None
-
-
-def _channel_layouts(pixels: np.ndarray, patch_size: Any) -> list[dict[str, Any]]:
-    """Where the channels may stand, as params of a column: whole pictures, or flat patches of which each channel has a
-    run of values (channels first in a patch, last, or in the middle of a patch of several frames).
-    """
-    layouts: list[dict[str, Any]] = [{"picture": "chw"}, {"picture": "hwc"}]
-    runs = [pixels.shape[-1] // 3, 1]
-    if isinstance(patch_size, int):
-        runs.append(patch_size**2)
-    return layouts + [{"channel_run": run} for run in runs if run and pixels.shape[-1] % (3 * run) == 0]
-
-
-def _channels_first(array: np.ndarray, layout: Mapping[str, Any]) -> np.ndarray | None:
-    """(3, values) of an array whose channels stand as the layout says; None where they cannot."""
-    run = layout.get("channel_run")
-    if run is not None:
-        return np.ascontiguousarray(np.moveaxis(array.reshape(-1, 3, run), 1, 0)).reshape(3, -1)
-    axis = {"chw": -3, "hwc": -1}[layout["picture"]]
-    if array.ndim < 4 or array.shape[axis] != 3:
-        return None
-    return np.ascontiguousarray(np.moveaxis(array, axis, 0)).reshape(3, -1)
-
-
-def _patches(part: Any, name: str, forms: Mapping[str, Form], examples: Sequence[Example]) -> dict[str, Any]:
-    """How patches make pictures (by which they are compressed), where they are in Qwen2-VL's form; else {}."""
-    patch, merge, frames = (getattr(part, key, None) for key in ("patch_size", "merge_size", "temporal_patch_size"))
-    if not all(isinstance(size, int) for size in (patch, merge, frames)):
-        return {}
-    assert isinstance(patch, int) and isinstance(frames, int)
-    if forms[name].shape != (3 * frames * patch**2,):
-        return {}
-    for grid, form in forms.items():
-        units = [
-            (len(example.outcome.tensors[name]), to_numpy(example.outcome.tensors[grid]))
-            for example in examples
-            if form.layout == "flat" and form.shape == (3,) and form.dtype in ("int32", "int64")
-        ]
-        if units and all(vector.shape == (1, 3) and vector.prod() == number for number, vector in units):
-            sides = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames}
-            return {"picture": "patches", "sizes": f"prod({grid})", **sides}
-    return {}
-
-
 def _in_parts(runner: Runner, modality: str, examples: Sequence[Example]) -> bool:
     """Whether the processor's own steps for the modality give what its whole call gives."""
     if not runner.has_parts:
@@ -361,7 +252,7 @@ def _in_parts(runner: Runner, modality: str, examples: Sequence[Example]) -> boo
         }:
             return False
         for name, value in outcome.tensors.items():
-            if isinstance(value, list) or not same(to_numpy(value), to_numpy(example.outcome.tensors[name])):
+            if not same_values(value, example.outcome.tensors[name]):
                 return False
     return True
 
