@@ -5,18 +5,22 @@ Small random checkpoints (testing/), rows as each checkpoint's own processor mak
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from any_rows import one_bin, row_slices, rows_of
+from PIL import Image
 from test_train_masks import SIZES, WORDS, language_model
 
+from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.testing.init_model import init_model
 from omniprep.train import any_class
 from omniprep.train.any_class import AnyPacked, FinishedHead, load_any, unchanged
 from omniprep.train.attention_choice import own_attention, use_attention
-from omniprep.train.isolation import check_isolation, check_losses, check_rows, text_row
+from omniprep.train.batches import Batcher, forward_kwargs
+from omniprep.train.isolation import check_isolation, check_losses, check_rows, filler_rows, text_row
 from omniprep.train.loss import TokenLoss, make_loss_head
 from omniprep.train.structure import derive_parts, describe_parts, find_decoder
 
@@ -233,3 +237,66 @@ def test_models_whose_rows_cannot_be_packed_are_refused_by_name():
     t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=30, d_model=8, d_ff=8, num_layers=1))
     with pytest.raises(OmniprepError, match=r"\(model type t5\) is an encoder with a decoder"):
         find_decoder(t5)
+
+
+def write_rows(folder):
+    """Rows of text and with pictures, longer than the small models' windows."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, size in enumerate([(70, 90), (160, 120), (40, 200)]):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(folder / f"{number}.png")
+        question = {"role": "user", "content": "<image>what is it?"}
+        rows.append({"messages": [question, {"role": "assistant", "content": "noise"}], "images": [f"{number}.png"]})
+    long = [{"role": "user", "content": "many words " * 40}, {"role": "assistant", "content": "yes"}]
+    rows += [{"messages": long} for _ in range(3)]
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_family_that_nobody_wrote_trains_with_frozen_towers_from_rows_to_checkpoint(tmp_path, omniprep):
+    """Gemma 3 through the family hf: built, its parts named, its language model trained, loaded by transformers."""
+    model, packed, out = tmp_path / "model", tmp_path / "packed", tmp_path / "run"
+    init_model(model, "gemma3")
+    rows = write_rows(tmp_path)
+    omniprep("build", rows, "--model", model, "--bin-length", 256, "--workers", 0, "--family", "hf", "--out", packed)
+    given = ("train", packed, "--model", model, "--device", "cpu", "--max-steps", 1, "--learning-rate", 0.01)
+    done = omniprep(*given, "--warmup", 0, "--out", out)
+    assert done.code == 0, done.err
+    assert "language model model.language_model (trains); towers model.vision_tower (frozen)" in done.out + done.err
+    before, after = (transformers.AutoModelForImageTextToText.from_pretrained(each) for each in (model, out))
+    kept = dict(before.named_parameters())
+    changed = {name for name, p in after.named_parameters() if not torch.equal(p.float(), kept[name].float())}
+    assert changed and not any("vision_tower" in name or "projector" in name for name in changed)
+
+
+def test_a_filler_lets_towers_run_and_changes_nothing(tmp_path, omniprep):
+    model, packed = tmp_path / "model", tmp_path / "packed"
+    init_model(model, "internvl")
+    rows = write_rows(tmp_path)
+    omniprep("build", rows, "--model", model, "--bin-length", 256, "--workers", 0, "--out", packed)
+    data = PackedDataset(str(packed))
+    trained = loaded(model)
+    batcher = Batcher(data.layout.modalities)
+    text = next(data[n] for n in range(len(data)) if not np.asarray(data[n]["row_items"]).any())
+    results = []
+    for fillers in ({}, filler_rows([data])):
+        batcher.fillers = fillers
+        batch = batcher([text])
+        kwargs = forward_kwargs(batch, torch.device("cpu"), torch.float32)
+        trained.zero_grad()
+        out = trained(
+            **kwargs,
+            row_lengths=batch["numbers"].row_lengths,
+            logits_to_keep=batch["positions"],
+            targets=batch["targets"],
+        )
+        out.losses.sum().backward()
+        towers = [p.grad for name, p in trained.named_parameters() if "vision_tower" in name]
+        results.append((out.losses.detach(), trained.get_output_embeddings().weight.grad.clone(), towers))
+        assert batch["tokens"] == len(text["input_ids"])
+    (losses, gradient, unused), (same_losses, same_gradient, used) = results
+    torch.testing.assert_close(same_losses, losses)
+    torch.testing.assert_close(same_gradient, gradient)
+    assert all(grad is None for grad in unused) and any(grad is not None for grad in used)
+    assert not any(grad.any() for grad in used if grad is not None)

@@ -6,8 +6,9 @@ GPU the next batches are copied meanwhile (prefetch.py).
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -86,9 +87,12 @@ class Batcher:
     Attributes:
         geometry: Of the towers of the model that will take the batches, for their `BinNumbers`; None until the model
             is loaded, and for models that take no numbers.
+        fillers: Modality → a short row with an item of it. It goes behind the rows of a batch that has none, without
+            targets, for a model of any class (any_class.py) whose towers must run in every pass.
     """
 
     geometry: TowerGeometry | None = None
+    fillers: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
     def __init__(self, modalities: Sequence[str], sources: Sequence[str] = (), length: int = 0) -> None:
         self.modalities, self.sources, self.length = tuple(modalities), tuple(sources), length
@@ -116,7 +120,7 @@ class Batcher:
         if "sources" in bins[0]:
             row_sources = np.concatenate([b["sources"] for b in bins]).astype(np.int64)
             sources = torch.from_numpy(np.repeat(row_sources, lengths))[positions + 1]
-        stacked = padded(stack(bins), self.length)
+        stacked = padded(stack(self.filled(bins)), self.length)
         return {
             "stacked": stacked,
             "numbers": bin_numbers(stacked, self.geometry),
@@ -127,6 +131,15 @@ class Batcher:
             "sources": sources,
             "tokens": len(labels),
         }
+
+    def filled(self, bins: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The bins, and a filler for each modality that they do not have."""
+        filled = list(bins)
+        for modality, filler in self.fillers.items():
+            column = self.modalities.index(modality)
+            if not any(np.asarray(b["row_items"]).reshape(-1, len(self.modalities))[:, column].any() for b in filled):
+                filled.append(filler)
+        return filled
 
 
 class PinnedBatcher:

@@ -167,7 +167,12 @@ def media_rows(
 
 
 def chosen_rows(datasets: Sequence[PackedDataset]) -> dict[str, "ChosenRow"]:
-    """The shortest row of each modality in the first bins."""
+    """`shortest_rows` under the names that errors have for them."""
+    return {f"a row with {modality}": row for modality, row in shortest_rows(datasets).items()}
+
+
+def shortest_rows(datasets: Sequence[PackedDataset]) -> dict[str, "ChosenRow"]:
+    """Modality → the shortest row with it in the first bins; the same on every rank."""
     chosen: dict[str, ChosenRow] = {}
     for dataset in datasets:
         shown = set()
@@ -177,7 +182,14 @@ def chosen_rows(datasets: Sequence[PackedDataset]) -> dict[str, "ChosenRow"]:
             late = bin_with(dataset, modality)
             if late is not None:
                 choose_rows(dataset, late, chosen)
-    return {f"a row with {modality}": row for modality, row in chosen.items()}
+    return chosen
+
+
+def filler_rows(datasets: Sequence[PackedDataset]) -> dict[str, dict[str, Any]]:
+    """Modality → a short row with it, as a bin of its own (`Batcher.fillers`)."""
+    return {
+        modality: cut_row(row.dataset[row.bin], row.number) for modality, row in sorted(shortest_rows(datasets).items())
+    }
 
 
 def last_rows(datasets: Sequence[PackedDataset]) -> dict[str, "ChosenRow"]:

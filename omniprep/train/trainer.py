@@ -32,6 +32,7 @@ from omniprep.train.data import RunData
 from omniprep.train.facts import RowFacts, write_facts
 from omniprep.train.flops import StepWork
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
+from omniprep.train.isolation import filler_rows
 from omniprep.train.meter import Meter
 from omniprep.train.prefetch import moved
 from omniprep.train.refuse import check_ranks
@@ -85,6 +86,10 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         if touches:
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
             base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
+        elif isinstance(base, AnyPacked):
+            shared = args.world_size > 1 and bool(config.fsdp or config.deepspeed)
+            if shared or trained & {"tower", "aligner"}:  # with one rank too, as above
+                data.batcher.fillers = filler_rows(data.bins.datasets)
         elif args.world_size > 1 and parts.towers:
             check_ranks(type(base).__name__, trained, config)
 
