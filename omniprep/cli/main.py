@@ -29,6 +29,8 @@ COMMANDS = {
     "sample": "Write rows back as readable JSONL with their media.",
     "verify": "Check a dataset's checksums and that no row was lost.",
     "repack": "Another bin length, seed or choice of rows, with no decode.",
+    "append": "Add new inputs to a built dataset; what is there stays byte for byte.",
+    "remove": "Take rows out of a dataset for good.",
     "push": "Upload a dataset to the Hugging Face Hub; resumable.",
     "pull": "Download a pushed dataset.",
     "train": "Train a model on datasets; under torchrun on many GPUs.",

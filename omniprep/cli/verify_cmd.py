@@ -36,7 +36,7 @@ def verify(
     quiet: bool,
     **trust: Any,
 ) -> None:
-    """Check that a dataset is whole: checksums of shards and bins, and every input row packed or rejected exactly once.
+    """Check that a dataset is whole: checksums of shards and bins, and each input row packed, rejected or removed once.
 
     Prints a line for each fault, and exits with 1 if there is any.
 
@@ -88,6 +88,7 @@ def verify(
     say(
         f"{dataset} is whole: {len(ds.record.shards)} shards, {size(total)}, {len(ds):,} bins, "
         f"{rows.read:,} rows read = {rows.packed:,} packed + {rows.rejected:,} rejected"
+        + (f" + {rows.removed:,} removed, of which nothing is left" if rows.removed else "")
     )
     if deeply is not None and deeply.unread:
         raise OmniprepError(

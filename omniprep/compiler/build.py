@@ -71,7 +71,7 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
         identity,
         progress,
         lambda lease: _build(config, listed, lease, progress, checked),
-        lambda: _write_report(config.out, ctx, progress),
+        lambda: write_dataset_report(config.out, ctx, progress),
     )
 
 
@@ -80,18 +80,19 @@ def _build(
 ) -> dict[str, Any]:
     with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
         planned = replace(plan(config, progress, lease, listed), checked=checked)
-        receipts = _encode(config, planned, progress, lease)
+        receipts = encode(config, planned, progress, lease)
     manifest = finish(config, planned, receipts)
-    _write_report(config.out, planned.ctx, progress)
+    write_dataset_report(config.out, planned.ctx, progress)
     return manifest
 
 
-def _write_report(out: str, ctx: FamilyContext, progress: Reporter) -> None:
+def write_dataset_report(out: str, ctx: FamilyContext | None, progress: Reporter) -> None:
+    """Write report.html; a dataset is whole without it, so what goes wrong is only told."""
     from omniprep.inspect.vocabulary import Vocabulary
     from omniprep.report.page import write_report
 
     try:
-        write_report(out, vocabulary=Vocabulary(ctx.tokenizer.backend_tokenizer))
+        write_report(out, vocabulary=Vocabulary(ctx.tokenizer.backend_tokenizer) if ctx else None)
     except LostLeaseError:
         raise
     except Exception as error:  # the dataset is whole without its picture
@@ -164,9 +165,14 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
             return plan(config, progress)
 
 
-def _encode(
-    config: BuildConfig, planned: Planned, progress: Reporter, lease: Lease | None = None
-) -> list[dict[str, Any]]:
+def encode(
+    config: BuildConfig, planned: Planned, progress: Reporter, lease: Lease | None = None, *, first_shard: int = 0,
+    first_row: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Encode the shards of a plan; their numbers, and those of rows in them, go on from `first_shard` and `first_row`.
+
+    Returns the receipts, in order; the rows that they reject have their numbers in the plan.
+    """
     assignment, rows = planned.assignment, planned.rows
     run_id = uuid.uuid4().hex
     worker_config = replace(config, inputs=())
@@ -176,13 +182,14 @@ def _encode(
         order = assignment.order[assignment.offsets[first] : assignment.offsets[last]]
         tasks.append(
             EncodeTask(
-                number=shard,
+                number=first_shard + shard,
                 out=config.out,
                 generation=planned.generation,
                 fence=lease.fence if lease else None,
                 splits=rows.split[order],
                 rows_in_split=rows.within[order],
                 row_ids=order,
+                first_row=first_row,
                 offsets=assignment.offsets[first : last + 1] - assignment.offsets[first],
                 run_id=run_id,
                 spec=planned.spec,

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from omniprep import io
 from omniprep.compiler.costs import QWEN_BYTES
@@ -159,7 +160,7 @@ def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:
     facts = {name: value for name, value in dataset.manifest.items() if name != "seconds"}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in ("index.parquet", "rows.parquet", "rejected.jsonl"):
-        uri = io.join(dataset.uri, name)
+        uri = dataset.table_uri(name)
         if io.exists(uri):
             digest.update(f"{name} {io.size(uri)}".encode())
             with io.open_input(uri) as file:
@@ -178,7 +179,7 @@ def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Seq
     table = pa.concat_tables(parts)
     dataset = np.repeat(np.arange(len(datasets)), [part.num_rows for part in parts])
     line = np.concatenate([np.arange(part.num_rows) for part in parts])
-    keep = np.ones(table.num_rows, bool)
+    keep = ~np.asarray(pc.equal(table["status"], "removed").to_numpy(zero_copy_only=False), bool)
     if sources:
         given = np.array(table["source"].to_pylist(), object)
         fitting = {name for name in set(given) if any(name == s or name.endswith("/" + s) for s in sources)}

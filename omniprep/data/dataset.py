@@ -20,6 +20,7 @@ from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.cache import BinCache
 from omniprep.shards.index import read_index, read_rows
 from omniprep.shards.manifest import read_manifest
+from omniprep.shards.names import table_name
 from omniprep.shards.reader import ShardReader, decode, read_schema
 from omniprep.shards.schema import Layout, read_layout
 
@@ -55,17 +56,18 @@ class PackedDataset(Dataset[dict[str, Any]]):
                 raise OmniprepError(f"{name} is 'first', 'always' or 'never', not {value!r}")
         self.uri = os.fspath(uri)
         self.verify, self.check_pixels = verify, check_pixels
-        self.record, self.manifest = read_manifest(self.uri)
-        """manifest.json, checked: as a typed record, and as JSON types (without what would let code run)."""
-        self.index = read_index(io.join(self.uri, "index.parquet"))
-        """The columns of index.parquet, an array each; line i is bin i."""
+        for attempt in range(3):
+            self.record, self.manifest = read_manifest(self.uri)
+            """manifest.json, checked: as a typed record, and as JSON types (without what would let code run)."""
+            try:
+                self.index = self._read_index()
+                """The columns of index.parquet, an array each; line i is bin i."""
+                break
+            except DamagedDataError:
+                # Between the two reads an append or a removal may have ended, which replaces both files.
+                if attempt == 2 or read_manifest(self.uri)[1] == self.manifest:
+                    raise
         shards = self.record.shards
-        bins = sum(shard.bins for shard in shards)
-        numbers = self.index["shard"]
-        if bins != len(self) or numbers.min(initial=0) < 0 or numbers.max(initial=-1) >= len(shards):
-            raise DamagedDataError(
-                f"{self.uri}: manifest.json has {bins} bins in {len(shards)} shards, index.parquet {len(self)}"
-            )
         self._shards = [io.join(self.uri, *shard.path.split("/")) for shard in shards]
         self._cache = None
         if cache_dir is not None and not io.is_local(self.uri):
@@ -73,6 +75,20 @@ class PackedDataset(Dataset[dict[str, Any]]):
             self._cache = BinCache(os.fspath(cache_dir), cache_bytes, facts)
         self._reader = ShardReader(self._shards, self._cache)
         self._seen = np.zeros(len(self), bool)
+
+    def _read_index(self) -> dict[str, np.ndarray]:
+        index = read_index(self.table_uri("index.parquet"))
+        bins, numbers = sum(shard.bins for shard in self.record.shards), index["shard"]
+        shards = len(self.record.shards)
+        if bins != len(numbers) or numbers.min(initial=0) < 0 or numbers.max(initial=-1) >= shards:
+            raise DamagedDataError(
+                f"{self.uri}: manifest.json has {bins} bins in {shards} shards, index.parquet {len(numbers)}"
+            )
+        return index
+
+    def table_uri(self, name: str) -> str:
+        """Where index.parquet, rows.parquet or rejected.jsonl of this dataset lies."""
+        return io.join(self.uri, table_name(name, self.record.tables))
 
     def __len__(self) -> int:
         """Bins."""
@@ -159,7 +175,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
     @cached_property
     def rows(self) -> pa.Table:
         """rows.parquet: a line an input row."""
-        return read_rows(io.join(self.uri, "rows.parquet"))
+        return read_rows(self.table_uri("rows.parquet"))
 
     def row(self, source: str | os.PathLike[str], line: int) -> dict[str, Any]:
         """Arguments of the model's forward for one input row alone, as `collate` makes them for bins.
@@ -203,7 +219,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
         Raises:
             OmniprepError: There is no such row.
         """
-        names, codes, lines = self._row_keys
+        names, codes, lines = self.row_keys
         if source not in names:
             raise OmniprepError(f"{source} is no input of {self.uri}; its inputs are: {', '.join(list(names)[:5])}")
         numbers = np.flatnonzero((lines == line) & (codes == names[source]))
@@ -212,8 +228,9 @@ class PackedDataset(Dataset[dict[str, Any]]):
         return int(numbers[0])
 
     @cached_property
-    def _row_keys(self) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
-        sources = self.rows["source"].unify_dictionaries().combine_chunks()
+    def row_keys(self) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
+        """Sources with a number each; that number of each row, and its line (both (rows,))."""
+        sources = self.rows["source"].combine_chunks()
         names = {name: code for code, name in enumerate(sources.dictionary.to_pylist())}
         return names, sources.indices.to_numpy(zero_copy_only=False), self.rows["line"].to_numpy()
 

@@ -19,7 +19,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
-from omniprep.errors import DamagedDataError, UsageError
+from omniprep.errors import DamagedDataError, OmniprepError, UsageError
 from omniprep.hub.card import card
 from omniprep.hub.client import FIRST_PAUSE, hub_errors_as_one_line, refuse_offline, retry, within
 from omniprep.hub.files import LocalFile, is_same
@@ -27,6 +27,7 @@ from omniprep.hub.model import is_checkpoint, model_card, model_files
 from omniprep.hub.preview import preview
 from omniprep.inspect.vocabulary import vocabulary_of
 from omniprep.io.hub_faults import fault_of
+from omniprep.printable import counted
 from omniprep.progress import Reporter
 from omniprep.report.page import collect
 from omniprep.shards.names import DATASET_FILES, is_shard_path
@@ -211,6 +212,13 @@ def parts_of(
         DamagedDataError: A shard has another size than the manifest says, or a path that no build gives a shard.
     """
     dataset = PackedDataset(uri, check_pixels=check_pixels)
+    if dataset.record.tables:
+        raise OmniprepError(f"{uri}: an append or a removal was killed at its end; run it again, and then push")
+    if removed := dataset.record.counted(uri).rows.removed:
+        progress.message(
+            f"{uri}: {counted(removed, 'row was', 'rows were')} removed; the head of {repo_id} will hold none, but "
+            "its history keeps what was pushed before (HfApi().super_squash_history drops it)"
+        )
     vocabulary = vocabulary_of(dataset, model)
     data = collect(dataset, vocabulary, shown=0)
     root = Path(io.local_path(uri))

@@ -31,7 +31,7 @@ def read_rejected(dataset: PackedDataset, code: str | None, limit: int) -> Itera
     remaining = min(remaining, limit) if limit > 0 else remaining
     if not remaining:
         return
-    with io.open_input(io.join(dataset.uri, "rejected.jsonl")) as file:
+    with io.open_input(dataset.table_uri("rejected.jsonl")) as file:
         for line in file:
             reject = parse_line(line)
             if code in (None, reject["code"]):

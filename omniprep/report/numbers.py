@@ -161,7 +161,7 @@ def reject_facts(dataset: PackedDataset) -> dict[str, Any]:
         {"code": code, "count": count, "doc": known.get(code, "")}
         for code, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     ]
-    return {"codes": codes, "examples": _examples(io.join(dataset.uri, "rejected.jsonl"), counts)}
+    return {"codes": codes, "examples": _examples(dataset.table_uri("rejected.jsonl"), counts)}
 
 
 _ROW_KEY = b', "row": '

@@ -75,11 +75,22 @@ class IndexEntry:
 
 def write_index(uri: str, entries: Iterable[IndexEntry]) -> None:
     """Write index.parquet: a line for each bin, in the order of the bins."""
+    write_index_table(uri, index_table(entries))
+
+
+def index_table(entries: Iterable[IndexEntry]) -> pa.Table:
+    """Lines of index.parquet as a table of `INDEX_SCHEMA`."""
     columns: dict[str, list[int | float]] = {name: [] for name in INDEX_SCHEMA.names}
     for entry in entries:
         for name, values in columns.items():
             values.append(getattr(entry, name))
-    _write(uri, pa.table(columns, schema=INDEX_SCHEMA))
+    return pa.table(columns, schema=INDEX_SCHEMA)
+
+
+def write_index_table(uri: str, table: pa.Table) -> None:
+    """Write index.parquet from a table of `INDEX_SCHEMA`."""
+    with io.atomic_writer(uri) as file:
+        pq.write_table(table, file, compression="zstd", store_schema=False)
 
 
 def read_index(uri: str) -> dict[str, np.ndarray]:
@@ -110,11 +121,6 @@ def read_rows(uri: str) -> pa.Table:
     """Read rows.parquet; `source`, `status` and `code` come dictionary-encoded, since they repeat."""
     # The line numbers alone take 1.3 bytes a row, as Parquet and zstd store them.
     return _read(uri, ROWS_SCHEMA, nulls=("code", "bin", "start", "length"), most_rows_a_byte=4)
-
-
-def _write(uri: str, table: pa.Table) -> None:
-    with io.atomic_writer(uri) as file:
-        pq.write_table(table, file, compression="zstd", store_schema=False)
 
 
 _FEW_ROWS = 1 << 20
@@ -160,7 +166,7 @@ def _read(
             flat = [name for name in stored.names if name not in nested]
             source.seek(0)
             file = pq.ParquetFile(source, read_dictionary=texts, pre_buffer=False)
-            table = file.read(columns=flat, use_threads=False)
+            table = file.read(columns=flat, use_threads=False).unify_dictionaries()  # a row group has its own
             return _checked(table, schema, nulls, uri)
     except FileNotFoundError as error:
         raise DamagedDataError(f"{uri}: the file is absent") from error

@@ -11,11 +11,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from omniprep import io
 from omniprep.config import RowOptions, Trust, row_options_as_json
-from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.errors import DamagedDataError, OmniprepError, UsageError
 from omniprep.modalities import MODALITIES
 from omniprep.shards.names import is_shard_path
 from omniprep.shards.schema import FORMAT
@@ -90,6 +90,19 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """One change of a dataset: its build, an append, or a removal of rows."""
+
+    command: Literal["build", "repack", "append", "remove"]
+    rows: RowCounts
+    """Rows that were read; of a removal those that it removed."""
+    tokens: int
+    bins: int
+    fill: float = 0.0
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """A manifest whose types are checked. Nothing in it lets code run or opens files outside the dataset."""
 
@@ -113,8 +126,17 @@ class Manifest:
     unit_bytes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Of families whose columns are not of Qwen's form: modality → bytes that a unit of its tower's work takes in a
     shard, of pixels and of others, by which shards were cut."""
+    generations: tuple[Generation, ...] = ()
+    """What was done to the dataset, in order, where rows were appended or removed since it was built."""
+    tables: str = ""
+    """While a change is written: part of the names of the tables that belong to this manifest (`table_name`)."""
     needed_flags: tuple[str, ...] = ()
     """Names of the flags of `Trust` that the build was given: encoding its rows again needs them too."""
+
+    def __post_init__(self) -> None:
+        """Refuse a tag that would lead out of the folder."""
+        if self.tables.strip("0123456789abcdef"):
+            raise UsageError(f"tables: expected hexadecimal digits, found {self.tables!r:.40}")
 
     def counted(self, uri: str) -> Counts:
         """The counts; DamagedDataError names the dataset where the manifest has none."""

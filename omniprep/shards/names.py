@@ -16,6 +16,12 @@ DATASET_FILES = ("index.parquet", "rows.parquet", "rejected.jsonl", "report.html
 _SHARD = re.compile(r"shards/[0-9]{5,12}(?:-[0-9A-Za-z]{1,64})?\.arrow", re.ASCII)
 
 
+def table_name(name: str, tag: str) -> str:
+    """Name of a table, such as rows.parquet, while a change of the dataset is under way (rows-1f3a9c40.parquet)."""
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{tag}{dot}{suffix}" if tag else name
+
+
 def is_shard_path(path: str) -> bool:
     """Whether a path is one that a build gives a shard, relative to the dataset: shards/00000.arrow."""
     return _SHARD.fullmatch(path) is not None

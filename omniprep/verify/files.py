@@ -2,9 +2,9 @@
 
 `check_shards` reads each shard once, in pieces of 8 MiB, and feeds the same bytes to the SHA-256 of the manifest and
 to the XXH3 of each bin of the index: 1 to 2 GB/s a core, memory for the largest bin, work in proportion to shards, bins
-and bytes. `check_rows` reads the tables alone: every input row once, read = packed + rejected, and the rows of each bin
-end to end without gap or overlap. A finding is a sentence that names the file; no finding means that the dataset is
-what the build wrote.
+and bytes. `check_rows` reads the tables alone: every input row once, read = packed + rejected + removed, the rows of
+each bin end to end without gap or overlap, and nothing left of removed rows. A finding is a sentence that names the
+file; no finding means that the dataset is what was written.
 """
 
 import hashlib
@@ -187,19 +187,41 @@ def check_rows(dataset: PackedDataset) -> Iterator[str]:
         yield f"rows.parquet: has rows of {foreign[0]}, which the manifest does not name: the table is of another build"
     packed = pc.is_valid(rows["bin"])
     number_packed = pc.sum(packed).as_py() or 0
-    rejected = rows.num_rows - number_packed
-    for what, count in (("read", rows.num_rows), ("packed", number_packed), ("rejected", rejected)):
-        if count != counts["rows"][what]:
-            yield f"rows.parquet: {count:,} rows {what}, the manifest says {counts['rows'][what]:,}"
+    removed = pc.equal(rows["status"].cast(pa.string()), "removed")
+    number_removed = pc.sum(removed).as_py() or 0
+    rejected = rows.num_rows - number_packed - number_removed
+    numbers = {"read": rows.num_rows, "packed": number_packed, "rejected": rejected, "removed": number_removed}
+    for what, count in numbers.items():
+        if count != counts["rows"].get(what, 0):
+            yield f"rows.parquet: {count:,} rows {what}, the manifest says {counts['rows'].get(what, 0):,}"
     lines = rows.select(["source", "line"]).group_by(["source", "line"]).aggregate([([], "count_all")])
     repeated = lines.filter(pc.greater(lines["count_all"], 1))
     for row in repeated.slice(0, 5).to_pylist():
         yield f"rows.parquet: {row['source']}:{row['line']} is there {row['count_all']} times"
-    without_code = rows.filter(pc.and_(pc.invert(packed), pc.is_null(rows["code"]))).num_rows
+    without_code = rows.filter(pc.and_(pc.invert(pc.or_(packed, removed)), pc.is_null(rows["code"]))).num_rows
     if without_code:
         yield f"rows.parquet: {without_code:,} rows are neither packed nor rejected with a code"
     yield from _check_positions(dataset, rows.filter(packed))
-    yield from _check_rejects(dataset, rejected)
+    gone = rows.filter(removed)
+    yield from _check_rejects(dataset, rejected, gone)
+    if gone.num_rows:
+        yield from _check_nothing_left(dataset, gone)
+
+
+def _check_nothing_left(dataset: PackedDataset, gone: pa.Table) -> Iterator[str]:
+    """Findings about what may still hold something of rows that were removed.
+
+    Shards that the manifest names hold none, since each of their bins has the rows that rows.parquet says.
+    """
+    if gone.filter(gone["bin"].is_valid()).num_rows:
+        yield "rows.parquet: a row that was removed has a bin"
+    named = {shard.path for shard in dataset.record.shards}
+    for name in io.list_folder(io.join(dataset.uri, "shards")):
+        if name.endswith(".arrow") and f"shards/{name}" not in named:
+            yield f"shards/{name}: a shard of before rows were removed; omniprep remove, run again, takes it away"
+    for name in io.list_folder(io.join(dataset.uri, "plan")):
+        if name.endswith(".arrow"):
+            yield f"plan/{name}: a plan of before rows were removed; omniprep remove, run again, takes it away"
 
 
 def _check_positions(dataset: PackedDataset, packed: pa.Table) -> Iterator[str]:
@@ -222,8 +244,9 @@ def _check_positions(dataset: PackedDataset, packed: pa.Table) -> Iterator[str]:
             yield f"bin {wrong}: rows.parquet has {counted[wrong]:,} {name}, index.parquet {expected:,}"
 
 
-def _check_rejects(dataset: PackedDataset, rejected: int) -> Iterator[str]:
-    uri = io.join(dataset.uri, "rejected.jsonl")
+def _check_rejects(dataset: PackedDataset, rejected: int, removed: pa.Table) -> Iterator[str]:
+    keys = set(zip(*(removed[name].to_pylist() for name in ("source", "line")), strict=True))
+    uri = dataset.table_uri("rejected.jsonl")
     if not io.exists(uri):
         if rejected:
             yield "rejected.jsonl: the file is missing"
@@ -232,8 +255,11 @@ def _check_rejects(dataset: PackedDataset, rejected: int) -> Iterator[str]:
     with io.open_input(uri) as file:
         for lines, line in enumerate(file, 1):
             try:
-                parse_line(line)
+                entry = parse_line(line)
             except ValueError:
                 yield f"rejected.jsonl: line {lines} is not valid JSON"
+                continue
+            if keys and isinstance(entry, dict) and (entry.get("source"), entry.get("line")) in keys:
+                yield f"rejected.jsonl: line {lines} is of a row that was removed"
     if lines != rejected:
         yield f"rejected.jsonl: {lines:,} lines, rows.parquet has {rejected:,} rejected rows"

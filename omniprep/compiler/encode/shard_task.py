@@ -27,11 +27,13 @@ from omniprep.shards.writer import serialize_bin
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeTask(ShardTask):
-    """Encode one shard: the rows of each bin as (split, row within the split), and their numbers in rows.parquet."""
+    """Encode one shard: the rows of each bin as (split, row within the split), and their numbers in the plan."""
 
     splits: NDArray[np.int32]
     rows_in_split: NDArray[np.int32]
     row_ids: NDArray[np.int64]
+    first_row: int = 0
+    """Number in rows.parquet of the plan's first row: of an append, the rows that were there before."""
     offsets: NDArray[np.int64]
     """Bin b holds rows offsets[b] to offsets[b+1]."""
     run_id: str
@@ -40,7 +42,7 @@ class EncodeTask(ShardTask):
     config: BuildConfig
 
     def run(self) -> Receipt:
-        """As `Task.run`; the rejects of its receipt have the row's number in rows.parquet.
+        """As `Task.run`; the rejects of its receipt have the row's number in the plan.
 
         A bin that cannot be written costs only the rows to blame: the shard is begun again, and the rows of that bin
         are tried one by one.
@@ -92,14 +94,14 @@ class _Encoding:
                 if not rows:
                     continue
                 try:
-                    packed = make_bin(rows, ids)
+                    packed = make_bin(rows, [task.first_row + row_id for row_id in ids])
                 except Exception as error:
                     raise UnwritableBinError(number, error) from error
                 shard.put(number, packed)
         return shard.finish(self.rejects)
 
     def encode_bin(self, number: int) -> tuple[list[Bin], list[int]]:
-        """The rows of a bin that can be encoded, and their numbers in rows.parquet."""
+        """The rows of a bin that can be encoded, and their numbers in the plan."""
         task, rows, ids = self.task, [], []
         for index in range(int(task.offsets[number]), int(task.offsets[number + 1])):
             planned = self.plans.read(int(task.splits[index]), int(task.rows_in_split[index]))

@@ -65,8 +65,9 @@ class CopiedRows:
         """As `Origin.facts`; what the first source says, where sources have to agree."""
         inputs = {entry["source"]: entry for ds in self.datasets for entry in ds.manifest["inputs"]}
         kept = set(self.chosen.table["source"].unique().to_pylist())
+        first = self.datasets[0].manifest
         return {
-            **self.datasets[0].manifest,
+            **{name: value for name, value in first.items() if name not in ("generations", "tables")},
             "omniprep": version("omniprep"),
             "inputs": [entry for source, entry in inputs.items() if source in kept],
             "seconds": {"repack": round(shard_seconds, 1)},
@@ -120,7 +121,7 @@ class CopiedRows:
 
 def _rejected_lines(dataset: PackedDataset) -> Iterator[tuple[tuple[str, int], bytes]]:
     """Source and line number of each line of rejected.jsonl, and the line."""
-    uri = io.join(dataset.uri, "rejected.jsonl")
+    uri = dataset.table_uri("rejected.jsonl")
     if not io.exists(uri):
         return
     with io.open_input(uri) as file:

@@ -182,7 +182,14 @@ def finished(config: BuildConfig, identity: BuildIdentity) -> dict[str, Any] | N
         return None
     except DamagedDataError as error:
         raise OmniprepError(f"{error}: the file is damaged; remove it, and the same command goes on") from error
-    return manifest if identity.is_of(manifest) else None
+    return manifest if identity.is_of(manifest) or is_changed(manifest) else None
+
+
+def is_changed(manifest: Mapping[str, Any]) -> bool:
+    """Whether rows were appended to a dataset, or removed from it, since its build: a build of the same folder has
+    nothing to do then, and must never begin anew, which would bring removed rows back.
+    """
+    return bool(manifest.get("generations"))
 
 
 def read_identity(out: str) -> BuildIdentity:
@@ -217,7 +224,13 @@ def prepare(config: BuildConfig, identity: BuildIdentity, token: str) -> str:
                 generation = token[:8]
     elif io.exists(state):
         check_same(out, identity)
-        io.remove(io.join(out, "manifest.json"))  # it is of another build, or its tables are gone
+        path = io.join(out, "manifest.json")
+        if io.exists(path) and is_changed(_as_object(parse_json(io.read_bytes(path), path))):
+            raise OmniprepError(
+                f"{out}: rows were appended or removed since it was built, and one of its tables is gone; copy or pull "
+                "it again, or begin anew with --overwrite"
+            )
+        io.remove(path)  # it is of another build, or its tables are gone
         sweep(out)
         return generation_of(out)
     else:
@@ -227,6 +240,10 @@ def prepare(config: BuildConfig, identity: BuildIdentity, token: str) -> str:
     sweep(out)
     io.write_atomic(state, json.dumps(asdict(replace(identity, generation=generation)), indent=1).encode())
     return generation
+
+
+def _as_object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def check_same(out: str, identity: BuildIdentity) -> None:

@@ -6,6 +6,7 @@ What this writes is a pure function of the plan and the receipts, so it may be d
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
@@ -69,71 +70,99 @@ class Origin(Protocol):
         """The content of rejected.jsonl, in pieces, of rows that are not packed; `late`: those shards reject."""
 
 
-def finish(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> dict[str, Any]:
-    """Write the tables and the manifest; returns the manifest."""
-    rows, assignment = origin.rows, origin.assignment
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of the rows of an origin, now that all shards are there."""
+
+    origin: Origin
+    packed: NDArray[np.bool_]
+    codes: NDArray[Any]
+    """Reject codes, None for packed rows."""
+    late: dict[int, dict[str, Any]]
+    """The rejects of rows that failed while their shards were made, by row."""
+    entries: list[IndexEntry]
+    counts: dict[str, Any]
+    shards: list[dict[str, Any]]
+    """The entries of the manifest."""
+
+    def tables(self, first_bin: int = 0) -> Iterator[pa.Table]:
+        """rows.parquet, part by part: its texts are many times the numbers that they are made of."""
+        rows = self.origin.rows
+        offsets = row_offsets(rows, self.origin.assignment, self.packed)
+        offsets["bin"] += first_bin
+        for start in range(0, max(len(rows), 1), PART_ROWS):
+            part = slice(start, start + PART_ROWS)
+            rejected = ~self.packed[part]
+            status = pa.DictionaryArray.from_arrays(rejected.astype(np.int8), ["packed", "rejected"])
+            sources, lines = self.origin.lines(part)
+            facts = {name: values[part] for name, values in rows.facts.items()}
+            positions = {**{name: values[part] for name, values in offsets.items()}, "length": facts["length"]}
+            yield pa.table(
+                {
+                    "source": sources,
+                    "line": lines,
+                    "status": status.cast(pa.string()),
+                    "code": pa.array(self.codes[part], pa.string()),
+                    **{name: pa.array(values.astype(np.int64), mask=rejected) for name, values in positions.items()},
+                    **{column: facts[column] for column in MEDIA_COLUMNS},
+                    "trained": facts["trained"],
+                    **{name: facts[name].astype(np.int64) for name in ("patches", "audio_frames", "file_bytes")},
+                    "control": facts["control"],
+                    **{name: noted[part] for name, noted in note_columns(rows).items()},
+                }
+            )
+
+    def rejected(self) -> Iterator[bytes | memoryview]:
+        """The content of rejected.jsonl, in pieces."""
+        return self.origin.rejected(np.flatnonzero(~self.packed), self.late)
+
+
+def settle(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> Settled:
+    """Put together what the plan and the receipts say; refuses more rejects than --max-error-rate allows."""
+    rows = origin.rows
     late = {reject["row"]: reject for receipt in receipts for reject in receipt["rejects"]}
     codes = rows.facts["code"].astype(object)
     for number, reject in late.items():
         codes[number] = reject["code"]
     packed = rows.packed.copy()
     packed[list(late)] = False
-    entries = index_entries(rows, assignment, packed, receipts)
-    write_index(io.join(config.out, "index.parquet"), entries)
-    _write_row_table(config.out, origin, packed, codes)
-    with io.atomic_writer(io.join(config.out, "rejected.jsonl")) as file:
-        for piece in origin.rejected(np.flatnonzero(~packed), late):
-            file.write(piece)
-    check_error_rate(config, int((~packed).sum()), len(rows), f"see {io.join(config.out, 'rejected.jsonl')}")
+    entries = index_entries(rows, origin.assignment, packed, receipts)
     counts = count(config.out, rows, packed, codes, entries)
     if unread := origin.unread():
         counts["unread_columns"] = {
             name: {"rows": with_it, "option": option} for name, (with_it, option) in unread.items()
         }
+    shards = [{"path": r["path"], "bins": len(r["bins"]), "bytes": r["bytes"], "sha256": r["sha256"]} for r in receipts]
+    return Settled(origin, packed, codes, late, entries, counts, shards)
+
+
+def finish(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> dict[str, Any]:
+    """Write the tables and the manifest; returns the manifest."""
+    settled = settle(config, origin, receipts)
+    write_index(io.join(config.out, "index.parquet"), settled.entries)
+    write_rows(io.join(config.out, "rows.parquet"), settled.tables())
+    rejected = io.join(config.out, "rejected.jsonl")
+    with io.atomic_writer(rejected) as file:
+        for piece in settled.rejected():
+            file.write(piece)
+    check_error_rate(config, int((~settled.packed).sum()), len(settled.packed), f"see {rejected}")
     manifest = {
         **origin.facts(sum(receipt["seconds"] for receipt in receipts)),
         "config": shaping(config),
         "config_sha256": config_hash(config),
         "plan_sha256": origin.plan_hash,
         "bin_length": config.bin_length,
-        "counts": counts,
-        "fill": fill(counts, config.bin_length),
-        "shards": [
-            {"path": r["path"], "bins": len(r["bins"]), "bytes": r["bytes"], "sha256": r["sha256"]} for r in receipts
-        ],
+        "counts": settled.counts,
+        "fill": fill(settled.counts, config.bin_length),
+        "shards": settled.shards,
     }
-    io.write_atomic(io.join(config.out, "manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    write_manifest(config.out, manifest)
     return manifest
 
 
-def _write_row_table(out: str, origin: Origin, packed: NDArray[np.bool_], codes: NDArray[Any]) -> None:
-    """rows.parquet, part by part: its texts are many times the numbers that they are made of."""
-    rows = origin.rows
-    offsets = row_offsets(rows, origin.assignment, packed)
-
-    def table(part: slice) -> pa.Table:
-        rejected = ~packed[part]
-        status = pa.DictionaryArray.from_arrays(rejected.astype(np.int8), ["packed", "rejected"])
-        sources, lines = origin.lines(part)
-        facts = {name: values[part] for name, values in rows.facts.items()}
-        positions = {**{name: values[part] for name, values in offsets.items()}, "length": facts["length"]}
-        return pa.table(
-            {
-                "source": sources,
-                "line": lines,
-                "status": status.cast(pa.string()),
-                "code": pa.array(codes[part], pa.string()),
-                **{name: pa.array(values.astype(np.int64), mask=rejected) for name, values in positions.items()},
-                **{column: facts[column] for column in MEDIA_COLUMNS},
-                "trained": facts["trained"],
-                **{name: facts[name].astype(np.int64) for name in ("patches", "audio_frames", "file_bytes")},
-                "control": facts["control"],
-                **{name: noted[part] for name, noted in note_columns(rows).items()},
-            }
-        )
-
-    starts = range(0, max(len(rows), 1), PART_ROWS)
-    write_rows(io.join(out, "rows.parquet"), (table(slice(start, start + PART_ROWS)) for start in starts))
+def write_manifest(out: str, manifest: dict[str, Any]) -> None:
+    """Write manifest.json, whole or not at all."""
+    io.write_atomic(io.join(out, "manifest.json"), json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
 
 def note_columns(rows: Rows) -> dict[str, NDArray[np.bool_]]:

@@ -19,11 +19,13 @@ OWN = {
     "receipts": re.compile(rf"\d{{5,}}{_TAG}\.json"),
     "shards": re.compile(rf"\d{{5,}}{_TAG}\.arrow"),
     "plan": re.compile(
-        rf"(split-\d{{6,}}|(plan|encode)-\d{{6,}}|placement|bins|plan|repack|build){_TAG}\.(arrow|json|begun)"
+        rf"(split-\d{{6,}}|(plan|encode)-\d{{6,}}|placement|bins|plan|repack|build|append){_TAG}\.(arrow|json|begun)"
     ),
 }
 """Names that a build or a repack gives to its files, by folder; plan/repack.json is of earlier versions."""
 STATE = ("plan", "build.json")
+APPEND_STATE = ("plan", "append.json")
+"""What an append that is under way appends."""
 
 
 def refuse_foreign(out: str, *, fresh: bool = False) -> None:
@@ -76,18 +78,43 @@ def remove_results(out: str) -> None:
         io.remove(io.join(out, name))
 
 
+def remove_tagged(out: str, tag: str, folders: Iterable[str] = FOLDERS) -> None:
+    """Remove the files that a change of a dataset wrote under names with its tag."""
+    for folder in folders:
+        for name in io.list_folder(io.join(out, folder)):
+            match = OWN[folder].fullmatch(name)
+            if match and match["tag"] == f"-{tag}":
+                io.remove(io.join(out, folder, name))
+
+
 def stale_objects(out: str, generation: str) -> list[str]:
     """Plans, receipts and shards of other generations, in a store; removed once the manifest names those of this one.
 
-    They are listed before that: what is listed is older than this run, so no later one can be using it.
+    They are listed before that: what is listed is older than this run, so no later one can be using it. What a manifest
+    names that is there now is not stale: shards of appends have tags of their own.
     """
-    stale = []
+    stale: list[str] = []
+    named = _named_shards(out) if not io.is_local(out) else set()
     for folder, pattern in OWN.items() if not io.is_local(out) else ():
         for name in io.list_folder(io.join(out, folder)):
             match = pattern.fullmatch(name)
+            if f"{folder}/{name}" in named:
+                continue
             if match and (folder, name) != STATE and (match["tag"] or "").removeprefix("-") != generation:
                 stale.append(io.join(out, folder, name))
     return stale
+
+
+def _named_shards(out: str) -> set[str]:
+    """Paths of the shards that a dataset's manifest names, where that says that it was changed since its build."""
+    uri = io.join(out, "manifest.json")
+    try:
+        manifest = parse_json(io.read_bytes(uri), uri)
+    except (FileNotFoundError, DamagedDataError):
+        return set()
+    if not isinstance(manifest, dict) or not manifest.get("generations"):
+        return set()
+    return {str(entry.get("path")) for entry in manifest.get("shards", ()) if isinstance(entry, dict)}
 
 
 def refuse_overlap(out: str, sources: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from omniprep.progress import Reporter
 class Stage:
     """How the tasks of a stage are run."""
 
-    name: Literal["plan", "encode", "repack"]
+    name: Literal["plan", "encode", "repack", "remove"]
     out: str
     """The folder of the dataset."""
     workers: int

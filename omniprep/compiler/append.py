@@ -1,0 +1,272 @@
+"""Append: new inputs into a finished dataset, as new bins in new shards beside the old ones, which stay byte for byte.
+
+The new inputs are planned, packed and encoded as a build does it, with the options that the manifest has; only the
+numbers of rows and shards go on where the dataset ends. All of its files carry the tag of the append in their names, so
+what a killed run left is found again, and the same command goes on. The dataset changes at the end, at once
+(compiler/output/commit.py). Inputs that the dataset has already are left out.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from omniprep import io
+from omniprep.compiler.build import encode, plan, write_dataset_report
+from omniprep.compiler.driver import stopped_by_signal
+from omniprep.compiler.options import family_of
+from omniprep.compiler.oracle.quick import check_family
+from omniprep.compiler.output.built_rows import Planned
+from omniprep.compiler.output.commit import (
+    add_generation,
+    commit,
+    json_facts,
+    next_tag,
+    read_plain_manifest,
+    recover,
+    remove_plans,
+)
+from omniprep.compiler.output.folder import (
+    BuildIdentity,
+    Listed,
+    build_identity,
+    list_inputs,
+    os_errors_as_one_line,
+)
+from omniprep.compiler.output.lease import Lease, hold
+from omniprep.compiler.output.manifest import Settled, fill, settle
+from omniprep.compiler.output.ownfiles import APPEND_STATE, FOLDERS, canonical, remove_tagged, sweep
+from omniprep.compiler.run.tasks import Receipt
+from omniprep.compiler.run.workers import ray_session
+from omniprep.config import BuildConfig, Trust, build_config
+from omniprep.data.dataset import PackedDataset
+from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.families.registry import REGISTRY
+from omniprep.inspect.trust import model_of_dataset, with_missing_flags
+from omniprep.media.track import sound_decoder
+from omniprep.progress import Reporter
+from omniprep.shards.index import INDEX_SCHEMA, index_table, read_index, write_index_table, write_rows
+from omniprep.shards.typed import parse_json, typed_record
+
+
+def append(
+    out: str, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust, progress: Reporter
+) -> dict[str, Any]:
+    """Append the rows of inputs to a dataset; returns its manifest.
+
+    Args:
+        out: The dataset.
+        inputs: As those of a build; what the dataset has already is left out.
+        given: Options that no byte depends on (workers, ray_address, on_error, ...), `model`, and `overwrite`, which
+            drops an append of other inputs that was killed.
+        trust: What the command line allows; nothing of it is taken from the dataset.
+        progress: Shows what is done.
+
+    Raises:
+        UsageError: Options that cannot be used.
+        OmniprepError: No finished dataset, an input that changed since it was built, another run at work, or whatever
+            ends a build.
+    """
+    with os_errors_as_one_line(out), stopped_by_signal():
+        dataset = PackedDataset(out)
+        overwrite = bool(given.pop("overwrite", False))
+        config = _config(dataset, inputs, given, trust)
+        try:
+            family = family_of(config)
+        except OmniprepError as error:
+            flags = [f"--{name.replace('_', '-')}" for name, value in asdict(trust).items() if value]
+            raise with_missing_flags(error, dataset.record, flags) from error
+        if family.tokenizer_sha256 != dataset.record.tokenizer_sha256:
+            raise OmniprepError(f"{out}: was built with another tokenizer than that of --model {config.model}")
+        check_family(family, progress.message)
+        listed = new_inputs(dataset, list_inputs(config, progress.message), progress)
+        if not listed.splits:
+            _end_what_was_killed(dataset, progress)
+            progress.message(f"{out}: has all of these inputs; nothing to do")
+            return read_plain_manifest(out)
+        identity = replace(build_identity(config, family, listed), command="append")
+        with hold(out, progress.message) as lease:
+            try:
+                recover(out)
+                before = read_plain_manifest(out)
+                if read_manifest_inputs(before) != read_manifest_inputs(dataset.manifest):
+                    raise OmniprepError(f"{out}: another append ended there just now; run this one again")
+                lease.generation = _begin(out, identity, next_tag(before), overwrite=overwrite)
+                with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
+                    planned = plan(config, progress, lease, listed)
+                    first = len(before["shards"]), int(before["counts"]["rows"]["read"])
+                    receipts = encode(config, planned, progress, lease, first_shard=first[0], first_row=first[1])
+                manifest = _finish(config, planned, receipts, PackedDataset(out), before, lease)
+                write_dataset_report(out, family, progress)
+                sweep(out)
+                _drop_plans(out, lease.generation, before)
+                return manifest
+            except Exception:
+                lease.check()
+                raise
+
+
+def _end_what_was_killed(dataset: PackedDataset, progress: Reporter) -> None:
+    """Finish an append whose run was killed when the dataset had its rows already."""
+    out, uri = dataset.uri, io.join(dataset.uri, *APPEND_STATE)
+    if not dataset.record.tables and not io.exists(uri):
+        return
+    with hold(out, progress.message):
+        recover(out)
+        manifest = read_plain_manifest(out)
+        if io.exists(uri):
+            state = typed_record(BuildIdentity, parse_json(io.read_bytes(uri), uri), uri)
+            done = {entry["source"] for entry in state.inputs} <= set(read_manifest_inputs(manifest))
+            if done:  # else it is an append of other inputs, which is still to be run again
+                write_dataset_report(out, None, progress)
+                _drop_plans(out, state.generation, manifest)
+
+
+def _drop_plans(out: str, tag: str, manifest: dict[str, Any]) -> None:
+    """Remove what only a run that goes on with an append needs; the plan of a build stays, unless rows were removed."""
+    remove_tagged(out, tag, ("plan",))
+    if "removed" in manifest["counts"]["rows"]:
+        remove_plans(out)
+    io.remove(io.join(out, *APPEND_STATE))
+
+
+def _config(dataset: PackedDataset, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust) -> BuildConfig:
+    record = dataset.record
+    model = model_of_dataset(given.pop("model", None), record, dataset.uri)
+    config = build_config(record.config, trust, model=model, inputs=inputs, out=dataset.uri)
+    config = replace(config, bin_length=record.bin_length, **given)
+    return replace(config, audio_decoder=sound_decoder(config.audio_decoder))
+
+
+def read_manifest_inputs(manifest: dict[str, Any]) -> list[str]:
+    """The inputs that a dataset was made of."""
+    return [str(entry["source"]) for entry in manifest.get("inputs", ())]
+
+
+def new_inputs(dataset: PackedDataset, listed: Listed, progress: Reporter) -> Listed:
+    """The inputs that a dataset does not have; OmniprepError for one that it has, and that was changed since."""
+    known = {canonical(entry["source"]): entry for entry in dataset.manifest.get("inputs", ())}
+    fresh, left_out = [], []
+    for entry in listed.inputs:
+        before = known.get(canonical(entry["source"]))
+        if before is None:
+            fresh.append(entry)
+        elif {**before, "source": ""} == {**json_facts(entry), "source": ""}:
+            left_out.append(entry["source"])
+        else:
+            raise OmniprepError(
+                f"{entry['source']}: was changed since {dataset.uri} was built of it; append new rows as a file of "
+                "their own, or build anew"
+            )
+    for source in left_out[:5]:
+        progress.message(f"{source}: {dataset.uri} has it already; left out")
+    if len(left_out) > 5:
+        progress.message(f"{len(left_out) - 5} more inputs are left out, since {dataset.uri} has them")
+    names = {entry["source"] for entry in fresh}
+    return Listed([split for split in listed.splits if split.source in names], fresh)
+
+
+def _begin(out: str, identity: BuildIdentity, tag: str, *, overwrite: bool) -> str:
+    """Say what is appended, or find that a killed run began just this; the tag of its files."""
+    uri = io.join(out, *APPEND_STATE)
+    for folder in FOLDERS:
+        io.make_folder(io.join(out, folder))
+    if io.exists(uri):
+        before = typed_record(BuildIdentity, parse_json(io.read_bytes(uri), uri), uri)
+        changes = list(before.differences(identity))
+        if before.generation == tag and not changes:
+            return tag
+        if changes and before.generation == tag and not overwrite:
+            raise OmniprepError(
+                f"{out}: an append that was stopped is not done ({'; '.join(changes)}); run it again first, or give "
+                "--overwrite to drop it"
+            )
+        remove_tagged(out, before.generation)
+    remove_tagged(out, tag)  # of a removal that was killed
+    sweep(out)
+    io.write_atomic(uri, json.dumps(asdict(replace(identity, generation=tag)), indent=1).encode())
+    return tag
+
+
+def _finish(
+    config: BuildConfig, planned: Planned, receipts: list[Receipt], dataset: PackedDataset, before: dict[str, Any],
+    lease: Lease,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the tables of old and new rows together, and the manifest; returns the manifest."""
+    settled = settle(config, planned, receipts)
+    lease.check()
+    first_bin, first_shard = len(dataset), len(before["shards"])
+    facts = json_facts(planned.facts(sum(receipt["seconds"] for receipt in receipts)))
+    entry = {
+        "command": "append",
+        "rows": settled.counts["rows"],
+        "tokens": settled.counts["tokens"],
+        "bins": settled.counts["bins"],
+        "fill": fill(settled.counts, config.bin_length),
+        "inputs": [given["source"] for given in facts["inputs"]],
+        "plan_sha256": planned.plan_hash,
+        # Shards of other versions of a decoder may differ; which made which is kept.
+        **({"versions": facts["versions"]} if facts["versions"] != before.get("versions") else {}),
+    }
+    counts = add_counts(before["counts"], settled.counts)
+    manifest = {
+        **before,
+        "inputs": [*before["inputs"], *facts["inputs"]],
+        "counts": counts,
+        "fill": fill(counts, config.bin_length),
+        "shards": [*before["shards"], *settled.shards],
+        "generations": add_generation(before, entry),
+    }
+
+    def index(uri: str) -> None:
+        old = pa.table(read_index(dataset.table_uri("index.parquet")), schema=INDEX_SCHEMA)
+        shifted = [replace(entry, shard=entry.shard + first_shard) for entry in settled.entries]
+        write_index_table(uri, pa.concat_tables([old, index_table(shifted)]))
+
+    def rows(uri: str) -> None:
+        write_rows(uri, _all_rows(dataset, settled, first_bin))
+
+    def rejected(uri: str) -> None:
+        with io.open_input(dataset.table_uri("rejected.jsonl")) as old, io.atomic_writer(uri) as new:
+            while piece := old.read(8 << 20):
+                new.write(piece)
+            for line in settled.rejected():
+                new.write(line)
+
+    commit(
+        config.out,
+        manifest,
+        lease.generation,
+        {"index.parquet": index, "rows.parquet": rows, "rejected.jsonl": rejected},
+    )
+    return manifest
+
+
+def _all_rows(dataset: PackedDataset, settled: Settled, first_bin: int) -> Iterator[pa.Table]:
+    """rows.parquet of old and new rows, part by part."""
+    uri = dataset.table_uri("rows.parquet")
+    with io.open_input(uri) as file:
+        table = pq.ParquetFile(file, pre_buffer=False)
+        names = table.schema_arrow.names
+        for group in range(table.metadata.num_row_groups):
+            yield table.read_row_group(group, use_threads=False)
+    for part in settled.tables(first_bin):
+        if set(part.column_names) != set(names):
+            raise DamagedDataError(f"{uri}: has other columns than this omniprep writes; repack the dataset first")
+        yield part.select(names)
+
+
+def add_counts(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The counts of two parts of a dataset together: numbers add up, by key; texts are the newer ones."""
+    total = dict(old)
+    for name, value in new.items():
+        if isinstance(value, dict):
+            total[name] = add_counts(total.get(name) or {}, value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            total[name] = total.get(name, 0) + value
+        else:
+            total[name] = value
+    return total
