@@ -1,6 +1,9 @@
 """Fields of any family: what a mapper gives is what a trainer gets, whatever the layout, the join and the type."""
 
+import json
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -10,10 +13,11 @@ from omniprep.compiler.encode.rows import make_bin
 from omniprep.compiler.output.copied_rows import _items
 from omniprep.data.collate import collate, cut_row
 from omniprep.errors import OmniprepError
+from omniprep.inspect.media import media_of
 from omniprep.shards.affine import ARITHMETIC, affine_params, byte_floats
 from omniprep.shards.codecs import with_codec
 from omniprep.shards.reader import decode
-from omniprep.shards.schema import Bin, Column, arrow_schema, read_layout, storage_dtype
+from omniprep.shards.schema import METADATA_KEY, Bin, Column, arrow_schema, read_layout, storage_dtype
 from omniprep.shards.writer import serialize_bin
 
 MODALITIES = ("image", "audio")
@@ -247,3 +251,73 @@ def test_affine_floats_are_those_of_a_processor(backend, options):
     assert arguments["pixel_values"].numpy()[0].tobytes() == made.tobytes()
     half = collate([stored([row], schema)], dtype=torch.bfloat16)["pixel_values"]
     assert torch.equal(half[0], torch.from_numpy(made).bfloat16())
+
+
+JSON = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 20), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8),
+    st.sampled_from(["concat", "batch", "pad", "list", "array", "affine", "none", "halved", "chw", "hwc", "patches",
+                     "table", "numpy", "uint8", "bool", "int64", "float32", "bfloat16", "prod(image_sizes)"]),
+    st.lists(st.integers(-1, 9) | st.floats(), max_size=4), st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+)  # fmt: skip
+PARAMS = ("pad_value", "pad_to", "mask", "mask_dtype", "forward_dtype", "frames_axis", "picture", "channel_axis",
+          "channel_run", "arithmetic", "channels", "mean", "std", "rescale", "table", "loader", "codec", "patch_size")  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 9))
+def test_no_declaration_of_a_stranger_ends_in_another_error(data, seed):
+    """A declaration is refused when the shard is opened, or what it makes of the values is an array or one line."""
+    schema = arrow_schema(tuple(COLUMNS.values()), family="f", modalities=MODALITIES)
+    rows = random_bin(np.random.default_rng(seed), 3, COLUMNS.values())
+    batch = serialize_bin(make_bin(rows, [0, 1, 2]), schema)
+    content = json.loads(schema.metadata[METADATA_KEY])
+    for _ in range(data.draw(st.integers(1, 3))):
+        column = data.draw(st.sampled_from(content["columns"]))
+        keys = ["kind", "dtype", "shape", "sizes", "load", "join", "batch_axis", "modality", "name"]
+        key = data.draw(st.sampled_from([*keys, *PARAMS]))
+        target = column if key in keys else column.setdefault("params", {})
+        if isinstance(target, dict):
+            target[key] = data.draw(JSON)
+    changed = schema.with_metadata({METADATA_KEY: json.dumps(content).encode()})
+    try:
+        layout = read_layout(changed, "packed/s.arrow")
+        item = decode(batch, changed, layout)
+        alone = [cut_row(item, number) for number in range(3)]
+        for stored_bins in ([item], alone):
+            collate(stored_bins)
+        for cut in alone:
+            _items(cut)
+            for shown in media_of(cut):
+                shown.frames()
+    except OmniprepError as error:
+        assert len(str(error)) < 600
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 9))
+def test_no_numbers_of_a_stranger_end_in_another_error(data, seed):
+    """Sizes, shapes and counts that do not fit the values are damage, whatever they are."""
+    schema = arrow_schema(tuple(COLUMNS.values()), family="f", modalities=MODALITIES)
+    layout = read_layout(schema)
+    whole = pa.ipc.read_record_batch(
+        pa.ipc.read_message(pa.py_buffer(serialize_bin(make_bin(random_bin(np.random.default_rng(seed), 3,
+                                                                           COLUMNS.values()), [0, 1, 2]), schema))), schema)  # fmt: skip
+    lists = [name for name in schema.names if pa.types.is_list(schema.field(name).type)]
+    name = data.draw(st.sampled_from(lists))
+    kind = schema.field(name).type
+    values = whole[name][0].as_py()
+    if values and data.draw(st.booleans()):
+        bits = {pa.uint8(): (0, 255), pa.float32(): (-(2**24), 2**24)}
+        low, high = bits.get(kind.value_type, (-(2**31), 2**31 - 1))
+        values[data.draw(st.integers(0, len(values) - 1))] = data.draw(st.integers(low, high) | st.integers(0, 9))
+    else:
+        values = data.draw(st.none() | st.just([]) | st.just([1] * 7))
+    columns = [pa.array([values], kind) if n == name else whole[n] for n in schema.names]
+    batch = np.frombuffer(pa.RecordBatch.from_arrays(columns, schema=schema).serialize(), np.uint8).copy()
+    try:
+        item = decode(batch, schema, layout)
+        for number in range(len(item["row_ids"])):
+            collate([cut_row(item, number)])
+        collate([item])
+    except OmniprepError as error:
+        assert len(str(error)) < 600

@@ -26,6 +26,11 @@ for width in (27, 54):  # patches of 3 x 3 pixels
             assert ours.dtype == dtype
             plain = unpack_pixels(patches, mean=mean, std=std, patch_size=3, dtype=dtype)
             assert torch.equal(ours, plain), (width, count, dtype)
+            # Crops of other families, channels first or last: the same kernel, without temporal copies.
+            for inner in (width // 3, 1):
+                rows = patches.reshape(-1, 3 * inner)
+                channel = torch.arange(3 * inner) // inner
+                assert torch.equal(launch(rows, tables, inner, 1), tables[channel, rows.long()]), inner
             wide = launch(patches, tables, 9, 54 // width, largest_int32=0)
             assert torch.equal(wide, plain), ("64-bit indices", width, count, dtype)
 print("equal")

@@ -4,6 +4,7 @@ Media travel as they are stored and become floats where the model is. Shapes of 
 here waits for the device.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -223,7 +224,7 @@ def _loaded(column: Column, units: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _floats_of_bytes(column: Column, units: Tensor, dtype: torch.dtype) -> Tensor:
     """The float of each byte by its channel, dtype and shape of `units`; on a GPU by one kernel (data/pixels.py)."""
-    table = _table(column.name, _frozen(column.params), dtype, units.device)
+    table = _table(column.name, json.dumps(column.params), dtype, units.device)
     channels = len(table)
     inner = channel_run(column, units.shape, channels)
     if not units.numel():
@@ -244,18 +245,11 @@ def _floats_of_bytes(column: Column, units: Tensor, dtype: torch.dtype) -> Tenso
     return out.view(units.shape)
 
 
-def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What `byte_floats` reads of params, as a key of a cache."""
-    names = ("arithmetic", "channels", "mean", "rescale", "std", "table")
-    values = ((name, params[name]) for name in names if name in params)
-    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in values)
-
-
 @lru_cache(maxsize=64)
-def _table(name: str, params: tuple[tuple[str, Any], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(C, 256) on the device, where it stays: a copy for each batch would wait for the device's queue.
+def _table(name: str, params: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(C, 256) of params in JSON; rounding to dtype comes last.
 
-    Rounding to dtype comes last.
+    It stays on the device: a copy for each batch would wait for the device's queue.
     """
-    floats = np.ascontiguousarray(byte_floats(dict(params), name))
+    floats = np.ascontiguousarray(byte_floats(json.loads(params), name))
     return torch.from_numpy(floats).to(dtype).to(device)

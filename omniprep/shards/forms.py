@@ -60,8 +60,8 @@ def channel_run(column: Declared, shape: tuple[int, ...], channels: int) -> int:
     """How many values of one channel follow each other in units of `shape` (units, ...), in C order."""
     if channels == 1:
         return 1
-    if "channel_run" in column.params:
-        run: int = column.params["channel_run"]
+    run: int | None = column.params.get("channel_run")
+    if run is not None:
         return run
     if column.params.get("picture") == "patches":  # a patch holds its channels first
         return math.prod(shape[1:]) // channels
