@@ -3,6 +3,8 @@ inference, variables, the date, templates that raise or are not there, tokens ty
 """
 
 import json
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -302,3 +304,31 @@ def test_rows_of_other_templates_than_chatml_are_shown_as_prompts_and_answers(fo
     arrays = {"input_ids": encoded.input_ids, "labels": encoded.labels}
     shown = messages_of(pieces_of(arrays, Vocabulary(ctx.tokenizer.backend_tokenizer)))
     assert shown == [{"role": m["role"], "content": m["content"]} for m in TWO]
+
+
+def test_a_template_that_does_not_end_meets_the_time_limit_of_a_row(tmp_path):
+    slow = (
+        "{% if messages[0]['content'][0]['text'] == 'slow' %}{% for a in range(90000) %}{% for b in range(90000) %}"
+        "{% endfor %}{% endfor %}{% endif %}"
+    )
+    jinja_chat.write_checkpoint(tmp_path / "slow", slow + jinja_chat.CHATML)
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import jinja_chat
+from omniprep.compiler.isolate.deadline import row_deadlines
+from omniprep.compiler.options import family_of
+from omniprep.compiler.plan.rows import plan_rows
+from omniprep.config import BuildConfig
+from omniprep.media.fetch import MediaRoots
+jinja_chat.register()
+config = BuildConfig(model={str(tmp_path / "slow")!r}, bin_length=64)
+ctx = family_of(config)
+with row_deadlines(1.0):
+    for text in ("fast", "slow"):
+        row = {{"messages": [{{"role": "user", "content": text}}]}}
+        print(type(plan_rows([row], ctx, config, MediaRoots(".", (), False))[0]).__name__, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stdout.split() == ["PlannedRow"]
+    assert "Error: a row's chat template: " in done.stderr

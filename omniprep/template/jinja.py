@@ -10,7 +10,7 @@ A template comes with the checkpoint and is not trusted: transformers runs it in
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from omniprep.errors import OmniprepError, Reject, RejectCode
@@ -103,7 +103,7 @@ class ChatTemplate:
 
     def marks_generation(self, tools: Any = None) -> bool:
         """Whether the template itself says what the model writes ({% generation %})."""
-        return not self._own_renderer and bool(_GENERATION.search(self.source(tools)))
+        return not self._own_renderer and _marks_generation(self.source(tools))
 
     @cached_property
     def reads_date(self) -> bool:
@@ -276,6 +276,11 @@ class ChatTemplate:
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
         tokens = {token for token in added if token.strip()} | self._stops
         return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+@lru_cache(maxsize=8)
+def _marks_generation(source: str) -> bool:
+    return bool(_GENERATION.search(source))
 
 
 def _message(role: str, text: str, form: Form) -> dict[str, Any]:

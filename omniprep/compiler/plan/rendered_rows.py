@@ -62,6 +62,7 @@ def render_row(
     row.today = date.fromisoformat(config.template_date) if config.template_date else None
     if config.use_chat_template:
         assert ctx.renderer is not None
+        ctx.chat  # noqa: B018  # is read and learned before the row's time runs
         with row_deadline("a row's chat template"):
             rendered: Rendered = ctx.renderer(row, strategy, generate=generate)
     else:
@@ -137,7 +138,7 @@ def _with_sentinels(row: WholeText, ids: Ids, offsets: Ids, ctx: FamilyContext) 
         before = int(np.count_nonzero(offsets[:index, 1] > start - len(item.before)))
         borders.append((before, int(np.count_nonzero(starts[index + 2 :] < end + len(item.after)))))
     result, weights = result[keep], weights[keep]
-    if np.isin(result, _media_ids(ctx)).any():
+    if any((result == token).any() for token in _media_ids(ctx)):
         raise Reject(
             RejectCode.SPECIAL_TOKEN_IN_TEXT,
             "the text contains a token that the model takes for media; remove or escape it",
