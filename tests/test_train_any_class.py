@@ -300,3 +300,50 @@ def test_a_filler_lets_towers_run_and_changes_nothing(tmp_path, omniprep):
     torch.testing.assert_close(same_gradient, gradient)
     assert all(grad is None for grad in unused) and any(grad is not None for grad in used)
     assert not any(grad.any() for grad in used if grad is not None)
+
+
+def test_a_prompt_whose_tokens_see_each_other_stays_in_its_row(tmp_path):
+    """PaliGemma: image and prompt are one block in every row, and the answer is causal."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14, "projection_dim": 32}
+    text = SIZES | {"model_type": "gemma"}
+    config = transformers.PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=32, image_token_id=299)
+    torch.manual_seed(0)
+    transformers.PaliGemmaForConditionalGeneration(config).save_pretrained(tmp_path / "m")
+    model = loaded(tmp_path / "m")
+    rows = [
+        {
+            "input_ids": (torch.arange(length)[None] * 7919 + length) % 290,
+            "token_type_ids": (torch.arange(length)[None] >= prompt).long(),
+        }
+        for length, prompt in ((20, 12), (7, 3), (30, 29))
+    ]
+    packed = one_bin(rows)
+    packed["position_ids"] = torch.cat([torch.arange(n) for n in packed["row_lengths"]])[None]
+    with torch.no_grad():
+        found = model(**packed).logits[0]
+        causal = model(**(packed | {"token_type_ids": torch.ones_like(packed["input_ids"])})).logits[0]
+        with own_attention(model, "eager"):
+            alone = torch.cat([model.plain_forward(**row).logits[0] for row in rows])
+    torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max()))
+    assert not torch.allclose(found, causal, atol=0.01), "the prompts must matter"
+
+
+class Barring(transformers.Qwen2ForCausalLM):
+    """Bars some words in place, as Chameleon bars the tokens of images."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits[..., 5:9] = torch.finfo(out.logits.dtype).min
+        return out
+
+
+def test_a_class_that_bars_words_makes_its_logits_itself(tmp_path, monkeypatch):
+    language_model("Qwen2").save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(any_class, "model_class", lambda names: Barring)
+    model = loaded(tmp_path / "m")
+    assert model.finish is None
+    row = text_row(model, WORDS, 512, mrope=False)
+    check_rows(model, {"a text": row})
+    check_losses(model, {"a text": row})
+    assert float(model(**row, logits_to_keep=torch.tensor([3])).logits[0, 0, 6]) < -1e30

@@ -251,7 +251,8 @@ def unchanged(logits: Tensor) -> Tensor:
 def find_finish(head: nn.Module, config: Any, run: Callable[[], Any]) -> Finish | None:
     """What a class does to the logits of its head, tried on a bin; None where it is nothing that is known here."""
     kept: list[Tensor] = []
-    hook = head.register_forward_hook(lambda module, args, output: kept.append(output))
+    # A copy: a class may change the logits of some words where they are (Chameleon's images).
+    hook = head.register_forward_hook(lambda module, args, output: kept.append(output.clone()))
     try:
         final: Tensor = run().logits
     finally:

@@ -36,6 +36,7 @@ SEARCHED = 8  # bins looked through for a modality before the table of rows is r
 # (`check_rows`).
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 MOST_ROUNDING = 0.2
+LOWEST = -1e30  # logits below it are of words that cannot be
 
 Row = Mapping[str, Any]
 
@@ -301,6 +302,9 @@ def plain_logits(model: Any, row: Row, positions: Tensor, attention: str = "eage
 def distance(ours: Tensor, theirs: Tensor) -> float:
     """Median over positions of the distance between logits (K, words), relative to the length of theirs.
 
-    The median, since in a mixture of experts rounding sends single tokens to other experts.
+    The median, since in a mixture of experts rounding sends single tokens to other experts. Words that a class never
+    lets a token be have the lowest number there is, or minus infinity, in both.
     """
+    barred = (theirs < LOWEST) & (ours < LOWEST)
+    ours, theirs = ours.masked_fill(barred, 0), theirs.masked_fill(barred, 0)
     return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median())
