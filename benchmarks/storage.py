@@ -2,9 +2,10 @@
 
 ms-swift's side is reckoned from its shapes (and checked by benchmarks/build.py's rival): 1,176 values a patch of images
 and videos, spectrograms of 300 s for every clip, ids and labels and three rows of positions as int64. Every codec's
-dataset is read back and compared with raw, bit by bit. Decoding is timed where the loader does it.
+dataset is read back and compared with raw, bit by bit. Decoding is timed where the loader does it: of source, of the
+files, without the comparison that a first reading makes.
 
-    python benchmarks/storage.py --model CHECKPOINT [--data FOLDER] [--screens FOLDER] [--codecs raw,webp,jxl]
+    python benchmarks/storage.py --model CHECKPOINT [--data FOLDER] [--screens FOLDER] [--codecs raw,delta,source]
 """
 
 import argparse
@@ -84,8 +85,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("OMNIPREP_BENCH_DATA"))
     screenshots = Path(__file__).resolve().parent.parent / "docs"
     parser.add_argument("--screens", type=Path, default=screenshots, help="folder with .png screenshots below it")
-    installed = "raw,webp,jxl" if find_spec("pillow_jxl") else "raw,webp"
-    parser.add_argument("--codecs", default=installed)
+    installed = "raw,delta,source,webp" + (",jxl" if find_spec("pillow_jxl") else "")
+    parser.add_argument("--codecs", default=installed, help="raw first")
     options = parser.parse_args()
     if not options.model:
         print("skipped: needs --model (OMNIPREP_BENCH_MODEL)")

@@ -117,6 +117,23 @@ def test_every_codec_of_every_family_gives_what_raw_gives(omniprep, media, tmp_p
         assert_equal(raw, PackedDataset(tmp_path / codec))
 
 
+@pytest.mark.parametrize("model_type", ["gemma3", "glm4v"])
+def test_the_hf_family_stores_crops_and_patches_by_delta(omniprep, media, tmp_path, model_type) -> None:
+    """Pixels made by a processor in Python: compressed as its columns declare them, never left in files."""
+    from omniprep.testing.init_model import init_model
+
+    model = init_model(tmp_path / "model", model_type)
+    rows = [{"messages": chat("<image>"), "images": [f"media/{name}"]} for name in ("wide.jpg", "photo_flower.jpg")]
+    path = write_rows(media, rows, "hf.jsonl")
+    raw = build(omniprep, path, model, tmp_path / "raw", "--bin-length", 8192, "--pixel-codec", "raw")
+    kept = build(omniprep, path, model, tmp_path / "source", "--bin-length", 8192, "--pixel-codec", "source")
+    assert set(kept.manifest["pixel_codecs"].values()) == {"delta"}
+    assert_equal(raw, kept)
+    done = omniprep("repack", kept.uri, "--bin-length", 8192, "--pixel-codec", "webp", "--out", tmp_path / "webp")
+    assert done.code == 0, done.err
+    assert_equal(raw, PackedDataset(tmp_path / "webp"))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -345,6 +362,11 @@ def test_plan_compares_codecs_by_the_files(omniprep, shared, model_dir) -> None:
         float(number) * {"KiB": 1, "MiB": 1024}[unit] for number, unit in re.findall(r"about ([\d.]+) (KiB|MiB)", line)
     ]
     assert len(sizes) == 3 and sizes[0] < sizes[1] < sizes[2]
+    line = next(line for line in done.out.splitlines() if "one core loads" in line)
+    speeds = [
+        float(number) * {"k": 1, "M": 1000}[unit] for number, unit in re.findall(r"([\d.]+) ?([kM]) tokens/s", line)
+    ]
+    assert len(speeds) == 3 and speeds[0] < speeds[1] < speeds[2]
 
 
 def test_a_dataset_of_before_is_read(shared, tmp_path) -> None:

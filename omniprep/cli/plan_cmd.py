@@ -17,7 +17,7 @@ from omniprep.cli.summary import note_lines
 from omniprep.config import BuildConfig
 from omniprep.errors import UsageError
 from omniprep.printable import counted, printable, say
-from omniprep.progress import duration, size
+from omniprep.progress import duration, short, size
 
 if TYPE_CHECKING:
     from omniprep.compiler.output.built_rows import Planned
@@ -124,6 +124,9 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
         "bins": f"{estimate.bins:,} of {estimate.bin_length:,} tokens",
         "fill": f"{100 * estimate.fill:.2f} %",
         "shards": f"{estimate.shards:,}, about {size(estimate.bytes)}",
+        "one core loads about": f"{short(estimate.tokens / max(estimate.load_seconds, 1e-9))} tokens/s"
+        if estimate.load_seconds
+        else "no pixels",
         "vision patches, audio frames": f"{estimate.patches:,}, {estimate.audio_frames:,}",
         "encoding takes about": f"{time} on {counted(workers, 'worker')}",
         "  known from": known,

@@ -18,7 +18,7 @@ from omniprep.families.columns import blank_item
 from omniprep.families.context import FamilyContext
 from omniprep.families.kinds import Decoded, Item, MediaMeta
 from omniprep.modalities import MODALITIES
-from omniprep.shards.codecs import stored_share
+from omniprep.shards.codecs import FALLBACK, load_speed, stored_share
 from omniprep.shards.schema import storage_dtype
 
 TOKEN_BYTES = 20
@@ -75,6 +75,15 @@ def stored_bytes(facts: Facts, pixel_codec: str, prices: UnitBytes = QWEN_BYTES)
         pictures = np.where(facts["file_bytes"] > 0, facts["file_bytes"], pictures)
     others = float(TOKEN_BYTES) * facts["length"] + price["audio"] * facts["audio_frames"]
     return (others + pictures).astype(np.int64)
+
+
+def load_seconds(facts: Facts, pixel_codec: str, prices: UnitBytes = QWEN_BYTES) -> NDArray[np.float64]:
+    """Seconds that a core takes to load rows, about: those of their pixels, beside which the rest does not count."""
+    pixels = _patch_price(facts, {name: pixels for name, (pixels, _) in prices.items()}) * facts["patches"]
+    speed: Any = load_speed(pixel_codec)
+    if pixel_codec == "source":
+        speed = np.where(facts["file_bytes"] > 0, speed, load_speed(FALLBACK))
+    return np.asarray(pixels / speed, np.float64)
 
 
 def encode_seconds(facts: Facts) -> NDArray[np.float64]:

@@ -1,9 +1,10 @@
 """What a plan promises: rows, tokens, bins, bytes, and about how long encoding takes.
 
 Counts are exact, but for rows that only decoding finds damaged. Bytes follow from the prices of
-omniprep/compiler/costs.py: right to a tenth for raw pixels, and for photographs to a third for other codecs. Seconds
-are an order of magnitude, unless rows were timed (compiler/plan/measure.py): they depend on the machine, and on how
-much larger the files are than what the model sees of them.
+omniprep/compiler/costs.py: right to a tenth for raw pixels and for source, whose files are measured, and for
+photographs to a third for other codecs. Seconds are an order of magnitude, unless rows were timed
+(compiler/plan/measure.py): they depend on the machine, and on how much larger the files are than what the model sees of
+them.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omniprep.compiler.costs import encode_seconds, stored_bytes
+from omniprep.compiler.costs import encode_seconds, load_seconds, stored_bytes
 from omniprep.compiler.output.manifest import note_columns
 from omniprep.modalities import MODALITIES
 
@@ -37,6 +38,8 @@ class Estimate:
     bin_length: int
     shards: int
     bytes: int
+    load_seconds: float
+    """One epoch's loading on one core, of pixels alone."""
     patches: int
     audio_frames: int
     core_seconds: float
@@ -72,6 +75,7 @@ def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int]
         bin_length=config.bin_length,
         shards=planned.assignment.shards,
         bytes=int(stored_bytes(columns, config.pixel_codec, planned.rows.unit_bytes).sum()),
+        load_seconds=float(load_seconds(columns, config.pixel_codec, planned.rows.unit_bytes).sum()),
         patches=int(columns["patches"].sum()),
         audio_frames=int(columns["audio_frames"].sum()),
         core_seconds=timed[0] if timed else float(encode_seconds(columns).sum()),

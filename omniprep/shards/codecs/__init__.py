@@ -17,11 +17,23 @@ from omniprep.shards.codecs.base import PatchCodec, PixelCodec
 from omniprep.shards.schema import Column, Layout
 
 __all__ = [
-    *("CODECS", "FALLBACK", "chosen_codec", "codec_names", "codec_of", "recoded", "stored_share", "with_codec"),
+    *(
+        "CODECS",
+        "FALLBACK",
+        "chosen_codec",
+        "codec_names",
+        "codec_of",
+        "load_speed",
+        "recoded",
+        "stored_share",
+        "with_codec",
+    ),
     "without_codec",
 ]
 
 CODECS: tuple[str, ...] = get_args(PixelCodecName)
+RAW_SPEED = 4e9
+"""Raw patches are read and no more (benchmarks/results/storage.json: 1.6 M image tokens of 2,352 bytes a second)."""
 FALLBACK = "delta"
 """What stores pixels that do not follow from a file alone, where `source` is asked for."""
 
@@ -73,6 +85,11 @@ def stored_share(name: str) -> float:
     codec = _codec(FALLBACK if name == "source" else name)
     assert isinstance(codec, PatchCodec), name
     return codec.share
+
+
+def load_speed(name: str) -> float:
+    """Bytes of patches that a core loads in a second, about; `name` is one of `CODECS`."""
+    return RAW_SPEED if name == "raw" else _codec(name).speed
 
 
 def codec_names(columns: Sequence[Column]) -> dict[str, str]:

@@ -25,6 +25,8 @@ class PixelCodec(ABC):
 
     name: ClassVar[str]
     """As `--pixel-codec` and the column's params have it."""
+    speed: ClassVar[float]
+    """Bytes of patches that a core loads in a second, about, of photographs; what `omniprep plan` promises."""
 
     @abstractmethod
     def library(self) -> str:

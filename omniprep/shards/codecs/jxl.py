@@ -13,6 +13,7 @@ class Codec(webp.Codec):
     """Frames of a picture below each other, as one lossless JPEG XL."""
 
     name: ClassVar[str] = "jxl"
+    speed: ClassVar[float] = 0.09e9
     longest_side: ClassVar[int] = 1 << 20
     format: ClassVar[str] = "JXL"
 
