@@ -126,6 +126,19 @@ def test_every_qwen_family_equals_its_processor(name, model_dir, tmp_path):
         assert all("positions" in trial.comparison.equal for trial in taken)
 
 
+@pytest.mark.parametrize("name", ["internvl", "gemma3", "llava_onevision", "smolvlm", "audioflamingo3", "glm4v"])
+def test_families_that_the_processor_makes_equal_it(name, tmp_path):
+    """Tiles, text of items, arrays of one value a token, padding, windows of sound, time stamps of videos."""
+    ctx = family_without_options(resolve_family(str(init_model(tmp_path / name, name)), "hf"))
+    oracle = oracle_of(ctx)
+    chats = chats_for(ctx, oracle, quick=False)
+    trials = list(try_chats(ctx, oracle, chats))
+    assert [trial.comparison.faults for trial in trials if trial.comparison.faults] == []
+    taken = [trial for trial in trials if not trial.rejected]
+    assert len(taken) >= len(chats) - 2 and {"pixel_values", "input_features"} & set(taken[4].comparison.equal)
+    assert all("tail" not in trial.comparison.meant for trial in taken)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_build_refuses_a_family_that_differs_and_names_it(name, build, tmp_path, own_cache):
     body, said = FAULTS[name]

@@ -163,12 +163,12 @@ def _compare(report: FamilyReport, ctx: FamilyContext, quick: bool) -> None:
     family = oracle.family_without_options(ctx)
     try:
         processor = oracle.oracle_of(family)
+        chats = oracle.chats_for(family, processor, quick=quick)
+        report.rows = list(oracle.try_chats(family, processor, chats))
     except NoOracleError as error:
         report.not_compared = str(error)
         return
     report.against = processor.name
-    chats = oracle.chats_for(family, processor, quick=quick)
-    report.rows = list(oracle.try_chats(family, processor, chats))
     for row in report.rows:
         report.meant |= row.comparison.meant
     report.rejected = [

@@ -85,7 +85,19 @@ class Oracle:
             folder: Where its media lie.
             text: Given to the processor in place of what the chat template writes.
         """
-        return self.call(chat, lambda modality, name: str(folder / file_name(modality, name)), {}, text)
+        metadata: list[dict[str, Any]] = []
+
+        def medium(modality: str, name: str) -> Any:
+            path = folder / file_name(modality, name)
+            if modality != "video":
+                return str(path)
+            frames, facts = whole_video(path)
+            metadata.append(facts)
+            return frames
+
+        items = iter([medium(*item) for item in chat.media])
+        kwargs = {"videos_kwargs": {"video_metadata": metadata}} if metadata else {}
+        return self.call(chat, lambda modality, name: next(items), kwargs, text)
 
     def call(
         self, chat: Chat, medium: Callable[[str, str], Any], processor_kwargs: dict[str, Any], text: str
@@ -159,6 +171,31 @@ class Oracle:
         """Arguments that the model's forward takes by name; empty where its class is not known."""
         cls = self.model_class
         return frozenset() if cls is None else frozenset(inspect.signature(cls.forward).parameters)
+
+
+def whole_video(path: Path) -> tuple[Any, dict[str, Any]]:
+    """All frames of a video, uint8 (T, C, H, W), and transformers' `VideoMetadata` of it.
+
+    Readers differ in the last bit of a color, so the processor gets the frames that omniprep decodes; which of them it
+    takes is its own choice, from the metadata, as when it is given a path.
+    """
+    import numpy as np
+    import torch
+
+    from omniprep.media.source import Source
+    from omniprep.media.video import probe_video, read_frames
+
+    source = Source(path=str(path))
+    facts = probe_video(source)
+    frames = read_frames(source, facts, range(facts.frames))
+    metadata = {
+        "total_num_frames": facts.frames,
+        "fps": facts.fps,
+        "width": facts.width,
+        "height": facts.height,
+        "duration": facts.frames / facts.fps,
+    }
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous(), metadata
 
 
 def _parts(model: Any) -> list[Any]:

@@ -55,11 +55,11 @@ def check_family(ctx: FamilyContext, say: Callable[[str], None]) -> dict[str, An
     with quiet_transformers():
         try:
             oracle = oracle_of(family)
+            chats = chats_for(family, oracle, quick=True)
+            trials = list(try_chats(family, oracle, chats))
         except NoOracleError as error:
             say(f"family {ctx.name}: rows are not compared with a processor of the checkpoint: {error}")
             return {"not_compared": str(error)}
-        chats = chats_for(family, oracle, quick=True)
-        trials = list(try_chats(family, oracle, chats))
     if fault := first_fault(trials):
         raise FamilyDiffersError(f"family {ctx.name!r}: {fault}; {_advice(ctx)}")
     for trial in unfounded_rejects(chats, trials):

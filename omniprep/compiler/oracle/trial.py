@@ -8,7 +8,7 @@ from pathlib import Path
 from omniprep.compiler.encode.single_row import encode_row
 from omniprep.compiler.oracle.chats import Chat, as_row, dummy_chats, write_media
 from omniprep.compiler.oracle.compare import Comparison, compare
-from omniprep.compiler.oracle.processor import Oracle, one_line
+from omniprep.compiler.oracle.processor import NoOracleError, Oracle, one_line
 from omniprep.compiler.oracle.swift import REFERENCE, SwiftOracle
 from omniprep.compiler.plan.rows import plan_rows
 from omniprep.config import BuildConfig
@@ -83,6 +83,8 @@ def _try(ctx: FamilyContext, oracle: Oracle, chat: Chat, folder: Path) -> Trial:
                 "the checkpoint's chat template writes another text than ms-swift's, which the family follows"
             )
         theirs = oracle.arguments(chat, folder, text)
+    except ImportError as error:  # of the processor's own: the row was not judged
+        raise NoOracleError(f"{oracle.name} needs a package: {one_line(error)[:200]}") from error
     except Exception as error:  # whatever a processor or a template raises is its way to refuse a row
         refused = f"{type(error).__name__}: {one_line(error)[:200]}"
     if rejected or refused:
