@@ -378,9 +378,11 @@ class Family(Checkpoint, Rowwise):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of what the family's rows depend on: its own, and the hashes of the plug-ins' texts."""
+        """Versions of what the family's rows depend on: its own, hashes of the plug-ins' texts and the chat template."""
+        template = {"chat template": text_hash(self.chat.sources)[:16]} if self.chat else {}
         texts = zip(self.spec.plugins, self.spec.plugin_sources, strict=True)
         return {
             f"family {self.name}": self.record.version,
+            **template,
             **{f"plugin {path}": text_hash(text)[:16] for path, text in texts},
         }

@@ -90,6 +90,11 @@ class ChatTemplate:
             )
         return str(templates)
 
+    @property
+    def sources(self) -> str:
+        """The texts of all templates that rows may get, for a hash: of a build that goes on they must be the same."""
+        return "\0".join(dict.fromkeys([self.source(None), self.source([])]))
+
     def _compile(self, source: str) -> None:
         import jinja2
 
