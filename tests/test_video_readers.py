@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import random
 import subprocess
@@ -317,6 +318,43 @@ before = status("VmRSS")
 assert read_frames(Source(path=path), facts, range(frames), (364, 196)).shape == (frames, 196, 364, 3)
 print(status("VmHWM") - before)
 """
+
+
+def test_frames_that_grow_halfway_are_refused_before_they_take_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (("x264-params", "keyint=250"),)
+    small = Clip(container="mpegts", size=(64, 48), frames=6, options=options).make()
+    large = Clip(container="mpegts", frames=6, times=lambda number: 600 + 100 * number, options=options).make()
+    monkeypatch.setattr("omniprep.media.frames.MAX_FRAME_PIXELS", 100 * 80)  # between both
+    monkeypatch.setattr("omniprep.media.frames.check_frame", lambda *_: None)  # the decoder itself has to refuse
+    with open_stream(Source(data=small + large)) as stream, pytest.raises(Reject) as caught:
+        for _, frame in stream.frames(range(12), proven=False):
+            assert (frame.width, frame.height) == (64, 48)
+    assert caught.value.code == RejectCode.DECODE_ERROR
+
+
+def test_the_manifest_counts_who_decoded_what(omniprep: Callable[..., Any], model_dir: Path, tmp_path: Path) -> None:
+    """Whatever the number of workers, shards are the same: here, with none and with two."""
+    names = {"H.264: groups of 8": "pyav", "H.264: AVI": "pyav", "VP9: WebM": "decord", "AV1: MP4": "pyav alone"}
+    rows = []
+    for name in names:
+        path = tmp_path / name.replace(": ", "-").replace(" ", "-")
+        path.write_bytes(source(name).read())
+        messages = [{"role": "user", "content": "<video>What is this?"}, {"role": "assistant", "content": "Blocks."}]
+        rows.append(json.dumps({"messages": messages, "videos": [path.name]}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    shards = set()
+    for workers in (0, 2):
+        out = tmp_path / f"out{workers}"
+        done = omniprep(
+            "build", tmp_path / "rows.jsonl", "--model", model_dir, "--bin-length", 2048, "--out", out, "--workers",
+            workers, "--quiet",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert manifest["counts"]["rows"]["packed"] == 4
+        assert manifest["video_readers"] == {"decord": 1, "pyav": 2, "pyav alone": 1}
+        shards.add(json.dumps(manifest["shards"]))
+    assert len(shards) == 1
 
 
 @pytest.mark.slow

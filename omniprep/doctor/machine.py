@@ -106,7 +106,7 @@ def decoders() -> list[Finding]:
         Finding("pictures", "ok", f"Pillow: {', '.join(formats)}{turbo}"),
         Finding("sound", "ok", f"libsndfile: {', '.join(sorted(soundfile.available_formats())[:40])}"),
         Finding("sound in containers", "ok", f"{containers}{f' ({ffmpeg})' if ffmpeg else ''}: mp4, m4a, webm, mkv …"),
-        Finding("video", "ok", "decord, as the reference")
+        Finding("video", "ok", "decord, as the reference; PyAV in its place where the frames are the same")
         if video == "decord"
         else Finding("video", "slow", f"PyAV, since decord is not installed ({wheels})", "pip install decord"),
     ]

@@ -77,7 +77,6 @@ def _filter_graph(frame: Any, turns: tuple[str, ...]) -> Any:
     from av.filter import Graph
 
     graph = Graph()
-    graph.threads = 1
     last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     for direction in turns:
         turn = graph.add("transpose", f"dir={direction}")
