@@ -71,7 +71,11 @@ class VideoStream:
             return "several video streams"
         if self._parse is None:
             return f"codec {self.codec.codec.canonical_name}"
-        return self.table.unproven()
+        if reason := self.table.unproven():
+            return reason
+        if self.table.timed and self.table.in_order and self.codec.has_b_frames:
+            return "the decoder reorders pictures, their times do not"  # decord counts them as they come out
+        return ""
 
     def _packets(self) -> Iterator[Any]:
         """The packets of the stream from the first on; kept ones, or those of the file opened anew."""

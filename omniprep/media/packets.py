@@ -109,7 +109,12 @@ class PacketTable:
         Those of a temporal layer may be referred to by layers above. And some programs give pictures the times of their
         packets, though the decoder puts them in another order: that is seen only where all are decoded.
         """
-        return not self.layers and self.order != list(range(len(self)))
+        return not self.layers and not self.in_order
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether packets stand in the order of their times."""
+        return self.order == list(range(len(self)))
 
     def unproven(self) -> str:
         """Why the packets do not tell which picture decord gives for an index; "" where they do."""
