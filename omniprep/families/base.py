@@ -378,7 +378,7 @@ class Family(Checkpoint, Rowwise):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of what the family's rows depend on: its own, hashes of the plug-ins' texts and the chat template."""
+        """Versions of what the family's rows depend on: its own, hashes of plug-ins' texts and the chat template."""
         template = {"chat template": text_hash(self.chat.sources)[:16]} if self.chat else {}
         texts = zip(self.spec.plugins, self.spec.plugin_sources, strict=True)
         return {
