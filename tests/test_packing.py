@@ -256,7 +256,7 @@ def test_large_plans_are_packed_in_windows():
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 3000, 5000).astype(np.int32)
     facts = {"length": lengths} | {n: (rng.integers(0, 900, 5000) * (lengths > 0)) for n in ("patches", "audio_frames")}
-    facts |= dict.fromkeys(("images", "audios", "videos"), np.zeros(5000, np.int32))
+    facts |= dict.fromkeys(("images", "audios", "videos", "file_bytes"), np.zeros(5000, np.int32))
     rows = Rows(np.zeros(5000, np.int32), np.arange(5000, dtype=np.int32), facts)
     config = BuildConfig(inputs=("a",), model="m", bin_length=4096, out="o", shard_size=1 << 20, max_bin_patches=4000)
     whole = assign_bins(rows, config)
