@@ -92,7 +92,7 @@ class Counter:
 
 def _alike(modality: str, number: int) -> list[MediaMeta]:
     """As many small items of one size."""
-    meta = MediaMeta(kind=modality, width=96, height=64, frames=40, fps=2.0, samples=16_000)
+    meta = MediaMeta(kind=modality, width=96, height=64, frames=36, fps=2.0, samples=16_000)
     return [meta] * number
 
 

@@ -7,10 +7,10 @@ import numpy as np
 
 from omniprep.families.kinds import MediaMeta
 
-IMAGE_SIZES = ((300, 200), (130, 410), (64, 64), (900, 70), (1300, 1000))
+IMAGE_SIZES = ((300, 200), (130, 410), (64, 64), (900, 70), (1000, 800))
 """(width, height): a landscape, an upright one, a small, a thin and a large one, which processors cut into tiles."""
 SAMPLES = (16_000, 40_000, 8_000)
-VIDEOS = ((40, 96, 64), (72, 64, 128))
+VIDEOS = ((36, 96, 64), (40, 64, 96))
 """(frames, width, height)."""
 VIDEO_FPS = 2.0
 
