@@ -148,6 +148,60 @@ def test_options_are_arguments_of_the_processors_parts(checkpoint, media):
         resolve_family(str(folder), family="hf", options={"fps_max_tokens": 3})
 
 
+def test_videos_equal_the_processors(checkpoint, media, monkeypatch):
+    """The frames that the processor's own sampling takes, of a file and of a list of images."""
+    import av
+    from transformers import AutoProcessor, video_utils
+    from transformers.video_processing_utils import VideoProcessorMixin
+
+    from omniprep.media.source import Source
+    from omniprep.media.video import open_video
+
+    rng = np.random.default_rng(0)
+    with av.open(str(media / "film.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(70):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (64, 96, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+    def fetch(self, videos, sample_indices_fn=None):  # as read_video_torchcodec, with the reader of omniprep
+        if isinstance(videos, list):
+            return list(zip(*[fetch(self, video, sample_indices_fn) for video in videos], strict=True))
+        reader = open_video(Source(path=videos))
+        metadata = video_utils.VideoMetadata(
+            total_num_frames=reader.frames,
+            fps=reader.fps,
+            width=reader.width,
+            height=reader.height,
+            duration=reader.frames / reader.fps,
+        )
+        indices = list(range(reader.frames)) if sample_indices_fn is None else sample_indices_fn(metadata=metadata)
+        metadata.frames_indices = indices
+        frames = reader.read([int(index) for index in indices])
+        return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2), metadata
+
+    monkeypatch.setattr(VideoProcessorMixin, "fetch_videos", fetch)
+    for model_type in ("glm46v", "qwen3_5", "gemma4", "llava_onevision"):
+        folder = checkpoint(model_type)
+        family = resolve_family(str(folder), family="hf")
+        config = BuildConfig(model=str(folder), bin_length=1 << 17)
+        for files in (["film.mp4"], ["film.mp4", "film.mp4"]):
+            chat = [("user", "<video>what?" * len(files), files), ("assistant", "x")]
+            expected = reference(folder, chat, media)
+            row = encode_row(as_row(chat), family, config, str(media))
+            ids = row["input_ids"][0].tolist()
+            assert ids == expected.pop("input_ids")[0].tolist()[: len(ids)], model_type
+            for name in expected.keys() - {"attention_mask", "token_type_ids", "mm_token_type_ids"}:
+                assert torch.equal(row[name], expected[name]), (model_type, name)
+        frames = {**as_row([("user", "<video>?"), ("assistant", "x")][1:]), "videos": [["small.png"] * 4]}
+        frames["messages"] = [{"role": "user", "content": "<video>?"}, {"role": "assistant", "content": "x"}]
+        if AutoProcessor.from_pretrained(folder).video_processor.do_sample_frames:
+            with pytest.raises(Reject, match="processor_refused.*takes none of a list of images"):
+                encode_row(frames, family, config, str(media))
+
+
 def test_positions_are_those_of_the_model(checkpoint, media):
     import transformers
 

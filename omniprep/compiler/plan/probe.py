@@ -186,7 +186,7 @@ def _probe_frames(frames: list[Any], setting: _Setting) -> Item:
             f"{len(sizes)} frames are {total >> 20:,} MiB of pixels, the limit is {MAX_READ_BYTES >> 20:,}",
         )
     width, height = sizes[0]
-    fps = setting.ctx.opt.fps
+    fps = getattr(setting.ctx.opt, "fps", None) or 0.0  # families without the option take frames as they are
     meta = MediaMeta(
         kind="video", width=width, height=height, frames=len(sizes), fps=fps, sizes=sizes, options=setting.options
     )

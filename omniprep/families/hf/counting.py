@@ -58,7 +58,10 @@ class Counter:
         return result
 
     def _of(self, modality: str, metas: tuple[MediaMeta, ...]) -> list[Counted]:
-        key = (modality, *((meta.width, meta.height, meta.frames, meta.fps, meta.samples) for meta in metas))
+        key = (
+            modality,
+            *((meta.width, meta.height, meta.frames, meta.fps, meta.samples, meta.sizes[:1]) for meta in metas),
+        )
         counted = self._known.get(key)
         if counted is None:
             counted = self._run(modality, metas)

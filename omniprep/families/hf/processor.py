@@ -24,7 +24,7 @@ _NAMED = {
 _NO_OPTIONS = frozenset(
     (
         *("return_tensors", "device", "data_format", "input_data_format", "disable_grouping", "do_convert_rgb"),
-        *("video_metadata", "return_metadata", "do_sample_frames", "sampling_rate", "raw_speech", "padding"),
+        *("video_metadata", "return_metadata", "sampling_rate", "raw_speech", "padding"),
         *("max_length", "truncation", "pad_to_multiple_of", "return_attention_mask", "text_kwargs"),
     )
 )

@@ -232,6 +232,12 @@ class Runner:
         asked = any(self.settings.get("videos_kwargs", {}).get(name) is not None for name in ("fps", "num_frames"))
         if not (kwargs.pop("do_sample_frames", None) or asked):
             return list(range(metadata["total_num_frames"]))
+        if metadata["fps"] is None:
+            raise Reject(
+                RejectCode.PROCESSOR_REFUSED,
+                "the processor samples frames, and takes none of a list of images; give a video file, or set "
+                "--family-option video_do_sample_frames=False",
+            )
         for name in ("input_data_format", "do_convert_rgb", "device", "video_metadata", "return_tensors"):
             kwargs.pop(name, None)
         with refusals():
@@ -305,6 +311,11 @@ class Runner:
 
 def video_metadata(meta: MediaMeta) -> dict[str, Any]:
     """The `VideoMetadata` of transformers of a whole video, as its loaders fill it in."""
+    if len(set(meta.sizes)) > 1:
+        raise Reject(RejectCode.PROCESSOR_REFUSED, "the frames of a video that is given as images have several sizes")
+    if meta.sizes:  # a list of images has no times and no size of its own
+        unknown = dict.fromkeys(("fps", "duration", "width", "height"))
+        return {"total_num_frames": meta.frames, **unknown}
     return {
         "total_num_frames": meta.frames,
         "fps": meta.fps,
