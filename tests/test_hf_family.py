@@ -155,7 +155,7 @@ def test_videos_equal_the_processors(checkpoint, media, monkeypatch):
     from transformers.video_processing_utils import VideoProcessorMixin
 
     from omniprep.media.source import Source
-    from omniprep.media.video import open_video
+    from omniprep.media.video import probe_video, read_frames
 
     rng = np.random.default_rng(0)
     with av.open(str(media / "film.mp4"), "w") as container:
@@ -169,7 +169,7 @@ def test_videos_equal_the_processors(checkpoint, media, monkeypatch):
     def fetch(self, videos, sample_indices_fn=None):  # as read_video_torchcodec, with the reader of omniprep
         if isinstance(videos, list):
             return list(zip(*[fetch(self, video, sample_indices_fn) for video in videos], strict=True))
-        reader = open_video(Source(path=videos))
+        reader = probe_video(Source(path=videos))
         metadata = video_utils.VideoMetadata(
             total_num_frames=reader.frames,
             fps=reader.fps,
@@ -179,7 +179,7 @@ def test_videos_equal_the_processors(checkpoint, media, monkeypatch):
         )
         indices = list(range(reader.frames)) if sample_indices_fn is None else sample_indices_fn(metadata=metadata)
         metadata.frames_indices = indices
-        frames = reader.read([int(index) for index in indices])
+        frames = read_frames(Source(path=videos), reader, [int(index) for index in indices])
         return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2), metadata
 
     monkeypatch.setattr(VideoProcessorMixin, "fetch_videos", fetch)

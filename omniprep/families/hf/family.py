@@ -38,6 +38,7 @@ from omniprep.families.hf.processor import (
 from omniprep.families.hf.runner import Runner, Unusable
 from omniprep.families.hf.study import MediaFacts, study
 from omniprep.families.kinds import Array, Decoded, Field, MediaMeta, Sample
+from omniprep.families.records import FamilyRecord, FamilySpec
 from omniprep.families.registry import REGISTRY
 from omniprep.families.rowwise import Metas
 from omniprep.media.source import Source
@@ -55,6 +56,12 @@ class HF(Family):
     """The family that a checkpoint's own processor makes."""
 
     exif = "apply"
+
+    def __init__(self, record: FamilyRecord, spec: FamilySpec, config: dict[str, Any]) -> None:
+        """Learn the checkpoint's processor."""
+        super().__init__(record, spec, config)
+        if "audio" in self.facts:  # sounds are resampled to what the processor itself asks for
+            self.audio_preprocessor = {**self.audio_preprocessor, "sampling_rate": self.runner.rate}
 
     def renderer(self, row: Row, strategy: Strategy, *, generate: bool = False) -> Rendered:
         """A row by the checkpoint's own chat template."""
