@@ -225,7 +225,7 @@ def test_completion_scripts_ask_omniprep_itself(omniprep, shell):
 def test_a_shell_completes_commands_options_and_choices(tmp_path):
     """As bash asks, through the entry point: the script above does nothing but this."""
     program = "from omniprep.cli.main import main; main()"
-    words = {"omniprep re": ["report", "repack"], "omniprep build --trunc": ["--truncation"]}
+    words = {"omniprep rep": ["report", "repack"], "omniprep build --trunc": ["--truncation"]}
     words["omniprep repack packed --kind "] = ["text", "image", "audio", "video", "mixed"]
     for typed, wanted in words.items():
         count = len(typed.split(" ")) - 1
