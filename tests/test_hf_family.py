@@ -244,6 +244,17 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(change, said, checkpoint, 
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
+def test_code_of_a_checkpoint_is_not_run_unasked(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("gemma3"), tmp_path / "model")
+    (folder / "processing_own.py").write_text("raise SystemExit('it ran')\n")
+    for name in ("processor_config.json", "config.json"):
+        settings = json.loads((folder / name).read_text())
+        settings |= {"auto_map": {"AutoProcessor": "processing_own.OwnProcessor"}, "processor_class": "OwnProcessor"}
+        (folder / name).write_text(json.dumps(settings))
+    with pytest.raises(OmniprepError, match="its AutoProcessor cannot be loaded: .*--trust-remote-code"):
+        resolve_family(str(folder), family="hf")
+
+
 def test_a_processor_that_changes_the_text_around_images_is_refused(checkpoint):
     with pytest.raises(OmniprepError, match="Idefics2Processor changes the text around image items"):
         resolve_family(str(checkpoint("idefics2")), family="hf")

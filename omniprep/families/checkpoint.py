@@ -52,6 +52,8 @@ class Checkpoint:
             return AutoProcessor.from_pretrained(self._model, trust_remote_code=self._trust_remote_code)
         except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
+            if "trust_remote_code" in str(error):
+                reason = "it is Python code of the checkpoint's own, which runs with --trust-remote-code"
             raise OmniprepError(f"model {self._model!r}: its AutoProcessor cannot be loaded: {reason}") from error
 
     @cached_property
