@@ -53,7 +53,7 @@ def test_repacked_is_freshly_built_byte_for_byte(omniprep, wide, narrow, tmp_pat
         assert (out / name).read_bytes() == (narrow / name).read_bytes(), name
     mine, fresh = (json.loads((folder / "manifest.json").read_text()) for folder in (out, narrow))
     assert mine["counts"]["rejected_by_code"] == {"row_too_long": 2}
-    for key in set(fresh) - {"seconds"}:
+    for key in set(fresh) - {"seconds", "video_readers"}:  # of all rows of the sources, too long ones too
         assert mine[key] == fresh[key], key
     assert omniprep("verify", out, "--quiet").code == 0
 

@@ -5,6 +5,7 @@ given a fresh checksum; remote ones are read bin by bin, the last gigabyte of th
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -72,6 +73,7 @@ class CopiedRows:
             "inputs": [entry for source, entry in inputs.items() if source in kept],
             "seconds": {"repack": round(shard_seconds, 1)},
             "needed_flags": list(dict.fromkeys(flag for ds in self.datasets for flag in ds.record.needed_flags)),
+            "video_readers": self._video_readers(),
             "pixel_codecs": codec_names(recoded(self.datasets[0].layout.columns, self.config.pixel_codec)),
             "repacked_from": [
                 {"uri": ds.uri, "plan_sha256": ds.manifest.get("plan_sha256"), "sha256": entry["sha256"]}
@@ -79,6 +81,15 @@ class CopiedRows:
             ],
             "chosen": {name: self.identity.config[name] for name in ("source", "kind")},
         }
+
+    def _video_readers(self) -> dict[str, int]:
+        """Videos by who decoded them, summed over the sources; which rows they are of is not kept."""
+        total = Counter[str]()
+        for dataset in self.datasets:
+            counts = dataset.manifest.get("video_readers")
+            for name, count in counts.items() if isinstance(counts, dict) else ():
+                total[name] += count if isinstance(count, int) else 0
+        return dict(sorted(total.items()))
 
     def unread(self) -> dict[str, list[Any]]:
         """As `Origin.unread`, summed over the sources.
