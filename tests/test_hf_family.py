@@ -244,6 +244,26 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(change, said, checkpoint, 
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
+def test_a_model_of_text_alone_is_written_by_its_tokenizer(checkpoint, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        shutil.copy(checkpoint("gemma3") / name, folder / name)
+    settings = json.loads((checkpoint("gemma3") / "tokenizer_config.json").read_text())
+    settings.pop("processor_class", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}))
+    family = resolve_family(str(folder))
+    assert family.name == "hf" and family.modalities == ()
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    row = encode_row({"messages": messages}, family, BuildConfig(model="m", bin_length=4096))
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=True, return_dict=True)
+    ids = row["input_ids"][0].tolist()
+    assert ids == expected["input_ids"][: len(ids)] and len(expected["input_ids"]) - len(ids) <= 2
+
+
 def test_code_of_a_checkpoint_is_not_run_unasked(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint("gemma3"), tmp_path / "model")
     (folder / "processing_own.py").write_text("raise SystemExit('it ran')\n")
