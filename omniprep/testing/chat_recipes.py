@@ -38,6 +38,7 @@ RECIPES = {
     "glm4v": GLM_RECIPE,
     "glm4v_moe": GLM_RECIPE,
     "glm46v": GLM_RECIPE,
+    "glm5_next": GLM_RECIPE,
     "llava_onevision": Recipe(template=LLAVA_ONEVISION, ends=CHATML_ENDS),
     "internvl": Recipe(
         template=INTERNVL,
@@ -121,18 +122,9 @@ RECIPES |= {
         },
         processor={"video_processor": {"draw_on_frames": False}},
     ),
+    "fun_asr_nano": Recipe(config={"adaptor_config": {"intermediate_size": 16}}),
     "gemma4": GEMMA4_RECIPE,
     "gemma4_unified": GEMMA4_RECIPE,
-    "granite4_vision": Recipe(
-        config={
-            "vision_config": {"model_type": "siglip_vision_model"},
-            "vision_feature_select_strategy": "full",
-            "downsample_rate": "4/8",
-            "deepstack_layer_map": [[-1, 0]],
-            "spatial_target_layers": [0, 1],
-            "qformer_config": {"num_hidden_layers": 1},
-        },
-    ),
     "hunyuan_vl": Recipe(
         template=CHATML.replace(
             "MEDIA", "{% if item['type'] == 'image' %}<|image_start|><|image|><|image_end|>{% endif %}"
@@ -165,6 +157,24 @@ RECIPES |= {
     "qwen2_5_vl": QWEN_VISION_RECIPE,
     "qwen3_vl": QWEN_VISION_RECIPE,
     "qwen3_vl_moe": QWEN_VISION_RECIPE,
+    "qwen4_exp": replace(
+        QWEN3_5_RECIPE,
+        config={
+            "text_config": {
+                "head_dim": 64,
+                "indexer_n_heads": 4,
+                "indexer_kv_heads": 1,
+                "indexer_head_dim": 64,
+                "indexer_budget": 4096,
+                "indexer_compress_ratio": 4,
+                "hc_lowrank": 16,
+            }
+        },
+    ),
+    "unlimited_ocr": Recipe(
+        config={"vision_config": {"sam_config": {"downsample_channels": [64, 64], "output_channels": 64}}}
+    ),
+    "paligemma": Recipe(processor={"image_processor": {"image_seq_length": 64}}),
     "paddleocr_vl": Recipe(
         template=CHATML.replace(
             "MEDIA",

@@ -47,9 +47,9 @@ def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0,
 
 def known_type(family: str, hooks: list[str]) -> str:
     """The model type that a family's name is, or that the family answers to; UsageError where transformers has none."""
+    from omniprep.families.chat_models import chat_models
     from omniprep.families.registry import REGISTRY
     from omniprep.testing.chat_recipes import RECIPES
-    from omniprep.testing.small_chat import chat_models
 
     record = REGISTRY.families.get(family)
     known = chat_models()

@@ -38,11 +38,12 @@ BY_NAME: tuple[tuple[str, Any], ...] = (
     (r"(attention_)?head_dim", HEAD),
     (r"(.*_)?(intermediate_size|ffn_dim|mlp_dim|inner_dim|ffn_hidden_size|ffn_size)", INNER),
     (
-        r"(.*_)?(hidden_size|embed_dim|d_model|hidden_dim|projection_dim|output_dim|output_proj_dims|out_dim|width|input_dim)",
+        r"(.*_)?(hidden_size|embed_dim|d_model|hidden_dim|projection_dim|output_dim|output_proj_dims|out_dim|width)",
         WIDTH,
     ),
     (r"max_position_embeddings|max_window_layers", 32768),
     (r"hidden_size_per_layer_input", HEAD),
+    (r"num_kv_shared_layers", 0),
 )
 """Pattern of a field's whole name → its value. A field that is absent (None) by default stays so."""
 
@@ -178,7 +179,7 @@ def with_layers(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     if len(kinds) > 1 and "layer_types" not in kwargs:
         kwargs["layer_types"], kwargs["num_hidden_layers"] = kinds, len(kinds)
     for name, default in own_fields(config).items():
-        if name not in kwargs and re.fullmatch(r".*(layer|block|visual)_index(es)?|.*_layers_?idx", name):
+        if name not in kwargs and re.fullmatch(r".*(layer|block|visual|attn)_index(es)?|.*_layers_?idx", name):
             full = default or getattr(config, name, None)
             if isinstance(full, list | tuple):
                 kwargs[name] = type(full)(range(min(len(full), LAYERS)))

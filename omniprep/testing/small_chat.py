@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omniprep.errors import OmniprepError
+from omniprep.families.chat_models import chat_models
 from omniprep.testing.chat_templates import CHATML
 from omniprep.testing.shrink import (
     is_config,
@@ -122,19 +123,6 @@ def model_class(model_type: str) -> Any:
     return getattr(transformers, name)
 
 
-def chat_models() -> dict[str, str]:
-    """Model type → class of every model of transformers that takes text and media and writes text."""
-    from transformers.models.auto import modeling_auto
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-
-    found = dict(modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
-    # Decoders that read sound stand beside the encoder-decoders of text; those with a processor are meant.
-    for model_type, name in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items():
-        if model_type in PROCESSOR_MAPPING_NAMES:
-            found.setdefault(model_type, name)
-    return {model_type: name if isinstance(name, str) else name[0] for model_type, name in found.items()}
-
-
 def make_parts(model_type: str, recipe: Recipe) -> tuple[Any, Any]:
     """The configuration and the processor, which agree with one another."""
     from transformers import AutoConfig
@@ -199,7 +187,7 @@ def asked_tokens(source: str) -> list[str]:
     asked = dict.fromkeys(re.findall(r"tokenizer\.(\w+_token)(?:_id)?\b", source))
     optional = set(re.findall(r"""(?:has|get)attr\((?:self\.)?tokenizer, ["'](\w+_token)(?:_id)?["']""", source))
     standard = {"bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"}
-    return [name for name in asked if name not in standard | optional]
+    return [name for name in asked if name not in standard | optional and not name.startswith("add_")]
 
 
 def literal_tokens(source: str) -> list[str]:
@@ -310,6 +298,8 @@ def make_part(part_type: Any, config: Any, full: Any, given: dict[str, Any]) -> 
     for key, value in defaults.items():
         if key == "image_grid_pinpoints" and (pinpoints := found_value(config, key)):
             settings[key] = pinpoints
+        elif key in COUNTS:
+            settings[key] = picture_tokens(config)
         elif before and after and key in SIZES:
             settings[key] = rescaled(value, before, after)
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -319,7 +309,16 @@ def make_part(part_type: Any, config: Any, full: Any, given: dict[str, Any]) -> 
     return part_type(**{**settings, **given})
 
 
-SIZES = ("size", "crop_size", "max_image_size", "min_image_size", "image_grid_pinpoints", "pad_size", "tile_size")
+SIZES = (
+    "size",
+    "crop_size",
+    "max_image_size",
+    "min_image_size",
+    "image_grid_pinpoints",
+    "pad_size",
+    "tile_size",
+    "high_res_size",
+)
 SAME = {"merge_size": "spatial_merge_size", "feature_size": "num_mel_bins", "img_size": "image_size"}
 """Settings that a configuration has under another name."""
 
