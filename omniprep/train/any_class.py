@@ -28,6 +28,7 @@ from omniprep.errors import OmniprepError
 from omniprep.train.attention import RowBorders, uses_borders
 from omniprep.train.loss import LossHead, TokenLoss, token_loss
 from omniprep.train.mixers import evaluating, split_mixers
+from omniprep.train.shared_tokens import with_features_placed
 from omniprep.train.structure import find_decoder, forward_names
 from omniprep.train.vision_text import has_mrope, model_class, refuse_arguments
 
@@ -98,7 +99,7 @@ class AnyPacked:
 
     def class_forward(self, arguments: Mapping[str, Any]) -> Any:
         """The forward pass of the class behind this one, on a bin."""
-        return super().forward(**arguments)  # type: ignore[misc]
+        return super().forward(**with_features_placed(self, arguments))  # type: ignore[misc]
 
     def head(self) -> nn.Module:
         """The output head."""
