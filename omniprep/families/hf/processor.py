@@ -1,7 +1,9 @@
 """What is read of a checkpoint's processor: its parts, the token of each modality, the options that its parts have."""
 
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,9 @@ def one_line(model: str) -> Iterator[None]:
     except OmniprepError:
         raise
     except Exception as error:
-        reason = error.message if isinstance(error, Reject) else f"{type(error).__name__}: {error}"
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = str(error) or f"in {where.name}, {Path(where.filename).name}"  # some are raised without a word
+        reason = error.message if isinstance(error, Reject) else f"{type(error).__name__}: {said}"
         reason = " ".join(reason.split())[:400]
         raise OmniprepError(f"model {model!r}: its processor cannot be used: {reason}") from error
 
