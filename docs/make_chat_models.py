@@ -38,7 +38,7 @@ Each type below was tried with transformers {transformers}: a small random check
   their size, in float32), and two steps of `omniprep train` run.
 
 **{exact} of {all} are exact.** The others are refused with the reason that stands here.
-`omniprep families --all` prints the same for the installed version. Made by `python docs/make_chat_models.py --try`.
+`omniprep families --all` prints the same for the installed version. Made by `python docs/make_chat_models.py`.
 
 | type | class | media | builds | equals | trains | refused because |
 | --- | --- | --- | --- | --- | --- | --- |

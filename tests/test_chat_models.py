@@ -22,7 +22,6 @@ SLOW = (
     "gemma4",
     "cohere2_vision",
     "glmasr",
-    "glm4v",
     "ovis2",
     "muse_glimmer",
     "qwen2_audio",
