@@ -55,7 +55,7 @@ def worker(model: str) -> None:
     from omniprep.media.resample import image_is_fast, video_is_fast
     from omniprep.progress import reporter
 
-    run._write_report = lambda *_: None
+    run.write_dataset_report = lambda *_: None
     image_is_fast(), video_is_fast()  # compiled by now
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:

@@ -33,7 +33,7 @@ def build(inputs: list[Path], model: str, length: int, row_length: int | None) -
     from omniprep.progress import reporter
     from omniprep.shards.index import read_index
 
-    run._write_report = lambda *_: None
+    run.write_dataset_report = lambda *_: None
     with tempfile.TemporaryDirectory(prefix="omniprep-curves-") as folder, reporter(quiet=True) as progress:
         config = BuildConfig(
             inputs=tuple(map(str, inputs)), model=model, bin_length=length, max_length=row_length,

@@ -139,7 +139,7 @@ def main() -> None:
     import omniprep.compiler.build
     import omniprep.compiler.encode.shard_file
 
-    omniprep.compiler.build._write_report = lambda *_: None
+    omniprep.compiler.build.write_dataset_report = lambda *_: None
     omniprep.compiler.encode.shard_file.ThreadPoolExecutor = Inline  # the profiler follows one thread
     rows = []
     with tempfile.TemporaryDirectory(prefix="omniprep-lines-") as name:

@@ -63,7 +63,7 @@ def worker(model: str, path: str) -> None:
     from omniprep.config import BuildConfig
     from omniprep.progress import reporter
 
-    run._write_report = lambda *_: None
+    run.write_dataset_report = lambda *_: None
     warm = Path(path).with_name("warm.jsonl")
     corpus(warm, 10)
 
