@@ -22,15 +22,18 @@ class NoOracleError(OmniprepError):
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without the advice of transformers to those who write calls of it, which concerns no user of a command."""
+    """Without bars, and without advice of transformers to those who write calls of it: no user of a command is meant."""
     from transformers import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class Oracle:
