@@ -22,7 +22,7 @@ class NoOracleError(OmniprepError):
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without bars, and without advice of transformers to those who write calls of it: no user of a command is meant."""
+    """Without bars, and without advice of transformers to those who write calls of it."""
     from transformers import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
