@@ -279,5 +279,5 @@ def small_family(model: Path) -> SimpleNamespace:
     config = json.loads((model / "config.json").read_text())
     return SimpleNamespace(
         name="small", config=config, arch=ARCH, load_model=load_model, tokenizer_sha256="1" * 64, tokenizer=range(1000),
-        modalities=MODALITIES, columns=COLUMNS,
+        modalities=MODALITIES, columns=COLUMNS, saved_files=(),
     )  # fmt: skip

@@ -42,7 +42,7 @@ from omniprep.families.rowwise import FROM_CHECKPOINT, Rowwise
 from omniprep.media.recipe import PixelRecipe
 from omniprep.modalities import MODALITIES
 from omniprep.shards.schema import Column
-from omniprep.template.chat import TemplateMeta
+from omniprep.template.meta import TemplateMeta
 
 NEEDED = {
     "map_items": ("register_input_mapper", "input mapper", ("map_row",)),
@@ -72,6 +72,7 @@ class Family(Checkpoint, Rowwise):
         chat_template: A template, or the name of a registered one.
         model_arch: An architecture, or the name of a registered one.
         load_model: "module:function" (or a function) that loads a checkpoint for training.
+        saved_files: Patterns of more files of the checkpoint that a trained one needs, beside tokenizer and processor.
         init_model: "module:function" (or a function) of (folder, seed) that writes a small random checkpoint.
         reference: What rows are held against, and what the manifest names: "ms-swift 3.9.3" for the Qwen families;
             empty: the checkpoint's own AutoProcessor.
@@ -98,6 +99,7 @@ class Family(Checkpoint, Rowwise):
     chat_template: str | TemplateMeta = "chatml"
     model_arch: str | ModelArch = ""
     load_model: Any = ""
+    saved_files: tuple[str, ...] = ()
     init_model: Any = ""
     reference: str = ""
     departures: tuple[Departure, ...] = ()
@@ -116,7 +118,8 @@ class Family(Checkpoint, Rowwise):
         check_declared(self.name, self.limits, self.fields)
         self.modalities = tuple(modality for modality in MODALITIES if modality in self.limits)
         template, arch = self.chat_template, self.model_arch
-        self.template = named(record.templates, "template", template) if isinstance(template, str) else template
+        template = named(record.templates, "template", template) if isinstance(template, str) else template
+        self.template = template.of_checkpoint(self.token_text)
         self.arch = named(record.archs, "arch", arch) if isinstance(arch, str) else arch
         for modality in self.modalities:
             missing = {

@@ -98,6 +98,21 @@ class Checkpoint:
             self._token_ids[token] = int(ids[0])
         return self._token_ids[token]
 
+    def token_text(self, name: str) -> str:
+        """The text of a token by its name at the tokenizer ("eos_token_id") or its id ("2").
+
+        Raises:
+            UnknownTokenError: The tokenizer has none, or its text is not exactly that token.
+        """
+        number = int(name) if name.isdigit() else getattr(self.tokenizer, name, None)
+        text = self.tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) else None
+        if text is None or self.token_id(text) != number:
+            raise UnknownTokenError(
+                f"family {self.name!r}: the chat template has the token [{name!r}], which the tokenizer of "
+                f"{self._model!r} lacks; write the text in its place"
+            )
+        return str(text)
+
 
 def processor_settings(model: str) -> dict[str, dict[str, Any]]:
     """The settings of a checkpoint's processors, by modality; {} where it has none of its own.

@@ -145,6 +145,12 @@ class ModelArch:
     aligner: tuple[str, ...] = ()
     generator: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Take one prefix as a text, and lists, as ms-swift does."""
+        for name in ("language_model", "vision_tower", "aligner", "generator"):
+            prefixes = getattr(self, name) or ()
+            object.__setattr__(self, name, (prefixes,) if isinstance(prefixes, str) else tuple(prefixes))
+
 
 def as_json(meta: MediaMeta) -> dict[str, Any]:
     """A MediaMeta as JSON types, defaults left out."""

@@ -11,10 +11,12 @@ import traceback
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from omniprep.errors import OmniprepError
-from omniprep.families.errors import PluginImportError, UnknownFunctionError
+from omniprep.families.base import Family
+from omniprep.families.errors import MissingRegistrationError, PluginImportError, UnknownFunctionError
 from omniprep.families.records import text_hash
 from omniprep.families.registry import REGISTRY
 
@@ -104,12 +106,25 @@ def _load_plugin(path: str, text: str) -> None:
     try:
         with REGISTRY.loading(origin):
             exec(compile(text, path, "exec"), module.__dict__)
+        _check_registered(path, module)
     except Exception as error:
         del sys.modules[name]
         REGISTRY.forget(origin)
         if isinstance(error, OmniprepError):
             raise
         raise PluginImportError(f"--plugin {path}: {_describe(error, path)}") from error
+
+
+def _check_registered(path: str, module: ModuleType) -> None:
+    """Refuse a family that was written and not registered: the checkpoint would silently be that of another."""
+    classes = {record.cls for record in REGISTRY.families.values()}
+    for value in vars(module).values():
+        is_own = isinstance(value, type) and issubclass(value, Family) and value.__module__ == module.__name__
+        if is_own and not any(issubclass(cls, value) for cls in classes):
+            raise MissingRegistrationError(
+                f'--plugin {path}: class {value.__name__} is not registered; write @REGISTRY.register_family("name", '
+                "hf_architectures=[...]) or @register_model(ModelMeta(...)) above it"
+            )
 
 
 def _describe(error: Exception, path: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from omniprep.families.errors import UnknownTemplateError
 from omniprep.families.kinds import ModelArch
-from omniprep.template.chat import TemplateMeta
+from omniprep.template.meta import TemplateMeta
 
 T = TypeVar("T")
 

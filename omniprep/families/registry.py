@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import did_you_mean
+from omniprep.families import guides
 from omniprep.families.base import Family
 from omniprep.families.checks import check_modality
 from omniprep.families.decorated import write_method
@@ -22,15 +23,17 @@ from omniprep.families.errors import (
     BadMaxTokensError,
     DuplicateFamilyError,
     MissingRegistrationError,
+    RegistrationError,
     RegistryFrozenError,
     UnknownFamilyError,
 )
+from omniprep.families.guides import ModelMeta, MultiModelKeys
 from omniprep.families.kinds import Array, Decoded, Expansion, MediaMeta, ModelArch, Sample
 from omniprep.families.records import FamilyRecord, named
 from omniprep.families.rowwise import Metas
 from omniprep.shards.loaders import LOADERS, Loader, LoaderFunction
 from omniprep.shards.schema import LOADS
-from omniprep.template.chat import TemplateMeta
+from omniprep.template.meta import TemplateMeta
 
 C = TypeVar("C", bound=type)
 T = TypeVar("T")
@@ -52,7 +55,16 @@ FALLBACK = "hf"
 
 
 def as_family(cls: type) -> type[Family]:
-    """A class as a family: itself where it is one, else a subclass of it and `Family`."""
+    """A class as a family: itself where it is one, else a subclass of it and `Family`.
+
+    Raises:
+        RegistrationError: The class is the model itself.
+    """
+    if any(f"{base.__module__}.{base.__name__}" == "torch.nn.modules.module.Module" for base in cls.__mro__):
+        raise RegistrationError(
+            f"{cls.__name__} is a model (nn.Module), a family is not: decorate a class of SupportsMultiModal alone and "
+            "name what loads the model in its load_model (docs/registration-guides.md)"
+        )
     if issubclass(cls, Family):
         return cls
     return type(cls.__name__, (cls, Family), {"__module__": cls.__module__, "__doc__": cls.__doc__})
@@ -65,6 +77,7 @@ class Registry:
         self.families: dict[str, FamilyRecord] = {}
         self.templates: dict[str, TemplateMeta] = {"chatml": TemplateMeta()}
         self.archs: dict[str, ModelArch] = {"": ModelArch()}
+        self._owners: dict[tuple[str, str], str | None] = {}
         self.frozen = False
         self._origin: str | None = None
 
@@ -88,7 +101,10 @@ class Registry:
             self.frozen, self._origin = before
 
     def forget(self, origin: str) -> None:
-        """Drop the families of an origin: its file has changed and is loaded anew."""
+        """Drop what an origin registered: its file has changed and is loaded anew."""
+        for kind, name in [key for key, owner in self._owners.items() if owner == origin]:
+            (self.templates if kind == "template" else self.archs).pop(name, None)
+            del self._owners[kind, name]
         self.families = {name: record for name, record in self.families.items() if record.origin != origin}
         for name in [name for name, loader in LOADERS.items() if loader.origin == origin]:
             del LOADERS[name]
@@ -187,22 +203,41 @@ class Registry:
         return self._decorator("register_family", write)
 
     def register_template(
-        self, template: str | TemplateMeta, meta: TemplateMeta | None = None, *, override: bool = False
+        self,
+        template: str | TemplateMeta,
+        meta: TemplateMeta | None = None,
+        *,
+        override: bool = False,
+        exist_ok: bool = False,
     ) -> Callable[[C], C]:
         """Register a chat template: of the class below it, under a name for reuse, or both.
 
         Args:
-            template: A name, or the template itself. A name alone means a template that is registered under it.
+            template: A name, or the template itself, with its own name as ms-swift's guide has it
+                (`TemplateMeta("mine", ...)`) or without. A name alone means a template that is registered under it.
             meta: The template to register under the name; without a class below, call it as a plain function.
             override: Replace a template of the same name.
+            exist_ok: The same, as ms-swift calls it.
         """
-        return self._attribute("template", "chat_template", self.templates, template, meta, override)
+        name = template.template_type if isinstance(template, TemplateMeta) else ""
+        first, second = (name, template) if name and isinstance(template, TemplateMeta) else (template, meta)
+        return self._attribute("template", "chat_template", self.templates, first, second, override or exist_ok)
 
     def register_model_arch(
-        self, arch: str | ModelArch, meta: ModelArch | None = None, *, override: bool = False
+        self, arch: str | ModelArch, meta: ModelArch | None = None, *, override: bool = False, exist_ok: bool = False
     ) -> Callable[[C], C]:
         """Register the module prefixes of the model's parts; names as in `register_template`."""
-        return self._attribute("arch", "model_arch", self.archs, arch, meta, override)
+        name = arch.arch_name if isinstance(arch, MultiModelKeys) else ""
+        first, second = (name, arch) if name and isinstance(arch, ModelArch) else (arch, meta)
+        return self._attribute("arch", "model_arch", self.archs, first, second, override or exist_ok)
+
+    def register_model(self, meta: ModelMeta, *, exist_ok: bool = False) -> Callable[[C], C]:
+        """Register a family as ms-swift's guide registers a model.
+
+        As a plain function it takes over the family that answers for the architectures now (`hf` where none does), with
+        the template, module prefixes and loading function of `meta`. As a decorator it registers the class below.
+        """
+        return guides.register_model(self, meta, exist_ok=exist_ok)
 
     def _attribute(
         self, kind: str, attribute: str, known: dict[str, T], first: str | T, second: T | None, override: bool
@@ -216,6 +251,7 @@ class Registry:
                     f"{kind} {first!r} is registered already; choose another name or pass override=True"
                 )
             known[first] = second
+            self._owners[kind, first] = self._origin
         return decorate
 
     def named(self, kind: str, name: str) -> Any:
@@ -258,7 +294,9 @@ class Registry:
         """`register_input_mapper("image", mapper)`."""
         return self.register_input_mapper("image", mapper)
 
-    def register_max_multimodal_tokens(self, modality: str, most: int | Callable[[Any], int]) -> Callable[[C], C]:
+    def register_max_multimodal_tokens(
+        self, modality: str, most: int | Callable[[Any], int] | None = None
+    ) -> Callable[[C], C]:
         """Register a true upper bound of the tokens of one item: an integer, or a function of the family.
 
         Raises:
@@ -274,11 +312,11 @@ class Registry:
         def write(cls: type[Family]) -> None:
             write_method(cls, "max_tokens", modality, most if callable(most) else lambda family: most)
             rest = {name: tokens for name, tokens in cls.most_tokens.items() if name != modality}
-            cls.most_tokens = rest if callable(most) else {**rest, modality: most}
+            cls.most_tokens = rest if callable(most) else {**rest, modality: cast(int, most)}
 
         return self._decorator("register_max_multimodal_tokens", write)
 
-    def register_max_image_tokens(self, most: int | Callable[[Any], int]) -> Callable[[C], C]:
+    def register_max_image_tokens(self, most: int | Callable[[Any], int] | None = None) -> Callable[[C], C]:
         """`register_max_multimodal_tokens("image", most)`."""
         return self.register_max_multimodal_tokens("image", most)
 

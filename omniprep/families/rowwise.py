@@ -17,9 +17,9 @@ from omniprep.families.kinds import Array, Decoded, Expansion, Field, MediaMeta,
 from omniprep.media.image import decode_image
 from omniprep.media.source import Source
 from omniprep.modalities import MODALITIES
-from omniprep.template.chat import TemplateMeta
 from omniprep.template.item_text import ItemTexts
 from omniprep.template.jinja import ChatTemplate
+from omniprep.template.meta import TemplateMeta
 from omniprep.template.tokens import Encoder
 
 Metas = Mapping[str, Sequence[MediaMeta]]

@@ -5,55 +5,18 @@ _concat_context_list, _add_default_tags).
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
-from omniprep.errors import Reject, RejectCode, UsageError
+from omniprep.errors import Reject, RejectCode
 from omniprep.modalities import MODALITIES
 from omniprep.rows.normalize import Row
-from omniprep.template.agent import FORMATS, format_tool_calls, format_tool_responses, format_tools, parse_tools
+from omniprep.template.agent import format_tool_calls, format_tool_responses, format_tools, parse_tools
 from omniprep.template.loss import OTHER, RESPONSE, SUFFIX, Pieces, Strategy, parse_strategy, weigh
+from omniprep.template.meta import TemplateMeta
 
 # Strategies under which ms-swift 3.9.3 drops the thoughts of earlier answers.
 _LAST_ROUND_STRATEGIES = tuple(map(parse_strategy, ("last_round", "last_round_with_ignore_empty_think")))
 TAGS = {modality: f"<{modality}>" for modality in MODALITIES}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TemplateMeta:
-    """The fixed texts of a chat template (ms-swift: TemplateMeta).
-
-    `{{SYSTEM}}` and `{{QUERY}}` stand for the row's texts. `suffix` ends the last answer and is trained. `norm_bbox` is
-    the unit of boxes (none: pixels of the resized image; norm1000), `bbox_format` how they are written unless the build
-    sets it (legacy: between `box_tokens`, names between `reference_tokens`; new: plain), `agent_template` how tools and
-    their calls are written. Without `keeps_thoughts`, where only the last answer is trained or generated, earlier
-    answers lose all text up to `</think>` and the white space around the rest (ms-swift: ThinkingTemplate).
-    """
-
-    prefix: tuple[str, ...] = ()
-    system_prefix: tuple[str, ...] = ("<|im_start|>system\n{{SYSTEM}}<|im_end|>\n",)
-    prompt: tuple[str, ...] = ("<|im_start|>user\n{{QUERY}}<|im_end|>\n<|im_start|>assistant\n",)
-    chat_sep: tuple[str, ...] | None = ("<|im_end|>\n",)
-    suffix: tuple[str, ...] = ("<|im_end|>",)
-    default_system: str | None = None
-    stop_words: tuple[str, ...] = ("<|endoftext|>", "<|im_end|>")
-    norm_bbox: str = "none"
-    agent_template: str = "hermes"
-    bbox_format: str = "legacy"
-    box_tokens: tuple[str, str] = ("<|box_start|>", "<|box_end|>")
-    reference_tokens: tuple[str, str] = ("<|object_ref_start|>", "<|object_ref_end|>")
-    keeps_thoughts: bool = True
-
-    def __post_init__(self) -> None:
-        """Raise a UsageError for an unknown name."""
-        known = {
-            "agent_template": (self.agent_template, FORMATS),
-            "norm_bbox": (self.norm_bbox, ("none", "norm1000")),
-            "bbox_format": (self.bbox_format, ("legacy", "new")),
-        }
-        for name, (value, values) in known.items():
-            if value not in values:
-                raise UsageError(f"TemplateMeta: {name} {value!r} is not known; known: {', '.join(values)}")
 
 
 CHATML_MESSAGE = re.compile(r"<\|im_start\|>([^\n]*)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)

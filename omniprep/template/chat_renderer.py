@@ -8,10 +8,11 @@ from omniprep.errors import Reject, RejectCode
 from omniprep.modalities import MODALITIES
 from omniprep.rows.normalize import Row
 from omniprep.template.answers import AnswerSpan, find_answers
-from omniprep.template.chat import TemplateMeta, contexts, without_roles
+from omniprep.template.chat import contexts, without_roles
 from omniprep.template.jinja import ChatTemplate, Spans
 from omniprep.template.loss import RESPONSE, SUFFIX, Strategy, weigh
 from omniprep.template.messages import ChatMessage, Write, as_template_input, as_written, chat_messages
+from omniprep.template.meta import TemplateMeta
 from omniprep.template.rendered import ItemSpan, Rendered, WeightSpan
 from omniprep.template.tags import replace_tags
 

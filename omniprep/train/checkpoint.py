@@ -40,10 +40,16 @@ def source_folder(model: str) -> Path:
     return Path(snapshot_download(model))
 
 
-def complete(folder: Path, source: Path, generator: Iterable[str], dtype: torch.dtype) -> None:
-    """Make a whole checkpoint of a folder that save_pretrained filled: tensors of `generator` were not loaded."""
+def complete(
+    folder: Path, source: Path, generator: Iterable[str], dtype: torch.dtype, saved_files: Iterable[str] = ()
+) -> None:
+    """Make a whole checkpoint of a folder that save_pretrained filled: tensors of `generator` were not loaded.
+
+    `saved_files` are patterns of more files that are copied.
+    """
+    patterns = (*COPIED, *saved_files)
     for path in source.iterdir():
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COPIED):
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in patterns):
             shutil.copyfile(path, folder / path.name)
     config = json.loads((source / "config.json").read_text())
     key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"

@@ -221,4 +221,4 @@ def merge_lora(model: str, adapter: Path, out: Path, ctx: Any, dtype: torch.dtyp
     merged = PeftModel.from_pretrained(load_base(ctx, model, dtype, "sdpa"), str(adapter)).merge_and_unload()
     out.mkdir(parents=True, exist_ok=True)
     merged.save_pretrained(out)
-    complete(out, source_folder(model), tuple(ctx.arch.generator), dtype)
+    complete(out, source_folder(model), tuple(ctx.arch.generator), dtype, ctx.saved_files)

@@ -109,6 +109,7 @@ def prepare_run(
         source=source_folder(config.model),
         dtype=weights_dtype(config, args.device),
         generator=tuple(ctx.arch.generator),
+        saved_files=tuple(ctx.saved_files),
         identity=this_run,
         facts=[facts_of_manifest(d.uri, d.record) for d in datasets],
     )

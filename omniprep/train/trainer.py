@@ -44,7 +44,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
     """Trains on `BatchLoader`'s batches.
 
     `model` is wrapped by PEFT when adapters train; `args.max_steps` is the whole run's; `source` is the checkpoint that
-    training began with, `generator` its prefixes that are not loaded. `identity` (resume.py) and `facts` (facts.py) say
+    training began with, `generator` its prefixes that are not loaded, `saved_files` more files of it that are copied. `identity` (resume.py) and `facts` (facts.py) say
     what the run is of and how rows were encoded, for its checkpoints.
     """
 
@@ -64,12 +64,14 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         source: Path,
         dtype: torch.dtype,
         generator: tuple[str, ...],
+        saved_files: tuple[str, ...] = (),
         identity: dict[str, Any],
         facts: Sequence[RowFacts],
     ) -> None:
         self.identity, self.facts = identity, facts
         self.config, self.parts, self.stream, self.loader = config, parts, data.stream, loader
         self.evaluation, self.source, self.weights_dtype, self.generator = data.evaluation, source, dtype, generator
+        self.saved_files = saved_files
         self.started_at = 0  # optimizer steps before this process
         self.best_loss, self.bad_logs = math.inf, 0
         super().__init__(model=model, args=args, eval_dataset=data.evaluation)
@@ -264,7 +266,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         if self.facts:
             write_facts(folder, self.facts)
         if not self.config.lora:
-            complete(folder, self.source, self.generator, self.weights_dtype)
+            complete(folder, self.source, self.generator, self.weights_dtype, self.saved_files)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save all, and last the position in the data, which marks the checkpoint as complete."""

@@ -29,9 +29,10 @@ from omniprep.media.fetch import MediaRoots
 from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import Note, parse_columns
 from omniprep.rows.normalize import THOUGHTS, Row, normalize
-from omniprep.template.chat import TemplateMeta, contexts, prepare, surplus_tags, without_roles
+from omniprep.template.chat import contexts, prepare, surplus_tags, without_roles
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
 from omniprep.template.loss import Pieces, parse_strategy
+from omniprep.template.meta import TemplateMeta
 from omniprep.template.tags import replace_tags
 from omniprep.template.truncate import Placeholder, kept_tokens, text_tokens
 

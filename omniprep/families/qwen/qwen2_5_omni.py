@@ -12,7 +12,7 @@ from omniprep.families.qwen.audio import QwenAudio, audio_fields
 from omniprep.families.qwen.media import QwenVision, vision_fields, vision_options
 from omniprep.families.qwen.omni_layout import Block, interleave, positions
 from omniprep.families.registry import REGISTRY
-from omniprep.template.chat import TemplateMeta
+from omniprep.template.meta import TemplateMeta
 
 
 @REGISTRY.register_family(

@@ -14,7 +14,7 @@ from omniprep.families.kinds import Array, Decoded, Field, MediaMeta, ModelArch
 from omniprep.families.mel import HOP, log_mel
 from omniprep.families.qwen.audio import QwenAudio, audio_fields
 from omniprep.families.registry import REGISTRY
-from omniprep.template.chat import TemplateMeta
+from omniprep.template.meta import TemplateMeta
 
 # A window reaches n_fft/2 = 200 samples beyond its middle: the second frame after the clip sees silence alone.
 TAIL = 3

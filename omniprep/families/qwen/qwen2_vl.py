@@ -17,7 +17,7 @@ from omniprep.errors import UsageError
 from omniprep.families.kinds import Item, ModelArch, Sample
 from omniprep.families.qwen.media import QwenVision, vision_options
 from omniprep.families.registry import REGISTRY
-from omniprep.template.chat import TemplateMeta
+from omniprep.template.meta import TemplateMeta
 
 
 def vision_positions(

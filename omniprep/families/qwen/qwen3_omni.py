@@ -21,7 +21,7 @@ from omniprep.families.mel import audio_frames, log_mel
 from omniprep.families.qwen.media import vision_fields
 from omniprep.families.qwen.qwen2_5_omni import Qwen25Omni
 from omniprep.families.registry import REGISTRY
-from omniprep.template.chat import TemplateMeta
+from omniprep.template.meta import TemplateMeta
 
 # The extractor mirrors half a window of the clip at its ends, which a shorter one does not have.
 LEAST_SAMPLES = 201

@@ -16,7 +16,7 @@ from omniprep.families.qwen.vision import FRAME_FACTOR, VideoPlan, frame_size, p
 from omniprep.families.registry import REGISTRY
 from omniprep.media.recipe import PixelRecipe
 from omniprep.media.resample import resize
-from omniprep.template.chat import TemplateMeta
+from omniprep.template.meta import TemplateMeta
 
 # Tokens of "<12345.6 seconds>" and the two that frame the pictures: digits are one token each.
 MOST_STAMP = 16
