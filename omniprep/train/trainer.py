@@ -44,8 +44,9 @@ class BinTrainer(Trainer):  # type: ignore[misc]
     """Trains on `BatchLoader`'s batches.
 
     `model` is wrapped by PEFT when adapters train; `args.max_steps` is the whole run's; `source` is the checkpoint that
-    training began with, `generator` its prefixes that are not loaded, `saved_files` more files of it that are copied. `identity` (resume.py) and `facts` (facts.py) say
-    what the run is of and how rows were encoded, for its checkpoints.
+    training began with, `generator` its prefixes that are not loaded, `saved_files` patterns of more files of it that
+    are copied. `identity` (resume.py) and `facts` (facts.py) say what the run is of and how rows were encoded, for its
+    checkpoints.
     """
 
     optimizer: Any
