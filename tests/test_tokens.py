@@ -77,6 +77,16 @@ def test_words_are_cut_as_the_tokenizer_cuts_them(tokenizer: Any) -> None:
         assert cut_words(text) == [text[start:end] for _, (start, end) in cutter.pre_tokenize_str(text)]
 
 
+def test_padding_and_limits_that_other_calls_left_on_change_nothing(tokenizer: Any) -> None:
+    texts = ["<|im_end|><|im_end|>a long text", "b", "<|im_end|>"]
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    tokenizer(texts, padding=True, truncation=True, max_length=2)
+    encoder = Encoder(tokenizer)
+    assert encoder.encode(texts[:1]) == expected[:1]
+    tokenizer(texts, padding=True, truncation=True, max_length=2)
+    assert encoder.encode([*texts[1:], "c d e f g"])[:2] == expected[1:]
+
+
 @pytest.mark.parametrize("kind", ["bytes", "metaspace", "prepend"])
 def test_tokenizers_that_put_a_space_before_the_first_word_are_not_cut_there(tmp_path: Path, kind: str) -> None:
     import jinja_chat

@@ -79,9 +79,7 @@ class Encoder:
 
         Each text is tokenized as a whole, as `tokenizer(text, add_special_tokens=special_tokens)` does.
         """
-        # A tokenizer.json may hold limits of its maker's; transformers switches them off before each call.
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._lift_limits()
         result = []
         for encoding in self._backend.encode_batch(texts, add_special_tokens=special_tokens):
             ids = np.array(encoding.ids, np.int32)
@@ -105,12 +103,13 @@ class Encoder:
         """Whether text behind a token has the ids that it has alone: not so where the first word of a text gets a space
         (Metaspace, prepend_scheme "first").
         """
+        self._lift_limits()
         together, first, second = self._backend.encode_batch_fast([f"{token}a", token, "a"], add_special_tokens=False)
         return bool(together.ids == first.ids + second.ids)
 
     def _fresh(self, parts: list[str]) -> list[bytes]:
-        if self._words is None:
-            return self._whole(parts)
+        if self._words is None or not self._parts_alone:
+            return self._whole(parts)  # words are cut from texts without added tokens alone
         ids = self._words.ids(parts)
         unknown = iter(self._whole([part for part, part_ids in zip(parts, ids, strict=True) if part_ids is None]))
         return [next(unknown) if part_ids is None else part_ids for part_ids in ids]
@@ -118,5 +117,13 @@ class Encoder:
     def _whole(self, texts: list[str]) -> list[bytes]:
         if not texts:
             return []
+        self._lift_limits()
         batch = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32).tobytes() for encoding in batch]
+
+    def _lift_limits(self) -> None:
+        """Neither cut texts nor pad them: a tokenizer.json may hold limits of its maker's, and a processor that pads
+        leaves that on. transformers sets both before each call of its own.
+        """
+        self._backend.no_truncation()
+        self._backend.no_padding()
