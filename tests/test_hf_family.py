@@ -96,7 +96,7 @@ def test_bytes_are_stored_where_the_floats_follow_from_them(checkpoint):
 
 
 def test_the_family_is_hf_where_no_other_answers(checkpoint):
-    assert resolve_family(str(checkpoint("gemma3"))).name == "hf"
+    assert resolve_family(str(checkpoint("mistral3"))).name == "hf"
 
 
 def test_what_items_become_depends_on_their_neighbors(checkpoint):

@@ -13,6 +13,17 @@ KNOWN = (
     *(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "32B")),
     *("Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2-Audio-7B"),
     *(f"Qwen/Qwen3-Omni-30B-A3B-{kind}" for kind in ("Instruct", "Thinking", "Captioner")),
+    *(
+        "Qwen/Qwen3.5-27B",
+        "Qwen/Qwen3.5-35B-A3B",
+        "zai-org/GLM-4.1V-9B-Thinking",
+        "zai-org/GLM-4.5V",
+        "zai-org/GLM-4.6V",
+    ),
+    *(f"llava-hf/llava-onevision-qwen2-{size}-ov-hf" for size in ("0.5b", "7b")),
+    *(f"OpenGVLab/InternVL3-{size}-hf" for size in ("1B", "8B")),
+    *(f"google/gemma-3-{size}-it" for size in ("4b", "12b", "27b")),
+    *("google/gemma-4-E2B-it", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "nvidia/audio-flamingo-3-hf"),
 )
 """Hub names of the built-in families; only a hint, any other may be given."""
 

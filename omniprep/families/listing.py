@@ -27,7 +27,7 @@ def describe(record: FamilyRecord) -> list[str]:
         lines.append(f"  {modality:13}  {limit}, {size}, {cls.placeholders.get(modality)}")
     settings = ", ".join(f"{name}={value}" for name, value in sorted({} if callable(options) else options.items()))
     lines.append(f"  options        {'as the checkpoint says' if callable(options) else settings or 'none'}")
-    small = "small model by init-model" if cls.init_model else "no small model"
+    small = "small model by init-model" if cls.init_model or record.model_types else "no small model"
     train = "trains through its own hook" if cls.load_model else "trains as transformers loads it"
     lines.append(f"  models         {train}; {small}")
     return lines

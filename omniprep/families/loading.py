@@ -20,7 +20,17 @@ from omniprep.families.errors import MissingRegistrationError, PluginImportError
 from omniprep.families.records import text_hash
 from omniprep.families.registry import REGISTRY
 
-BUILT_IN = ("qwen.qwen2_5_omni", "qwen.qwen2_vl", "qwen.qwen3_vl", "qwen.qwen2_audio", "qwen.qwen3_omni", "hf.family")
+BUILT_IN = (
+    "qwen.qwen2_5_omni",
+    "qwen.qwen2_vl",
+    "qwen.qwen3_vl",
+    "qwen.qwen2_audio",
+    "qwen.qwen3_omni",
+    "hf.family",
+    "fast.grids",
+    "fast.tiles",
+    "fast.sounds",
+)
 _loaded: dict[str, str] = {}
 """Path of each plug-in that is loaded → its text."""
 

@@ -103,12 +103,17 @@ def _vectors(outcome: Outcome, modality: str, forms: Mapping[str, Form], number:
     vectors = {}
     for name, form in forms.items():
         value = outcome.tensors[name]
-        if form.layout == "row" or form.is_list or form.batch_axis or not is_small(value):
+        if not is_vector(value, form):
             continue
         alone = len(outcome.texts[modality]) == 1
         rest = slice(0, None if number == 0 else 0)  # the first item of a row has what cannot be told apart
         vectors[name] = value if alone else value[number : number + 1] if form.per_item else value[rest]
     return vectors
+
+
+def is_vector(value: Any, form: Form) -> bool:
+    """Whether a tensor has a small entry for each item, which positions may ask for."""
+    return form.layout != "row" and not form.is_list and not form.batch_axis and is_small(value)
 
 
 def _size(counted: list[Counted]) -> int:

@@ -91,6 +91,14 @@ def item_tags(processor: Any) -> dict[str, Tag]:
     return tags
 
 
+def tokens_of_items(processor: Any) -> list[str]:
+    """The tokens that items are made of, as far as the tokenizer cuts them out of a text before anything else."""
+    added = {str(token.content) for token in processor.tokenizer.added_tokens_decoder.values() if not token.single_word}
+    owners = (processor, processor.tokenizer)
+    named = [getattr(owner, f"{modality}_token", None) for modality in MODALITIES for owner in owners]
+    return [token for token in dict.fromkeys(named) if token in added]
+
+
 def written_for_item(processor: Any, modality: str) -> str:
     """What the chat template writes more for a question with an item than for one without; "" for nothing."""
     item, text = {"type": modality, modality: f"<{modality}>"}, {"type": "text", "text": "a question"}
@@ -147,6 +155,18 @@ def settings_of(processor: Any, given: Mapping[str, Any]) -> dict[str, dict[str,
             modality, argument = known[name]
             settings.setdefault(KWARGS[modality], {})[argument] = value
     return settings
+
+
+def part_settings(runner: Runner, modality: str) -> dict[str, Any]:
+    """The arguments that a part of a processor works with: those of the call, else its own, brought into one form.
+
+    As `preprocess` of transformers' image_processing_utils.py does it.
+    """
+    part = part_of(runner.processor, modality)
+    kwargs = dict(runner.merged(modality)[KWARGS[modality]])
+    for name in getattr(getattr(part, "valid_kwargs", None), "__annotations__", ()):
+        kwargs.setdefault(name, getattr(part, name, None))
+    return dict(part._standardize_kwargs(**kwargs)) if modality == "image" else kwargs
 
 
 class TokenTypes:

@@ -153,7 +153,7 @@ class Runner:
         The text is neither put together nor tokenized, which is a fifth of a call for a small image. For processors
         that have parts (`has_parts`), and only where both ways were seen to agree (study.py).
         """
-        kwargs = self._merged(modality, items, settings or {})
+        kwargs = self.merged(modality, items, settings)
         with _one_thread(), refusals():
             media = self._media({modality: items})
             images, _, videos, audio = self.processor.prepare_inputs_layout(text=None, **media)
@@ -167,11 +167,12 @@ class Runner:
         tensors = {name: _plain(value) for name, value in data.items() if name not in unread and value is not None}
         return Outcome({modality: list(texts)}, [], {**self.optional.get(modality, {}), **tensors})
 
-    def _merged(
-        self, modality: str, items: Sequence[Any], settings: Mapping[str, Mapping[str, Any]]
+    def merged(
+        self, modality: str, items: Sequence[Any] = (), settings: Mapping[str, Mapping[str, Any]] | None = None
     ) -> dict[str, dict[str, Any]]:
         """The kwargs of each part of the processor; remembered where they do not depend on the items."""
-        key = repr((modality, settings))
+        settings = settings or {}
+        key = repr((modality, bool(items), settings))
         if modality == "video" or key not in self._merged_kwargs:
             self._merged_kwargs[key] = self.processor._merge_kwargs(
                 self.processor.valid_processor_kwargs,
