@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from corpus import make
 from PIL import Image
-from record import record
+from record import load_kernels, record
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
@@ -30,7 +30,6 @@ from omniprep.families.mel import log_mel
 from omniprep.families.qwen.vision import Limits, image_patches, image_size, plan_video, video_patches
 from omniprep.media.audio import decode_audio
 from omniprep.media.image import decode_image
-from omniprep.media.resample import image_is_fast, video_is_fast
 from omniprep.media.resample import resize as resize_picture
 from omniprep.media.source import Source
 from omniprep.media.video import DECORD, probe_video, read_frames
@@ -169,7 +168,7 @@ def main() -> None:
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
-    image_is_fast(), video_is_fast()  # compiled by now
+    load_kernels()
     ctx = resolve_family(options.model)
     with tempfile.TemporaryDirectory(prefix="omniprep-parts-") as name:
         folder = Path(name)

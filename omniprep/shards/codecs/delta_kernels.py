@@ -129,8 +129,12 @@ def residuals_of_patches(patches, frames, height, width, high, wide, merge, out)
     patch_bytes = 3 * area
     block_high, block_wide = merge * high, merge * wide
     blocks_across = width // block_wide
-    above = np.zeros((3, width + 1), np.uint8)
+    # A row of each color behind a zero, which stands left of the first pixel; and the differences along the row above.
     row = np.zeros((3, width + 1), np.uint8)
+    above = np.zeros((3, width), np.uint8)
+    red, green, blue = row[0, 1:], row[1, 1:], row[2, 1:]
+    red_left, green_left, blue_left = row[0, :width], row[1, :width], row[2, :width]
+    above_red, above_green, above_blue = above[0], above[1], above[2]
     for frame in range(frames):
         above[:] = 0
         for y in range(height):
@@ -141,18 +145,29 @@ def residuals_of_patches(patches, frames, height, width, high, wide, merge, out)
             for across in range(blocks_across):
                 for column in range(merge):
                     at = first + (across * merge * merge + column) * patch_bytes
-                    to = across * block_wide + column * wide + 1
-                    reds = patches[at : at + wide]
-                    greens = patches[at + area : at + area + wide]
-                    blues = patches[at + 2 * area : at + 2 * area + wide]
-                    for k in range(wide):
-                        row[0, to + k] = np.uint8(reds[k] - greens[k])
-                        row[1, to + k] = greens[k]
-                        row[2, to + k] = np.uint8(blues[k] - greens[k])
-            for color in range(3):
-                here, before = row[color], above[color]
-                start = (frame * 3 * height + y) * width + color * plane
-                target = out[start : start + width]
-                for x in range(width):
-                    target[x] = np.uint8(np.uint8(here[x + 1] - here[x]) - np.uint8(before[x + 1] - before[x]))
-            above, row = row, above
+                    to = across * block_wide + column * wide
+                    for k in range(0, wide - 8, 8):
+                        copy_word(red, to + k, patches, at + k)
+                        copy_word(green, to + k, patches, at + area + k)
+                        copy_word(blue, to + k, patches, at + 2 * area + k)
+                    end = wide - 8  # the last word overlaps the one before it
+                    copy_word(red, to + end, patches, at + end)
+                    copy_word(green, to + end, patches, at + area + end)
+                    copy_word(blue, to + end, patches, at + 2 * area + end)
+            start = (frame * 3 * height + y) * width
+            out_red = out[start : start + width]
+            out_green = out[start + plane : start + plane + width]
+            out_blue = out[start + 2 * plane : start + 2 * plane + width]
+            # Whole slices at the same index: only such loops are vectorized.
+            for x in range(width):
+                value = np.uint8(green[x] - green_left[x])
+                out_green[x] = np.uint8(value - above_green[x])
+                above_green[x] = value
+            for x in range(width):
+                value = np.uint8(np.uint8(red[x] - red_left[x]) - above_green[x])
+                out_red[x] = np.uint8(value - above_red[x])
+                above_red[x] = value
+            for x in range(width):
+                value = np.uint8(np.uint8(blue[x] - blue_left[x]) - above_green[x])
+                out_blue[x] = np.uint8(value - above_blue[x])
+                above_blue[x] = value
