@@ -111,8 +111,9 @@ class RowOptions:
     special_tokens_in_text: Literal["allow", "reject"] = "allow"
     """What to do with control tokens typed in text (media tokens always reject the row)."""
 
-    shard_size: int = 512 << 20
-    """Size of a shard in bytes, about."""
+    shard_size: int | None = None
+    """Size of a shard in bytes, about (default: a 64th of the dataset, but no less than 4 MiB and no more than
+    512 MiB)."""
     pixel_codec: PixelCodecName = "delta"
     """How pixels are stored: without loss as delta (a third of the bytes on photographs, loaded by a core at a gigabyte
     a second), raw bytes, WebP or JPEG XL (as small as delta, slower to load); or not at all: source keeps the files
@@ -132,7 +133,7 @@ class RowOptions:
             (self.bin_length >= 0, "--bin-length must be positive"),
             (self.max_length is None or self.max_length > 0, "--max-length must be positive"),
             (self.max_line_bytes > 0, "--max-line-bytes must be positive"),
-            (self.shard_size > 0, "--shard-size must be positive"),
+            (self.shard_size is None or self.shard_size > 0, "--shard-size must be positive"),
             (self.fps is None or self.fps > 0, "--fps must be positive"),
             (self.use_chat_template or not self.system, "--use-chat-template off has no place for --system"),
         ]

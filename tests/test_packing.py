@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from omniprep.compiler.costs import CostModel, bin_cost
-from omniprep.compiler.pack import Rows, assign_bins
+from omniprep.compiler.pack import Rows, assign_bins, default_shard_size
 from omniprep.config import BuildConfig
 from omniprep.packing import balanced_order, pack, permutation, rows_by_bin
 
@@ -276,6 +276,32 @@ def test_large_plans_are_packed_in_windows():
     assert len(borders) == 8
     for start, end in pairwise(borders):
         assert end - start >= 700 and lengths[parts.order[start:end]].sum() >= 256 * 4096
+
+
+def rows_of_photographs(number: int) -> Rows:
+    """Rows of 700 tokens with 2,500 patches each, which take about half a megabyte with delta."""
+    facts = {"length": np.full(number, 700, np.int32), "patches": np.full(number, 2500, np.int32)}
+    facts |= {"images": np.ones(number, np.int32)}
+    facts |= dict.fromkeys(("audios", "videos", "file_bytes", "audio_frames"), np.zeros(number, np.int32))
+    return Rows(np.zeros(number, np.int32), np.arange(number, dtype=np.int32), facts)
+
+
+def test_a_small_dataset_has_shards_for_many_workers_and_a_large_one_no_more_than_it_needs():
+    config = BuildConfig(inputs=("a",), model="m", bin_length=4096, out="o")
+    rows = rows_of_photographs(205)  # 123 MB: 8 workers need several shards each
+    assert 24 <= assign_bins(rows, config).shards <= 48
+    assert assign_bins(rows_of_photographs(6), config).shards == 1
+    assert 60 <= assign_bins(rows_of_photographs(4000), config).shards <= 70
+    other_workers = BuildConfig(inputs=("a",), model="m", bin_length=4096, out="o", workers=64)
+    assert np.array_equal(assign_bins(rows, config).shard_bins, assign_bins(rows, other_workers).shard_bins)
+    chosen = BuildConfig(inputs=("a",), model="m", bin_length=4096, out="o", shard_size=1 << 40)
+    assert assign_bins(rows, chosen).shards == 1, "what is asked for holds"
+
+
+def test_default_shard_sizes():
+    assert default_shard_size(0) == default_shard_size(123_000_000) == 4 << 20
+    assert default_shard_size(10 << 30) == 160 << 20
+    assert default_shard_size(1 << 50) == 512 << 20
 
 
 def photograph(side: int, seed: int) -> Image.Image:

@@ -86,7 +86,7 @@ def repack(
         bin_length: Tokens a new bin holds. Longer rows are rejected (row_too_long).
         progress: Shows every shard.
         seed: Seed of the order (default: that of the first dataset).
-        shard_size: Bytes a shard grows to (default: that of the first dataset).
+        shard_size: Bytes a shard grows to (default: as the first dataset was built).
         sources: Keep the rows of these inputs alone; an input may be shortened to its end (chats.jsonl).
         kinds: Keep rows of these kinds alone, see `KINDS`; rejected rows have no kind and are left out.
         overwrite: Throw away what an earlier build or repack left in `out`.
