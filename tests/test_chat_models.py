@@ -25,6 +25,9 @@ SLOW = (
     "ovis2",
     "muse_glimmer",
     "qwen2_audio",
+    "glmga",  # a config of its own and the class of another type
+    "llama4",  # pixels in bfloat16
+    "step3p7",  # tiles of large pictures alone
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -184,6 +184,29 @@ def test_any_column_comes_back_as_the_mapper_gave_it(codec, seed, rows, others):
                 assert same(alone[name], value), name
 
 
+@pytest.mark.parametrize("name", ["crops", "any_size", "windows"])
+def test_an_argument_of_items_that_are_all_empty_is_left_out(name):
+    """Tiles of pictures too small for any: processors give no tensor, and classes fail at an empty one."""
+    column = COLUMNS[name]
+    if "mask" in column.params:  # which says of each item that it is empty
+        column = flat(name, "uint8", (3, 0, 0))
+    schema = arrow_schema([column], family="f", modalities=MODALITIES, mrope=False)
+    counts = [[int(modality == column.modality) for modality in MODALITIES]]
+
+    def one(units):
+        item = np.ones((units, *(size or 2 for size in column.shape)), storage_dtype(column.dtype))
+        return Bin(
+            input_ids=np.ones(3, np.int32), labels=np.ones(3, np.int32), position_ids=None,
+            cu_seqlens=np.array([0, 3], np.int32), row_ids=np.zeros(1, np.int32), row_items=np.array(counts, np.int32),
+            media={name: [item]},
+        )  # fmt: skip
+
+    empty, full = stored([one(0)], schema), stored([one(2)], schema)
+    assert name not in collate([empty]) and name not in collate([stored([one(0), one(0)], schema)])
+    both = collate([empty, full])[name]
+    assert both.shape[0] == 2 and torch.equal(both, collate([full])[name])
+
+
 def test_join_batch_takes_items_of_one_shape_alone():
     column = flat("views", "float32", (2,), join="batch")
     schema = arrow_schema([column], family="f", modalities=MODALITIES)

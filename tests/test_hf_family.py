@@ -202,10 +202,11 @@ def test_videos_equal_the_processors(checkpoint, media, monkeypatch):
                 encode_row(frames, family, config, str(media))
 
 
-def test_positions_are_those_of_the_model(checkpoint, media):
+@pytest.mark.parametrize("model_type", ["glm46v", "glmga"])  # of its own class, and of another type's
+def test_positions_are_those_of_the_model(model_type, checkpoint, media):
     import transformers
 
-    folder = checkpoint("glm46v")
+    folder = checkpoint(model_type)
     family = resolve_family(str(folder), family="hf")
     chat = [("user", "a <image> b <image>", ["landscape.png", "upright.jpg"]), ("assistant", "x")]
     row = encode_row(as_row(chat), family, BuildConfig(model="m", bin_length=4096), str(media))

@@ -4,6 +4,7 @@ Small random checkpoints (testing/), rows as each checkpoint's own processor mak
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from omniprep.train.attention_choice import own_attention, use_attention
 from omniprep.train.batches import Batcher, forward_kwargs
 from omniprep.train.isolation import check_isolation, check_losses, check_rows, filler_rows, text_row
 from omniprep.train.loss import TokenLoss, make_loss_head
+from omniprep.train.model import check_packing
 from omniprep.train.structure import derive_parts, describe_parts, find_decoder
 
 FAMILIES = ("gemma3", "llava_onevision", "internvl", "smolvlm", "audioflamingo3", "glm4v", "qwen3_5")
@@ -98,6 +100,52 @@ def test_packed_logits_are_those_of_the_classs_own_forward_pass_on_each_row(chec
     text = text_row(model, words(model), 512, mrope=model.mrope)
     check_rows(model, {"a text": text})
     check_losses(model, {"a text": text})
+
+
+def test_stored_positions_that_are_not_the_classs_own_are_refused(checkpoint, bins):
+    """Of glmga's rows every position was that of text, and the check, which gave them to both sides, saw nothing."""
+    _, _, model = checkpoint
+    if not model.mrope:
+        pytest.skip("positions of this class are those of text, which are not stored")
+    rows, _ = bins
+    row = next(row for row in rows if "pixel_values" in row)
+    check_rows(model, {"a picture": row})
+    length = row["input_ids"].shape[1]
+    plain = torch.arange(length).expand(4, 1, -1)
+    with pytest.raises(OmniprepError, match="computes something else on a picture"):
+        check_rows(model, {"a picture": {**row, "position_ids": plain}})
+    dataset = SimpleNamespace(layout=SimpleNamespace(mrope=False))
+    with pytest.raises(OmniprepError, match="no m-rope positions.*build it again"):
+        check_packing(model, [dataset], torch.float32)
+
+
+def test_media_of_16_bits_are_taken_in_the_type_of_the_weights(tmp_path):
+    """Llama 4's processor gives bfloat16, and its class leaves it so."""
+    init_model(tmp_path / "m", "llama4")
+    model = loaded(tmp_path / "m")
+    row = next(row for row in rows_of(str(tmp_path / "m")) if "pixel_values" in row)
+    assert row["pixel_values"].dtype == torch.bfloat16 and model.dtype == torch.float32
+    with torch.no_grad():
+        with own_attention(model, "eager"):
+            expected = model.bare()(**{**row, "pixel_values": row["pixel_values"].float()}).logits
+            torch.testing.assert_close(model.plain_forward(**row).logits, expected)
+        torch.testing.assert_close(model(**row).logits, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("error", [ValueError("pixel_values and more"), RuntimeError("12 != 48"), KeyError("grid")])
+def test_a_class_that_fails_on_a_row_of_the_data_is_refused_in_one_line(error, tmp_path, monkeypatch):
+    language_model("Llama").save_pretrained(tmp_path / "m")
+    model = loaded(tmp_path / "m")
+    row = text_row(model, WORDS, 512, mrope=False)
+
+    def fail(*_, **__):
+        raise error
+
+    for method in ("class_forward", "plain_forward"):
+        with monkeypatch.context() as patch, pytest.raises(OmniprepError, match="fails on a text.*so that it") as found:
+            patch.setattr(type(model), method, fail)
+            check_rows(model, {"a text": row})
+        assert type(error).__name__ in str(found.value) and "\n" not in str(found.value)
 
 
 def test_logits_and_losses_at_some_positions_are_those_of_the_whole(checkpoint, bins):

@@ -53,7 +53,10 @@ def to_model(
         if isinstance(value, Tensor) and device is not None:
             value = value.to(device, non_blocking=True)
         if name in columns:
-            result |= _arguments(columns[name], value, shapes.get(name), dtype)
+            column = columns[name]
+            if column.kind == "flat" and column.join == "concat" and "mask" not in column.params and not value.numel():
+                continue  # tiles, say, of pictures that have none: processors give nothing then, and classes take none
+            result |= _arguments(column, value, shapes.get(name), dtype)
         else:
             result[name] = value
     if "loss_scale" in result:  # a model would take and ignore it: its labels see to it that nobody trains so

@@ -3,7 +3,8 @@
 A mistake in packed attention only shows as a worse model, so three things are tried with the weights at hand:
 - two short rows as one bin, twice, with only the first changed: the second must not notice;
 - a text row, longer than every window in the configuration (where a bin can hold one that long), against the model's
-  own forward pass, with transformers' eager attention and without anything of packing;
+  own forward pass, with transformers' eager attention and without anything of packing, which with classes that
+  nobody wrote a path for is called with what AutoProcessor gives, positions left to the class;
 - a row of each modality, taken from the data, likewise: pictures may have masks of their own;
 - the same rows, and the last row of the first bin, within their bins, as they lie between other rows in training.
 
@@ -13,6 +14,7 @@ shortest rows of each modality in the first bins; the fourth one forward pass fo
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +43,21 @@ LOWEST = -1e30  # logits below it are of words that cannot be
 Row = Mapping[str, Any]
 
 
+@contextmanager
+def failures_named(model: Any, what: str) -> Iterator[None]:
+    """Refuse a model whose forward pass raises on a bin or a row, in one line."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        if isinstance(error, (OmniprepError, torch.OutOfMemoryError)):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise OmniprepError(
+            f"{type(model).__name__} fails on {what}, so that it cannot train on this dataset: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+
+
 def check_isolation(model: Any, vocabulary: int, *, mrope: bool = True) -> None:
     """Run two short rows as one bin, twice, with only the first row changed: the logits of the second must stay."""
     device = next(model.parameters()).device
@@ -63,7 +80,9 @@ def check_rows(model: Any, rows: Mapping[str, Row]) -> None:
     with evaluating(model):
         for what, row in rows.items():
             positions = compared_positions(model, row)
-            compare_with_plain(model, row, positions, logits_at(model, row, positions), f"{what} of a bin")
+            with failures_named(model, f"{what} as a bin"):
+                ours = logits_at(model, row, positions)
+            compare_with_plain(model, row, positions, ours, f"{what} of a bin")
 
 
 def check_bins(model: Any, chosen: Mapping[str, "ChosenRow"], device: torch.device, dtype: torch.dtype) -> None:
@@ -78,7 +97,8 @@ def check_bins(model: Any, chosen: Mapping[str, "ChosenRow"], device: torch.devi
             positions = [compared_positions(model, row) for row in rows]
             starts = [int(item["cu_seqlens"][row.number]) for _, row in entries]
             wanted = torch.cat([start + each for start, each in zip(starts, positions, strict=True)])
-            packed = logits_at(model, to_model(stack([item]), device, dtype), wanted)
+            with failures_named(model, f"a bin of {len(item['cu_seqlens']) - 1} rows with {rows_media(item)}"):
+                packed = logits_at(model, to_model(stack([item]), device, dtype), wanted)
             found = torch.split(packed, [len(each) for each in positions])
             for (what, _), alone, each, ours in zip(entries, rows, positions, found, strict=True):
                 compare_with_plain(model, alone, each, ours, f"{what} between the other rows of its bin")
@@ -86,7 +106,8 @@ def check_bins(model: Any, chosen: Mapping[str, "ChosenRow"], device: torch.devi
 
 def compare_with_plain(model: Any, row: Row, positions: Tensor, ours: Tensor, what: str) -> None:
     """Refuse logits (K, words) of a row at some positions that are not those of the model's own forward pass on it."""
-    theirs = plain_logits(model, row, positions)
+    with failures_named(model, f"{what}, by its own forward pass"):
+        theirs = plain_logits(model, row, positions)
     allowed = ROUNDING.get(computing_type(model), 2e-2)
     difference = distance(ours, theirs)
     if difference > allowed and allowed > ROUNDING[torch.float32]:
@@ -184,6 +205,12 @@ def shortest_rows(datasets: Sequence[PackedDataset]) -> dict[str, "ChosenRow"]:
             if late is not None:
                 choose_rows(dataset, late, chosen)
     return chosen
+
+
+def rows_media(item: Mapping[str, Any]) -> str:
+    """The modalities in a bin, in words."""
+    counts = np.asarray(item["row_items"]).sum(0)
+    return " and ".join(m for m, count in zip(item["modalities"], counts, strict=True) if count) or "text alone"
 
 
 def filler_rows(datasets: Sequence[PackedDataset]) -> dict[str, dict[str, Any]]:

@@ -29,20 +29,31 @@ class Skeleton:
 
     @cached_property
     def has_positions(self) -> bool:
-        """Whether the model computes its positions itself; read from its source, which takes no import of it."""
+        """Whether the model computes its positions itself; read from its source: importing it takes seconds."""
         source = self._source()
         return source is not None and f"def {METHOD}(" in source.read_text(encoding="utf-8")
 
     def _source(self) -> Path | None:
+        """The file of the class that config.json names, which may be that of another type (GLM-GA's is GLM-4.6V's)."""
+        import transformers
         from transformers.models.auto.configuration_auto import model_type_to_module_name
 
-        model_type = str(self._config.get("model_type", ""))
-        name = model_type_to_module_name(model_type)
+        # Where transformers' lazy import finds each class; nothing public says it without the import.
+        modules: Mapping[str, str] = getattr(transformers, "_class_to_module", {})
+        module = modules.get(self._architecture)
+        if module is None:
+            name = model_type_to_module_name(str(self._config.get("model_type", "")))
+            module = f"models.{name}.modeling_{name}"
         try:
-            spec = importlib.util.find_spec(f"transformers.models.{name}.modeling_{name}") if name else None
+            spec = importlib.util.find_spec(f"transformers.{module}")
         except ModuleNotFoundError:
             spec = None
         return Path(spec.origin) if spec is not None and spec.origin else None
+
+    @property
+    def _architecture(self) -> str:
+        """The class that config.json names; "" for none."""
+        return str((self._config.get("architectures") or [""])[0])
 
     @cached_property
     def _object(self) -> Any:
@@ -51,14 +62,15 @@ class Skeleton:
         import transformers
 
         config = transformers.AutoConfig.from_pretrained(self._model, trust_remote_code=self._trust_remote_code)
-        architecture = (self._config.get("architectures") or [""])[0]
-        cls = getattr(transformers, architecture, None)
+        cls = getattr(transformers, self._architecture, None)
         if cls is None:
-            raise OmniprepError(f"model {self._model!r}: transformers has no class {architecture!r}")
+            raise OmniprepError(f"model {self._model!r}: transformers has no class {self._architecture!r}")
         module = sys.modules[cls.__module__]
         owners = [c for c in (cls, *filter(inspect.isclass, vars(module).values())) if hasattr(c, METHOD)]
         for owner in owners:
             own = _config_of(owner, config)
+            if own is None and owner.config_class is cls.config_class:
+                own = config  # of another type with the settings of this class, which it names for itself
             if own is None or "PreTrained" in owner.__name__:
                 continue
             try:
