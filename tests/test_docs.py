@@ -37,7 +37,14 @@ OTHERS = {
     *("--head", "--port", "--address", "--codecs"),
 }
 """Options of other programs: mypy, torchrun, accelerate, ray, benchmarks/storage.py."""
-SLOW = ("README.md", "docs/cluster.md", "docs/families.md", "docs/sharing.md", "docs/training.md")
+SLOW = (
+    "README.md",
+    "docs/cluster.md",
+    "docs/families.md",
+    "docs/registration-guides.md",
+    "docs/sharing.md",
+    "docs/training.md",
+)
 SWAPS = {
     "--workers 16": "--workers 0",
     "--nproc-per-node 8": "--nproc-per-node 2",

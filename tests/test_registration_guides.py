@@ -12,8 +12,10 @@ import toy
 from omniprep import PackedDataset
 from omniprep.errors import UsageError
 from omniprep.families import errors
+from omniprep.families.base import Family
 from omniprep.families.loading import load_families
 from omniprep.families.records import FamilySpec
+from omniprep.families.rowwise import Rowwise
 from omniprep.registry import (
     INPUT_REGISTRY,
     MULTIMODAL_REGISTRY,
@@ -283,6 +285,17 @@ def test_a_plug_in_that_keeps_what_is_not_ours(plugin, change, message):
         text = text.replace(before, after)
     with pytest.raises(errors.FamilyError, match=message):
         load_families((str(plugin(text)),))
+
+
+def test_every_decorator_and_attribute_is_on_the_page():
+    """docs/families.md, "What is registered"."""
+    page = (toy.ROOT / "docs" / "families.md").read_text().split("## What is registered")[1]
+    decorators = [name for name in vars(Registry) if name.startswith("register_")]
+    assert len(decorators) > 15
+    assert [name for name in decorators if f"`{name}" not in page] == []
+    attributes = {*Family.__annotations__, *Rowwise.__annotations__} - {"name", "template", "renderer"}
+    assert len(attributes) > 15
+    assert [name for name in sorted(attributes) if f"`{name}`" not in page] == []
 
 
 def test_the_base_class_has_the_guides_name():

@@ -24,6 +24,8 @@ import yaml
 from conftest import ROOT
 
 FENCE = re.compile(r"(?:^<!-- *(?P<mark>[^>]*?) *-->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+FILE = re.compile(r"# (\w+\.py)\n")
+"""First line of a block that the reader saves under that name."""
 NOT_RUN = "not run: "
 MODEL = "Qwen/Qwen2.5-Omni-7B"
 
@@ -101,6 +103,8 @@ class Reader:
         if block.language == "bash":
             for line in commands_of(block.text):
                 self.command(line)
+        elif block.language == "python" and (name := FILE.match(block.text)):
+            Path(name[1]).write_text(block.text)
         elif block.language == "python" and not any(text in block.text for text in self.skip):
             self.python(block.text)
             self.ran += 1

@@ -174,7 +174,7 @@ def _described(cls: type[Family], meta: ModelMeta) -> type[Family]:
         assert meta.template is not None
         cls.chat_template = meta.template
         reason = f"the text is written by the registered template {meta.template!r}"
-        cls.departures = (*cls.departures, Departure(what="input_ids", reason=reason))
+        cls.departures = (*cls.departures, Departure(what="text", reason=reason))
     if meta.model_arch is not None:
         cls.model_arch = meta.model_arch
     if meta.additional_saved_files:

@@ -128,7 +128,7 @@ class Departure:
     """
 
     what: str
-    """"input_ids", "positions", "tools", or the name of a forward argument."""
+    """"text" (the processor is then given the family's), "input_ids", "positions", "tools", or a forward argument."""
     reason: str
     modality: str = ""
     """Only in rows with such items; empty: in every row."""

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from omniprep.compiler.encode.single_row import encode_row
 from omniprep.compiler.oracle.chats import Chat, as_row, dummy_chats, write_media
@@ -15,6 +16,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.base import Family
 from omniprep.families.context import FamilyContext, resolve
+from omniprep.families.kinds import Departure
 from omniprep.families.registry import REGISTRY
 from omniprep.media.fetch import MediaRoots
 
@@ -79,7 +81,7 @@ def _try(ctx: FamilyContext, oracle: Oracle, chat: Chat, folder: Path) -> Trial:
     try:
         text = "" if rejected else _other_text(ctx, oracle, chat, config, folder)
         if text:
-            meant["text"] = (
+            meant["text"] = _own_text(ctx) or (
                 "the checkpoint's chat template writes another text than ms-swift's, which the family follows"
             )
         theirs = oracle.arguments(chat, folder, text)
@@ -94,7 +96,10 @@ def _try(ctx: FamilyContext, oracle: Oracle, chat: Chat, folder: Path) -> Trial:
         ours,
         theirs,
         oracle.positions(theirs) if ctx.mrope else None,
-        departures=[d for d in ctx.departures if d.modality in ("", *chat.modalities)],
+        departures=[
+            *(d for d in ctx.departures if d.modality in ("", *chat.modalities)),
+            *(_other_borders(ctx, ours["input_ids"][0], theirs["input_ids"][0]) if "text" in meant else ()),
+        ],
         may_end_early=ctx.renderer is None,
         forward_names=oracle.forward_names,
         position_names=oracle.position_names,
@@ -109,14 +114,33 @@ def _other_text(ctx: FamilyContext, oracle: Oracle, chat: Chat, config: BuildCon
     """The row's own text, placeholders unexpanded, where it is ms-swift's and not the checkpoint's template's; else "".
 
     ms-swift has templates of its own; some checkpoints' differ from them (Qwen3-VL-Thinking writes an empty thought
-    into every last answer). Then the processor is given the text. A plug-in with a template of its own is no such case.
+    into every last answer). Then the processor is given the text, as it is where a family declares that its text is its
+    own (`Departure("text")`). A plug-in that has such a template without a word is no such case.
     """
-    if ctx.reference != REFERENCE or not any(_writes_as(ctx, record.cls) for record in REGISTRY.families.values()):
+    follows = ctx.reference == REFERENCE and any(_writes_as(ctx, record.cls) for record in REGISTRY.families.values())
+    if not follows and not _own_text(ctx):
         return ""
     planned = plan_rows([as_row(chat)], ctx, config, MediaRoots(str(folder), (), False))[0]
     assert not isinstance(planned, Reject)  # the row was encoded just now
     text = str(ctx.tokenizer.decode(planned.ids))
     return "" if oracle.template_text(chat).startswith(text) else text
+
+
+def _own_text(ctx: FamilyContext) -> str:
+    """Why the family's text is not that of the checkpoint's chat template; "" where it says nothing."""
+    return next((departure.reason for departure in ctx.departures if departure.what == "text"), "")
+
+
+def _other_borders(ctx: FamilyContext, ours: Any, theirs: Any) -> list[Departure]:
+    """What differs where the same text was tokenized whole: a `TemplateMeta` keeps answers apart from its own texts."""
+    if (
+        not _own_text(ctx)
+        or ours.tolist() == theirs.tolist()
+        or ctx.tokenizer.decode(ours) != ctx.tokenizer.decode(theirs)
+    ):
+        return []
+    reason = "the template's texts and the answers are tokenized apart, as ms-swift does"
+    return [Departure(what=what, reason=reason) for what in ("input_ids", "positions")]
 
 
 def _writes_as(ctx: FamilyContext, cls: type[Family]) -> bool:
