@@ -46,8 +46,13 @@ class ItemTexts:
         """The text of an item; rejects placeholder_mismatch where no added token is in it."""
         if (known := self._known.get(text)) is not None:
             return known
-        found = ([match.span() for match in pattern.finditer(text)] for pattern in self._encoder.borders)
-        borders: list[tuple[int, int]] = next(filter(None, found), [])
+        if not text:
+            raise Reject(RejectCode.PLACEHOLDER_MISMATCH, "the processor writes no text, so no token, for an item")
+        special, any_added = ([match.span() for match in pattern.finditer(text)] for pattern in self._encoder.borders)
+        borders: list[tuple[int, int]] = special
+        # Tokens of an item need not be special ones: none of them may be left outside.
+        if any_added and (not special or any_added[0] < special[0] or any_added[-1] > special[-1]):
+            borders = any_added
         if not borders:
             raise Reject(
                 RejectCode.PLACEHOLDER_MISMATCH,

@@ -55,11 +55,44 @@ class Encoder:
 
         White space may be part of a longer token with that beside it (Gemma has tokens of several newlines).
         """
+        cutters = [text for text in (*self._cutters, *self._loose_cutters()) if text.strip()]
         special, others = (
-            sorted((text for text in self._cutters if text.strip() and wanted(text)), key=len, reverse=True)
+            sorted(filter(wanted, cutters), key=len, reverse=True)
             for wanted in (self.special_tokens.__contains__, bool)
         )
         return tuple(re.compile("|".join(map(re.escape, texts)) or "(?!)") for texts in (special, others))  # type: ignore[return-value]
+
+    def _loose_cutters(self) -> list[str]:
+        """Added tokens that take the white space beside them along or are matched after normalization, of those that
+        are matched side by side: what stands between two of them is cut off as well.
+        """
+        added = self.tokenizer.added_tokens_decoder.items()
+        cutters = set(self._cutters)
+        loose = [(number, t.content) for number, t in added if not t.single_word and t.content not in cutters]
+        encoded = self.with_offsets([content * 2 for _, content in loose], special_tokens=False)
+        return [
+            content
+            for (number, content), (ids, offsets) in zip(loose, encoded, strict=True)
+            if ids.tolist() == [number] * 2 and offsets.reshape(-1).tolist() == _edges(content)
+        ]
+
+    @cached_property
+    def _stripping(self) -> dict[int, str]:
+        """Added tokens that take the white space beside them along."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {number: token.content for number, token in added if token.lstrip or token.rstrip}
+
+    def own_characters(self, text: str, ids: Ids, offsets: Ids) -> Ids:
+        """Offsets (n, 2) in which an added token has the characters of its name, without white space that it took."""
+        if not self._stripping:
+            return offsets
+        result = offsets.copy()
+        for index in np.flatnonzero(np.isin(ids, list(self._stripping))).tolist():
+            content = self._stripping[int(ids[index])]
+            start, end = offsets[index].tolist()
+            if (place := text.find(content, start, end)) >= 0:
+                result[index] = place, place + len(content)
+        return result
 
     @property
     def by_words(self) -> bool:
@@ -127,3 +160,12 @@ class Encoder:
         """
         self._backend.no_truncation()
         self._backend.no_padding()
+
+def _any_of(texts: list[str]) -> re.Pattern[str]:
+    """A pattern of texts, the longest first; it matches nothing where there are none."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
+
+
+def _edges(content: str) -> list[int]:
+    """Offsets of a token that stands twice in a text."""
+    return [0, len(content), len(content), 2 * len(content)]

@@ -118,7 +118,9 @@ def tokenize_rows(rows: Sequence[WholeText], ctx: FamilyContext) -> Iterator[Tok
 
 
 def _with_sentinels(row: WholeText, ids: Ids, offsets: Ids, ctx: FamilyContext) -> TokenizedRow:
-    weights = token_weights(row.weights, with_spaces(offsets) if row.spaces_count else offsets)
+    own = ctx.encoder.own_characters(row.text, ids, offsets)
+    weights = token_weights(row.weights, with_spaces(own) if row.spaces_count else offsets)
+    offsets = own
     keep = np.ones(len(ids), bool)
     result = ids.copy()
     starts, borders = offsets[:, 0], []
@@ -127,7 +129,9 @@ def _with_sentinels(row: WholeText, ids: Ids, offsets: Ids, ctx: FamilyContext) 
         while index < len(ids) and starts[index] == start and offsets[index, 1] == start:
             index += 1  # a token without characters in front of it
         middle, end = start + len(item.first), start + len(item.stand_in)
-        if offsets[index : index + 2].tolist() != [[start, middle], [middle, end]]:
+        edges = [int(item.ids[0]), int(item.ids[-1])]
+        apart = offsets[index : index + 2].tolist() == [[start, middle], [middle, end]]
+        if not apart or ids[index : index + 2].tolist() != edges:
             raise Reject(
                 RejectCode.PLACEHOLDER_MISMATCH,
                 f"the tokenizer does not keep the special tokens around the {modality} apart from the text beside them",

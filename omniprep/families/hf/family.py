@@ -104,6 +104,8 @@ class HF(Family):
         """Modality → most items of a row, as far as the processor says."""
         with one_line(self.spec.model):
             assert self.chat  # a checkpoint without a chat template is refused before anything is tried
+            if self.has_processor:
+                self.runner.check_uncut()
             return {modality: facts.limit for modality, facts in self.facts.items()}
 
     def placeholders(self) -> dict[str, str]:  # type: ignore[override]
