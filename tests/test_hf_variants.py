@@ -147,3 +147,32 @@ def test_files_are_read_as_the_processor_reads_them(checkpoint, media, tmp_path)
         expected = family.processor.image_processor.fetch_images(str(path))
         found = torch.from_numpy(np.array(load_as_processor(family.processor, Source(path=str(path)))))
         assert torch.equal(found.permute(2, 0, 1), expected), path.name
+
+
+@pytest.mark.parametrize("model_type", ["llava", "phi4_multimodal"])
+def test_the_chat_template_may_be_the_tokenizers(model_type, checkpoint, media, tmp_path):  # noqa: F811
+    from transformers import AutoProcessor
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint(model_type), folder)
+    template = (folder / "chat_template.jinja").read_text()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    (folder / "chat_template.jinja").unlink()
+    processor = AutoProcessor.from_pretrained(folder)
+    assert processor.chat_template is None  # transformers does not hand it on
+    family = resolve_family(str(folder), family="hf")
+    assert "image" in family.modalities
+    chat = [("user", "see <image>", ["landscape.png"]), ("assistant", "ok")]
+    row = encode_row(as_row(chat), family, BuildConfig(model="m", bin_length=1 << 16), str(media))
+    expected = processor.apply_chat_template(
+        as_conversation(chat, media),
+        chat_template=processor.tokenizer.chat_template,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    for name in set(expected) - {"input_ids", "attention_mask"}:
+        assert torch.equal(row[name], expected[name]), name
+    length = row["input_ids"].shape[1]
+    assert torch.equal(row["input_ids"], expected["input_ids"][:, :length])

@@ -49,7 +49,9 @@ class Checkpoint:
         from transformers import AutoProcessor
 
         try:
-            return AutoProcessor.from_pretrained(self._model, trust_remote_code=self._trust_remote_code)
+            return with_chat_template(
+                AutoProcessor.from_pretrained(self._model, trust_remote_code=self._trust_remote_code)
+            )
         except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             if "trust_remote_code" in str(error):
@@ -198,3 +200,15 @@ def _load_encoder(model: str, trust_remote_code: bool, changed_ns: int) -> Encod
     if not tokenizer.is_fast:
         raise OmniprepError(f"model {model!r}: only fast tokenizers (tokenizer.json) are supported")
     return Encoder(tokenizer)
+
+
+def with_chat_template(processor: Any) -> Any:
+    """The processor, with its tokenizer's chat template where it has none of its own.
+
+    AutoProcessor looks for chat_template.jinja and chat_template.json alone, and does not hand it to classes such as
+    Phi-4-multimodal's. `apply_chat_template` then needs `chat_template=processor.tokenizer.chat_template`.
+    """
+    of_tokenizer = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    if of_tokenizer and getattr(processor, "chat_template", None) is None:
+        processor.chat_template = of_tokenizer
+    return processor

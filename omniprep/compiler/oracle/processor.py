@@ -57,6 +57,8 @@ class Oracle:
             raise NoOracleError(f"its AutoProcessor cannot be loaded: {one_line(error)}") from error
         if not isinstance(processor, ProcessorMixin):
             raise NoOracleError("it has no processor of its own (AutoProcessor gives a part of one alone)")
+        # Some classes of processors are not given the template that their tokenizer has.
+        processor.chat_template = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
         if not processor.chat_template:
             raise NoOracleError(f"{type(processor).__name__} has no chat template")
         self.processor: Any = processor

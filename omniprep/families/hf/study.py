@@ -75,6 +75,8 @@ def study(runner: Runner, modality: str, token_names: frozenset[str]) -> MediaFa
     _check_contexts(runner, examples[0] if modality == "audio" else min(examples, key=_pixels_of))
     names = _fill_absent(runner, modality, examples, token_names)
     row, joined, limit = _together(runner, modality, examples)
+    if joined is not None and (more := sorted(joined.tensors.keys() - {*names, *token_names})):
+        raise Unusable(f"{_name(runner)} gives {more[0]!r} for several {modality} items, but for none alone")
     forms = _single_forms(names, examples) if joined is None else _forms(names, row, joined)
     # A processor that takes items of one size together, but not of several, is asked about every row as a whole.
     alike = len(row) > 1 and len({id(example) for example in row}) == 1 and len(examples) > 1
