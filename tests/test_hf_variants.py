@@ -176,3 +176,22 @@ def test_the_chat_template_may_be_the_tokenizers(model_type, checkpoint, media, 
         assert torch.equal(row[name], expected[name]), name
     length = row["input_ids"].shape[1]
     assert torch.equal(row["input_ids"], expected["input_ids"][:, :length])
+
+
+def test_a_color_that_a_file_notes_as_transparent_stays(checkpoint, media, tmp_path):  # noqa: F811
+    family = resolve_family(str(checkpoint("phi4_multimodal")), family="hf")
+    picture = Image.open(media / "landscape.png").convert("RGB").resize((120, 90))
+    paletted = picture.convert("P")
+    paletted.save(tmp_path / "palette.png", transparency=int(np.asarray(paletted)[40, 40]))
+    picture.save(tmp_path / "color.png", transparency=picture.getpixel((40, 40)))
+    part = family.processor.image_processor
+    for name in ("palette.png", "color.png"):
+        expected = part(part.fetch_images(str(tmp_path / name)), return_tensors="pt")
+        found = part(load_as_processor(family.processor, Source(path=str(tmp_path / name))), return_tensors="pt")
+        assert torch.equal(found["image_pixel_values"], expected["image_pixel_values"]), name
+
+
+def test_a_mask_that_only_several_sounds_have_is_no_part_of_rows(checkpoint):  # noqa: F811
+    family = resolve_family(str(checkpoint("phi4_multimodal")), family="hf")
+    assert family.modalities == ("image",)
+    assert "'audio_attention_mask' for several audio items, but for none alone" in family.unusable["audio"]

@@ -40,7 +40,11 @@ def load_as_processor(processor: Any, source: Source) -> Any:
     if wrong := _read_otherwise(source, head):
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {wrong.format(type(part).__name__)}")
     if not _has_torchcodec():
-        return decode_image(source, exif="apply")
+        image = decode_image(source, exif="apply")
+        # Pillow notes which color was transparent; processors that look for it would make it white, but see no note in
+        # the tensors that they read.
+        image.info.pop("transparency", None)
+        return image
     probe_image(source, exif="apply")  # formats and sizes that are read at all
     with source.open() as file:
         text = base64.b64encode(file.read()).decode()
