@@ -161,6 +161,7 @@ class Encoder:
         self._backend.no_truncation()
         self._backend.no_padding()
 
+
 def _any_of(texts: list[str]) -> re.Pattern[str]:
     """A pattern of texts, the longest first; it matches nothing where there are none."""
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")

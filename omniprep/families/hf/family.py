@@ -27,6 +27,7 @@ from omniprep.families.hf.positions import Skeleton
 from omniprep.families.hf.processor import (
     TokenTypes,
     check_processor,
+    check_uncut,
     item_tags,
     one_line,
     part_of,
@@ -105,7 +106,7 @@ class HF(Family):
         with one_line(self.spec.model):
             assert self.chat  # a checkpoint without a chat template is refused before anything is tried
             if self.has_processor:
-                self.runner.check_uncut()
+                check_uncut(self.runner)
             return {modality: facts.limit for modality, facts in self.facts.items()}
 
     def placeholders(self) -> dict[str, str]:  # type: ignore[override]

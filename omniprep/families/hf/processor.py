@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.errors import OmniprepError, Reject
-from omniprep.families.hf.runner import Outcome, Runner, Tag, Unusable, audio_part
+from omniprep.families.hf.runner import Outcome, Runner, Tag, Unusable, audio_part, refusals
 from omniprep.modalities import MODALITIES
 
 KWARGS = {"image": "images_kwargs", "video": "videos_kwargs", "audio": "audio_kwargs"}
@@ -130,6 +130,22 @@ def tensors_of_tokens(runner: Runner) -> frozenset[str]:
     return frozenset(
         name for name, value in outcome.tensors.items() if tuple(getattr(value, "shape", ())) == (1, length)
     )
+
+
+def check_uncut(runner: Runner) -> None:
+    """Refuse a processor that cuts long texts: its tokenizer has a max_length (tokenizer.json, or its config)."""
+    tokenizer = runner.processor.tokenizer
+    most = tokenizer.init_kwargs.get("max_length")
+    if not isinstance(most, int) or isinstance(runner.of_text, Reject):
+        return
+    text = "x " * (most + 8)
+    with refusals():
+        cut = np.asarray(runner.processor(text=text, return_tensors="np", **runner.settings)["input_ids"]).reshape(-1)
+    if len(cut) < len(tokenizer(text, truncation=False, add_special_tokens=False)["input_ids"]):
+        raise Unusable(
+            f"{type(runner.processor).__name__} cuts every chat after {most:,} tokens: remove truncation from "
+            "tokenizer.json and max_length from tokenizer_config.json"
+        )
 
 
 def usable_options(processor: Any) -> dict[str, tuple[str, str]]:

@@ -114,20 +114,6 @@ class Runner:
         except Reject as reject:
             return reject
 
-    def check_uncut(self) -> None:
-        """Refuse a processor that cuts long texts: its tokenizer has a max_length (tokenizer.json, or its config)."""
-        most = self.processor.tokenizer.init_kwargs.get("max_length")
-        if not isinstance(most, int) or isinstance(self.of_text, Reject):
-            return
-        text = "x " * (most + 8)
-        with refusals():
-            ids = np.asarray(self.processor(text=text, return_tensors="np", **self.settings)["input_ids"]).reshape(-1)
-        if len(ids) < len(self.processor.tokenizer(text, truncation=False, add_special_tokens=False)["input_ids"]):
-            raise Unusable(
-                f"{type(self.processor).__name__} cuts every chat after {most:,} tokens: remove truncation from "
-                "tokenizer.json and max_length from tokenizer_config.json; --max-length says what becomes of long rows"
-            )
-
     def run(
         self, items: Mapping[str, Sequence[Any]], settings: Mapping[str, Mapping[str, Any]] | None = None
     ) -> Outcome:
