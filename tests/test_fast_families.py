@@ -221,3 +221,14 @@ def test_tokens_are_those_of_the_tokenizer(model_type, pair):
     for family in pair(model_type):
         (item,) = family.counter.row({modality: [meta]})[modality]
         assert item.tokens == len(family.processor.tokenizer(item.text, add_special_tokens=False)["input_ids"])
+
+
+def test_doctor_makes_a_checkpoint_of_a_family_that_is_named(tmp_path):
+    from omniprep.doctor.families import small_checkpoint
+    from omniprep.families.loading import load_families
+    from omniprep.families.registry import REGISTRY
+
+    load_families()
+    record = REGISTRY.families["internvl"]
+    assert small_checkpoint(record, tmp_path / "unasked") is None
+    assert resolve_family(str(small_checkpoint(record, tmp_path / "asked", asked=True))).name == "internvl"

@@ -150,7 +150,7 @@ def try_families(
     with tempfile.TemporaryDirectory(prefix="omniprep-doctor-") as name, quiet_transformers():
         folder = Path(name)
         for record, checkpoint in chosen:
-            path = checkpoint or small_checkpoint(record, folder / record.name)
+            path = checkpoint or small_checkpoint(record, folder / record.name, asked=family is not None)
             if path is None:
                 yield untried(record)
             else:

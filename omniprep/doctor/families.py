@@ -188,11 +188,19 @@ def reference_findings() -> list[Finding]:
     ]
 
 
-def small_checkpoint(record: FamilyRecord, folder: Path) -> Path | None:
-    """A small random checkpoint of a family, or None where the family cannot make one."""
+def small_checkpoint(record: FamilyRecord, folder: Path, *, asked: bool = False) -> Path | None:
+    """A small random checkpoint of a family, or None where the family cannot make one.
+
+    Args:
+        record: The family.
+        folder: Of the checkpoint.
+        asked: The family was named: one without a hook of its own then gets a checkpoint by its model type, which
+            takes up to half a minute.
+    """
     from omniprep.testing.init_model import init_model
 
-    return init_model(folder, record.name) if cast(Any, record.cls).init_model else None
+    makes = cast(Any, record.cls).init_model or (asked and record.model_types)
+    return init_model(folder, record.name) if makes else None
 
 
 def try_family(ctx: FamilyContext, folder: Path) -> list[Trial]:
