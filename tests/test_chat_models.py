@@ -28,6 +28,7 @@ SLOW = (
     "glmga",  # a config of its own and the class of another type
     "llama4",  # pixels in bfloat16
     "step3p7",  # tiles of large pictures alone
+    "cosmos3_edge",  # token types for those alone who ask its processor
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")

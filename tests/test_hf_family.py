@@ -10,6 +10,7 @@ import torch
 from hf_rows import as_conversation, as_row, rows, write_media
 
 from omniprep.compiler.encode.single_row import encode_bin, encode_row
+from omniprep.compiler.oracle.processor import Oracle
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import resolve_family
@@ -218,6 +219,9 @@ def test_positions_are_those_of_the_model(model_type, checkpoint, media):
         image_grid_thw=row["image_grid_thw"],
     )
     assert torch.equal(row["position_ids"][-3:, 0].long(), positions[:, 0])
+    # The oracle's, of a processor that gives token types to those alone who ask (Cosmos 3 Edge).
+    bare = {"input_ids": row["input_ids"].long(), "image_grid_thw": row["image_grid_thw"]}
+    assert torch.equal(Oracle(str(folder)).positions(bare), positions[:, 0])
     assert positions[1].max() != positions[2].max() or positions[0].max() < len(row["input_ids"][0]) - 1
 
 

@@ -114,6 +114,10 @@ def test_stored_positions_that_are_not_the_classs_own_are_refused(checkpoint, bi
     plain = torch.arange(length).expand(4, 1, -1)
     with pytest.raises(OmniprepError, match="computes something else on a picture"):
         check_rows(model, {"a picture": {**row, "position_ids": plain}})
+    # Rows of processors that give token types to those alone who ask (Cosmos 3 Edge).
+    bare = {name: value for name, value in row.items() if name != "mm_token_type_ids"}
+    with torch.no_grad(), own_attention(model, "eager"):
+        assert torch.equal(model.plain_forward(**bare).logits, model.plain_forward(**row).logits)
     dataset = SimpleNamespace(layout=SimpleNamespace(mrope=False))
     with pytest.raises(OmniprepError, match="no m-rope positions.*build it again"):
         check_packing(model, [dataset], torch.float32)

@@ -19,7 +19,7 @@ from omniprep.train import attention, isolation
 from omniprep.train.attention import row_attention
 from omniprep.train.attention_choice import use_attention
 from omniprep.train.config import TrainConfig
-from omniprep.train.isolation import borders, check_isolation, check_rows, media_rows, text_ids, text_row
+from omniprep.train.isolation import borders, check_isolation, check_rows, later_rows, media_rows, text_ids, text_row
 from omniprep.train.masks import row_mask, understand
 from omniprep.train.model import load_base, load_trainable
 from omniprep.train.qwen2_5_omni import Qwen2_5OmniForConditionalGeneration
@@ -313,6 +313,27 @@ def test_rows_of_the_data_are_held_against_the_models_own_forward_pass(tmp_path,
                 load_trainable(ctx, str(model), config, cpu, datasets)
 
 
+def test_media_that_are_right_in_the_first_row_alone_are_noticed(tmp_path, monkeypatch):
+    """Classes that count patches from the start of their call; neither the shortest nor the last row shows it."""
+    kinds, seed = ("image", "image", "text"), 1
+    folder, model = write_dataset(tmp_path / "d", bins=1, seed=seed, kinds=kinds), write_model(tmp_path / "model")
+    datasets, config = [PackedDataset(str(folder))], TrainConfig(device="cpu")
+    later = later_rows(datasets)
+    assert {what: row.number for what, row in later.items()} == {"a later row with image": 1}
+    assert isolation.shortest_rows(datasets)["image"].number == 0, "choose another seed"
+    load_trainable(small_family(model), str(model), config, torch.device("cpu"), datasets)
+    add_visual = Qwen2_5OmniForConditionalGeneration.add_visual
+
+    def first_alone(self, core, embeds, pixels, grids, numbers):
+        added, deep = add_visual(self, core, embeds, pixels, grids, numbers)
+        added[:, numbers.row_lengths[0] :] = embeds[:, numbers.row_lengths[0] :]
+        return added, deep
+
+    monkeypatch.setattr(Qwen2_5OmniForConditionalGeneration, "add_visual", first_alone)
+    with pytest.raises(OmniprepError, match="on a later row with image between the other rows of its bin"):
+        load_trainable(small_family(model), str(model), config, torch.device("cpu"), datasets)
+
+
 def test_rows_are_checked_where_training_runs_and_towers_are_loaded_with_sdpa(tmp_path, monkeypatch):
     """Kernels of a GPU run there alone, and towers have no flex attention."""
     from omniprep.train import model as model_module
@@ -370,6 +391,20 @@ def test_a_modality_of_late_bins_is_found_by_the_table_of_rows(tmp_path, monkeyp
     rows = dataset.rows.append_column("images", [np.array([0, 0, 0, 0, 0, 0, 0, 0, 1])])
     monkeypatch.setitem(dataset.__dict__, "rows", rows)
     assert set(media_rows([dataset], torch.device("cpu"), torch.float32)) == {"a row with image"}
+    assert later_rows([dataset]) == {}
+
+
+def test_a_second_row_of_late_bins_is_found_by_the_table_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "SEARCHED", 1)
+    counts = {"rows": {"read": 9, "packed": 9, "rejected": 0}, "tokens": 90, "bins": 3}
+    counts |= {"items": {"image": 3, "audio": 0, "video": 0}}
+    # The bins' kinds: text image text, image text image, text image text.
+    folder = write_dataset(tmp_path / "d", bins=3, kinds=("text", "image"), counts=counts)
+    dataset = PackedDataset(str(folder))
+    images = [int(number in (1, 3, 5, 7)) for number in range(9)]
+    monkeypatch.setitem(dataset.__dict__, "rows", dataset.rows.append_column("images", [np.array(images)]))
+    found = later_rows([dataset])
+    assert [(what, row.bin, row.number) for what, row in found.items()] == [("a later row with image", 1, 2)]
 
 
 def test_a_forward_pass_refuses_what_it_would_ignore():

@@ -15,6 +15,7 @@ refused: transformers' classes take any keyword, and would lose it.
 import inspect
 from collections.abc import Callable, Mapping
 from copy import copy
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
@@ -32,6 +33,7 @@ from omniprep.train.shared_tokens import with_features_placed
 from omniprep.train.structure import find_decoder, forward_names
 from omniprep.train.vision_text import has_mrope, model_class, refuse_arguments
 
+TYPES = "mm_token_type_ids"
 Finish = Callable[[Tensor], Tensor]
 
 
@@ -46,6 +48,8 @@ class AnyPacked:
     """Whether the language model takes the three m-rope rows of position_ids."""
     takes: frozenset[str] = frozenset()
     """Names of media and of per-token arrays that the class takes (structure.py)."""
+    trusts_code = False
+    """Whether code of the checkpoint may run."""
     row_borders: RowBorders
     finish: Finish | None = None
     """What the class does to the head's logits; None: not found, so that the class makes its logits itself."""
@@ -160,6 +164,12 @@ class AnyPacked:
         parts = (self, getattr(self, "base_model", None))
         return self.mrope and any(hasattr(part, "get_rope_index") for part in parts)
 
+    @cached_property
+    def processor(self) -> Any:
+        """The checkpoint's processor."""
+        path = cast(PreTrainedModel, self).config._name_or_path
+        return transformers.AutoProcessor.from_pretrained(path, trust_remote_code=self.trusts_code)
+
     def plain_forward(self, position_ids: Tensor | None = None, **kwargs: Any) -> Any:
         """The forward pass of the class behind this one on a row, as it is called with what AutoProcessor gives.
 
@@ -168,8 +178,12 @@ class AnyPacked:
         """
         self.row_borders.edges = self.row_borders.lengths = None
         bare = self.bare()
-        if "attention_mask" in inspect.signature(bare.forward).parameters:
-            kwargs.setdefault("attention_mask", torch.ones_like(kwargs["input_ids"]))
+        known, ids = inspect.signature(bare.forward).parameters, kwargs["input_ids"]
+        if "attention_mask" in known:
+            kwargs.setdefault("attention_mask", torch.ones_like(ids))
+        # Some processors give token types to those alone who ask; without them the class makes no positions of media.
+        if self.makes_mrope and TYPES in known and TYPES not in kwargs and any("grid" in name for name in kwargs):
+            kwargs[TYPES] = torch.tensor(self.processor.create_mm_token_type_ids(ids.tolist()), device=ids.device)
         return bare.forward(**in_type_of(self, kwargs))
 
     def generate(self, position_ids: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -340,6 +354,7 @@ def load_any(path: str, names: Any, dtype: torch.dtype, attention: str, *, trust
         model = load("eager")
     base = type(model)
     model.__class__ = type(base.__name__, (AnyPacked, base), {"__module__": base.__module__})
+    model.trusts_code = trust_remote_code
     model.prepare()
     return cast(PreTrainedModel, model)
 

@@ -6,7 +6,8 @@ A mistake in packed attention only shows as a worse model, so three things are t
   own forward pass, with transformers' eager attention and without anything of packing, which with classes that
   nobody wrote a path for is called with what AutoProcessor gives, positions left to the class;
 - a row of each modality, taken from the data, likewise: pictures may have masks of their own;
-- the same rows, and the last row of the first bin, within their bins, as they lie between other rows in training.
+- the same rows, one of each modality that follows another with it, and the last row of the first bin, within their
+  bins, as they lie between other rows in training.
 
 The first and the second cost some forward passes of 64 tokens, or of twice the window; the third those of the
 shortest rows of each modality in the first bins; the fourth one forward pass for each of these bins.
@@ -228,6 +229,38 @@ def last_rows(datasets: Sequence[PackedDataset]) -> dict[str, "ChosenRow"]:
     return {"the last row": ChosenRow(int(lengths[-1]), datasets[0], 0, len(lengths) - 1)}
 
 
+def later_rows(datasets: Sequence[PackedDataset]) -> dict[str, "ChosenRow"]:
+    """For each modality, a row with it that another row with it precedes in its bin, under the name that errors have.
+
+    What a class counts from the first item of its call (Molmo's indices of patches) is right in the first row alone.
+    """
+    chosen: dict[str, ChosenRow] = {}
+    for dataset in datasets:
+        for number in range(min(SEARCHED, len(dataset))):
+            choose_later(dataset, number, chosen)
+        for modality in dataset.layout.modalities:
+            late = bin_with(dataset, modality, rows=2) if later_name(modality) not in chosen else None
+            if late is not None:
+                choose_later(dataset, late, chosen)
+    return chosen
+
+
+def later_name(modality: str) -> str:
+    """What errors call a row of `later_rows`."""
+    return f"a later row with {modality}"
+
+
+def choose_later(dataset: PackedDataset, number: int, chosen: dict[str, "ChosenRow"]) -> None:
+    """Put the last row of a bin with each modality into `chosen`, where an earlier row has it and none is chosen."""
+    item, modalities = dataset[number], dataset.layout.modalities
+    lengths = np.diff(item["cu_seqlens"])
+    counts = np.asarray(item["row_items"]).reshape(len(lengths), len(modalities))
+    for m, modality in enumerate(modalities):
+        rows = np.flatnonzero(counts[:, m]).tolist()
+        if len(rows) > 1:
+            chosen.setdefault(later_name(modality), ChosenRow(int(lengths[rows[-1]]), dataset, number, rows[-1]))
+
+
 class ChosenRow(NamedTuple):
     """The row that stands for a modality."""
 
@@ -252,14 +285,16 @@ def choose_rows(dataset: PackedDataset, number: int, chosen: dict[str, ChosenRow
     return shown
 
 
-def bin_with(dataset: PackedDataset, modality: str) -> int | None:
-    """A bin with a modality that the first bins do not show, by the table of rows; None where there is none."""
+def bin_with(dataset: PackedDataset, modality: str, rows: int = 1) -> int | None:
+    """The first bin with so many rows of a modality, by the table of rows; None where there is none."""
     counts = dataset.record.counts
     if counts is None or not counts.items.get(modality):
         return None
-    rows = dataset.rows
-    packed = np.flatnonzero((rows[f"{modality}s"].to_numpy() > 0) & rows["bin"].is_valid().to_numpy())
-    return int(rows["bin"][int(packed[0])].as_py()) if len(packed) else None
+    table = dataset.rows
+    packed = (table[f"{modality}s"].to_numpy() > 0) & table["bin"].is_valid().to_numpy()
+    bins, numbers = np.unique(table["bin"].to_numpy()[packed], return_counts=True)
+    enough = bins[numbers >= rows]
+    return int(enough[0]) if len(enough) else None
 
 
 def windows(config: Mapping[Any, Any]) -> Iterator[int]:

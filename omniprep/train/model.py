@@ -35,6 +35,7 @@ from omniprep.train.isolation import (
     check_rows,
     chosen_rows,
     last_rows,
+    later_rows,
     media_rows,
     text_row,
 )
@@ -160,7 +161,7 @@ def check_packing(
     device = next(model.parameters()).device
     rows |= media_rows(datasets, device, dtype)
     check_rows(model, rows)
-    check_bins(model, chosen_rows(datasets) | last_rows(datasets), device, dtype)
+    check_bins(model, chosen_rows(datasets) | later_rows(datasets) | last_rows(datasets), device, dtype)
     if isinstance(model, AnyPacked):
         check_losses(model, rows)
     return rows

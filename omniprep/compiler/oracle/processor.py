@@ -168,6 +168,9 @@ class Oracle:
             given["audio_seqlens"] = mask.sum(1)  # as forward of the omni models calls it
         if (seconds := given.get("video_second_per_grid")) is not None:
             given["second_per_grids"] = seconds
+        types = "mm_token_type_ids"  # which some processors make for those alone who ask
+        if types in self.position_names and types not in given:
+            given[types] = torch.tensor(self.processor.create_mm_token_type_ids(given["input_ids"].tolist()))
         known = {name: value for name, value in given.items() if name in self.position_names}
         return self.position_rule(**known)[0].to(torch.int64)[:, 0]
 
