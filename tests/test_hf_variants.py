@@ -3,6 +3,7 @@
 Each is a small checkpoint with its tokenizer.json changed, or a file of a kind that processors read in their own way.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -195,3 +196,17 @@ def test_a_mask_that_only_several_sounds_have_is_no_part_of_rows(checkpoint):  #
     family = resolve_family(str(checkpoint("phi4_multimodal")), family="hf")
     assert family.modalities == ("image",)
     assert "'audio_attention_mask' for several audio items, but for none alone" in family.unusable["audio"]
+
+
+@pytest.mark.parametrize("key", ["url", "path", "base64"])
+def test_typed_items_may_name_their_medium_as_transformers_documents(key, checkpoint, media):  # noqa: F811
+    family = resolve_family(str(checkpoint("llava")), family="hf")
+    config = BuildConfig(model="m", bin_length=4096)
+    path = media / "landscape.png"
+    value = base64.b64encode(path.read_bytes()).decode() if key == "base64" else str(path)
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "x"}]}
+    question = [{"type": "image", key: value}, {"type": "text", "text": "?"}]
+    found = encode_row({"messages": [{"role": "user", "content": question}, answer]}, family, config, str(media))
+    expected = encode_row(as_row([("user", "<image>?", [path.name]), ("assistant", "x")]), family, config, str(media))
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])

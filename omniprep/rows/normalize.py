@@ -87,8 +87,11 @@ class Row:
     today: date | None = None
 
 
-def normalize(raw: Any, columns: Columns = ()) -> Row:
-    """Normalize a raw row, which is not changed; `columns` are the (new, old) names of --columns."""
+def normalize(raw: Any, columns: Columns = (), *, template_keys: bool = False) -> Row:
+    """Normalize a raw row, which is not changed; `columns` are the (new, old) names of --columns.
+
+    `template_keys`: a typed item's medium is also read from the other keys that `apply_chat_template` reads.
+    """
     if not isinstance(raw, dict):
         raise Reject(RejectCode.BAD_ROW, f"a row must be a JSON object, not {type(raw).__name__}")
     if columns:
@@ -117,7 +120,7 @@ def normalize(raw: Any, columns: Columns = ()) -> Row:
     for target, names in clashes.items():
         if target not in names and target not in MEDIA_COLUMNS:
             unread |= {name: f"{target}={name}" for name in names}
-    inline = _lift_inline_media(messages, columns)
+    inline = _lift_inline_media(messages, columns, template_keys=template_keys)
     unread |= inline.unread
     system = None
     if messages[0]["role"] == "system":
@@ -272,6 +275,10 @@ def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
     return messages
 
 
+_TEMPLATE_KEYS = ("url", "path", "base64")
+"""Beside the type's own name, where apply_chat_template finds a medium (processing_utils.py of transformers)."""
+
+
 @dataclass(slots=True)
 class _Inline:
     """What the typed content lists of a row hold beside text."""
@@ -279,13 +286,14 @@ class _Inline:
     media: dict[str, list[Any]] = field(default_factory=lambda: {m: [] for m in MODALITIES})
     unread: dict[str, str] = field(default_factory=dict)
     options: bool = False
+    template_keys: bool = False
 
 
-def _lift_inline_media(messages: list[dict[str, Any]], columns: Columns) -> _Inline:
+def _lift_inline_media(messages: list[dict[str, Any]], columns: Columns, *, template_keys: bool) -> _Inline:
     """Replace typed content lists by text with tags, and return their media in reading order (template_inputs.py
     remove_messages_media).
     """
-    inline = _Inline()
+    inline = _Inline(template_keys=template_keys)
     for position, message in enumerate(messages, 1):
         content = message["content"]
         if content is None or isinstance(content, str):
@@ -313,6 +321,8 @@ def _lift_item(item: Any, position: int, columns: Columns, inline: _Inline) -> s
         raise Reject(RejectCode.UNSUPPORTED_MODALITY, f"message {position}: items of type {kind!r} are not known")
     if isinstance(value, dict) and "url" in value:
         value = value["url"]
+    if not value and inline.template_keys and len(keys := [key for key in _TEMPLATE_KEYS if item.get(key)]) == 1:
+        value = item[keys[0]]
     if value:
         inline.media[kind].append(value)
         inline.options |= not ITEM_OPTIONS.isdisjoint(item)

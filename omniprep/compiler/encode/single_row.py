@@ -42,7 +42,7 @@ def encode_row(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str 
 
 def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:
     """The row's chat up to its last answer, where the model is to go on (inference); labels are all -100."""
-    chat = normalize(row, parse_columns(config.columns))
+    chat = normalize(row, parse_columns(config.columns), template_keys=ctx.renderer is not None)
     while chat.messages and chat.messages[-1]["role"] in ("assistant", "tool_call"):
         chat.messages.pop()
     system = [] if chat.system is None else [{"role": "system", "content": chat.system}]

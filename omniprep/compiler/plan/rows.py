@@ -189,7 +189,7 @@ def _drop_read_keys(row: Row) -> None:
 
 
 def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> Draft:
-    row = normalize(raw, parse_columns(config.columns))
+    row = normalize(raw, parse_columns(config.columns), template_keys=ctx.renderer is not None)
     _apply_row_options(row, ctx, config)
     if ctx.renderer is not None:
         _drop_read_keys(row)
