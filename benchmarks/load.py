@@ -1,9 +1,10 @@
 """Loading bins of about 20 MB from the page cache to contiguous host tensors, against a plain copy of the same bytes.
 
 All methods take turns in each round, so that they see the same machine; medians are reported. Tokens a second against
-ms-swift's encode: benchmarks/build.py.
+ms-swift's encode: benchmarks/build.py. With a checkpoint, photographs are built with each codec and loaded too: bytes
+of pixels by CPU second of all threads.
 
-    python benchmarks/load.py [--bins 16] [--rounds 5] [--megabytes 20]
+    python benchmarks/load.py [--bins 16] [--rounds 5] [--megabytes 20] [--model CHECKPOINT] [--data FOLDER]
 """
 
 import argparse
@@ -12,17 +13,22 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import pyarrow as pa
 import torch
-from record import record
+from corpus import make
+from record import leave_out_report, load_kernels, record
 from torch.utils.data import DataLoader
 
+from omniprep.compiler.build import build
+from omniprep.config import BuildConfig
 from omniprep.data import PackedDataset, stack
+from omniprep.progress import reporter
 from omniprep.shards.schema import Bin, Column
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for the writer of hand-made bins
@@ -42,6 +48,10 @@ COLUMNS = (
         params=PARAMS,
     ),
 )
+
+
+CODEC_ROWS = 36
+"""Photographs that each codec holds."""
 
 
 def write_dataset(folder: Path, bins: int, megabytes: float) -> None:
@@ -114,6 +124,49 @@ def methods(folder: Path) -> dict[str, Callable[[], Iterator[object]]]:
     }
 
 
+def build_codecs(model: str, path: Path, folder: Path, names: Sequence[str]) -> dict[str, PackedDataset]:
+    """The rows of a file built with each codec."""
+    load_kernels()
+    leave_out_report()
+    datasets = {}
+    for name in names:
+        options = BuildConfig(
+            inputs=(str(path),), model=model, bin_length=8192, out=str(folder / name), workers=0, pixel_codec=name
+        )
+        with reporter(quiet=True) as progress:
+            build(options, progress)
+        datasets[name] = PackedDataset(folder / name)
+    return datasets
+
+
+def codecs(model: str, data: Path | None, rounds: int, folder: Path) -> list[dict[str, object]]:
+    """CPU time of loading the same photographs from each codec, on one thread, after a first pass that warms all."""
+    path = make(folder / "corpus", {"image": CODEC_ROWS}, data)["image"]
+    names = ("raw", "delta", "source", "webp", *(["jxl"] if find_spec("pillow_jxl") else []))
+    datasets = build_codecs(model, path, folder, names)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    raw, tokens = datasets["raw"], 0
+    pixels = sum(raw[number]["pixel_values"].nbytes for number in range(len(raw)))
+    for turn in range(rounds + 1):
+        for name, ds in datasets.items():
+            begin = time.process_time()
+            tokens = sum(stack([ds[number]])["input_ids"].numel() for number in range(len(ds)))
+            if turn:
+                seconds[name].append(time.process_time() - begin)
+    stored = {name: sum(shard["bytes"] for shard in ds.manifest["shards"]) for name, ds in datasets.items()}
+    slowest = median(seconds["webp"])
+    return [
+        {
+            "codec": name,
+            "bytes_a_token": round(stored[name] / tokens, 1),
+            "gb_of_pixels_per_cpu_second": round(pixels / median(times) / 1e9, 3),
+            "tokens_per_cpu_second": round(tokens / median(times)),
+            "times_webp": round(slowest / median(times), 2),
+        }
+        for name, times in seconds.items()
+    ]
+
+
 def _full(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if not column.null_count:
@@ -125,8 +178,18 @@ def main() -> None:
     parser.add_argument("--bins", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=float, default=20)
+    parser.add_argument("--model", default=os.environ.get("OMNIPREP_BENCH_MODEL"))
+    parser.add_argument("--data", type=Path, default=os.environ.get("OMNIPREP_BENCH_DATA"))
+    parser.add_argument("--codecs-only", action="store_true", help="only what each codec takes")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.model:
+        with tempfile.TemporaryDirectory(prefix="omniprep-codecs-") as name:
+            record("load_codecs", codecs(options.model, options.data, options.rounds, Path(name)), threads=1)
+    else:
+        print("codecs skipped: needs --model (OMNIPREP_BENCH_MODEL)")
+    if options.codecs_only:
+        return
     with tempfile.TemporaryDirectory(prefix="omniprep-load-") as name:
         folder = Path(name) / "out"
         write_dataset(folder, options.bins, options.megabytes)
