@@ -20,13 +20,13 @@ from omniprep import io
 # Widths of images on which the planted family dies, while a header is counted (plan) or while pixels are mapped
 # (encode).
 DEADLY = {
-    "plan_crash": 196,
-    "plan_hang": 224,
-    "plan_memory": 252,
-    "crash": 280,
-    "hang": 308,
-    "memory": 336,
-    "exit": 364,
+    "plan_crash": 203,
+    "plan_hang": 231,
+    "plan_memory": 259,
+    "crash": 287,
+    "hang": 315,
+    "memory": 343,
+    "exit": 371,
 }
 PLUGIN = f"""
 import os, signal, time

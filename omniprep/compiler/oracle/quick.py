@@ -23,6 +23,7 @@ from omniprep.compiler.oracle.trial import (
     unfounded_rejects,
 )
 from omniprep.compiler.output.manifest import versions
+from omniprep.compiler.run.workers import single_threaded
 from omniprep.errors import OmniprepError
 from omniprep.families.context import FamilyContext
 
@@ -50,9 +51,14 @@ def check_family(ctx: FamilyContext, say: Callable[[str], None]) -> dict[str, An
     """
     path = _cache_folder() / f"{_identity(ctx)}.json"
     if path.is_file():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            say(f"{path}: cannot be read, so family {ctx.name} is checked again")
     family = family_without_options(ctx)
-    with quiet_transformers():
+    # On one thread, as rows are encoded: torchvision rounds a few pixels otherwise with several, and torch's pool of
+    # threads does not live in a process that was forked from one that used it (a driver in a fork would hang).
+    with single_threaded(), quiet_transformers():
         try:
             oracle = oracle_of(family)
             chats = chats_for(family, oracle, quick=True)
