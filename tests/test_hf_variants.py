@@ -210,3 +210,8 @@ def test_typed_items_may_name_their_medium_as_transformers_documents(key, checkp
     expected = encode_row(as_row([("user", "<image>?", [path.name]), ("assistant", "x")]), family, config, str(media))
     assert torch.equal(found["input_ids"], expected["input_ids"])
     assert torch.equal(found["pixel_values"], expected["pixel_values"])
+
+
+def test_a_processor_that_gives_no_text_of_a_chat_is_refused(checkpoint):  # noqa: F811
+    with pytest.raises(OmniprepError, match="apply_chat_template of VoxtralProcessor gives no text of a chat"):
+        resolve_family(str(checkpoint("voxtral")), family="hf")

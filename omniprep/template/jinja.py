@@ -162,7 +162,7 @@ class ChatTemplate:
             text, spans = self._rendered(messages, tools, generate, dict(variables or {}), today)
         except jinja2.TemplateError as error:
             raise Reject(RejectCode.TEMPLATE_REFUSED, f"the chat template refuses the row: {_short(error)}") from error
-        except (MemoryError, RecursionError):
+        except (MemoryError, RecursionError, OmniprepError):
             raise
         except Exception as error:  # whatever a template may do with a row; it is the template's code that fails
             raise Reject(
@@ -180,13 +180,19 @@ class ChatTemplate:
         self, messages: Any, tools: Any, generate: bool, variables: dict[str, Any], today: date | None
     ) -> tuple[str, Spans]:
         if self._own_renderer:
-            return self._owner.apply_chat_template(
+            text = self._owner.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=tools,
                 add_generation_prompt=generate,
                 tokenize=False,
                 **variables,
-            ), []
+            )
+            if not isinstance(text, str):
+                raise OmniprepError(
+                    f"model {self._name!r}: apply_chat_template of {type(self._owner).__name__} gives no text of "
+                    "a chat (tokenize=False), in which answers could be found; write a family with a renderer"
+                )
+            return text, []
         from transformers.utils.chat_template_utils import render_jinja_template
 
         source = self.source(tools)
