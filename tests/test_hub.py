@@ -17,7 +17,7 @@ REPO = "org/chats"
 def built(omniprep, model_dir, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("hub") / "packed"
     inputs = [SAMPLES / name for name in ("text.jsonl", "images.jsonl", "audio.jsonl", "broken.jsonl")]
-    options = ("--bin-length", 1024, "--shard-size", 2_000_000, "--workers", 0)
+    options = ("--bin-length", 1024, "--shard-size", 2_000_000, "--pixel-codec", "raw", "--workers", 0)
     done = omniprep("build", *inputs, "--model", model_dir, "--out", out, *options, "--quiet")
     assert done.code == 0, done.err
     return out

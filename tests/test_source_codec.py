@@ -325,10 +325,12 @@ def test_repack_moves_files_and_refuses_what_has_none(omniprep, shared, model_di
 
 FALLBACK = """
 from omniprep.families.qwen.qwen2_5_omni import Qwen25Omni
-from omniprep.registry import REGISTRY
+from omniprep.registry import REGISTRY, Departure
 
 @REGISTRY.register_family("brighter")
 class Brighter(Qwen25Omni):
+    departures = (*Qwen25Omni.departures, Departure(what="pixel_values", reason="its images are brighter"))
+
     def image_pixels(self, item):
         return super().image_pixels(item) | 1
 """

@@ -23,7 +23,7 @@ SENTENCES = (
     "What do you hear? A voice says hello; then there is music, and at last silence.\nTranscribe the audio.\n",
     "What happens in the video? A ball moves from left to right. First, second, third frame.\n  Done.\n",
     "Answer briefly: yes, no, or I do not know. Because of that, the answer is 42, not 17 or 2024.\n",
-    'def main():\n    print("one two three")\n    return {"key": [1, 2, 3]}\n\n# Title\n\n- item\n- item\n',
+    'def main():\n    show("one two three")\n    return {"key": [1, 2, 3]}\n\n# Title\n\n- item\n- item\n',
 )
 
 

@@ -339,7 +339,7 @@ def load_any(path: str, names: Any, dtype: torch.dtype, attention: str, *, trust
 
     With `trust_remote_code` transformers' own mapping chooses, which knows the code of the checkpoint.
     """
-    cls: Any = chat_class(path) if trust_remote_code else model_class(names)
+    cls: Any = chat_class(path, trust_remote_code=trust_remote_code) if trust_remote_code else model_class(names)
     if cls is None:
         raise OmniprepError(f"transformers has no class {names[0] if names else '(none named)'!r}")
 
@@ -359,9 +359,9 @@ def load_any(path: str, names: Any, dtype: torch.dtype, attention: str, *, trust
     return cast(PreTrainedModel, model)
 
 
-def chat_class(path: str) -> Any:
+def chat_class(path: str, *, trust_remote_code: bool) -> Any:
     """The class of transformers' mappings that loads a checkpoint with code of its own."""
-    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=True)
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     mapped = getattr(config, "auto_map", None) or {}
     names = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM", "AutoModel")
     name = next((name for name in names if name in mapped), "AutoModelForImageTextToText")

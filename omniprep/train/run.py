@@ -75,6 +75,15 @@ class Run:
     checkpoint: Path | None
 
 
+def _family(config: TrainConfig, datasets: Sequence[PackedDataset]) -> str | None:
+    """The family of the model: as asked, else that of datasets which were built with --family hf, which any model of
+    transformers may be; None: found from the checkpoint's config.
+    """
+    if config.family is None and datasets and all(len(ds) and ds.layout.family == "hf" for ds in datasets):
+        return "hf"
+    return config.family
+
+
 def prepare_run(
     config: TrainConfig, reporter: Reporter, choose_data: Callable[[RunData], RunData] = lambda data: data
 ) -> Run:
@@ -83,7 +92,7 @@ def prepare_run(
     check_packages(config)
     args = training_arguments(config)
     datasets, evaluation = (open_datasets(sources, config) for sources in (config.data, config.eval_data))
-    ctx = resolve_family(config.model, config.family, config.plugin, None, config.trust_remote_code)
+    ctx = resolve_family(config.model, _family(config, datasets), config.plugin, None, config.trust_remote_code)
     check_datasets([*datasets, *evaluation], ctx)
     check_family(ctx, config)
     checkpoint = find_checkpoint(config)
