@@ -16,6 +16,7 @@ from omniprep import PackedDataset
 from omniprep.compiler.output import commit as commit_module
 from omniprep.compiler.output.holder import LEASE
 from omniprep.compiler.output.ownfiles import APPEND_STATE
+from omniprep.report.numbers import source_facts
 
 
 def write(folder: Path, name: str, words: list[str], *, pictures: bool = False) -> Path:
@@ -165,6 +166,8 @@ def test_removed_rows_leave_nothing(tmp_path: Path, make: Any, omniprep: Any) ->
     assert all((out / "shards" / name).read_bytes() == before[name] for name in kept) and kept
     assert len(shard_of) == dataset.counts["bins"]
     run(omniprep, "verify", out, "--deep", "--sample", 18)
+    facts = source_facts(dataset.rows, np.zeros(21, np.int64))
+    assert [(fact["rows"], fact["rejected"]) for fact in facts] == [(21, 0)]
     for line, row in rows.items():
         if line not in gone:
             assert len(dataset.row(str(first), line)["input_ids"][0]) == row["length"]

@@ -115,6 +115,8 @@ def _shares(
     for token in vocabulary.special.tolist():
         name = vocabulary.decode([token]).lower()
         is_mark = any(mark in name for mark in ("bos", "eos", "start", "end"))
+        # Of InternVL's <IMG_CONTEXT> between <img> and </img>, the first stands for the picture.
+        name = name.replace("img", "image") if name.strip("</>") != "img" else name
         modality = next((m for m in dataset.layout.modalities if m in name), None)
         if modality and not is_mark and tokens[token]:
             by_modality[modality] += tokens[token]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from omniprep import io
 from omniprep.data.dataset import PackedDataset
@@ -110,13 +111,15 @@ def source_facts(rows: pa.Table, kinds: np.ndarray) -> list[dict[str, Any]]:
     trained = rows["trained"].to_numpy() if "trained" in rows.column_names else np.zeros(len(codes), np.int64)
     size = len(names)
     sums = np.bincount(codes * len(KINDS) + kinds, lengths, size * len(KINDS)).reshape(size, -1).astype(np.int64)
-    read, kept = np.bincount(codes, minlength=size), np.bincount(codes, packed, size).astype(np.int64)
+    read = np.bincount(codes, minlength=size)
+    removed = np.asarray(pc.equal(rows["status"].cast(pa.string()), "removed").to_numpy(), bool)
+    kept_or_removed = np.bincount(codes, packed | removed, size).astype(np.int64)
     learned = np.bincount(codes, trained * packed, size).astype(np.int64)
     facts = [
         {
             "source": name,
             "rows": int(read[n]),
-            "rejected": int(read[n] - kept[n]),
+            "rejected": int(read[n] - kept_or_removed[n]),
             "tokens": int(sums[n].sum()),
             "trained": int(learned[n]),
             "by_kind": {kind: int(value) for kind, value in zip(KINDS, sums[n], strict=True) if value},
