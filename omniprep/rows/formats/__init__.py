@@ -6,6 +6,7 @@ A module has the functions of `Format`. It is imported when an input of its kind
 
 import importlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 from omniprep.errors import OmniprepError
@@ -42,6 +43,25 @@ def library(module: str, package: str, uri: str) -> Any:
         raise OmniprepError(
             f"{uri}: reading it needs {package}: pip install 'omniprep[{package.removeprefix('py')}]' ({error})"
         ) from error
+
+
+@contextmanager
+def faults_named(uri: str, what: str, *errors: type[Exception]) -> Iterator[None]:
+    """What a table's library raises in the block, Arrow's and the system's errors among it, as one OmniprepError.
+
+    Args:
+        uri: The table.
+        what: Such as "a Delta table".
+        errors: Further exceptions of the library.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
+    except OmniprepError:  # a ValueError too
+        raise
+    except (pa.ArrowException, OSError, ValueError, *errors) as error:
+        raise OmniprepError(f"{uri}: cannot be read as {what}: {' '.join(str(error).split())}") from error
 
 
 def few_rows(group_bytes: int, group_rows: int) -> int:

@@ -1,13 +1,13 @@
 """Delta tables by the deltalake package: a data file is a split. Rows that the table deleted are not read."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
 from omniprep.errors import OmniprepError
 from omniprep.rows import saved
-from omniprep.rows.formats import few_rows, library
+from omniprep.rows.formats import faults_named, few_rows, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
 
@@ -43,18 +43,8 @@ def fingerprint(split: Split) -> dict[str, Any]:
     return {"table": str(_open(split.uri, split.version).metadata().id), "version": split.version}
 
 
-@contextmanager
-def _faults(uri: str) -> Iterator[None]:
-    """What the libraries raise as an OmniprepError that names the table."""
-    import pyarrow as pa
-
-    deltalake = library("deltalake.exceptions", "delta", uri)
-    try:
-        yield
-    except OmniprepError:
-        raise
-    except (deltalake.DeltaError, pa.ArrowException, OSError, ValueError) as error:
-        raise OmniprepError(f"{uri}: cannot be read as a Delta table: {' '.join(str(error).split())}") from error
+def _faults(uri: str) -> AbstractContextManager[None]:
+    return faults_named(uri, "a Delta table", library("deltalake.exceptions", "delta", uri).DeltaError)
 
 
 def _open(uri: str, version: str) -> Any:

@@ -3,14 +3,14 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
 from omniprep import io
 from omniprep.errors import OmniprepError
 from omniprep.rows import saved
-from omniprep.rows.formats import library
+from omniprep.rows.formats import faults_named, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
 
@@ -42,27 +42,10 @@ def fingerprint(split: Split) -> dict[str, Any]:
     return {"table": str(_table(split.uri).metadata.table_uuid), "version": split.version}
 
 
-@contextmanager
-def _faults(uri: str) -> Iterator[None]:
-    """What the library raises as an OmniprepError that names the table."""
-    import pyarrow as pa
-
+def _faults(uri: str) -> AbstractContextManager[None]:
     library("pyiceberg", "pyiceberg", uri)
-    try:
-        yield
-    except OmniprepError:
-        raise
     # pyiceberg's errors have no base class but Exception, and it asserts what a file says.
-    except (
-        pa.ArrowException,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        NotImplementedError,
-        AssertionError,
-    ) as error:
-        raise OmniprepError(f"{uri}: cannot be read as an Iceberg table: {' '.join(str(error).split())}") from error
+    return faults_named(uri, "an Iceberg table", LookupError, TypeError, NotImplementedError, AssertionError)
 
 
 def _metadata_file(uri: str) -> str:

@@ -1,13 +1,13 @@
 """Lance datasets by the pylance package: a fragment is a split. Rows that the dataset deleted are not read."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
 from omniprep.errors import OmniprepError
 from omniprep.rows import saved
-from omniprep.rows.formats import few_rows, library
+from omniprep.rows.formats import faults_named, few_rows, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
 
@@ -44,18 +44,9 @@ def fingerprint(split: Split) -> dict[str, Any]:
     return {"version": split.version, "written": times.get(int(split.version), "")}
 
 
-@contextmanager
-def _faults(uri: str) -> Iterator[None]:
-    """What the library raises as an OmniprepError that names the dataset."""
-    import pyarrow as pa
-
+def _faults(uri: str) -> AbstractContextManager[None]:
     library("lance", "lance", uri)
-    try:
-        yield
-    except OmniprepError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:
-        raise OmniprepError(f"{uri}: cannot be read as a Lance dataset: {' '.join(str(error).split())}") from error
+    return faults_named(uri, "a Lance dataset", RuntimeError)
 
 
 def _open(uri: str, version: str) -> Any:
