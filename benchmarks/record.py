@@ -20,6 +20,7 @@ def leave_out_report() -> None:
 
 def load_kernels() -> None:
     """Load all compiled code now: a process does so after 128 pictures, and small corpora would be half without it."""
+    import omniprep.shards.codecs.delta_kernels  # noqa: F401
     from omniprep.media.resample import image_is_fast, video_is_fast
 
     assert image_is_fast() and video_is_fast()
