@@ -20,6 +20,6 @@ for glibc in 2_34 2_31 2_28 2_27 2_24 2_17; do platforms+=(--platform "manylinux
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$folder/wheels" "$here"
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version "$version" \
   "${platforms[@]}" --platform manylinux2014_x86_64 --dest "$folder/wheels" \
-  -c "$here/constraints.txt" transformers liger-kernel soundfile cffi pycparser soxr zstandard
+  -c "$here/constraints.txt" transformers liger-kernel soundfile cffi pycparser soxr backports.zstd
 find "$small" -maxdepth 1 -type f ! -name '*.safetensors*' -exec cp {} "$folder/model/" \;
 du -sh "$folder"

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,7 +193,14 @@ def test_four_lines_of_numpy_read_delta() -> None:
     form = column(1176, "delta")
     data = codec_of(form).encode_items(form, [video_patches(pixels)], [np.array([1, 4, 6])])
     length, tall, width = np.frombuffer(data[4:16].tobytes(), np.uint32).tolist()
-    names = {"np": np, "blob": data[16 : 16 + length].tobytes(), "frames": 2, "height": tall // 2, "width": width}
+    names = {
+        "np": np,
+        "pa": pa,
+        "blob": data[16 : 16 + length].tobytes(),
+        "frames": 2,
+        "height": tall // 2,
+        "width": width,
+    }
     exec(recipe.group(1), names)
     assert np.array_equal(names["pixels"], pixels)
 
@@ -224,6 +232,30 @@ def test_delta_bytes_are_pinned() -> None:
     """What zstd makes may change with its version; the residuals may not, or old datasets become other pictures."""
     residuals = delta.residuals_of_pixels(smooth(28, 28)[None])
     assert hashlib.sha256(residuals.tobytes()).hexdigest() == PINNED_RESIDUALS
+
+
+def test_delta_codes_the_bytes_that_match_nothing() -> None:
+    """The parameters that make zstd skip ahead would leave literals as they are: 8 bits for noise of 3.6."""
+    noise = np.random.default_rng(0).normal(0, 3, (280, 420, 3)).round().astype(np.int64)
+    pixels = np.cumsum(np.cumsum(noise, axis=0), axis=1).astype(np.uint8)  # whose residuals are noise again
+    patches = image_patches(pixels)
+    size = there_and_back(column(588, "delta"), [patches], [np.array([1, 20, 30])])
+    assert size < 0.6 * patches.nbytes
+
+
+@pytest.mark.parametrize("options", [{}, {"checksum_flag": 1}, {"compression_level": 19}, {"window_log": 12}])
+def test_delta_is_read_whatever_zstd_wrote_it_with(options: dict[str, int]) -> None:
+    """Datasets of earlier parameters, and of other programs, stay readable."""
+    zstd = delta.zstd_module()
+    known = {getattr(zstd.CompressionParameter, name): value for name, value in options.items()}
+    pixels = smooth(280, 420)
+    residuals = delta.residuals_of_pixels(pixels[None]).tobytes()
+    form, grid = column(588, "delta"), np.array([1, 20, 30])
+    blob = np.frombuffer(zstd.compress(residuals, options=known), np.uint8)
+    head = np.array([1, len(blob), 280, 420], np.uint32).view(np.uint8)
+    out = np.zeros((600, 588), np.uint8)
+    codec_of(form).decode_items(form, np.concatenate([head, blob]), grid[None], out)
+    assert np.array_equal(out, image_patches(pixels))
 
 
 def test_every_codec_of_the_folder_can_be_chosen() -> None:

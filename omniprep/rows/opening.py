@@ -99,7 +99,7 @@ def _decompress(file: BinaryIO, uri: str, codec: str) -> BinaryIO:
     else:
         import pyarrow as pa
 
-        # Arrow's stream raises for a frame that is cut; python-zstandard's ends there as if the file did.
+        # Arrow's stream raises for a frame that is cut; others end there as if the file did.
         stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
     return _io.BufferedReader(_Decompressor(stream, uri, codec), _BUFFER)
 

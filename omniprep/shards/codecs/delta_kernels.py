@@ -3,65 +3,60 @@
 Layout of a picture of F frames (docs/format.md): for each frame the planes R-G, G, B-G mod 256, each as gradient
 residuals q[y,x] - q[y,x-1] - q[y-1,x] + q[y-1,x-1] mod 256 with zeros outside. Two prefix sums mod 256 undo that.
 
-`undo_into_patches` makes one pass over the residuals, a row of pixels at a time: sums down the columns (a vectorized
-addition of two rows), then sums along the row, then the row's pixels are copied into the patches they belong to. The
-row buffers stay in the L1 cache, so no picture is ever made. Sums along the row take 8 bytes at a time: with the even
-and the odd bytes of a 64-bit word in four 16-bit lanes each, one multiplication by 0x0001000100010001 is a prefix sum
-over the lanes.
+`undo_into_patches` makes one pass over the residuals, a row of pixels at a time: sums down the columns (an addition of
+two rows) and along the row in one go over vectors of 64 bytes, then the row's pixels are copied into the patches they
+belong to. The row buffers stay in the L1 cache and the patches of a row of tokens in the L2 cache, so no picture is
+ever made, and memory is written in order.
 """
 
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
+
+from omniprep.shards.codecs.vectors import CHUNK, copy_bytes, copy_lane, copy_word, undo_chunk
 
 # nogil: loaders decode the pictures of a bin on several threads. cache: compiling takes seconds, once a machine.
 _JIT: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False}
-_EVEN = np.uint64(0x00FF00FF00FF00FF)
-_LANES = np.uint64(0x0001000100010001)
-_BYTE = np.uint64(8)
-_TOP = np.uint64(48)
-_LOW = np.uint64(255)
-
-
-@intrinsic  # the compiler supplies `typing` when the function is called
-def copy_word(typing: Any, target: Any, target_start: Any, source: Any, source_start: Any) -> Any:
-    """target[target_start :][:8] = source[source_start :][:8], of uint8 arrays, as one unaligned load and store."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def address(array_type: Any, array: Any, offset: Any) -> Any:
-            data = context.make_array(array_type)(context, builder, array).data
-            byte = builder.gep(builder.bitcast(data, ir.IntType(8).as_pointer()), [offset])
-            return builder.bitcast(byte, ir.IntType(64).as_pointer())
-
-        target_type, _, source_type, _ = signature.args
-        target, target_start, source, source_start = arguments
-        word = builder.load(address(source_type, source, source_start), align=1)
-        builder.store(word, address(target_type, target, target_start), align=1)
-        return context.get_dummy_value()
-
-    return types.void(target, types.int64, source, types.int64), generate
+_STRIP_BYTES = 512 << 10
+"""Patches of a row of blocks are put together in memory of this size at most: half of a core's L2 cache (1 MiB)."""
 
 
 @numba.njit(**_JIT)
-def _sum_along(a, b, c, words):  # type: ignore[no-untyped-def]
-    """Prefix sums mod 256 of three rows of bytes, in place; rows are uint64 views, little endian."""
-    carry_a = carry_b = carry_c = np.uint64(0)
-    for i in range(words):
-        x, y, z = a[i], b[i], c[i]
-        odd_x, odd_y, odd_z = (x >> _BYTE) & _EVEN, (y >> _BYTE) & _EVEN, (z >> _BYTE) & _EVEN
-        sum_x = ((x & _EVEN) + odd_x) * _LANES + carry_a
-        sum_y = ((y & _EVEN) + odd_y) * _LANES + carry_b
-        sum_z = ((z & _EVEN) + odd_z) * _LANES + carry_c
-        a[i] = ((sum_x - odd_x) & _EVEN) | ((sum_x & _EVEN) << _BYTE)
-        b[i] = ((sum_y - odd_y) & _EVEN) | ((sum_y & _EVEN) << _BYTE)
-        c[i] = ((sum_z - odd_z) & _EVEN) | ((sum_z & _EVEN) << _BYTE)
-        carry_a = ((sum_x >> _TOP) & _LOW) * _LANES
-        carry_b = ((sum_y >> _TOP) & _LOW) * _LANES
-        carry_c = ((sum_z >> _TOP) & _LOW) * _LANES
+def _undo_row(residuals, start, plane, width, above, row, stride):  # type: ignore[no-untyped-def]
+    """Residuals of a row of pixels into `row`: red, green and blue at 0, `stride` and `2 * stride`."""
+    zero = np.uint8(0)
+    left = (zero, zero, zero)
+    for x in range(0, width, CHUNK):
+        left = undo_chunk(residuals, start, plane, above, row, x, stride, left)
+
+
+@numba.njit(**_JIT)
+def _cut_row(row, stride, blocks, merge, wide, last, out, first, area):  # type: ignore[no-untyped-def]
+    """Pixels of a row into their patches, of which the first one's part begins at `first`; `last`: of their lines."""
+    source = 0
+    lanes = wide == 16 or (wide > 8 and wide < 16 and not last)
+    for block in range(blocks):
+        target = first + block * merge * merge * 3 * area
+        for _ in range(merge):
+            if lanes:  # of 14 bytes, two too many are written, where the next line of the same patch will be
+                copy_lane(out, target, row, source)
+                copy_lane(out, target + area, row, source + stride)
+                copy_lane(out, target + 2 * area, row, source + 2 * stride)
+            elif wide < 16:
+                end = wide - 8  # the second word overlaps the first
+                copy_word(out, target, row, source)
+                copy_word(out, target + area, row, source + stride)
+                copy_word(out, target + 2 * area, row, source + 2 * stride)
+                copy_word(out, target + end, row, source + end)
+                copy_word(out, target + area + end, row, source + stride + end)
+                copy_word(out, target + 2 * area + end, row, source + 2 * stride + end)
+            else:
+                copy_bytes(out, target, row, source, wide)
+                copy_bytes(out, target + area, row, source + stride, wide)
+                copy_bytes(out, target + 2 * area, row, source + 2 * stride, wide)
+            target += 3 * area
+            source += wide
 
 
 @numba.njit(**_JIT)
@@ -72,53 +67,35 @@ def undo_into_patches(residuals, frames, height, width, high, wide, merge, out):
     block by rows and columns. Height and width are multiples of merge * high and merge * wide; wide is at least 8.
     """
     plane = height * width
-    words = (width + 7) // 8
     area = high * wide * frames  # bytes from one color of a patch to the next
-    patch_bytes = 3 * area
-    block_high, block_wide = merge * high, merge * wide
-    blocks_across = width // block_wide
-    above = np.zeros((3, words * 8), np.uint8)
-    row = np.zeros((3, words * 8), np.uint8)
-    above_red, above_green, above_blue = above[0], above[1], above[2]
-    red, green, blue = row[0], row[1], row[2]
-    red8, green8, blue8 = red.view(np.uint64), green.view(np.uint64), blue.view(np.uint64)
-    for frame in range(frames):
-        above[:] = 0
-        for y in range(height):
-            start = (frame * 3 * height + y) * width
-            new_red = residuals[start : start + width]
-            new_green = residuals[start + plane : start + plane + width]
-            new_blue = residuals[start + 2 * plane : start + 2 * plane + width]
-            # Down the columns; "+ green" before the sums along the row, since sums mod 256 commute.
-            for x in range(width):
-                value = np.uint8(above_green[x] + new_green[x])
-                above_green[x] = value
-                green[x] = value
-            for x in range(width):
-                value = np.uint8(above_red[x] + new_red[x])
-                above_red[x] = value
-                red[x] = np.uint8(value + above_green[x])
-            for x in range(width):
-                value = np.uint8(above_blue[x] + new_blue[x])
-                above_blue[x] = value
-                blue[x] = np.uint8(value + above_green[x])
-            _sum_along(red8, green8, blue8, words)
-            block_row, in_block = y // block_high, y % block_high
-            patch_row, line = in_block // high, in_block % high
-            first = (block_row * blocks_across * merge * merge + patch_row * merge) * patch_bytes
-            first += frame * high * wide + line * wide
-            for across in range(blocks_across):
-                for column in range(merge):
-                    to = first + (across * merge * merge + column) * patch_bytes
-                    at = across * block_wide + column * wide
-                    for k in range(0, wide - 8, 8):
-                        copy_word(out, to + k, red, at + k)
-                        copy_word(out, to + area + k, green, at + k)
-                        copy_word(out, to + 2 * area + k, blue, at + k)
-                    end = wide - 8  # the last word overlaps the one before it
-                    copy_word(out, to + end, red, at + end)
-                    copy_word(out, to + area + end, green, at + end)
-                    copy_word(out, to + 2 * area + end, blue, at + end)
+    block_high = merge * high
+    blocks = width // (merge * wide)
+    strip_bytes = blocks * merge * merge * 3 * area
+    # Patches that lie far apart are written to a few bytes at a time: in the cache, then copied in one go. Pictures of
+    # one large patch (crops) are written in order anyway.
+    use_strip = strip_bytes <= _STRIP_BYTES and strip_bytes < out.size
+    strip = np.empty(strip_bytes, np.uint8) if use_strip else out
+    stride = (width + CHUNK - 1) // CHUNK * CHUNK
+    above = np.zeros((frames, 3 * stride), np.uint8)
+    row = np.empty(3 * stride + 16, np.uint8)  # `copy_lane` reads up to 8 bytes behind the last pixel
+    end = np.zeros(3 * stride, np.uint8)
+    for block_row in range(height // block_high):
+        patches_start = 0 if use_strip else block_row * strip_bytes
+        for frame in range(frames):
+            for in_block in range(block_high):
+                y = block_row * block_high + in_block
+                start = (frame * 3 * height + y) * width
+                if start + 2 * plane + stride <= residuals.size:
+                    _undo_row(residuals, start, plane, width, above[frame], row, stride)
+                else:  # whole chunks of these rows would reach behind the residuals
+                    for color in range(3):
+                        copy_bytes(end, color * stride, residuals, start + color * plane, width)
+                    _undo_row(end, 0, stride, width, above[frame], row, stride)
+                patch_row, line = in_block // high, in_block % high
+                first = patches_start + patch_row * merge * 3 * area + (frame * high + line) * wide
+                _cut_row(row, stride, blocks, merge, wide, line == high - 1, strip, first, area)
+        if use_strip:
+            copy_bytes(out, block_row * strip_bytes, strip, 0, strip_bytes)
 
 
 @numba.njit(**_JIT)
