@@ -92,7 +92,7 @@ class PacketTable:
     @cached_property
     def timed(self) -> bool:
         """Whether the container has presentation times."""
-        return "avi" not in self.container.split(",")
+        return has_times(self.container)
 
     @cached_property
     def seeks_by(self) -> list[int] | None:
@@ -197,6 +197,11 @@ class PacketTable:
         if index >= len(self):
             return self.keys[-1]
         return self.keys[bisect_right(self.keys, index) - 1] if index > self.keys[0] else 0
+
+
+def has_times(container: str) -> bool:
+    """Whether a container, by FFmpeg's names of it, has presentation times."""
+    return "avi" not in container.split(",")
 
 
 def sequential_runs(count: int, indices: Iterable[int]) -> list[Run]:

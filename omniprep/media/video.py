@@ -21,6 +21,7 @@ from omniprep.media.conversion import Colors, Converter, Turner, unequal
 from omniprep.media.decord_reader import DecordReader, NoDecoderError
 from omniprep.media.frames import MAX_FRAMES, MAX_SECONDS, UnprovenError, VideoStream, check_frame, open_stream
 from omniprep.media.guard import library_faults
+from omniprep.media.packets import has_times
 from omniprep.media.resample import FrameResizer
 from omniprep.media.source import Source
 
@@ -126,40 +127,44 @@ def _probe(container: Any, source: Source) -> VideoFacts:
         VideoStream(container, source).table  # noqa: B018 - rejects a frame that is cut short
     try:
         reader = DecordReader(source, checked=True)
+        pixels, reason = _first_by_pyav(container, source, reader)
+        # Last, since from here on decord's thread decodes ahead until the reader is gone: 5 ms of 15 for a small video.
         first = reader.first()
     except NoDecoderError:
         return _probe_alone(VideoStream(container, source))
+    if not reason and not np.array_equal(first, pixels):
+        reason = "another first frame than decord's"
+    if not reason and len(keys := reader.keys()) > 1 and not has_times(container.format.name):
+        reason = "" if np.array_equal(reader.at(keys[1]), first) else "seeks that do not end at the start of the file"
     height, width = first.shape[:2]
-    try:
-        reason = _difference(VideoStream(container, source), reader, first)
-    except UnprovenError as error:
-        reason = str(error)
-    except Reject as reject:  # decord reads what PyAV cannot
-        reason = reject.message.removeprefix(f"{source.label}: ")
     return VideoFacts(reader.frames, reader.fps, width, height, DECORD if reason else PROVEN, reason)
 
 
-def _difference(stream: VideoStream, reader: DecordReader, first: Frames) -> str:
-    """What keeps PyAV from decoding in decord's place; "" where nothing does."""
-    if reason := stream.unproven():
-        return reason
+def _first_by_pyav(container: Any, source: Source, reader: DecordReader) -> tuple[Frames, str]:
+    """Frame 0, or an empty one and what keeps PyAV from decoding in decord's place."""
+    nothing = np.empty((0, 0, 3), np.uint8)
+    try:
+        stream = VideoStream(container, source)
+        if reason := stream.unproven() or _other_packets(stream, reader):
+            return nothing, reason
+        frame = Turner().upright(next(frame for _, frame in stream.frames([0], proven=True)))
+        if reason := unequal(Colors.of(frame)):
+            return nothing, reason
+        return Converter().rgb(frame), ""
+    except UnprovenError as error:
+        return nothing, str(error)
+    except Reject as reject:  # decord reads what PyAV cannot
+        return nothing, reject.message.removeprefix(f"{source.label}: ")
+
+
+def _other_packets(stream: VideoStream, reader: DecordReader) -> str:
+    """How the packets of PyAV differ from those that decord tells; "" where they do not."""
     table = stream.table
     if len(table) != reader.frames or table.keys != reader.keys():
         return "other packets than decord's"
     starts = reader.starts()
-    if not table.timed:
-        if not (starts < _NO_TIMES).all():
-            return "other times than decord's"
-    elif not np.array_equal(starts, _seconds(stream)):
-        return "other times than decord's"
-    frame = Turner().upright(next(frame for _, frame in stream.frames([0], proven=True)))
-    if reason := unequal(Colors.of(frame)):
-        return reason
-    if not np.array_equal(first, Converter().rgb(frame)):
-        return "another first frame than decord's"
-    if not table.timed and len(table.keys) > 1 and not np.array_equal(reader.at(table.keys[1]), first):
-        return "seeks that do not end at the start of the file"
-    return ""
+    same = np.array_equal(starts, _seconds(stream)) if table.timed else (starts < _NO_TIMES).all()
+    return "" if same else "other times than decord's"
 
 
 def _seconds(stream: VideoStream) -> NDArray[np.float32]:
