@@ -11,6 +11,7 @@ import struct
 import traceback
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import av
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 from omniprep.errors import Reject
 from omniprep.media.audio import decode_audio, probe_audio
 from omniprep.media.image import decode_image, probe_image
+from omniprep.media.mp4 import check_sample_counts
 from omniprep.media.source import Source
 from omniprep.media.video import probe_video, read_frames
 from tests.media_files import sound, video
@@ -244,6 +246,10 @@ def moved_into(box: bytes, data: bytes) -> bytes:
     return struct.pack(">I", 16) + box + bytes(8) + data
 
 
+def id3_tag() -> bytes:
+    return b"ID3\x04\0\0\0\0\0\x10" + bytes(16)
+
+
 def mjpeg_of(width: int, height: int) -> bytes:
     data = bytearray(video("avi", "mjpeg"))
     at = 0
@@ -265,6 +271,8 @@ VIDEOS: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     "2^32 - 1 samples": (lambda: with_samples(0xFFFFFFFF), {"bad_media"}),
     "behind a box of another kind": (lambda: moved_into(b"free", with_samples(50_000_000)), {"bad_media"}),
     "behind an unknown box": (lambda: moved_into(b"abcd", with_samples(50_000_000)), {"bad_media"}),
+    "behind an ID3 tag": (lambda: id3_tag() + with_samples(50_000_000), {"bad_media"}),
+    "behind four zero bytes": (lambda: b"\0\0\0\4" + with_samples(50_000_000), {"bad_media"}),
     "a fragment of 50 million samples": (lambda: fragmented(50_000_000), {"bad_media"}),
     "frames of 65500x65500 (mjpeg)": (lambda: mjpeg_of(65_500, 65_500), {"bad_media", "decode_error", "image_too_large", "decode_mismatch"}),
     "frames of 16383x16383 (vp8)": (lambda: vp8_of(16_383, 16_383), {"bad_media", "decode_error", "image_too_large", "decode_mismatch"}),
@@ -295,6 +303,44 @@ def test_honest_files_pass() -> None:
     ):
         code, _ = measured(lambda make=make: probe_video(Source(data=make())))
         assert code in ("fine", "decode_error"), code
+
+
+@pytest.mark.parametrize("chunk", [17, 64, 1000])
+def test_counts_of_samples_are_seen_across_the_pieces_of_a_box(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omniprep.media.mp4._CHUNK_BYTES", chunk)
+    for data in (with_samples(50_000_000), fragmented(50_000_000)):
+        with pytest.raises(Reject, match="promises 50,000,000 samples"):
+            check_sample_counts(io.BytesIO(data), "clip")
+    check_sample_counts(io.BytesIO(with_samples(8)), "clip")
+
+
+OF_300_MIB: dict[str, Callable[[], bytes]] = {
+    "matroska": lambda: video("matroska"),
+    "webm": lambda: video("webm"),
+    "avi": lambda: video("avi"),
+    "flv": lambda: video("flv"),
+    "asf": lambda: video("asf", "msmpeg4v3"),
+    "mpeg-ts": lambda: video("mpegts", "mpeg2video"),
+    "mpeg-ps": lambda: video("vob", "mpeg2video"),
+    "mp4 with unused room": lambda: box(b"ftyp", 16) + bytes(8) + box(b"free", 300 << 20),
+    "mp4 of much media": lambda: box(b"ftyp", 16) + bytes(8) + box(b"mdat", 300 << 20),
+}
+
+
+def box(name: bytes, length: int) -> bytes:
+    return struct.pack(">I4s", length, name)
+
+
+@pytest.mark.parametrize("container", OF_300_MIB)
+def test_large_files_of_every_container_pass(container: str, tmp_path: Path) -> None:
+    """300 MiB: more than an MP4 may have of tables. Nothing of a file is held whole, whatever it is."""
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.write(OF_300_MIB[container]())
+        file.truncate(301 << 20)
+    with path.open("rb") as file:
+        code, peak = measured(lambda: check_sample_counts(file, "clip"))
+    assert code == "fine" and peak < 20 << 20, (code, peak >> 20)
 
 
 def test_counts_of_sound_hold_no_samples() -> None:
