@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -243,7 +243,7 @@ def arrow_schema(
     declared = _with_companions(columns)
     _check(declared, modalities)
     ints = pa.list_(pa.int32())
-    fields = [
+    shard_fields = [
         pa.field("input_ids", ints),
         pa.field("labels", ints),
         pa.field("loss_scale", pa.list_(pa.float32())),
@@ -252,8 +252,8 @@ def arrow_schema(
         pa.field("row_ids", ints),
         pa.field("row_items", ints),
     ]
-    fields += [pa.field(column.name, _arrow_type(column)) for column in declared]
-    names = [f.name for f in fields]
+    shard_fields += [pa.field(column.name, _arrow_type(column)) for column in declared]
+    names = [f.name for f in shard_fields]
     if len(set(names)) != len(names):
         raise OmniprepError(f"family {family!r} declares a shard column twice: {', '.join(sorted(names))}")
     layout = {
@@ -266,7 +266,7 @@ def arrow_schema(
     if not mrope:  # written only if false: shards of families with m-rope keep the bytes that they always had
         layout["mrope"] = False
     text = json.dumps(layout, sort_keys=True, separators=(",", ":"))
-    return pa.schema(fields, metadata={METADATA_KEY: text.encode()})
+    return pa.schema(shard_fields, metadata={METADATA_KEY: text.encode()})
 
 
 def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
@@ -297,7 +297,7 @@ def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
 
 def _column_json(column: Column) -> dict[str, Any]:
     """A column as the metadata has it; what format 1 did not have is written only where it says something."""
-    plain = asdict(column)
+    plain = {entry.name: getattr(column, entry.name) for entry in fields(column)}
     defaults = {"join": "concat", "batch_axis": False}
     return {name: value for name, value in plain.items() if name not in defaults or value != defaults[name]}
 

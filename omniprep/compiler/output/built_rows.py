@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -61,10 +60,10 @@ class Planned:
             readers.update(receipt["video_readers"])
         return {
             "format": FORMAT,
-            "omniprep": version("omniprep"),
+            "omniprep": versions()["omniprep"],
             "family": ctx.name,
             "family_version": ctx.record.version,
-            "reference": ctx.reference or f"transformers {version('transformers')} AutoProcessor",
+            "reference": ctx.reference or f"transformers {versions()['transformers']} AutoProcessor",
             "checked": self.checked,
             "model": self.config.model,
             "tokenizer_sha256": ctx.tokenizer_sha256,

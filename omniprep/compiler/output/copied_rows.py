@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.compiler.output.folder import BuildIdentity
+from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.pack import Assignment, Rows
 from omniprep.compiler.plan.split_task import merge_unread
 from omniprep.config import BuildConfig
@@ -69,7 +69,7 @@ class CopiedRows:
         first = self.datasets[0].manifest
         return {
             **{name: value for name, value in first.items() if name not in ("generations", "tables")},
-            "omniprep": version("omniprep"),
+            "omniprep": versions()["omniprep"],
             "inputs": [entry for source, entry in inputs.items() if source in kept],
             "seconds": {"repack": round(shard_seconds, 1)},
             "needed_flags": list(dict.fromkeys(flag for ds in self.datasets for flag in ds.record.needed_flags)),
