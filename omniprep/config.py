@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from omniprep.errors import UsageError, shown_name
 from omniprep.rows.columns import parse_columns
+from omniprep.rows.where_parser import parse_where
 
 Switch = Literal["auto", "on", "off"]
 """An option that is chosen automatically unless it is given: on the command line `--NAME`, `--NAME on`, `--no-NAME` or
@@ -63,6 +64,8 @@ class RowOptions:
     columns: tuple[str, ...] = ()
     """Rename a column of the rows before they are read, as NEW=OLD (images=image_paths); content.image=path renames a
     key of typed content items."""
+    where: str | None = None
+    """Read only rows for which this expression on their columns is true, such as "lang = 'en' AND score >= 0.5"."""
     chat_template_kwargs: Literal["ignore", "apply"] = "ignore"
     """The rows' own limits of pixels and frames, and variables of the chat template, in the column of this name:
     ignored as in the reference, or used."""
@@ -209,6 +212,8 @@ class BuildConfig(RowOptions, Trust):
                 (self.decode_memory > 0, "--decode-memory must be positive"),
             ]
         )
+        if self.where is not None:
+            parse_where(self.where)
         for name in (*self.inputs, *self.media_root, self.out, self.model):
             _refuse_credentials(name)
         for field in dataclasses.fields(self):

@@ -121,6 +121,11 @@ class RejectCode(StrEnum):
         "valid Unicode (half of a surrogate pair, or bytes of another encoding), or the name of another column (after "
         "--columns, or but for upper case).",
     )
+    WHERE_MISMATCH = (
+        "where_mismatch",
+        "--where compares a column with a literal of another type than the row's value, so whether the row is meant "
+        "cannot be told. Mend the row, or test the type first (kind = 'scored' AND score > 1).",
+    )
     BAD_OPTION = (
         "bad_option",
         "With --chat-template-kwargs apply: `chat_template_kwargs` of the row holds a value that cannot be used. With "

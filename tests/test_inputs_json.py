@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omniprep.errors import OmniprepError, Reject
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.jsontext import MAX_DEPTH, parse_row, read_values
-from omniprep.rows.sources import count_lines, find_splits, read_split
+from omniprep.rows.sources import Tally, count_lines, find_splits, read_split
 
 SURROGATE = '{"images": ["a\\ud83d.png"], "n": 1}'
 
@@ -25,12 +25,12 @@ def lines_of(path: Path, data: bytes, split_bytes: int = 1 << 20, limit: int = 1
     path.write_bytes(data)
     before, found = 0, []
     for split in find_splits(find_inputs((str(path),)), split_bytes):
-        ended: list[int] = []
-        for row in read_split(split, ended.append, limit):
+        tally = Tally()
+        for row in read_split(split, tally, limit):
             content = str(row.content.code) if isinstance(row.content, Reject) else row.content
             found.append((before + row.line + 1, content))
-        assert ended == [count_lines(split)]
-        before += ended[0]
+        assert tally.lines == count_lines(split)
+        before += tally.lines
     return found
 
 

@@ -14,7 +14,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.longline import parse_line
-from omniprep.rows.sources import count_lines, find_splits, read_split
+from omniprep.rows.sources import Tally, count_lines, find_splits, read_split
 
 MEDIA = Path(__file__).parent / "golden" / "media"
 IMAGE = MEDIA / "s28x28.png"
@@ -136,8 +136,8 @@ def test_groups_of_parquet_are_read_in_pieces(tmp_path: Path) -> None:
     rows = [{"n": n, "images": [{"bytes": bytes([n]) * (3 << 20)}]} for n in range(8)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", compression="none", use_dictionary=False)
     (split,) = find_splits(find_inputs((str(tmp_path / "a.parquet"),)))
-    ended: list[int] = []
-    found = list(read_split(split, ended.append))
-    assert [row.content for row in found] == rows and ended == [8]
+    tally = Tally()
+    found = list(read_split(split, tally))
+    assert [row.content for row in found] == rows and tally.lines == 8
     assert all(row.size > 3 << 20 for row in found)
     assert [len(chunk) for chunk in row_chunks(iter(found))] == [3, 3, 2]

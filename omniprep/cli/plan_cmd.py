@@ -97,6 +97,8 @@ def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -
     columns = [plan_lines(estimate, max(workers, 1)) for estimate in estimates.values()]
     codes = [code for code, _ in sum((e.codes for e in estimates.values()), Counter[str]()).most_common()]
     for name in columns[0]:
+        if name == "rows left out by --where" and not any(estimate.filtered for estimate in estimates.values()):
+            continue
         table.add_row(name, *(column[name] for column in columns))
         if name == "rows rejected":
             for code in codes:
@@ -114,6 +116,7 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
     time = duration(estimate.core_seconds / workers)
     known = f"{estimate.timed} rows, encoded here" if estimate.timed else "benchmarks; see --measure"
     return {
+        "rows left out by --where": f"{estimate.filtered:,}",
         "rows read": f"{estimate.read:,}",
         "rows packed": f"{estimate.packed:,}",
         "rows rejected": f"{estimate.read - estimate.packed:,}",

@@ -39,9 +39,10 @@ from omniprep.compiler.plan.probe import item_limits
 from omniprep.compiler.plan.split_task import PlanTask
 from omniprep.compiler.run.error_budget import FirstErrors, check_error_rate
 from omniprep.compiler.run.stages import Stage
+from omniprep.compiler.run.tasks import Receipt
 from omniprep.compiler.run.workers import ray_session
 from omniprep.config import BuildConfig
-from omniprep.errors import OmniprepError, UsageError
+from omniprep.errors import OmniprepError, UsageError, did_you_mean
 from omniprep.families.context import FamilyContext
 from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
@@ -99,8 +100,14 @@ def write_dataset_report(out: str, ctx: FamilyContext | None, progress: Reporter
         progress.message(f"{out}: report.html was not written ({type(error).__name__}: {error})")
 
 
-def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, listed: Listed | None = None) -> Planned:
-    """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0."""
+def plan(
+    config: BuildConfig, progress: Reporter, lease: Lease | None = None, listed: Listed | None = None, *,
+    appending: bool = False,
+) -> Planned:  # fmt: skip
+    """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0.
+
+    `appending`: the rows go to others that are there already, so that there may be none.
+    """
     ctx = family_of(config)
     spec = family_spec(config, ship_plugins=True)
     limits = item_limits(ctx, config.limit_mm_per_row)
@@ -128,8 +135,12 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
     stage = Stage(name="plan", out=config.out, workers=config.workers, progress=progress, lease=lease, errors=errors)
     receipts = stage.run(tasks)
     check_unchanged(config.out, listed)
-    if not sum(r["rows"] for r in receipts):
-        raise OmniprepError(f"{', '.join(config.inputs)}: no rows (the files are empty)")
+    filtered = sum(receipt["filtered"] for receipt in receipts)
+    if not appending:  # another day's rows need not have all columns, and need not be chosen
+        check_where(config, receipts)
+    if not sum(r["rows"] for r in receipts) and not (filtered and appending):
+        why = f"--where leaves out all {filtered:,}" if filtered else "the files are empty"
+        raise OmniprepError(f"{', '.join(config.inputs)}: no rows ({why})")
     used = {number for receipt in receipts for number in receipt.get("columns", ())}
     for number, text in enumerate(config.columns):
         if number not in used:
@@ -144,6 +155,16 @@ def plan(config: BuildConfig, progress: Reporter, lease: Lease | None = None, li
     progress.advance("pack", int(rows.packed.sum()))
     progress.finish("pack")
     return Planned(config, ctx, spec, splits, listed.inputs, receipts, rows, assignment, plan_hash, generation)
+
+
+def check_where(config: BuildConfig, receipts: Sequence[Receipt]) -> None:
+    """OmniprepError for a column of --where that no row has: it would leave out all rows, or none, silently."""
+    missing = set.intersection(*(set(receipt["missing_columns"]) for receipt in receipts)) if receipts else set()
+    if missing:
+        names = {name for receipt in receipts for name in receipt["seen_columns"]}
+        name = min(missing)
+        there = did_you_mean(name, names) or (f"; there are: {', '.join(sorted(names)[:12])}" if names else "")
+        raise OmniprepError(f"--where {config.where!r}: no row has a column {name}{there}")
 
 
 def plan_only(config: BuildConfig, progress: Reporter) -> Planned:

@@ -331,6 +331,7 @@ def _counts(before: dict[str, Any], rows: pa.Table, index: pa.Table) -> dict[str
             "packed": int(packed.sum()),
             "rejected": rows.num_rows - int(packed.sum()) - removed,
             "removed": removed,
+            **{name: count for name, count in before["rows"].items() if name == "filtered"},
         },
         "tokens": int(index["tokens"].to_numpy().sum()),
         "labeled_tokens": int(trained[packed].sum()),

@@ -120,8 +120,8 @@ def count_rows(uri: str, split: str) -> int:
     return len(_load(uri, split))
 
 
-def read_rows(uri: str, split: str, start: int, end: int) -> Iterator[Any]:
-    """Rows [start, end), some MB at a time; a `Reject` for a row whose values cannot be read."""
+def read_tables(uri: str, split: str, start: int, end: int) -> Iterator[pa.Table]:
+    """Rows [start, end) as tables of some MB."""
     dataset = _load(uri, split)
     step = max(1, min(_BATCH_ROWS, _BATCH_BYTES * len(dataset) // max(dataset.data.nbytes, 1)))
     for first in range(start, end, step):
@@ -130,7 +130,7 @@ def read_rows(uri: str, split: str, start: int, end: int) -> Iterator[Any]:
             table = dataset[first:last]
         except (pa.ArrowException, OSError, ValueError) as error:
             raise OmniprepError(f"{uri}: damaged at rows {first + 1} to {last}: {error}") from error
-        yield from table_rows(table)
+        yield table
 
 
 def table_rows(table: Any) -> Iterator[Any]:

@@ -17,11 +17,13 @@ import numpy as np
 
 from omniprep import io
 from omniprep.errors import OmniprepError, Reject, RejectCode
+from omniprep.rows.choosing import SKIPPED, Chooser, picked
 from omniprep.rows.formats import format_of
 from omniprep.rows.inputs import Input
 from omniprep.rows.jsontext import parse_row, read_values
 from omniprep.rows.opening import MAX_LINE_BYTES, find_form, next_line, open_file, open_text, os_errors_named
 from omniprep.rows.split import Split
+from omniprep.rows.where import Path
 
 SPLIT_BYTES = 16 << 20
 """Bytes of JSON lines in a split."""
@@ -43,13 +45,17 @@ class RawRow:
 
 
 def find_splits(
-    inputs: list[Input], split_bytes: int = SPLIT_BYTES, seed: int = 0, say: Callable[[str], None] = lambda text: None
-) -> list[Split]:
-    """Cut inputs into splits of `split_bytes`, in input order; `say` takes a line for each draw of INPUT#N."""
+    inputs: list[Input], split_bytes: int = SPLIT_BYTES, seed: int = 0, say: Callable[[str], None] = lambda text: None,
+    where: str = "",
+) -> list[Split]:  # fmt: skip
+    """Cut inputs into splits of `split_bytes`, in input order; `say` takes a line for each draw of INPUT#N.
+
+    `where` is the expression of --where: the splits give the rows that it chooses, and INPUT#N draws from those.
+    """
     with ThreadPoolExecutor(_OPEN_THREADS) as pool:
         remote = any(not io.is_local(entry.uri or entry.source) for entry in inputs)
         each: Any = pool.map if remote else map
-        by_input = list(each(lambda entry: list(_splits_of(entry, split_bytes)), inputs))
+        by_input = list(each(lambda entry: [replace(s, where=where) for s in _splits_of(entry, split_bytes)], inputs))
         drawn = [split for entry, splits in zip(inputs, by_input, strict=True) if entry.draw for split in splits]
         counts = dict(zip(drawn, each(_count_rows, drawn), strict=True))
     by_draw: defaultdict[tuple[int, int], list[Split]] = defaultdict(list)
@@ -85,9 +91,13 @@ def _draw(
 
 
 def _count_rows(split: Split) -> int:
-    """Rows of a split: its lines that are not blank, those that cannot be parsed included."""
+    """Rows of a split: its lines that are not blank, those that cannot be parsed included; with --where those that it
+    chooses.
+    """
+    if split.where:
+        return sum(1 for _ in read_split(split))
     if split.kind == "lines":
-        return sum(1 for _ in _read_lines(split, lambda lines: None, MAX_LINE_BYTES, parse=False))
+        return sum(1 for _ in _read_lines(split, Tally(), MAX_LINE_BYTES, parse=False))
     if split.kind == "values":
         return sum(1 for _ in read_split(split))
     return format_of(split.kind).count_rows(split)
@@ -113,33 +123,60 @@ def fingerprint(split: Split) -> dict[str, Any]:
     return io.fingerprint(split.uri) if split.kind in ("lines", "values") else format_of(split.kind).fingerprint(split)
 
 
-def read_split(
-    split: Split, ended: Callable[[int], None] = lambda lines: None, max_line_bytes: int = MAX_LINE_BYTES
-) -> Iterator[RawRow]:
-    """Read the rows of a split. Blank lines are counted but are no rows.
+@dataclass(slots=True)
+class Tally:
+    """What `read_split` counts while it reads a split to its end."""
+
+    lines: int = 0
+    """Lines of the split, rows of a table."""
+    filtered: int = 0
+    """Rows that --where does not choose."""
+    missing: tuple[Path, ...] = ()
+    """Columns of --where that no row of the split has."""
+    names: tuple[str, ...] = ()
+    """Some of the columns that the rows have, where any is missing."""
+
+
+def read_split(split: Split, tally: Tally | None = None, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[RawRow]:
+    """Read the rows of a split. Blank lines are counted but are no rows, and neither are rows that --where leaves out.
 
     No reference to a row is kept while the next is read: with inline media a row may have hundreds of MB. A line beyond
-    `max_line_bytes` becomes a reject. `ended` gets the number of lines at the end.
+    `max_line_bytes` becomes a reject. `tally` is filled in at the end.
     """
+    tally = Tally() if tally is None else tally
+    chooser = Chooser(split.where, cells=split.kind == "delimited") if split.where else None
     chosen = None if split.chosen is None else frozenset(split.chosen)
-    if split.kind == "lines":
-        yield from _read_lines(split, ended, max_line_bytes, chosen)
+    if split.kind == "lines" and chooser is None:
+        yield from _read_lines(split, tally, max_line_bytes, chosen)
         return
-    line = -1
-    for line, (content, size) in enumerate(_contents(split, max_line_bytes)):
-        if chosen is None or line in chosen:
-            yield RawRow(line, content, size)
-        del content
-    ended(line + 1)
+    lines = split.kind == "lines"
+    rows = _read_lines(split, tally, max_line_bytes) if lines else _contents(split, max_line_bytes, chooser)
+    number = 0
+    for raw in rows:
+        if chooser is not None and split.kind in ("lines", "values"):
+            raw = replace(raw, content=picked(chooser, raw.content))
+        if not lines:
+            tally.lines = raw.line + 1
+        if raw.content is SKIPPED:
+            tally.filtered += 1
+        else:
+            number += 1
+            if chosen is None or number - 1 in chosen:
+                yield raw
+        del raw
+    if chooser is not None:
+        tally.missing, tally.names = tuple(sorted(chooser.missing)), tuple(sorted(chooser.names))
 
 
-def _contents(split: Split, max_line_bytes: int) -> Iterator[tuple[Any, int]]:
+def _contents(split: Split, max_line_bytes: int, chooser: Chooser | None) -> Iterator[RawRow]:
     if split.kind == "values":
         with open_text(split.uri, split.codec, split.encoding) as file:
-            yield from read_values(_skip_bom(file), split.uri, max_line_bytes)
+            for line, (content, size) in enumerate(read_values(_skip_bom(file), split.uri, max_line_bytes)):
+                yield RawRow(line, content, size)
+                del content
         return
-    for content in format_of(split.kind).read_rows(split, max_line_bytes):
-        yield content, _value_size(content)
+    for line, content in enumerate(format_of(split.kind).read_rows(split, max_line_bytes, chooser)):
+        yield RawRow(line, content, _value_size(content))
         del content
 
 
@@ -170,19 +207,20 @@ def numbered(
         if wanted is not None and split.in_ranges:
             lines.append(count_lines(split))
         if not lines or (wanted is not None and wanted(range(first, first + lines[0]))):
-            lines.clear()
-            for raw in read_split(split, lines.append, max_line_bytes):
+            tally = Tally()
+            for raw in read_split(split, tally, max_line_bytes):
                 yield split, first + raw.line, raw
+            lines = [tally.lines]
         before[split.source] += lines[0]
 
 
 def count_lines(split: Split) -> int:
     """Lines of a split of JSON lines, rows of any other; the next split's numbers begin behind them."""
     if not split.in_ranges:
-        counted: list[int] = []
-        for _ in read_split(split, counted.append):
+        tally = Tally()
+        for _ in read_split(split, tally):
             pass
-        return counted[0]
+        return tally.lines
     with open_file(split.uri) as file:
         start = _first_line(file, split)
         file.seek(start)
@@ -212,8 +250,7 @@ def _first_line(file: BinaryIO, split: Split) -> int:
 
 
 def _read_lines(
-    split: Split, ended: Callable[[int], None], max_line_bytes: int, chosen: frozenset[int] | None = None, *,
-    parse: bool = True,
+    split: Split, tally: Tally, max_line_bytes: int, chosen: frozenset[int] | None = None, *, parse: bool = True,
 ) -> Iterator[RawRow]:  # fmt: skip
     """Rows of JSON lines: the `chosen` ones, or all; without `parse` they have no content."""
     number = 0
@@ -238,7 +275,7 @@ def _read_lines(
             if row is not None:
                 yield row
                 del row
-        ended(line)
+        tally.lines = line
 
 
 def _is_blank(text: bytes) -> bool:

@@ -27,7 +27,9 @@ class Split:
     name: str = ""
     """Name of the split of a Hugging Face dataset."""
     chosen: tuple[int, ...] | None = None
-    """Rows that INPUT#N drew, counted from 0 without blank lines; None for all."""
+    """Rows that INPUT#N drew, counted from 0 without blank lines, of those that `where` chooses; None for all."""
+    where: str = ""
+    """The expression of --where; empty for all rows."""
     version: str = ""
     """Version of a table: the number of Delta and Lance, the snapshot of Iceberg."""
 

@@ -61,6 +61,8 @@ class RowCounts:
     packed: int
     rejected: int
     removed: int = 0
+    filtered: int = 0
+    """Rows of the inputs that --where left out; not among those read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,8 +191,9 @@ def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
     plain |= {name: plain.get(name, empty) for name, empty in (("inputs", []), ("versions", {}), ("seconds", {}))}
     if manifest.counts is not None:
         plain["counts"] = _counts_as_json(manifest.counts)
-        if "removed" not in content["counts"]["rows"]:  # no row was ever removed from the dataset
-            del plain["counts"]["rows"]["removed"]
+        for name in ("removed", "filtered"):  # absent where no row was ever removed or left out
+            if name not in content["counts"]["rows"]:
+                del plain["counts"]["rows"][name]
     return manifest, plain
 
 

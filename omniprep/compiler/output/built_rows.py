@@ -80,6 +80,11 @@ class Planned:
             "seconds": {"plan": round(plan_seconds, 1), "encode": round(shard_seconds, 1)},
         }
 
+    @property
+    def filtered(self) -> int:
+        """As `Origin.filtered`."""
+        return sum(receipt["filtered"] for receipt in self.receipts)
+
     def unread(self) -> dict[str, list[Any]]:
         """As `Origin.unread`."""
         total: dict[str, list[Any]] = {}

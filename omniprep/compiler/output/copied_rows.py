@@ -91,6 +91,11 @@ class CopiedRows:
                 total[name] += count if isinstance(count, int) else 0
         return dict(sorted(total.items()))
 
+    @property
+    def filtered(self) -> int:
+        """As `Origin.filtered`: what was left out of the sources was never a row of theirs."""
+        return 0
+
     def unread(self) -> dict[str, list[Any]]:
         """As `Origin.unread`, summed over the sources.
 

@@ -93,7 +93,7 @@ def list_inputs(config: BuildConfig, say: Callable[[str], None] = lambda text: N
     inputs = find_inputs(config.inputs, config.split, say)
     if config.split and not any(entry.split for entry in inputs):
         raise UsageError(f"--split {config.split}: none of the inputs has splits")
-    splits = find_splits(inputs, seed=config.seed, say=say)
+    splits = find_splits(inputs, seed=config.seed, say=say, where=config.where or "")
     return Listed(splits, describe_inputs(splits))
 
 

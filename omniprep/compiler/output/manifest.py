@@ -57,6 +57,10 @@ class Origin(Protocol):
     assignment: Assignment
     plan_hash: str
 
+    @property
+    def filtered(self) -> int:
+        """Rows of the inputs that --where left out."""
+
     def facts(self, shard_seconds: float) -> dict[str, Any]:
         """What the manifest says of the rows' model, inputs, versions, and the seconds that they took."""
 
@@ -128,6 +132,8 @@ def settle(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> Sett
     packed[list(late)] = False
     entries = index_entries(rows, origin.assignment, packed, receipts)
     counts = count(config.out, rows, packed, codes, entries)
+    if origin.filtered:
+        counts["rows"]["filtered"] = origin.filtered
     if unread := origin.unread():
         counts["unread_columns"] = {
             name: {"rows": with_it, "option": option} for name, (with_it, option) in unread.items()

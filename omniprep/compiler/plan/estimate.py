@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class Estimate:
     """The numbers of one plan."""
 
+    filtered: int
+    """Rows that --where leaves out; they are not among those read."""
     read: int
     packed: int
     codes: Counter[str]
@@ -64,6 +66,7 @@ def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int]
     lengths = columns["length"]
     points = np.percentile(lengths, [0, 50, 90, 99, 100]).round().astype(int).tolist() if len(lengths) else [0] * 5
     return Estimate(
+        filtered=planned.filtered,
         read=len(planned.rows),
         packed=int(kept.sum()),
         codes=Counter(code for code in facts["code"] if code),

@@ -24,8 +24,9 @@ from omniprep.families.context import FamilySpec, resolve
 from omniprep.families.errors import FamilyError
 from omniprep.media.fetch import MediaRoots
 from omniprep.rows.columns import columns_of_row, parse_columns
-from omniprep.rows.sources import RawRow, read_split
+from omniprep.rows.sources import RawRow, Tally, read_split
 from omniprep.rows.split import Split
+from omniprep.rows.where import column_name
 
 CHUNK_ROWS, CHUNK_BYTES = 256, 8 << 20
 
@@ -51,10 +52,11 @@ class PlanTask(Task):
     def is_done(self, receipt: Receipt) -> bool:
         """As `Task.is_done`."""
         codes, chunks = receipt["codes"], receipt["chunks"]
-        numbers = [receipt[name] for name in ("rows", "rejected", "tokens", "lines", "bytes")]
+        numbers = [receipt[name] for name in ("rows", "rejected", "tokens", "lines", "filtered", "bytes")]
         numbers += [*chunks, *codes.values(), *receipt["columns"], *receipt["video_readers"].values()]
         return (
             all(isinstance(number, int) for number in numbers)
+            and all(isinstance(name, str) for name in (*receipt["missing_columns"], *receipt["seen_columns"]))
             and all(isinstance(rows, int) and isinstance(option, str) for rows, option in receipt["unread"].values())
             and sum(codes.values()) == receipt["rejected"]
             and isinstance(receipt["seconds"], float | int)
@@ -67,9 +69,10 @@ class PlanTask(Task):
 
         Returns:
             The receipt: rows, rejected, codes (rejects of each), tokens, lines (of the split, to number those after
-            it), chunks (rows of each record batch), unread (columns that nobody reads: rows, and the option that reads
-            them), columns (numbers of the --columns that some row has), video_readers (videos that each one decodes),
-            bytes (of the plan), seconds.
+            it), filtered (rows that --where leaves out), missing_columns (of --where, that no row has) and seen_columns
+            (some that there are instead), chunks (rows of each record batch), unread (columns that nobody reads: rows,
+            and the option that reads them), columns (numbers of the --columns that some row has), video_readers (videos
+            that each one decodes), bytes (of the plan), seconds.
         """
         return _Planning(self).run()
 
@@ -103,7 +106,8 @@ class _Planning:
 
     def __init__(self, task: PlanTask) -> None:
         self.task, self.family, self.media_roots = task, resolve(task.spec), task.media_roots()
-        self.rows = self.tokens = self.lines = 0
+        self.rows = self.tokens = 0
+        self.tally = Tally()
         self.chunks: list[int] = []
         self.codes = Counter[str]()
         self.unread: dict[str, list[Any]] = {}
@@ -119,7 +123,10 @@ class _Planning:
             "rows": self.rows,
             "rejected": self.codes.total(),
             "tokens": self.tokens,
-            "lines": self.lines,
+            "lines": self.tally.lines,
+            "filtered": self.tally.filtered,
+            "missing_columns": [column_name(path) for path in self.tally.missing],
+            "seen_columns": self.tally.names,
             "chunks": self.chunks,
             "codes": self.codes,
             "unread": self.unread,
@@ -133,12 +140,9 @@ class _Planning:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         task = self.task
-        for chunk in row_chunks(read_split(task.split, self.count_lines, task.config.max_line_bytes)):
+        for chunk in row_chunks(read_split(task.split, self.tally, task.config.max_line_bytes)):
             yield self.plan_chunk(chunk)
             report_progress(f"split {task.number}", self.rows, None, "rows")
-
-    def count_lines(self, lines: int) -> None:
-        self.lines = lines
 
     def plan_chunk(self, chunk: list[RawRow]) -> pa.RecordBatch:
         if len(self.used_columns) < len(self.columns):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 from omniprep.errors import OmniprepError
+from omniprep.rows.choosing import Chooser
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
 
@@ -23,8 +24,11 @@ class Format(Protocol):
     def count_rows(self, split: Split) -> int:
         """Number of rows of a split."""
 
-    def read_rows(self, split: Split, max_row_bytes: int) -> Iterator[Any]:
-        """The rows of a split: dicts, or a `Reject` for one that cannot be read."""
+    def read_rows(self, split: Split, max_row_bytes: int, chooser: Chooser | None = None) -> Iterator[Any]:
+        """The rows of a split: dicts, or a `Reject` for one that cannot be read.
+
+        `SKIPPED` stands for a row that `chooser` does not choose (rows/choosing.py).
+        """
 
     def fingerprint(self, split: Split) -> dict[str, Any]:
         """Facts that change when the input does, cheap to get; empty where there are none."""

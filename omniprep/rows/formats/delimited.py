@@ -12,6 +12,7 @@ from typing import Any
 
 from omniprep import io
 from omniprep.errors import OmniprepError, Reject, RejectCode
+from omniprep.rows.choosing import Chooser, picked
 from omniprep.rows.inputs import Input
 from omniprep.rows.opening import find_encoding, open_text
 from omniprep.rows.split import Split
@@ -33,7 +34,7 @@ def fingerprint(split: Split) -> dict[str, Any]:
     return io.fingerprint(split.uri)
 
 
-def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) -> Iterator[Any]:
     """As `Format.read_rows`."""
     csv.field_size_limit(max_row_bytes)
     with open_text(split.uri, split.codec, split.encoding) as file:
@@ -56,8 +57,10 @@ def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
                 continue  # a blank line
             if names is None:
                 names = _header(split.uri, cells)
+                if chooser is not None:  # an empty cell is no column of its row
+                    chooser.decide(dict.fromkeys(names))
             else:
-                yield _row(names, cells, reader.line_num)
+                yield picked(chooser, _row(names, cells, reader.line_num))
 
 
 def _stem(uri: str) -> str:

@@ -1,15 +1,19 @@
 """Delta tables by the deltalake package: a data file is a split. Rows that the table deleted are not read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import repeat
 from typing import Any
 
+import pyarrow.dataset as pa_dataset
+
 from omniprep.errors import OmniprepError
-from omniprep.rows import saved
+from omniprep.rows.choosing import SKIPPED, Chooser, parquet_bounds, read_table
 from omniprep.rows.formats import faults_named, few_rows, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
+from omniprep.rows.where import Bounds, Path
 
 
 def splits(entry: Input) -> Iterator[Split]:
@@ -26,16 +30,41 @@ def count_rows(split: Split) -> int:
         return int(_fragments(split.uri, split.version)[split.start].count_rows())
 
 
-def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) -> Iterator[Any]:
     """As `Format.read_rows`."""
     with _faults(split.uri):
         schema, fragment = _dataset(split.uri, split.version).schema, _fragments(split.uri, split.version)[split.start]
         groups = fragment.metadata
         rows = few_rows(sum(groups.row_group(n).total_byte_size for n in range(groups.num_row_groups)), groups.num_rows)
-        for batch in fragment.to_batches(
-            schema=schema, batch_size=rows, batch_readahead=1, fragment_readahead=1, use_threads=False
-        ):
-            yield from saved.table_rows(batch)
+        for part in fragment.split_by_row_group() if chooser is not None else [fragment]:
+            group = part.row_groups[0].id
+            if chooser is not None and not chooser.where.may_hold(_bounds(fragment, group)):
+                chooser.see_schema(schema, split.uri)
+                yield from repeat(SKIPPED, groups.row_group(group).num_rows)
+            else:
+                yield from read_table(chooser, partial(_batches, part, schema, rows), schema, split.uri)
+
+
+def _batches(part: Any, schema: Any, rows: int, columns: list[str] | None) -> Iterator[Any]:
+    yield from part.to_batches(
+        schema=schema, columns=columns, batch_size=rows, batch_readahead=1, fragment_readahead=1, use_threads=False
+    )
+
+
+def _bounds(fragment: Any, group: int) -> Callable[[Path], Bounds | None]:
+    """What is known of a column in a row group: by the folder's name where the table is partitioned by it, else by the
+    file's statistics.
+    """
+    stored = parquet_bounds(fragment.metadata, group)
+    partition = pa_dataset.get_partition_keys(fragment.partition_expression)
+
+    def bounds(path: Path) -> Bounds | None:
+        if len(path) != 1 or path[0] not in partition:
+            return stored(path)
+        value = partition[path[0]]
+        return Bounds(value, value, has_nulls=False, only_nulls=value is None)
+
+    return bounds
 
 
 def fingerprint(split: Split) -> dict[str, Any]:

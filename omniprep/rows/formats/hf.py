@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from omniprep.rows import saved
+from omniprep.rows.choosing import Chooser, chosen_rows
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
 
@@ -24,9 +25,14 @@ def count_rows(split: Split) -> int:
     return split.end - split.start
 
 
-def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) -> Iterator[Any]:
     """As `Format.read_rows`."""
-    return saved.read_rows(split.uri, split.name, split.start, split.end)
+    for table in saved.read_tables(split.uri, split.name, split.start, split.end):
+        if chooser is None:
+            yield from saved.table_rows(table)
+        else:  # the file is mapped: columns that are not looked at are not read
+            chooser.see_schema(table.schema, split.uri)
+            yield from chosen_rows(table, chooser.decisions([table]))
 
 
 def fingerprint(split: Split) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omniprep import io
 from omniprep.errors import OmniprepError
-from omniprep.rows import saved
+from omniprep.rows.choosing import Chooser, read_table
 from omniprep.rows.formats import faults_named, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
@@ -30,11 +30,11 @@ def count_rows(split: Split) -> int:
         return sum(batch.num_rows for batch in _batches(split))
 
 
-def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) -> Iterator[Any]:
     """As `Format.read_rows`."""
     with _faults(split.uri):
-        for batch in _batches(split):
-            yield from saved.table_rows(batch)
+        schema = _table(split.uri).scan(snapshot_id=int(split.version)).projection().as_arrow()
+        yield from read_table(chooser, lambda columns: _batches(split, columns), schema, split.uri)
 
 
 def fingerprint(split: Split) -> dict[str, Any]:
@@ -115,11 +115,11 @@ def _plain(path: str) -> str:
     return re.sub(r"^s3[an]://", "s3://", path)
 
 
-def _batches(split: Split) -> Iterator[Any]:
-    """Record batches of a data file without its deleted rows."""
+def _batches(split: Split, columns: list[str] | None = None) -> Iterator[Any]:
+    """Record batches of a data file without its deleted rows, with some columns or all."""
     arrow = library("pyiceberg.io.pyarrow", "pyiceberg", split.uri)
     table = _table(split.uri)
-    scan = table.scan(snapshot_id=int(split.version))
+    scan = table.scan(snapshot_id=int(split.version), selected_fields=tuple(columns) if columns else ("*",))
     reader = arrow.ArrowScan(table.metadata, scan.io, scan.projection(), scan.row_filter)
     task = _files(split.uri, split.version)[split.start]
     yield from reader.to_record_batches([task])

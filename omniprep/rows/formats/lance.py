@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from omniprep.errors import OmniprepError
-from omniprep.rows import saved
+from omniprep.rows.choosing import Chooser, read_table
 from omniprep.rows.formats import faults_named, few_rows, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
@@ -25,16 +25,20 @@ def count_rows(split: Split) -> int:
         return int(_fragments(split.uri, split.version)[split.start].count_rows())
 
 
-def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) -> Iterator[Any]:
     """As `Format.read_rows`."""
     with _faults(split.uri):
         fragment = _fragments(split.uri, split.version)[split.start]
         # Lance does not say how many bytes a fragment has once it is decoded; its files are a lower bound.
         stored = sum(file.file_size_bytes or 0 for file in fragment.data_files())
         rows = few_rows(stored, max(fragment.count_rows(), 1))
+
         # Blob columns hold media; by default a scan gives where they lie in place of their bytes.
-        for batch in fragment.scanner(batch_size=rows, blob_handling="all_binary").to_batches():
-            yield from saved.table_rows(batch)
+        def batches(columns: list[str] | None) -> Iterator[Any]:
+            scanner = fragment.scanner(columns=columns, batch_size=rows, blob_handling="all_binary")
+            yield from scanner.to_batches()
+
+        yield from read_table(chooser, batches, fragment.schema, split.uri)
 
 
 def fingerprint(split: Split) -> dict[str, Any]:

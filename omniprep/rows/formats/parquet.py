@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 from omniprep import io
 from omniprep.errors import OmniprepError
-from omniprep.rows import saved
+from omniprep.rows.choosing import SKIPPED, Chooser, parquet_bounds, read_table
 from omniprep.rows.formats import few_rows
 from omniprep.rows.inputs import Input
 from omniprep.rows.opening import open_file
 from omniprep.rows.split import Split
+
+MANY_ROWS = 8192
+"""Rows of the columns that --where names, read at a time: a few MB of numbers and short texts."""
 
 
 def splits(entry: Input) -> Iterator[Split]:
@@ -25,13 +29,25 @@ def count_rows(split: Split) -> int:
     return _row_groups(split.uri)[split.start]
 
 
-def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) -> Iterator[Any]:
     """As `Format.read_rows`."""
     with _open_parquet(split.uri) as table:
-        group = table.metadata.row_group(split.start)
-        rows = few_rows(group.total_byte_size, group.num_rows)
-        for batch in table.iter_batches(rows, row_groups=[split.start], use_threads=False):
-            yield from saved.table_rows(batch)
+        yield from read_group(table, split.start, chooser, split.uri)
+
+
+def read_group(table: Any, number: int, chooser: Chooser | None, uri: str) -> Iterator[Any]:
+    """The rows of a row group of a `ParquetFile`; its statistics may tell that none is chosen."""
+    group = table.metadata.row_group(number)
+    if chooser is not None and not chooser.where.may_hold(parquet_bounds(table.metadata, number)):
+        chooser.see_schema(table.schema_arrow, uri)
+        yield from repeat(SKIPPED, group.num_rows)
+        return
+
+    def batches(columns: list[str] | None) -> Iterator[Any]:
+        rows = few_rows(group.total_byte_size, group.num_rows) if columns is None else MANY_ROWS
+        yield from table.iter_batches(rows, row_groups=[number], columns=columns, use_threads=False)
+
+    yield from read_table(chooser, batches, table.schema_arrow, uri)
 
 
 def fingerprint(split: Split) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from omniprep import io
 from omniprep.errors import Reject, RejectCode
 from omniprep.io.tar import Member, MemberName, read_members
 from omniprep.modalities import MEDIA_COLUMNS
+from omniprep.rows.choosing import Chooser, picked
 from omniprep.rows.columns import MESSAGE_ALIASES, RESPONSE_ALIASES, kind_of_file
 from omniprep.rows.inputs import Input
 from omniprep.rows.jsontext import parse_row
@@ -42,7 +43,7 @@ def fingerprint(split: Split) -> dict[str, Any]:
     return io.fingerprint(split.uri)
 
 
-def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
+def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) -> Iterator[Any]:
     """As `Format.read_rows`."""
 
     def text(member: Member, file: BinaryIO) -> bytes | Reject:
@@ -57,7 +58,7 @@ def read_rows(split: Split, max_row_bytes: int) -> Iterator[Any]:
         try:
             if key in seen:
                 raise Reject(RejectCode.BAD_ROW, f"{key}: an earlier row of the tar has the same key")
-            yield _row(split.uri, key, members, texts)
+            yield picked(chooser, _row(split.uri, key, members, texts))
         except Reject as reject:
             yield Reject(reject.code, reject.message)
         seen.add(key)
