@@ -30,7 +30,8 @@ from corpus import make
 from record import record
 
 from omniprep.compiler.build import build
-from omniprep.compiler.run.workers import ray_session, run_tasks
+from omniprep.compiler.run.cluster import ray_session
+from omniprep.compiler.run.workers import run_tasks
 from omniprep.config import BuildConfig
 from omniprep.progress import reporter
 

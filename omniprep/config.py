@@ -25,6 +25,9 @@ Switch = Literal["auto", "on", "off"]
 """An option that is chosen automatically unless it is given: on the command line `--NAME`, `--NAME on`, `--no-NAME` or
 `--NAME off`; in YAML true and false too."""
 
+Workers = int | Literal["auto"]
+"""How many workers run the tasks of a build; 0 is this process."""
+
 PixelCodecName = Literal["delta", "source", "raw", "webp", "jxl"]
 """Each but "raw" is the module of that name in omniprep/shards/codecs/."""
 
@@ -184,10 +187,12 @@ class BuildConfig(RowOptions, Trust):
     out: str = ""
     """Folder (or URI) of the built dataset."""
 
-    workers: int = 1
-    """Ray workers; 0 runs everything in this process, without Ray."""
+    workers: Workers = "auto"
+    """Ray workers. auto: as many as this machine, or the Ray cluster, has CPUs; work of a few seconds runs in this
+    process. 0 runs everything in this process, without Ray. The bytes are the same with any number."""
     ray_address: str | None = None
-    """Join a running Ray cluster ("auto", or its address) instead of starting a local one."""
+    """Join a running Ray cluster ("auto", or its address; default: that of RAY_ADDRESS) instead of starting a local
+    one."""
     overwrite: bool = False
     """Discard what an earlier build left in --out."""
 
@@ -206,7 +211,10 @@ class BuildConfig(RowOptions, Trust):
         super().__post_init__()
         _refuse(
             [
-                (self.workers >= 0, "--workers must be 0 or more"),
+                (
+                    self.workers == "auto" or (isinstance(self.workers, int) and self.workers >= 0),
+                    "--workers must be auto, or 0 or more",
+                ),
                 (0 <= self.max_error_rate <= 1, "--max-error-rate is a share between 0 and 1"),
                 (self.decode_timeout >= 0, "--decode-timeout must be 0 or more"),
                 (self.decode_memory > 0, "--decode-memory must be positive"),

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.worker_status import progress_listener, report_progress
-from omniprep.compiler.run.workers import ray_session, run_tasks
+from omniprep.compiler.run.workers import run_tasks
 from omniprep.progress import (
     JsonReporter,
     PlainReporter,

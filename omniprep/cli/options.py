@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import click
 
-from omniprep.config import Switch, Trust
+from omniprep.config import Switch, Trust, Workers
 from omniprep.errors import UsageError, did_you_mean
 
 Config = TypeVar("Config")
@@ -38,6 +38,17 @@ def read_bytes_option(value: str) -> int:
         raise ValueError("negative")
     except (ValueError, KeyError, OverflowError) as error:
         raise click.BadParameter(f"{value!r} is not a number of bytes, such as 1000000 or 512MiB") from error
+
+
+def read_workers_option(value: str) -> "int | str":
+    """Parse a number of workers: auto, or a number."""
+    text = str(value).strip().lower()
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number of workers") from error
 
 
 def is_bytes(field: str) -> bool:
@@ -78,6 +89,8 @@ def option_name(field: str) -> str:
 
 def plain_type(hint: Any) -> Any:
     """The type behind `X | None`."""
+    if hint == Workers:
+        return hint
     if get_origin(hint) in (Union, types.UnionType):
         return next(part for part in get_args(hint) if part is not type(None))
     return hint
@@ -87,6 +100,8 @@ def click_type(name: str, hint: Any) -> "click.ParamType[Any, Any]":
     """How click reads a field's value."""
     if get_origin(hint) is Literal:
         return click.Choice([str(choice) for choice in get_args(hint)])
+    if hint == Workers:
+        return click.types.FuncParamType(read_workers_option)
     if hint is int and is_bytes(name):
         return click.types.FuncParamType(read_bytes_option)
     if hint is int:
@@ -116,7 +131,7 @@ def options_of(cls: type, *, skip: tuple[str, ...] = ()) -> Callable[[Command], 
             return click.option(f"{name}/--no-{name[2:]}", field.name, default=None, help=text)
         if get_origin(hint) is tuple:
             return click.option(name, field.name, multiple=True, help=text)
-        metavar = "BYTES" if is_bytes(field.name) else None
+        metavar = "BYTES" if is_bytes(field.name) else "auto|N" if hint == Workers else None
         kind = click_type(field.name, hint)
         if hint == Switch:
             text += f"  {name} alone is on, --no-{name[2:]} is off."
@@ -217,6 +232,7 @@ def check_values(cls: type, where: str, content: Mapping[Any, Any]) -> dict[str,
 def convert(where: str, name: str, hint: Any, value: Any) -> Any:
     """Check one YAML value against the field's type; a single value is accepted where a list is meant."""
     kind = plain_type(hint)
+    kind_name = "int or auto" if kind == Workers else getattr(kind, "__name__", "one value")
     if value is None and kind is not hint:
         return None
     if get_origin(kind) is tuple:
@@ -229,13 +245,13 @@ def convert(where: str, name: str, hint: Any, value: Any) -> Any:
     if kind is bool or isinstance(value, bool):
         if kind is bool and isinstance(value, bool):
             return value
-        raise UsageError(f"{where}: expected {'true or false' if kind is bool else kind.__name__}, found {value!r}")
+        raise UsageError(f"{where}: expected {'true or false' if kind is bool else kind_name}, found {value!r}")
     if (
         isinstance(value, dict | list)
         or value is None
-        or (kind in (int, float) and isinstance(value, str) and not value)
+        or (kind in (int, float, Workers) and isinstance(value, str) and not value)
     ):
-        raise UsageError(f"{where}: expected {getattr(kind, '__name__', 'one value')}, found {value!r}")
+        raise UsageError(f"{where}: expected {kind_name}, found {value!r}")
     try:
         return click_type(name, kind).convert(value if kind is not str else str(value), None, None)
     except click.BadParameter as error:

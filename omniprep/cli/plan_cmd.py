@@ -58,6 +58,7 @@ def plan(
     from omniprep.compiler.build import plan_only
     from omniprep.compiler.plan.estimate import estimate
     from omniprep.compiler.plan.measure import measure as time_rows
+    from omniprep.compiler.run.cluster import planned_workers
     from omniprep.progress import QuietReporter, reporter
 
     silent = QuietReporter(io.StringIO())  # the other plans would repeat the messages of the first
@@ -70,7 +71,7 @@ def plan(
                 other = dataclasses.replace(other, out=str(Path(folder) / f"other-{number}"))
                 also = plan_only(other, silent)
                 estimates[text] = estimate(also, other, time_rows(also, other) if measure else None)
-        print_plan(estimates, options.workers, time.monotonic() - began)
+        print_plan(estimates, planned_workers(options.workers, options.ray_address), time.monotonic() - began)
         print_examples(planned, kept.out)
 
 
@@ -94,7 +95,7 @@ def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -
     table.add_column(style="dim")
     for name in estimates:
         table.add_column(Text(printable(name)), justify="right")
-    columns = [plan_lines(estimate, max(workers, 1)) for estimate in estimates.values()]
+    columns = [plan_lines(estimate, workers) for estimate in estimates.values()]
     codes = [code for code, _ in sum((e.codes for e in estimates.values()), Counter[str]()).most_common()]
     for name in columns[0]:
         if name == "rows left out by --where" and not any(estimate.filtered for estimate in estimates.values()):

@@ -39,8 +39,8 @@ from omniprep.compiler.output.folder import (
 from omniprep.compiler.output.lease import Lease, hold
 from omniprep.compiler.output.manifest import Settled, fill, settle
 from omniprep.compiler.output.ownfiles import APPEND_STATE, FOLDERS, canonical, remove_tagged, sweep
+from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.tasks import Receipt
-from omniprep.compiler.run.workers import ray_session
 from omniprep.config import BuildConfig, Trust, build_config
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, OmniprepError

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from omniprep import io
-from omniprep.compiler.costs import encode_seconds, unit_bytes
+from omniprep.compiler.costs import encode_memory, encode_seconds, unit_bytes
 from omniprep.compiler.driver import run_in_folder, stopped_by_signal
 from omniprep.compiler.encode.shard_task import EncodeTask
 from omniprep.compiler.encode.stored_items import codec_columns
@@ -37,10 +37,11 @@ from omniprep.compiler.output.manifest import finish
 from omniprep.compiler.pack import Rows, assign_bins, freeze, gather
 from omniprep.compiler.plan.probe import item_limits
 from omniprep.compiler.plan.split_task import PlanTask
+from omniprep.compiler.plan.work import plan_seconds
+from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.error_budget import FirstErrors, check_error_rate
 from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt
-from omniprep.compiler.run.workers import ray_session
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, UsageError, did_you_mean
 from omniprep.families.context import FamilyContext
@@ -133,7 +134,7 @@ def plan(
     ]
     errors = FirstErrors(progress.message, config, splits)
     stage = Stage(name="plan", out=config.out, workers=config.workers, progress=progress, lease=lease, errors=errors)
-    receipts = stage.run(tasks)
+    receipts = stage.run(tasks, plan_seconds(splits, listed.inputs) if config.workers else ())
     check_unchanged(config.out, listed)
     filtered = sum(receipt["filtered"] for receipt in receipts)
     if not appending:  # another day's rows need not have all columns, and need not be chosen
@@ -223,9 +224,16 @@ def encode(
     for number, receipt in enumerate(planned.receipts):
         errors.record_line_count(number, receipt["lines"])
     stage = Stage(name="encode", out=config.out, workers=config.workers, progress=progress, lease=lease, errors=errors)
-    return stage.run(tasks, _efforts(rows, tasks) if config.workers else ())
+    if not config.workers:
+        return stage.run(tasks)
+    return stage.run(tasks, *_efforts(rows, tasks))
 
 
-def _efforts(rows: Rows, tasks: Sequence[EncodeTask]) -> list[float]:
-    """Seconds that the shards take to encode, about."""
-    return [float(encode_seconds(rows.columns(task.row_ids)).sum()) for task in tasks]
+def _efforts(rows: Rows, tasks: Sequence[EncodeTask]) -> tuple[list[float], list[int]]:
+    """Seconds that each shard takes to encode, and the bytes that its worker holds at most, about."""
+    seconds, memory = [], []
+    for task in tasks:
+        facts = rows.columns(task.row_ids)
+        seconds.append(float(encode_seconds(facts).sum()))
+        memory.append(encode_memory(facts, task.offsets, rows.unit_bytes))
+    return seconds, memory

@@ -25,6 +25,9 @@ TOKEN_BYTES = 20
 """input_ids, labels and three position ids of four bytes each; a loss scale is not counted, few builds have one."""
 TOKEN_SECONDS = 2.6e-6
 
+ENCODE_COPIES = 3
+"""Times that a bin's arrays exist at once: as its rows, laid end to end, and as the bin before it that is written."""
+
 Facts = Mapping[str, NDArray[Any]]
 """Columns of rows, (rows,) each: length, patches, audio_frames, file_bytes, and the items of each modality."""
 
@@ -90,6 +93,18 @@ def encode_seconds(facts: Facts) -> NDArray[np.float64]:
     """Seconds that one core takes to encode rows, estimated: float64 (rows,)."""
     pixels = _patch_price(facts, {name: entry.seconds for name, entry in MODALITIES.items()}) * facts["patches"]
     return TOKEN_SECONDS * facts["length"] + pixels + MODALITIES["audio"].seconds * facts["audio_frames"]
+
+
+def encode_memory(facts: Facts, offsets: NDArray[np.int64], prices: UnitBytes = QWEN_BYTES) -> int:
+    """Bytes that a worker holds while it encodes the bins of a shard, about, beside what any task holds.
+
+    Args:
+        facts: Columns of the shard's rows, in the order of its bins.
+        offsets: Bin b holds rows offsets[b] to offsets[b+1].
+        prices: What a unit of their media's work takes in a shard.
+    """
+    bins = np.add.reduceat(stored_bytes(facts, "raw", prices), offsets[:-1])
+    return int(ENCODE_COPIES * bins.max()) + int(facts["file_bytes"].max())
 
 
 def _patch_price(facts: Facts, price: Mapping[str, float]) -> NDArray[np.float64]:

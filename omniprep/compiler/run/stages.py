@@ -10,9 +10,11 @@ from typing import Literal
 from omniprep import io
 from omniprep.compiler.output.lease import Lease
 from omniprep.compiler.output.paths import of_generation
+from omniprep.compiler.run.cluster import count_workers
 from omniprep.compiler.run.error_budget import FirstErrors
 from omniprep.compiler.run.tasks import Receipt, Task, read_receipt
 from omniprep.compiler.run.workers import run_tasks
+from omniprep.config import Workers
 from omniprep.families.errors import FamilyError
 from omniprep.progress import Reporter
 
@@ -24,23 +26,28 @@ class Stage:
     name: Literal["plan", "encode", "repack", "remove"]
     out: str
     """The folder of the dataset."""
-    workers: int
-    """Ray workers; 0: in this process."""
+    workers: Workers
+    """As `BuildConfig.workers`."""
     progress: Reporter
     lease: Lease | None = None
     """Checked after each task; None in a folder that nobody else knows of."""
     errors: FirstErrors | None = None
     """Shows each task's rejects; None where tasks decode nothing, and so reject nothing and crash nothing."""
 
-    def run(self, tasks: Sequence[Task], efforts: Sequence[float] = ()) -> list[Receipt]:
+    def run(self, tasks: Sequence[Task], efforts: Sequence[float] = (), memory: Sequence[int] = ()) -> list[Receipt]:
         """Run the tasks that have no receipt; returns the receipts of all, in order.
 
-        Those of most `efforts` run first, so that no worker is left with one when the others are done.
+        Args:
+            tasks: All tasks of the stage.
+            efforts: Seconds that each takes a core, about. Those of most run first, so that no worker is left
+                with one when the others are done; and --workers auto decides by them. None given: a second each.
+            memory: Bytes that each holds beside what any task does, about.
         """
         receipts = {number: receipt for number, task in enumerate(tasks) if (receipt := read_receipt(task)) is not None}
         if self.lease is not None:
             self.lease.check()  # the receipts are ours to trust: who takes the folder over changes its lease first
         waiting = [number for number in range(len(tasks)) if number not in receipts]
+        workers = count_workers(self.workers, [efforts[number] if efforts else 1.0 for number in waiting])
         waiting.sort(key=lambda number: -efforts[number] if efforts else 0.0)
         unit = "splits" if self.name == "plan" else "shards"
         self.progress.start(self.name, len(tasks), unit)
@@ -61,7 +68,10 @@ class Stage:
         show = partial(self.progress.workers, self.name) if getattr(self.progress, "nested", False) else None
         pending = [tasks[number] for number in waiting]
         try:
-            for index, receipt in run_tasks(pending, self.workers, marks, self.progress.message, show):
+            for index, receipt in run_tasks(
+                pending, workers, marks, self.progress.message, show, [memory[number] for number in waiting if memory],
+                grow=self.workers == "auto",
+            ):  # fmt: skip
                 if self.lease is not None:
                     self.lease.check()
                 receipts[waiting[index]] = receipt
