@@ -69,6 +69,9 @@ class RowOptions:
     key of typed content items."""
     where: str | None = None
     """Read only rows for which this expression on their columns is true, such as "lang = 'en' AND score >= 0.5"."""
+    dedup: Literal["none", "exact"] = "none"
+    """Reject a row whose tokens, loss weights and media bytes are those of a row before it. Reads all media files
+    while planning."""
     chat_template_kwargs: Literal["ignore", "apply"] = "ignore"
     """The rows' own limits of pixels and frames, and variables of the chat template, in the column of this name:
     ignored as in the reference, or used."""

@@ -214,6 +214,11 @@ class RejectCode(StrEnum):
         "--use-audio-in-video, but the video has no audio track (or is a list of frames). See --silent-video.",
     )
     BAD_VIDEO_OPTION = "bad_video_option", "fps, nframes or frame limits that this video cannot satisfy."
+    DUPLICATE = (
+        "duplicate",
+        "With --dedup exact: a row before it has the same tokens, loss weights and media bytes; the message names it. "
+        "This is no error: it counts neither for --max-error-rate nor for --on-error fail.",
+    )
     INTERNAL_ERROR = (
         "internal_error",
         "The row made omniprep itself fail. This is a defect: please report it with the row.",

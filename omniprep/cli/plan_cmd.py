@@ -15,7 +15,7 @@ from omniprep.cli.command import QUIET, Command
 from omniprep.cli.options import check_values, make_config, options_of, require, yaml_value
 from omniprep.cli.summary import note_lines
 from omniprep.config import BuildConfig
-from omniprep.errors import UsageError
+from omniprep.errors import RejectCode, UsageError
 from omniprep.printable import counted, printable, say
 from omniprep.progress import duration, short, size
 
@@ -150,5 +150,9 @@ def print_examples(planned: "Planned", out: str) -> None:
             shown[row.code] += 1
             if shown[row.code] <= EXAMPLES:
                 say(f"{split.source}:{before[number] + row.line + 1}: {row.code}: {row.message}")
+    for where, message in planned.first_duplicates(EXAMPLES):
+        say(f"{where}: {RejectCode.DUPLICATE}: {message}")
+    if planned.duplicates is not None:
+        shown[str(RejectCode.DUPLICATE)] = len(planned.duplicates)
     if left := sum(max(count - EXAMPLES, 0) for count in shown.values()):
         say(f"... and {left:,} more; `omniprep build` writes all of them to rejected.jsonl")

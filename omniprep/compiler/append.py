@@ -96,7 +96,7 @@ def append(
                     raise OmniprepError(f"{out}: another append ended there just now; run this one again")
                 lease.generation = _begin(out, identity, next_tag(before), overwrite=overwrite)
                 with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
-                    planned = plan(config, progress, lease, listed, appending=True)
+                    planned = plan(config, progress, lease, listed, existing=PackedDataset(out))
                     first = len(before["shards"]), int(before["counts"]["rows"]["read"])
                     receipts = encode(config, planned, progress, lease, first_shard=first[0], first_row=first[1])
                 manifest = _finish(config, planned, receipts, PackedDataset(out), before, lease)

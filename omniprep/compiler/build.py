@@ -18,6 +18,7 @@ from typing import Any
 from omniprep import io
 from omniprep.compiler.costs import encode_memory, encode_seconds, unit_bytes
 from omniprep.compiler.driver import run_in_folder, stopped_by_signal
+from omniprep.compiler.duplicates import HASH_COLUMNS, BuiltRows, find_duplicates
 from omniprep.compiler.encode.shard_task import EncodeTask
 from omniprep.compiler.encode.stored_items import codec_columns
 from omniprep.compiler.options import family_of, family_spec
@@ -43,10 +44,12 @@ from omniprep.compiler.run.error_budget import FirstErrors, check_error_rate
 from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
+from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, UsageError, did_you_mean
 from omniprep.families.context import FamilyContext
 from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
+from omniprep.printable import counted
 from omniprep.progress import Reporter
 
 
@@ -103,11 +106,11 @@ def write_dataset_report(out: str, ctx: FamilyContext | None, progress: Reporter
 
 def plan(
     config: BuildConfig, progress: Reporter, lease: Lease | None = None, listed: Listed | None = None, *,
-    appending: bool = False,
+    existing: PackedDataset | None = None,
 ) -> Planned:  # fmt: skip
     """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0.
 
-    `appending`: the rows go to others that are there already, so that there may be none.
+    `existing`: the dataset that the rows are appended to, so that there may be none.
     """
     ctx = family_of(config)
     spec = family_spec(config, ship_plugins=True)
@@ -137,9 +140,9 @@ def plan(
     receipts = stage.run(tasks, plan_seconds(splits, listed.inputs) if config.workers else ())
     check_unchanged(config.out, listed)
     filtered = sum(receipt["filtered"] for receipt in receipts)
-    if not appending:  # another day's rows need not have all columns, and need not be chosen
+    if existing is None:  # another day's rows need not have all columns, and need not be chosen
         check_where(config, receipts)
-    if not sum(r["rows"] for r in receipts) and not (filtered and appending):
+    if not sum(r["rows"] for r in receipts) and not (filtered and existing is not None):
         why = f"--where leaves out all {filtered:,}" if filtered else "the files are empty"
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows ({why})")
     used = {number for receipt in receipts for number in receipt.get("columns", ())}
@@ -148,14 +151,22 @@ def plan(
             progress.message(f"--columns {text}: no row has a column of that name")
     rejected, read = sum(r["rejected"] for r in receipts), sum(r["rows"] for r in receipts)
     check_error_rate(config, rejected, read, "omniprep plan with the same options shows examples of each code")
-    rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation)
+    exact = config.dedup == "exact"
+    rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation, HASH_COLUMNS if exact else ())
     rows.unit_bytes = unit_bytes(ctx)
+    duplicates = None
+    if exact:
+        duplicates = find_duplicates(rows, BuiltRows.none() if existing is None else BuiltRows.of(existing))
+        progress.message(f"--dedup exact: {counted(len(duplicates), 'row repeats', 'rows repeat')} one before it")
     progress.start("pack", int(rows.packed.sum()), "rows")
     assignment = assign_bins(rows, config)
     plan_hash = freeze(config.out, rows, assignment, config, generation)
     progress.advance("pack", int(rows.packed.sum()))
     progress.finish("pack")
-    return Planned(config, ctx, spec, splits, listed.inputs, receipts, rows, assignment, plan_hash, generation)
+    return Planned(
+        config, ctx, spec, splits, listed.inputs, receipts, rows, assignment, plan_hash, generation,
+        duplicates=duplicates,
+    )  # fmt: skip
 
 
 def check_where(config: BuildConfig, receipts: Sequence[Receipt]) -> None:

@@ -41,7 +41,7 @@ class Rows:
     within: NDArray[np.int32]
     """Number of the row within its split."""
     facts: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """A column for each of `FACTS`."""
+    """A column for each of `FACTS`; with --dedup also the halves of each row's hash."""
     unit_bytes: UnitBytes = field(default_factory=lambda: QWEN_BYTES)
     """What a unit of their media's work takes in a shard."""
 
@@ -83,20 +83,24 @@ class Assignment:
         return len(self.shard_bins) - 1
 
 
-def gather(out: str, sizes: Sequence[int], generation: str = "") -> Rows:
-    """Facts of all rows from the plans of all splits, which have `sizes` rows by their receipts."""
+def gather(out: str, sizes: Sequence[int], generation: str = "", hashes: Sequence[str] = ()) -> Rows:
+    """Facts of all rows from the plans of all splits, which have `sizes` rows by their receipts; `hashes` names further
+    columns of 64 bits.
+    """
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     rows = Rows(
         split=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
         within=np.empty(starts[-1], np.int32),
-        facts={name: np.empty(starts[-1], dtype) for name, dtype in FACTS.items()},
+        facts={
+            name: np.empty(starts[-1], dtype) for name, dtype in {**FACTS, **dict.fromkeys(hashes, np.uint64)}.items()
+        },
     )
     # Split by split into arrays that exist already, so that what a split gives is freed before the next is read.
     for number, size in enumerate(sizes):
         own = slice(starts[number], starts[number + 1])
         rows.within[own] = np.arange(size)
         uri = plan_path(out, number, ".arrow", generation)
-        for name, values in read_facts(uri).items():
+        for name, values in read_facts(uri, hashes).items():
             if len(values) != size:
                 raise DamagedDataError(
                     f"{uri}: {len(values)} rows, but its receipt says {size}; remove this "

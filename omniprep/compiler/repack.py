@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from omniprep import io
 from omniprep.compiler.costs import QWEN_BYTES
 from omniprep.compiler.driver import run_in_folder
+from omniprep.compiler.duplicates import HASH_COLUMNS
 from omniprep.compiler.encode.rows import make_bin
 from omniprep.compiler.encode.shard_file import ShardFile
 from omniprep.compiler.output.copied_rows import Chosen, CopiedRows, RowReader
@@ -171,7 +172,8 @@ def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:
 
 def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Sequence[str]) -> Chosen:
     """The rows that go on; refuses a source or kind that there is none of, and an input line of two datasets."""
-    names = datasets[0].rows.column_names
+    without = set() if has_hashes(datasets) else set(HASH_COLUMNS)
+    names = [name for name in datasets[0].rows.column_names if name not in without]
     for ds in datasets:
         if missing := [name for name in (*FACTS, *names) if name not in ds.rows.column_names]:
             raise OmniprepError(f"{ds.uri}: rows.parquet has no column {missing[0]!r}; build the dataset again")
@@ -199,6 +201,11 @@ def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Seq
         if pairs.num_rows != chosen.table.num_rows:
             raise OmniprepError("one input line is in two of the datasets; choose rows with --source")
     return chosen
+
+
+def has_hashes(datasets: Sequence[PackedDataset]) -> bool:
+    """Whether all datasets have the hashes of their rows (--dedup)."""
+    return all(set(HASH_COLUMNS) <= set(dataset.rows.column_names) for dataset in datasets)
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
@@ -241,6 +248,8 @@ def _config(datasets: Sequence[PackedDataset], given: dict[str, Any]) -> BuildCo
     before = build_config(record.config, Trust(), model=record.model)
     inputs = dict.fromkeys(entry.source for ds in datasets for entry in ds.record.inputs)
     changed = {name: value for name, value in given.items() if value is not None}
+    if not has_hashes(datasets):  # rows of a dataset without hashes cannot be told from those that an append brings
+        changed["dedup"] = "none"
     return dataclasses.replace(before, inputs=tuple(inputs), **changed)
 
 
@@ -257,6 +266,9 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     # Datasets of earlier versions, which hold no files, lack it.
     sizes = table["file_bytes"].to_numpy() if "file_bytes" in table.column_names else np.zeros(len(lengths), np.int64)
     facts["file_bytes"] = np.where(lengths > 0, sizes, 0)
+    for name in HASH_COLUMNS:
+        if name in table.column_names:
+            facts[name] = np.where(lengths > 0, table[name].to_numpy(), np.uint64(0))
     facts["trained"] = facts["trained"].astype(np.int32)
     facts["control"] = facts["control"].astype(bool)
     facts["notes"] = np.zeros(len(lengths), np.uint8)

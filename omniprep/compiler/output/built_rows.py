@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep.compiler.costs import QWEN_BYTES
+from omniprep.compiler.duplicates import Duplicates
 from omniprep.compiler.encode.stored_items import codec_columns
 from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.output.paths import plan_path
@@ -21,6 +22,7 @@ from omniprep.compiler.plan.file import read_rejects
 from omniprep.compiler.plan.split_task import merge_unread, rejected_json
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
+from omniprep.errors import RejectCode
 from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.media.video import backend
 from omniprep.rows.sources import fingerprint, read_split
@@ -48,6 +50,8 @@ class Planned:
     plan_hash: str
     generation: str = ""
     """Part of the names of the plans (compiler/output/folder.py)."""
+    duplicates: Duplicates | None = None
+    """Rows that --dedup exact rejects."""
     checked: dict[str, Any] = field(default_factory=dict)
     """What came of the family's check against the checkpoint's processor (compiler/oracle/quick.py)."""
 
@@ -102,7 +106,7 @@ class Planned:
         return lines_before(self.splits, [receipt["lines"] for receipt in self.receipts])
 
     def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes | memoryview]:
-        """As `Origin.rejected`; rows that failed while encoding are read again from their source."""
+        """As `Origin.rejected`; rows that failed while encoding, and duplicates, are read again from their source."""
         before, first_row = self._lines_before(), 0
         by_split: dict[int, list[int]] = {}
         for number in late:
@@ -113,6 +117,7 @@ class Planned:
                 for row in read_rejects(plan_path(self.config.out, index, ".arrow", self.generation))
             )
             wanted = {int(self.rows.facts["line"][number]): late[number] for number in by_split.get(index, ())}
+            wanted |= self._duplicates(slice(first_row, first_row + receipt["rows"]), before)
             # One row at a time: with inline media a row may be hundreds of MB.
             again = _read_again(split, wanted, self.config.max_line_bytes)
             for number, code, message, raw in heapq.merge(early, again, key=lambda row: row[0]):
@@ -122,6 +127,36 @@ class Planned:
                 yield raw
                 yield b"}\n"
             first_row += receipt["rows"]
+
+    def _duplicates(self, part: slice, before: NDArray[np.int64]) -> dict[int, dict[str, Any]]:
+        """The rejects of duplicates among some rows of a split, by line within it."""
+        if self.duplicates is None:
+            return {}
+        kept, built = self.duplicates.kept[part], self.duplicates.built
+        rejects = {}
+        for index in np.flatnonzero(kept >= 0).tolist():
+            number, first = part.start + index, int(kept[index])
+            if first < len(built.lines):
+                name = built.name(first)
+            else:
+                first -= len(built.lines)
+                split = int(self.rows.split[first])
+                name = f"{self.splits[split].source}:{int(before[split] + self.rows.facts['line'][first] + 1)}"
+            message = f"the same tokens and media as {name}, which is kept"
+            reject = {"row": number, "code": str(RejectCode.DUPLICATE), "message": message}
+            rejects[int(self.rows.facts["line"][number])] = reject
+        return rejects
+
+    def first_duplicates(self, most: int) -> list[tuple[str, str]]:
+        """SOURCE:LINE and message of some duplicates."""
+        shown: list[tuple[str, str]] = []
+        before, first_row = self._lines_before(), 0
+        for index, (split, receipt) in enumerate(zip(self.splits, self.receipts, strict=True)):
+            if len(shown) < most:
+                rejects = self._duplicates(slice(first_row, first_row + receipt["rows"]), before)
+                shown += [(f"{split.source}:{before[index] + line + 1}", r["message"]) for line, r in rejects.items()]
+            first_row += receipt["rows"]
+        return shown[:most]
 
 
 def _read_again(

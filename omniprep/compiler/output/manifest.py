@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.compiler.costs import bin_cost
+from omniprep.compiler.duplicates import HASH_COLUMNS
 from omniprep.compiler.pack import Assignment, Rows
 from omniprep.compiler.run.error_budget import check_error_rate
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig, config_hash, shaping
-from omniprep.errors import DamagedDataError
+from omniprep.errors import DamagedDataError, RejectCode
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 from omniprep.rows.columns import Note
 from omniprep.shards.index import IndexEntry, write_index, write_rows
@@ -112,6 +113,7 @@ class Settled:
                     "trained": facts["trained"],
                     **{name: facts[name].astype(np.int64) for name in ("patches", "audio_frames", "file_bytes")},
                     "control": facts["control"],
+                    **{name: np.where(rejected, np.uint64(0), facts[name]) for name in HASH_COLUMNS if name in facts},
                     **{name: noted[part] for name, noted in note_columns(rows).items()},
                 }
             )
@@ -151,7 +153,8 @@ def finish(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> dict
     with io.atomic_writer(rejected) as file:
         for piece in settled.rejected():
             file.write(piece)
-    check_error_rate(config, int((~settled.packed).sum()), len(settled.packed), f"see {rejected}")
+    errors = int((~settled.packed & (settled.codes != str(RejectCode.DUPLICATE))).sum())
+    check_error_rate(config, errors, len(settled.packed), f"see {rejected}")
     manifest = {
         **origin.facts(sum(receipt["seconds"] for receipt in receipts)),
         "config": shaping(config),

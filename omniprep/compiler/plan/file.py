@@ -8,7 +8,7 @@ again.
 import dataclasses
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -63,11 +63,14 @@ SCHEMA = pa.schema(
         ("trained", pa.int32()),
         ("control", pa.bool_()),
         ("notes", pa.uint8()),
+        ("content_hash_high", pa.uint64()),
+        ("content_hash_low", pa.uint64()),
         ("media", pa.list_(_ITEM)),
     ]
 )
 """A line a row. line: within the split, from 0; length: tokens after expansion, 0 where rejected; raw: the row as JSON,
 where rejected; trained: labeled tokens; control: control tokens were typed in the text;
+content_hash: as --dedup exact needs it (content_hash.py), else 0;
 notes: bits of rows.columns.Note."""
 
 _LISTS = ("ids", "run_lengths", "run_weights")
@@ -84,8 +87,17 @@ FACTS: dict[str, Any] = {
 """What packing and rows.parquet need of each row, and as what the driver holds it: 50 bytes."""
 
 
-def to_batch(lines: list[int], rows: list[PlannedRow | Reject], raws: list[bytes | None]) -> pa.RecordBatch:
-    """What `plan_rows` made of a chunk of rows as a record batch; `raws` are the rejected ones as JSON."""
+def to_batch(
+    lines: list[int], rows: list[PlannedRow | Reject], raws: list[bytes | None], hashes: list[bytes] | None = None
+) -> pa.RecordBatch:
+    """What `plan_rows` made of a chunk of rows as a record batch.
+
+    Args:
+        lines: Of each row, within the split.
+        rows: Planned or rejected.
+        raws: The rejected ones as JSON.
+        hashes: 16 bytes of each row (none of a rejected one), or None.
+    """
     planned = [row if isinstance(row, PlannedRow) else None for row in rows]
     rejects = [row if isinstance(row, Reject) else None for row in rows]
 
@@ -106,6 +118,7 @@ def to_batch(lines: list[int], rows: list[PlannedRow | Reject], raws: list[bytes
         numbers(lambda row: row.run_lengths[row.run_weights > 0].sum()),
         [row is not None and row.control_tokens for row in planned],
         numbers(lambda row: row.notes),
+        *([int.from_bytes(one[half : half + 8], "big") for one in hashes or [b""] * len(rows)] for half in (0, 8)),
         _media(planned),
     ]
     arrays = [
@@ -202,12 +215,15 @@ def _damaged(uri: str, error: Exception) -> DamagedDataError:
     )
 
 
-def read_facts(uri: str) -> dict[str, NDArray[Any]]:
-    """What packing and rows.parquet need of a split, an array a column; `code` is a list of texts or None."""
-    reader = _open(uri, FACTS)
-    batches = [_batch(reader, i, uri).select(list(FACTS)) for i in range(reader.num_record_batches)]
-    table = pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in FACTS]))
-    return {name: table[name].to_numpy() for name in FACTS}
+def read_facts(uri: str, more: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    """What packing and rows.parquet need of a split, an array a column; `code` is a list of texts or None; `more` names
+    further columns.
+    """
+    names = [*FACTS, *more]
+    reader = _open(uri, names)
+    batches = [_batch(reader, i, uri).select(names) for i in range(reader.num_record_batches)]
+    table = pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in names]))
+    return {name: table[name].to_numpy() for name in names}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from omniprep import io
 from omniprep.compiler.isolate.crashing_rows import find_crashing_rows
 from omniprep.compiler.isolate.deadline import row_deadlines
 from omniprep.compiler.output.paths import plan_path
+from omniprep.compiler.plan.content_hash import ContentHashes
 from omniprep.compiler.plan.file import read_rejects, to_batch, write_plan
 from omniprep.compiler.plan.rows import plan_rows
 from omniprep.compiler.run.tasks import Receipt, RejectedRow, Task
@@ -113,6 +114,7 @@ class _Planning:
         self.unread: dict[str, list[Any]] = {}
         self.video_readers = Counter[str]()
         self.columns, self.used_columns = parse_columns(task.config.columns), set[int]()
+        self.hashes = ContentHashes() if task.config.dedup == "exact" else None
         self.crashing = find_crashing_rows(task, task.config) if task.isolate else {}
 
     def run(self) -> Receipt:
@@ -155,6 +157,11 @@ class _Planning:
             if isinstance(error.row, int):
                 error.row = self.task.number, chunk[error.row].line
             raise
+        hashes = None
+        if self.hashes is not None:
+            found = [row if isinstance(row, Reject) else self.hashes.of_row(row) for row in rows]
+            rows = [one if isinstance(one, Reject) else row for one, row in zip(found, rows, strict=True)]
+            hashes = [b"" if isinstance(one, Reject) else one for one in found]
         lines = [raw.line for raw in chunk]
         rejected = [
             rejected_json(raw) if isinstance(row, Reject) else None for raw, row in zip(chunk, rows, strict=True)
@@ -171,7 +178,7 @@ class _Planning:
             self.video_readers.update(item.meta.reader for item in row.items["video"] if item.meta.reader)
         self.rows += len(rows)
         self.chunks.append(len(rows))
-        return to_batch(lines, rows, rejected)
+        return to_batch(lines, rows, rejected, hashes)
 
 
 def row_chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
