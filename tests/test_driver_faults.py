@@ -123,7 +123,7 @@ def plan_task(out: Path | str, number: int) -> PlanTask:
 
 def shard_task(out: Path | str, number: int) -> EncodeTask:
     """The same for a shard."""
-    fields = dict.fromkeys(("splits", "rows_in_split", "row_ids", "offsets", "run_id", "spec", "config"))
+    fields = dict.fromkeys(("shard", "run_id", "spec", "config"))
     return EncodeTask(number=number, out=str(out), **fields)  # type: ignore[arg-type]
 
 

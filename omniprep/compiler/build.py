@@ -35,7 +35,7 @@ from omniprep.compiler.output.folder import (
 )
 from omniprep.compiler.output.lease import Lease, LostLeaseError, hold
 from omniprep.compiler.output.manifest import finish
-from omniprep.compiler.pack import Rows, assign_bins, freeze, gather
+from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze, gather, placement
 from omniprep.compiler.plan.probe import item_limits
 from omniprep.compiler.plan.split_task import PlanTask
 from omniprep.compiler.plan.work import plan_seconds
@@ -209,26 +209,20 @@ def encode(
     assignment, rows = planned.assignment, planned.rows
     run_id = uuid.uuid4().hex
     worker_config = replace(config, inputs=())
-    tasks = []
-    for shard in range(assignment.shards):
-        first, last = assignment.shard_bins[shard : shard + 2]
-        order = assignment.order[assignment.offsets[first] : assignment.offsets[last]]
-        tasks.append(
-            EncodeTask(
-                number=first_shard + shard,
-                out=config.out,
-                generation=planned.generation,
-                fence=lease.fence if lease else None,
-                splits=rows.split[order],
-                rows_in_split=rows.within[order],
-                row_ids=order,
-                first_row=first_row,
-                offsets=assignment.offsets[first : last + 1] - assignment.offsets[first],
-                run_id=run_id,
-                spec=planned.spec,
-                config=worker_config,
-            )
+    tasks = [
+        EncodeTask(
+            number=first_shard + shard,
+            out=config.out,
+            generation=planned.generation,
+            fence=lease.fence if lease else None,
+            shard=shard,
+            first_row=first_row,
+            run_id=run_id,
+            spec=planned.spec,
+            config=worker_config,
         )
+        for shard in range(assignment.shards)
+    ]
     errors = FirstErrors(
         progress.message, config, planned.splits, lambda row: (int(rows.split[row]), int(rows.facts["line"][row]))
     )
@@ -237,14 +231,15 @@ def encode(
     stage = Stage(name="encode", out=config.out, workers=config.workers, progress=progress, lease=lease, errors=errors)
     if not config.workers:
         return stage.run(tasks)
-    return stage.run(tasks, *_efforts(rows, tasks))
+    return stage.run(tasks, *_efforts(rows, assignment))
 
 
-def _efforts(rows: Rows, tasks: Sequence[EncodeTask]) -> tuple[list[float], list[int]]:
+def _efforts(rows: Rows, assignment: Assignment) -> tuple[list[float], list[int]]:
     """Seconds that each shard takes to encode, and the bytes that its worker holds at most, about."""
     seconds, memory = [], []
-    for task in tasks:
-        facts = rows.columns(task.row_ids)
+    for shard in range(assignment.shards):
+        placed = placement(rows, assignment, shard)
+        facts = rows.columns(placed.rows)
         seconds.append(float(encode_seconds(facts).sum()))
-        memory.append(encode_memory(facts, task.offsets, rows.unit_bytes))
+        memory.append(encode_memory(facts, placed.offsets, rows.unit_bytes))
     return seconds, memory

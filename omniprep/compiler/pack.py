@@ -1,8 +1,8 @@
 """The pack stage, in the driver: lengths and costs of all rows → bins → shards, frozen with a hash.
 
 Only numbers are held: 58 bytes a row, and 8 for the bin that it goes to. The assignment is written to
-plan/placement.arrow and plan/bins.arrow, and plan/plan.json holds its hash: a build that goes on later must come to the
-same.
+plan/placement.arrow, which the tasks read, and plan/plan.json holds its hash: a build that goes on later must come to
+the same.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.compiler.costs import QWEN_BYTES, UnitBytes, stored_bytes
 from omniprep.compiler.output.paths import of_generation, plan_path
 from omniprep.compiler.plan.file import FACTS, read_facts
+from omniprep.compiler.plan.placement import Placement, write_placement
 from omniprep.config import BuildConfig, config_hash
 from omniprep.errors import DamagedDataError
 from omniprep.modalities import MEDIA_COLUMNS
@@ -177,15 +177,19 @@ def freeze(out: str, rows: Rows, assignment: Assignment, config: BuildConfig, ge
         digest.update(np.ascontiguousarray(array).tobytes())
     plan_hash = digest.hexdigest()
     _check_frozen(out, plan_hash, generation)
-    tables = {"placement": pa.table({"order": assignment.order}), "bins": pa.table({"offsets": assignment.offsets})}
-    for name, table in tables.items():
-        path = io.join(out, "plan", of_generation(name, generation, ".arrow"))
-        with io.atomic_writer(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-            writer.write_table(table)
+    write_placement(out, generation, (placement(rows, assignment, shard) for shard in range(assignment.shards)))
     plan = {"hash": plan_hash, "rows": len(rows), "bins": assignment.bins, "shards": assignment.shards}
     path = io.join(out, "plan", of_generation("plan", generation, ".json"))
     io.write_atomic(path, json.dumps(plan, indent=1).encode())
     return plan_hash
+
+
+def placement(rows: Rows, assignment: Assignment, shard: int) -> Placement:
+    """The rows of a shard."""
+    first, last = assignment.shard_bins[shard : shard + 2]
+    offsets = assignment.offsets[first : last + 1]
+    order = assignment.order[offsets[0] : offsets[-1]]
+    return Placement(order, rows.split[order], rows.within[order], offsets - offsets[0])
 
 
 def _check_frozen(out: str, plan_hash: str, generation: str) -> None:

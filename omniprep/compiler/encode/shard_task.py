@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from omniprep.compiler.encode.rows import MediaCache, encode_planned, make_bin, shard_schema
 from omniprep.compiler.encode.shard_file import ShardFile, UnwritableBinError
 from omniprep.compiler.isolate.crashing_rows import find_crashing_rows
 from omniprep.compiler.isolate.deadline import row_deadline, row_deadlines
 from omniprep.compiler.plan.file import PlanReader
+from omniprep.compiler.plan.placement import Placement, read_placement
 from omniprep.compiler.plan.rows import PlannedRow, unexpected
 from omniprep.compiler.run.tasks import Receipt, ShardTask
 from omniprep.compiler.run.worker_status import report_progress
@@ -27,15 +26,12 @@ from omniprep.shards.writer import serialize_bin
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeTask(ShardTask):
-    """Encode one shard: the rows of each bin as (split, row within the split), and their numbers in the plan."""
+    """Encode one shard; which rows its bins hold, plan/placement.arrow says."""
 
-    splits: NDArray[np.int32]
-    rows_in_split: NDArray[np.int32]
-    row_ids: NDArray[np.int64]
+    shard: int
+    """Number of the shard in the plan: of an append, `number` also counts the shards that were there before."""
     first_row: int = 0
     """Number in rows.parquet of the plan's first row: of an append, the rows that were there before."""
-    offsets: NDArray[np.int64]
-    """Bin b holds rows offsets[b] to offsets[b+1]."""
     run_id: str
     """Id of the driver run; keys the worker's plan cache."""
     spec: FamilySpec
@@ -59,9 +55,14 @@ class EncodeTask(ShardTask):
     def rows(self) -> Iterator[tuple[int, Callable[[], object]]]:
         """As `Task.rows`."""
         family, plans, cache = resolve(self.spec), PlanReader(self.out, self.generation), MediaCache(0)
-        for number, (split, row) in enumerate(zip(self.splits.tolist(), self.rows_in_split.tolist(), strict=True)):
+        placed = self.placement()
+        for number, (split, row) in enumerate(zip(placed.splits.tolist(), placed.within.tolist(), strict=True)):
             planned = plans.read(split, row)
             yield number, lambda planned=planned: encode_planned(planned, family, self.config, cache)  # type: ignore[misc]
+
+    def placement(self) -> Placement:
+        """The rows of the shard, by its bins."""
+        return read_placement(self.out, self.generation, self.shard)
 
 
 @lru_cache(maxsize=1)
@@ -75,13 +76,14 @@ class _Encoding:
     def __init__(self, task: EncodeTask, suspects: set[int]) -> None:
         self.task, self.suspects, self.family = task, suspects, resolve(task.spec)
         self.plans = _plan_reader(task.out, task.generation, task.run_id)
+        self.placed = task.placement()
         self.cache = MediaCache()
         self.crashing = find_crashing_rows(task, task.config) if task.isolate else {}
         self.rejects: list[dict[str, Any]] = []
 
     def run(self) -> Receipt:
         task, schema = self.task, shard_schema(self.family, self.task.config)
-        bins = len(task.offsets) - 1
+        bins = len(self.placed.offsets) - 1
         with (
             row_deadlines(task.config.decode_timeout),
             ShardFile(task.out, task.number, schema, task.generation) as shard,
@@ -102,10 +104,10 @@ class _Encoding:
 
     def encode_bin(self, number: int) -> tuple[list[Bin], list[int]]:
         """The rows of a bin that can be encoded, and their numbers in the plan."""
-        task, rows, ids = self.task, [], []
-        for index in range(int(task.offsets[number]), int(task.offsets[number + 1])):
-            planned = self.plans.read(int(task.splits[index]), int(task.rows_in_split[index]))
-            row_id = int(task.row_ids[index])
+        task, placed, rows, ids = self.task, self.placed, [], []
+        for index in range(int(placed.offsets[number]), int(placed.offsets[number + 1])):
+            planned = self.plans.read(int(placed.splits[index]), int(placed.within[index]))
+            row_id = int(placed.rows[index])
             try:
                 if index in self.crashing:
                     raise self.crashing[index]

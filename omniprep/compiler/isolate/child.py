@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from omniprep.compiler.encode.shard_task import EncodeTask
 from omniprep.compiler.plan.split_task import PlanTask
 from omniprep.compiler.run.tasks import Task
@@ -56,8 +54,7 @@ def task_from_json(text: bytes) -> Task:
     fields["spec"], fields["config"] = FamilySpec(**fields["spec"]), BuildConfig(**fields["config"])
     if name == PlanTask.__name__:
         return PlanTask(**{**fields, "split": Split(**fields["split"])})
-    dtypes = {"splits": np.int32, "rows_in_split": np.int32, "row_ids": np.int64, "offsets": np.int64}
-    return EncodeTask(**{**fields, **{array: np.array(fields[array], dtype) for array, dtype in dtypes.items()}})
+    return EncodeTask(**fields)
 
 
 def _with_tuples(value: Any) -> Any:

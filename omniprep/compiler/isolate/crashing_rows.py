@@ -81,7 +81,7 @@ def _try_from(task: Task, start: int, timeout: float, memory: int) -> ChildOutco
 def _task_as_json(task: Task) -> str:
     """The task's class and fields, without its fence: the child writes nothing."""
     fields = dataclasses.asdict(dataclasses.replace(task, fence=None))
-    return json.dumps({"class": type(task).__name__, **fields}, default=lambda array: array.tolist())
+    return json.dumps({"class": type(task).__name__, **fields})
 
 
 def _start(task: Task, start: int) -> _Child:

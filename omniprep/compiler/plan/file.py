@@ -185,31 +185,37 @@ def write_plan(uri: str, batches: Iterable[pa.RecordBatch]) -> None:
 
 def _open(uri: str, columns: Iterable[str] = ()) -> pa.ipc.RecordBatchFileReader:
     """The plan of a split; with `columns`, those alone are read (inline media stay where they are)."""
-    options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(name) for name in columns])
+    return open_plan(uri, SCHEMA, columns)
+
+
+def open_plan(uri: str, schema: pa.Schema, columns: Iterable[str] = ()) -> pa.ipc.RecordBatchFileReader:
+    """A file of the plan that must have a schema; with `columns`, those alone are read."""
+    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in columns])
     try:
         if io.is_local(uri):
             reader = pa.ipc.open_file(pa.memory_map(io.local_path(uri), "r"), options=options)
         else:
             reader = pa.ipc.open_file(pa.PythonFile(io.open_input(uri), mode="r"), options=options)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(uri, error) from error
-    wanted = set(columns) or set(SCHEMA.names)
-    if reader.schema != pa.schema([field for field in SCHEMA if field.name in wanted]):
-        raise _damaged(uri, ValueError("its columns are not those of a plan"))
+        raise damaged_plan(uri, error) from error
+    wanted = set(columns) or set(schema.names)
+    if reader.schema != pa.schema([field for field in schema if field.name in wanted]):
+        raise damaged_plan(uri, ValueError("its columns are not those of a plan"))
     return reader
 
 
-def _batch(reader: pa.ipc.RecordBatchFileReader, number: int, uri: str) -> pa.RecordBatch:
+def read_batch(reader: pa.ipc.RecordBatchFileReader, number: int, uri: str) -> pa.RecordBatch:
     """A record batch of a plan, its offsets within its buffers; DamagedDataError where bytes were changed."""
     try:
         batch = reader.get_batch(number)
         batch.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        raise _damaged(uri, error) from error
+        raise damaged_plan(uri, error) from error
     return batch
 
 
-def _damaged(uri: str, error: Exception) -> DamagedDataError:
+def damaged_plan(uri: str, error: Exception) -> DamagedDataError:
+    """The error for a file of the plan whose bytes are not what was written."""
     return DamagedDataError(
         f"{uri}: the plan cannot be read ({error}); remove this file, and the same command plans it again"
     )
@@ -221,7 +227,7 @@ def read_facts(uri: str, more: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
     """
     names = [*FACTS, *more]
     reader = _open(uri, names)
-    batches = [_batch(reader, i, uri).select(names) for i in range(reader.num_record_batches)]
+    batches = [read_batch(reader, i, uri).select(names) for i in range(reader.num_record_batches)]
     table = pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in names]))
     return {name: table[name].to_numpy() for name in names}
 
@@ -244,7 +250,7 @@ def read_rejects(uri: str) -> Iterator[PlannedReject]:
     """The rejected rows of a split, in order."""
     reader, first = _open(uri, ("line", "code", "message", "raw")), 0
     for chunk in range(reader.num_record_batches):
-        batch = _batch(reader, chunk, uri)
+        batch = read_batch(reader, chunk, uri)
         line, code, message, raw = (batch.column(name) for name in ("line", "code", "message", "raw"))
         texts = _views(raw.cast(pa.large_binary()))
         for index in pc.indices_nonzero(code.is_valid()).to_pylist():
@@ -272,16 +278,16 @@ class PlanReader:
                 rows = json.loads(io.read_bytes(uri))["chunks"]
                 self._chunk_borders[split] = list(accumulate(rows, initial=0))
             except (ValueError, KeyError, TypeError) as error:
-                raise _damaged(uri, error) from error
+                raise damaged_plan(uri, error) from error
         borders, uri = self._chunk_borders[split], self._path(split, ".arrow")
         index = bisect_right(borders, number) - 1
         chunk = self._chunks.get((split, index))
         if chunk is None:
-            chunk = self._chunks.put((split, index), _Chunk(_batch(self._file(split, uri), index, uri)))
+            chunk = self._chunks.put((split, index), _Chunk(read_batch(self._file(split, uri), index, uri)))
         try:
             return chunk.row(number - borders[index])
         except (LookupError, ValueError, TypeError) as error:  # values that no plan has
-            raise _damaged(uri, error) from error
+            raise damaged_plan(uri, error) from error
 
     def _path(self, split: int, suffix: str) -> str:
         return plan_path(self._out, split, suffix, self._generation)
