@@ -13,7 +13,7 @@ from pathlib import Path
 from gpu_tables import gpu_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "training.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("performance", "training", "reliability")))
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+)[^>]*-->\n)(?:\|[^\n]*\n)*")
 SHORT = {
     "build, all kinds, against ms-swift's encode": "build, tokens a second a core, of ms-swift's encode",
