@@ -72,6 +72,13 @@ class RowOptions:
     dedup: Literal["none", "exact"] = "none"
     """Reject a row whose tokens, loss weights and media bytes are those of a row before it. Reads all media files
     while planning."""
+    split_by: Literal["none", "rows"] = "none"
+    """Build a second dataset beside --out, OUT-eval, of the share --eval-fraction of the rows, chosen by a hash of each
+    row's text, names of media and the seed."""
+    eval_fraction: float = 0.0
+    """Share of the rows that --split-by rows puts into OUT-eval, such as 0.02."""
+    part: Literal["all", "train", "eval"] = "all"
+    """Which rows of --split-by this dataset has; set by the build."""
     chat_template_kwargs: Literal["ignore", "apply"] = "ignore"
     """The rows' own limits of pixels and frames, and variables of the chat template, in the column of this name:
     ignored as in the reference, or used."""
@@ -145,6 +152,14 @@ class RowOptions:
             (self.shard_size is None or self.shard_size > 0, "--shard-size must be positive"),
             (self.fps is None or self.fps > 0, "--fps must be positive"),
             (self.use_chat_template or not self.system, "--use-chat-template off has no place for --system"),
+        ]
+        checks += [
+            (0 <= self.eval_fraction < 1, "--eval-fraction is a share, from 0 to less than 1"),
+            (
+                (self.split_by == "rows") == (self.eval_fraction > 0),
+                "--split-by rows and --eval-fraction need each other",
+            ),
+            (self.part == "all" or self.split_by == "rows", "a part of the rows is one of --split-by rows"),
         ]
         checks += [
             (value is None or value > 0, f"--{name.replace('_', '-')} must be positive")

@@ -38,6 +38,8 @@ def append(dataset: str, inputs: tuple[str, ...], config: str | None, quiet: boo
     options = make_config(BuildConfig, given, config)
     from omniprep.cli.summary import print_summary
     from omniprep.compiler.append import append as run_append
+    from omniprep.compiler.parts import eval_dataset
+    from omniprep.data.dataset import PackedDataset
     from omniprep.progress import reporter
 
     trust = Trust(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Trust)})
@@ -47,4 +49,6 @@ def append(dataset: str, inputs: tuple[str, ...], config: str | None, quiet: boo
     }
     with reporter(quiet=quiet) as progress:
         manifest = run_append(dataset, inputs, free, trust, progress)
+    if (other := eval_dataset(PackedDataset(dataset))) is not None:
+        print_summary(other.uri, other.manifest, time.monotonic() - began)
     print_summary(dataset, manifest, time.monotonic() - began)

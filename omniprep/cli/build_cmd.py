@@ -21,7 +21,7 @@ from omniprep.config import BuildConfig
     ),
 )
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
-@options_of(BuildConfig, skip=("inputs",))
+@options_of(BuildConfig, skip=("inputs", "part"))
 @QUIET
 def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any) -> None:
     """Compile chats into a packed dataset in --out.
@@ -35,9 +35,15 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
     began = time.monotonic()
     from omniprep.cli.summary import check_something_packed, print_summary
     from omniprep.compiler.build import build as run_build
+    from omniprep.compiler.parts import parts_of
+    from omniprep.data.dataset import PackedDataset
     from omniprep.progress import reporter
 
     with reporter(quiet=quiet) as progress:
         manifest = run_build(options, progress)
-    print_summary(options.out, manifest, time.monotonic() - began)
+    for part in parts_of(options):
+        if part.part == "eval":
+            print_summary(part.out, PackedDataset(part.out).manifest, time.monotonic() - began)
+        else:
+            print_summary(part.out, manifest, time.monotonic() - began)
     check_something_packed(options.out, manifest["counts"])

@@ -38,7 +38,7 @@ EXAMPLES = 3
     ),
 )
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
-@options_of(BuildConfig, skip=("inputs",))
+@options_of(BuildConfig, skip=("inputs", "part"))
 @click.option(
     "--compare", multiple=True, metavar="OPTION=VALUE", help="Also plan with this option, side by side; repeatable."
 )
@@ -56,6 +56,7 @@ def plan(
     others = {text: changed(options, text) for text in compare}
     began = time.monotonic()
     from omniprep.compiler.build import plan_only
+    from omniprep.compiler.parts import parts_of
     from omniprep.compiler.plan.estimate import estimate
     from omniprep.compiler.plan.measure import measure as time_rows
     from omniprep.compiler.run.cluster import planned_workers
@@ -64,11 +65,14 @@ def plan(
     silent = QuietReporter(io.StringIO())  # the other plans would repeat the messages of the first
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
         with reporter(quiet=quiet) as progress:
-            kept = dataclasses.replace(options, out=options.out or str(Path(folder) / "out"))
+            # With --split-by rows the part for evaluation is planned too, beside the one to train on (the last).
+            *eval_parts, kept = parts_of(dataclasses.replace(options, out=options.out or str(Path(folder) / "out")))
             planned = plan_only(kept, progress)
             estimates = {"as asked": estimate(planned, kept, time_rows(planned, kept) if measure else None)}
+            for part in eval_parts:
+                estimates["--eval-fraction"] = estimate(plan_only(part, silent), part)
             for number, (text, other) in enumerate(others.items()):
-                other = dataclasses.replace(other, out=str(Path(folder) / f"other-{number}"))
+                other = parts_of(dataclasses.replace(other, out=str(Path(folder) / f"other-{number}")))[-1]
                 also = plan_only(other, silent)
                 estimates[text] = estimate(also, other, time_rows(also, other) if measure else None)
         print_plan(estimates, planned_workers(options.workers, options.ray_address), time.monotonic() - began)

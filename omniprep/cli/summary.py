@@ -33,6 +33,7 @@ def count_lines(totals: dict[str, Any], codes: dict[str, int]) -> list[tuple[str
     items = ", ".join(f"{count:,} {name}" for name, count in totals["items"].items() if count)
     return [
         *((("rows left out by --where", f"{rows['filtered']:,}"),) if rows.get("filtered") else ()),
+        *((("rows of the other part (--split-by)", f"{rows['other_part']:,}"),) if rows.get("other_part") else ()),
         ("rows read", f"{rows['read']:,}"),
         ("rows packed", f"{rows['packed']:,}"),
         ("rows rejected", f"{rows['rejected']:,}"),

@@ -39,6 +39,7 @@ from omniprep.compiler.output.folder import (
 from omniprep.compiler.output.lease import Lease, hold
 from omniprep.compiler.output.manifest import Settled, fill, settle
 from omniprep.compiler.output.ownfiles import APPEND_STATE, FOLDERS, canonical, remove_tagged, sweep
+from omniprep.compiler.parts import eval_dataset
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig, Trust, build_config
@@ -55,7 +56,7 @@ from omniprep.shards.typed import parse_json, typed_record
 def append(
     out: str, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust, progress: Reporter
 ) -> dict[str, Any]:
-    """Append the rows of inputs to a dataset; returns its manifest.
+    """Append the rows of inputs to a dataset, and to that for evaluation beside it (--split-by); returns its manifest.
 
     Args:
         out: The dataset.
@@ -70,8 +71,22 @@ def append(
         OmniprepError: No finished dataset, an input that changed since it was built, another run at work, or whatever
             ends a build.
     """
-    with os_errors_as_one_line(out), stopped_by_signal():
+    with os_errors_as_one_line(out):
         dataset = PackedDataset(out)
+        other = eval_dataset(dataset)
+    # The one for evaluation first, as it is built first: run again after a kill, it has these inputs, and the other
+    # gets them too.
+    if other is not None:
+        _append(other, inputs, dict(given), trust, progress)
+    return _append(dataset, inputs, given, trust, progress)
+
+
+def _append(
+    dataset: PackedDataset, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust, progress: Reporter
+) -> dict[str, Any]:
+    """Append to one dataset."""
+    out = dataset.uri
+    with os_errors_as_one_line(out), stopped_by_signal():
         overwrite = bool(given.pop("overwrite", False))
         config = _config(dataset, inputs, given, trust)
         try:

@@ -36,6 +36,7 @@ from omniprep.compiler.output.folder import (
 from omniprep.compiler.output.lease import Lease, LostLeaseError, hold
 from omniprep.compiler.output.manifest import finish
 from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze, gather, placement
+from omniprep.compiler.parts import parts_of
 from omniprep.compiler.plan.probe import item_limits
 from omniprep.compiler.plan.split_task import PlanTask
 from omniprep.compiler.plan.work import plan_seconds
@@ -54,7 +55,7 @@ from omniprep.progress import Reporter
 
 
 def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
-    """Build a dataset, or go on with one; returns the manifest.
+    """Build a dataset, or go on with one; returns the manifest. With --split-by rows two, of which it is the first's.
 
     Raises:
         UsageError: Options that cannot be used.
@@ -62,6 +63,15 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
     """
     if config.bin_length < 1 or not config.out:
         raise UsageError("--bin-length and --out are needed")
+    manifest: dict[str, Any] = {}
+    template_date = config.template_date
+    for part in parts_of(config):  # the same day for both, should midnight lie between them
+        manifest, template_date = _build_part(replace(part, template_date=template_date), progress)
+    return manifest
+
+
+def _build_part(config: BuildConfig, progress: Reporter) -> tuple[dict[str, Any], str | None]:
+    """Build one dataset; its manifest, and the day that its template writes."""
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     ctx = family_of(config)
     config = with_template_date(config, ctx)
@@ -71,13 +81,14 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
         listed = list_inputs(config, progress.message)
         identity = build_identity(config, ctx, listed)
     checked = check_family(ctx, progress.message)  # before the folder holds anything: another family may be tried
-    return run_in_folder(
+    manifest = run_in_folder(
         config,
         identity,
         progress,
         lambda lease: _build(config, listed, lease, progress, checked),
         lambda: write_dataset_report(config.out, ctx, progress),
     )
+    return manifest, config.template_date
 
 
 def _build(
@@ -139,11 +150,14 @@ def plan(
     stage = Stage(name="plan", out=config.out, workers=config.workers, progress=progress, lease=lease, errors=errors)
     receipts = stage.run(tasks, plan_seconds(splits, listed.inputs) if config.workers else ())
     check_unchanged(config.out, listed)
-    filtered = sum(receipt["filtered"] for receipt in receipts)
+    filtered, elsewhere = (sum(receipt[name] for receipt in receipts) for name in ("filtered", "other_part"))
     if existing is None:  # another day's rows need not have all columns, and need not be chosen
         check_where(config, receipts)
-    if not sum(r["rows"] for r in receipts) and not (filtered and existing is not None):
+    if not sum(r["rows"] for r in receipts) and not (filtered + elsewhere and existing is not None):
         why = f"--where leaves out all {filtered:,}" if filtered else "the files are empty"
+        if elsewhere:
+            share = f"--eval-fraction {config.eval_fraction} of {elsewhere:,} rows"
+            why = f"{share} {'gives none' if config.part == 'eval' else 'takes them all'}"
         raise OmniprepError(f"{', '.join(config.inputs)}: no rows ({why})")
     used = {number for receipt in receipts for number in receipt.get("columns", ())}
     for number, text in enumerate(config.columns):

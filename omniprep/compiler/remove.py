@@ -44,6 +44,7 @@ from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
 from omniprep.rows.longline import parse_line
 from omniprep.shards.index import INDEX_SCHEMA, write_index_table, write_rows
+from omniprep.shards.manifest import LEFT_OUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +332,7 @@ def _counts(before: dict[str, Any], rows: pa.Table, index: pa.Table) -> dict[str
             "packed": int(packed.sum()),
             "rejected": rows.num_rows - int(packed.sum()) - removed,
             "removed": removed,
-            **{name: count for name, count in before["rows"].items() if name == "filtered"},
+            **{name: count for name, count in before["rows"].items() if name in LEFT_OUT},
         },
         "tokens": int(index["tokens"].to_numpy().sum()),
         "labeled_tokens": int(trained[packed].sum()),

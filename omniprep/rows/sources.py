@@ -131,6 +131,8 @@ class Tally:
     """Lines of the split, rows of a table."""
     filtered: int = 0
     """Rows that --where does not choose."""
+    other_part: int = 0
+    """Rows of the other dataset of --split-by, which who reads the split counts."""
     missing: tuple[Path, ...] = ()
     """Columns of --where that no row of the split has."""
     names: tuple[str, ...] = ()

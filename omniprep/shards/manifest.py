@@ -24,6 +24,8 @@ from omniprep.shards.typed import parse_json, typed_record
 MOST_BYTES = 256 << 20
 """A manifest of a million inputs has 100 MB; a larger one is not read into memory."""
 _ROWS_WITH = "rows_with_"
+LEFT_OUT = ("filtered", "other_part")
+"""Counts of rows of the inputs that are no rows of the dataset, where there are any."""
 TRUST_FLAGS = MappingProxyType({entry.name: "--" + entry.name.replace("_", "-") for entry in dataclasses.fields(Trust)})
 """Fields of `Trust` and the command-line flags that set them."""
 
@@ -63,6 +65,8 @@ class RowCounts:
     removed: int = 0
     filtered: int = 0
     """Rows of the inputs that --where left out; not among those read."""
+    other_part: int = 0
+    """Rows of the inputs that --split-by put into the other dataset; not among those read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +195,7 @@ def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
     plain |= {name: plain.get(name, empty) for name, empty in (("inputs", []), ("versions", {}), ("seconds", {}))}
     if manifest.counts is not None:
         plain["counts"] = _counts_as_json(manifest.counts)
-        for name in ("removed", "filtered"):  # absent where no row was ever removed or left out
+        for name in ("removed", *LEFT_OUT):  # absent where no row was ever removed or left out
             if name not in content["counts"]["rows"]:
                 del plain["counts"]["rows"][name]
     return manifest, plain

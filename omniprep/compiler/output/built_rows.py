@@ -85,9 +85,9 @@ class Planned:
         }
 
     @property
-    def filtered(self) -> int:
-        """As `Origin.filtered`."""
-        return sum(receipt["filtered"] for receipt in self.receipts)
+    def left_out(self) -> dict[str, int]:
+        """As `Origin.left_out`."""
+        return {name: sum(receipt[name] for receipt in self.receipts) for name in ("filtered", "other_part")}
 
     def unread(self) -> dict[str, list[Any]]:
         """As `Origin.unread`."""

@@ -92,9 +92,9 @@ class CopiedRows:
         return dict(sorted(total.items()))
 
     @property
-    def filtered(self) -> int:
-        """As `Origin.filtered`: what was left out of the sources was never a row of theirs."""
-        return 0
+    def left_out(self) -> dict[str, int]:
+        """As `Origin.left_out`: what was left out of the sources was never a row of theirs."""
+        return {}
 
     def unread(self) -> dict[str, list[Any]]:
         """As `Origin.unread`, summed over the sources.

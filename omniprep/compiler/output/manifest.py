@@ -59,8 +59,8 @@ class Origin(Protocol):
     plan_hash: str
 
     @property
-    def filtered(self) -> int:
-        """Rows of the inputs that --where left out."""
+    def left_out(self) -> dict[str, int]:
+        """Rows of the inputs that are no rows of the dataset, by `filtered` (--where) and `other_part` (--split-by)."""
 
     def facts(self, shard_seconds: float) -> dict[str, Any]:
         """What the manifest says of the rows' model, inputs, versions, and the seconds that they took."""
@@ -134,8 +134,7 @@ def settle(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> Sett
     packed[list(late)] = False
     entries = index_entries(rows, origin.assignment, packed, receipts)
     counts = count(config.out, rows, packed, codes, entries)
-    if origin.filtered:
-        counts["rows"]["filtered"] = origin.filtered
+    counts["rows"] |= {name: count for name, count in origin.left_out.items() if count}
     if unread := origin.unread():
         counts["unread_columns"] = {
             name: {"rows": with_it, "option": option} for name, (with_it, option) in unread.items()

@@ -66,7 +66,7 @@ def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int]
     lengths = columns["length"]
     points = np.percentile(lengths, [0, 50, 90, 99, 100]).round().astype(int).tolist() if len(lengths) else [0] * 5
     return Estimate(
-        filtered=planned.filtered,
+        filtered=planned.left_out["filtered"],
         read=len(planned.rows),
         packed=int(kept.sum()),
         codes=Counter(code for code in facts["code"] if code),

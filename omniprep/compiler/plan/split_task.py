@@ -25,6 +25,7 @@ from omniprep.families.context import FamilySpec, resolve
 from omniprep.families.errors import FamilyError
 from omniprep.media.fetch import MediaRoots
 from omniprep.rows.columns import columns_of_row, parse_columns
+from omniprep.rows.parts import is_for_eval
 from omniprep.rows.sources import RawRow, Tally, read_split
 from omniprep.rows.split import Split
 from omniprep.rows.where import column_name
@@ -53,7 +54,7 @@ class PlanTask(Task):
     def is_done(self, receipt: Receipt) -> bool:
         """As `Task.is_done`."""
         codes, chunks = receipt["codes"], receipt["chunks"]
-        numbers = [receipt[name] for name in ("rows", "rejected", "tokens", "lines", "filtered", "bytes")]
+        numbers = [receipt[name] for name in ("rows", "rejected", "tokens", "lines", "filtered", "other_part", "bytes")]
         numbers += [*chunks, *codes.values(), *receipt["columns"], *receipt["video_readers"].values()]
         return (
             all(isinstance(number, int) for number in numbers)
@@ -70,7 +71,8 @@ class PlanTask(Task):
 
         Returns:
             The receipt: rows, rejected, codes (rejects of each), tokens, lines (of the split, to number those after
-            it), filtered (rows that --where leaves out), missing_columns (of --where, that no row has) and seen_columns
+            it), filtered (rows that --where leaves out), other_part (rows that --split-by
+            puts into the other dataset), missing_columns (of --where, that no row has) and seen_columns
             (some that there are instead), chunks (rows of each record batch), unread (columns that nobody reads: rows,
             and the option that reads them), columns (numbers of the --columns that some row has), video_readers (videos
             that each one decodes), bytes (of the plan), seconds.
@@ -80,8 +82,20 @@ class PlanTask(Task):
     def rows(self) -> Iterator[tuple[int, Callable[[], object]]]:
         """As `Task.rows`."""
         family, media_roots = resolve(self.spec), self.media_roots()
-        for number, raw in enumerate(read_split(self.split, max_line_bytes=self.config.max_line_bytes)):
+        for number, raw in enumerate(self.raw_rows(Tally())):
             yield number, lambda raw=raw: plan_rows([raw.content], family, self.config, media_roots)  # type: ignore[misc]
+
+    def raw_rows(self, tally: Tally) -> Iterator[RawRow]:
+        """The rows of the split that are of the part that is built."""
+        config, columns = self.config, parse_columns(self.config.columns)
+        for raw in read_split(self.split, tally, config.max_line_bytes):
+            if config.part == "all" or (config.part == "eval") == is_for_eval(
+                raw.content, columns, config.eval_fraction, config.seed
+            ):
+                yield raw
+            else:
+                tally.other_part += 1
+            del raw  # not held while the next is read
 
     def media_roots(self) -> MediaRoots:
         """Where the media of the split's rows may come from."""
@@ -127,6 +141,7 @@ class _Planning:
             "tokens": self.tokens,
             "lines": self.tally.lines,
             "filtered": self.tally.filtered,
+            "other_part": self.tally.other_part,
             "missing_columns": [column_name(path) for path in self.tally.missing],
             "seen_columns": self.tally.names,
             "chunks": self.chunks,
@@ -142,7 +157,7 @@ class _Planning:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         task = self.task
-        for chunk in row_chunks(read_split(task.split, self.tally, task.config.max_line_bytes)):
+        for chunk in row_chunks(task.raw_rows(self.tally)):
             yield self.plan_chunk(chunk)
             report_progress(f"split {task.number}", self.rows, None, "rows")
 
