@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omniprep.data import BinSampler as BinSampler
     from omniprep.data import PackedDataset as PackedDataset
+    from omniprep.data import check_model as check_model
     from omniprep.data import to_model as to_model
     from omniprep.data import unpack_pixels as unpack_pixels
     from omniprep.data import weighted_loss as weighted_loss
     from omniprep.data.collate import collate as collate
     from omniprep.data.collate import stack as stack
+    from omniprep.data.loader import loader as loader
     from omniprep.packing import pack as pack
 
 __version__ = "0.1.0"
@@ -21,7 +23,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "BinSampler": "omniprep.data",
     "PackedDataset": "omniprep.data",
+    "check_model": "omniprep.data",
     "collate": "omniprep.data",
+    "loader": "omniprep.data.loader",
     "pack": "omniprep.packing",
     "stack": "omniprep.data",
     "to_model": "omniprep.data",
@@ -33,7 +37,9 @@ __all__ = [
     "BinSampler",
     "PackedDataset",
     "__version__",
+    "check_model",
     "collate",
+    "loader",
     "pack",
     "stack",
     "to_model",

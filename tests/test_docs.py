@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import fake_hub
 import pytest
+import torch
 from conftest import ROOT, Result
 from tutorial import Reader, blocks_of, commands_of, furnish
 
@@ -50,7 +51,16 @@ SWAPS = {
     "--nproc-per-node 8": "--nproc-per-node 2",
     "--num-workers 4": "--num-workers 0",
 }
-NAMES = {"rank": 0, "world": 1, "model": lambda **batch: SimpleNamespace(loss=batch["labels"].sum())}
+
+
+class Model(torch.nn.Module):
+    """What pages call model: likes all words alike."""
+
+    def forward(self, **batch):
+        return SimpleNamespace(logits=torch.zeros(1, 1, 200_000).expand(1, batch["labels"].shape[1], -1))
+
+
+NAMES = {"rank": 0, "world": 1, "epochs": 1, "model": Model()}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from omniprep.train.prefetch import moved, prefetched, tensors
+from omniprep.data.prefetch import moved, prefetched, tensors
 
 KERNEL = """
 import torch
@@ -126,7 +126,7 @@ def test_every_tensor_of_a_batch_is_moved():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_batches_arrive_on_the_gpu():
-    from omniprep.train.prefetch import on_device
+    from omniprep.data.prefetch import on_device
 
     batches = [{"x": torch.full((1 << 20,), n).pin_memory()} for n in range(8)]
     sums = [int(b["x"].sum()) for b in on_device(iter(batches), torch.device("cuda"))]
@@ -139,12 +139,12 @@ def test_a_batch_of_one_buffer_is_the_batch(tmp_path):
     from train_helpers import MODALITIES, write_dataset
 
     from omniprep.data import PackedDataset
+    from omniprep.data.prefetch import OneBuffer
     from omniprep.train.batches import Batcher, Bins
-    from omniprep.train.prefetch import PinnedBatch
 
     bins = Bins([PackedDataset(str(write_dataset(tmp_path / "d", weighted=True)))])
     batch = Batcher(MODALITIES)([bins[0], bins[1]])
-    packed = PinnedBatch(batch, pin=False)
+    packed = OneBuffer(batch)
     there, buffer = packed.to(torch.device("cpu"))
     assert there["tokens"] == batch["tokens"] and there["numbers"].row_lengths == batch["numbers"].row_lengths
     assert there["stacked"]["columns"] == batch["stacked"]["columns"]

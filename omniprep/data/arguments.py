@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omniprep.data.device import HAS_TRITON, unpack_pixels
-from omniprep.data.loss import WeightedLabels
+from omniprep.data.loss import with_weights
 from omniprep.errors import OmniprepError
 from omniprep.shards.affine import byte_floats
 from omniprep.shards.forms import channel_run
@@ -60,7 +60,7 @@ def to_model(
         else:
             result[name] = value
     if "loss_scale" in result:  # a model would take and ignore it: its labels see to it that nobody trains so
-        result["labels"] = result["labels"].as_subclass(WeightedLabels)
+        result["labels"] = with_weights(result["labels"], result["loss_scale"])
     return result
 
 

@@ -63,7 +63,7 @@ def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
         As `collate`, but for the media, and with what `to_model` needs beside them: the declarations of the columns
         under "columns", shapes of items, where a column's join needs them, under "item_shapes".
     """
-    _check_alike(bins)
+    check_alike(bins)
     lengths = np.concatenate([np.diff(b["cu_seqlens"]) for b in bins])
     borders = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=borders[1:])
@@ -136,7 +136,7 @@ def cut_row(item: Arrays, row: int) -> dict[str, Any]:
     return cut
 
 
-def _check_alike(bins: Sequence[Arrays]) -> None:
+def check_alike(bins: Sequence[Arrays]) -> None:
     """Raise where bins cannot be laid end to end: what one forward pass does is said by the first of them."""
     if not bins:
         raise OmniprepError("collate and stack take at least one bin")
@@ -150,7 +150,7 @@ def _check_alike(bins: Sequence[Arrays]) -> None:
             what = "of a dataset with loss weights (--loss-scale) and of one without"
         else:
             what = "of datasets whose media are stored or normalized in different ways"
-        raise OmniprepError(f"these bins cannot be one batch: they are {what}; give each its own DataLoader")
+        raise OmniprepError(f"these bins cannot be one batch: they are {what}; give each its own loader")
 
 
 def _tokens(bins: Sequence[Arrays], name: str, dtype: type[np.generic]) -> torch.Tensor:

@@ -7,15 +7,17 @@ be pickled or forked into DataLoader workers: each process opens the shards it n
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch.utils.data import Dataset
 
 from omniprep import io
-from omniprep.data.collate import collate, cut_row
+from omniprep.data.collate import check_alike, collate, cut_row
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.cache import BinCache
 from omniprep.shards.index import read_index, read_rows
@@ -176,6 +178,22 @@ class PackedDataset(Dataset[dict[str, Any]]):
     def rows(self) -> pa.Table:
         """rows.parquet: a line an input row."""
         return read_rows(self.table_uri("rows.parquet"))
+
+    def collate(
+        self, bins: Sequence[Mapping[str, Any]], device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """As `omniprep.collate`, for bins of this dataset alone, and with nothing that a model would take and ignore.
+
+        Loss weights are in `labels.loss_scale` alone: `omniprep.weighted_loss` reads them there.
+
+        Raises:
+            OmniprepError: As `omniprep.collate`; or a bin is of a dataset of another family, or of other media.
+        """
+        check_alike([{"layout": self.layout}, *bins])
+        batch = collate(bins, device, dtype)
+        batch.pop("loss_scale", None)
+        return batch
 
     def row(self, source: str | os.PathLike[str], line: int) -> dict[str, Any]:
         """Arguments of the model's forward for one input row alone, as `collate` makes them for bins.

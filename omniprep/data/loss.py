@@ -23,13 +23,15 @@ CHUNK = 1024
 """Positions whose float32 logits exist at once: 1024 positions of 152,064 words are 0.6 GB."""
 
 
-def weighted_loss(logits: Tensor, batch: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
+def weighted_loss(
+    logits: Tensor, batch: Mapping[str, Any] | Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
     """The loss of a bin as `omniprep train` computes it: with `loss_scale` where the dataset is weighted.
 
     Args:
         logits: (1, L, words), of the model for this batch: `model(**batch).logits`.
-        batch: From `collate`: labels (1, L), and loss_scale (1, L) where the dataset is weighted; without it every
-            labeled token counts 1.
+        batch: From `omniprep.loader`, `ds.collate` or `collate`, or its labels (1, L) alone, which carry the weights of
+            a weighted dataset. Without weights every labeled token counts 1.
         num_items_in_batch: Labeled tokens that the sum is divided by (default: those of this batch). With gradient
             accumulation or several ranks: those of the whole step, so that the step equals one large batch.
 
@@ -37,15 +39,23 @@ def weighted_loss(logits: Tensor, batch: Mapping[str, Any], num_items_in_batch: 
         float32 scalar.
 
     Raises:
-        OmniprepError: The logits are not those of all L positions.
+        OmniprepError: The logits are not those of all L positions, or something that was done to the labels has lost
+            their weights.
     """
-    labels: Tensor = batch["labels"]
+    labels: Tensor = batch if isinstance(batch, Tensor) else batch["labels"]
+    scale: Tensor | None = None if isinstance(batch, Tensor) else batch.get("loss_scale")
+    if scale is None and isinstance(labels, WeightedLabels):
+        scale = labels.loss_scale
+        if scale is None:
+            raise OmniprepError(
+                "weighted_loss: these labels of a weighted dataset have lost their weights on the way (a view or slice "
+                "of them has none): give it the batch as it came, or its labels"
+            )
     if logits.ndim != 3 or logits.shape[:2] != labels.shape or len(labels) != 1:
         raise OmniprepError(
             f"weighted_loss: logits of shape {tuple(logits.shape)} for labels of shape {tuple(labels.shape)}: it takes "
             "the logits (1, L, words) of every position of the batch"
         )
-    scale: Tensor | None = batch.get("loss_scale")
     positions, targets, weights = predicted(
         labels.as_subclass(Tensor)[0].to(logits.device), None if scale is None else scale[0].to(logits.device)
     )
@@ -97,12 +107,16 @@ class UnweightedLoss(Tensor):
 
 
 class WeightedLabels(Tensor):
-    """Labels (1, L) of a weighted dataset; see the module.
+    """Labels (1, L) of a weighted dataset, with their weights in `loss_scale`; see the module.
 
-    Views, copies and slices of them are `WeightedLabels` again. Losses by token (`reduction="none"`), counts and
-    comparisons are what they are for plain labels, so a loss that applies the weights itself works as it stands. A
-    fused loss that never calls torch's `cross_entropy` or `nll_loss` (Liger's, say) is not noticed.
+    Views, copies and slices of them are `WeightedLabels` again; copies alone keep the weights. Losses by token
+    (`reduction="none"`), counts and comparisons are what they are for plain labels, so a loss that applies the weights
+    itself works as it stands. A fused loss that never calls torch's `cross_entropy` or `nll_loss` (Liger's, say) is not
+    noticed.
     """
+
+    loss_scale: Tensor | None = None
+    """float32 (1, L)."""
 
     @classmethod
     def __torch_function__(
@@ -112,12 +126,25 @@ class WeightedLabels(Tensor):
         result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         if not isinstance(result, WeightedLabels):
             return result
+        if func in _COPIES and isinstance(args[0], WeightedLabels):
+            result.loss_scale = args[0].loss_scale
         with torch._C.DisableTorchFunctionSubclass():
             if func in (cross_entropy, nll_loss):
                 return result.as_subclass(UnweightedLoss if result.ndim == 0 else Tensor)
             return result.as_subclass(Tensor) if result.is_floating_point() else result
 
 
+def with_weights(labels: Tensor, loss_scale: Tensor) -> WeightedLabels:
+    """Labels (1, L) that carry their weights (1, L)."""
+    weighted = labels.as_subclass(WeightedLabels)
+    weighted.loss_scale = loss_scale
+    return weighted
+
+
+_COPIES = frozenset(
+    (Tensor.to, Tensor.cuda, Tensor.cpu, Tensor.clone, Tensor.detach, Tensor.contiguous, Tensor.pin_memory)
+)
+"""What gives the same labels elsewhere, position by position, so that their weights still belong to them."""
 _USES_OF_A_LOSS = frozenset(
     (
         *(Tensor.backward, torch.autograd.backward, torch.autograd.grad),

@@ -1,6 +1,7 @@
 """What is read of a checkpoint, a folder or a Hub name: its JSON files, its tokenizer, its processors."""
 
 import json
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -114,6 +115,17 @@ class Checkpoint:
                 f"{self._model!r} lacks; write the text in its place"
             )
         return str(text)
+
+
+def model_types(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The `model_type`s of a config.json whose classes take the batches: its own, and those of parts around a language
+    model (the thinker of an omni model), but not that of the language model alone, which would take no media.
+    """
+    types = [str(config.get("model_type", ""))]
+    part: Any = config.get("thinker_config")
+    if isinstance(part, Mapping):
+        types.append(str(part.get("model_type", "")))
+    return tuple(name for name in types if name)
 
 
 def processor_settings(model: str) -> dict[str, dict[str, Any]]:

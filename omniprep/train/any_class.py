@@ -25,12 +25,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from omniprep.data.loss import logits_loss
+from omniprep.data.model_check import forward_names
 from omniprep.errors import OmniprepError
 from omniprep.train.attention import RowBorders, uses_borders
 from omniprep.train.loss import LossHead, TokenLoss, token_loss
 from omniprep.train.mixers import evaluating, split_mixers
 from omniprep.train.shared_tokens import with_features_placed
-from omniprep.train.structure import find_decoder, forward_names
+from omniprep.train.structure import find_decoder
 from omniprep.train.vision_text import has_mrope, model_class, refuse_arguments
 
 TYPES = "mm_token_type_ids"

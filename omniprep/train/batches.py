@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from omniprep.data import PackedDataset, stack, to_model
 from omniprep.data.loss import predicted
+from omniprep.data.prefetch import HostBatch, OneBuffer, on_device, one_buffer
+from omniprep.data.reading import one_line_errors
 from omniprep.errors import OmniprepError
 from omniprep.modalities import row_kinds
 from omniprep.train.compiling import padded
-from omniprep.train.prefetch import HostBatch, on_device
 from omniprep.train.stream import BinStream
 from omniprep.train.tower_numbers import TowerGeometry, bin_numbers
 
@@ -142,26 +143,26 @@ class Batcher:
         return filled
 
 
-class PinnedBatcher:
+class BufferedBatcher:
     """A `Batcher` whose batches are pinned as one buffer."""
 
     def __init__(self, batcher: Batcher) -> None:
         self.batcher = batcher
 
-    def __call__(self, bins: list[dict[str, Any]]) -> HostBatch:
+    def __call__(self, bins: list[dict[str, Any]]) -> OneBuffer | HostBatch:
         """As the batcher."""
-        return HostBatch(self.batcher(bins))
+        return one_buffer(self.batcher(bins))
 
 
 def make_loader(bins: Bins, stream: BinStream, batcher: Batcher, num_workers: int, pin: bool) -> DataLoader[Any]:
     """A DataLoader with its own random generator, so that reading draws nothing from the one that training resumes.
 
-    With `pin` it gives `PinnedBatch`es.
+    With `pin` it gives `OneBuffer`s.
     """
     return DataLoader(
         bins,
         batch_sampler=stream,
-        collate_fn=PinnedBatcher(batcher) if pin else batcher,
+        collate_fn=BufferedBatcher(batcher) if pin else batcher,
         num_workers=num_workers,
         pin_memory=pin,
         generator=torch.Generator(),
@@ -188,14 +189,10 @@ class BatchLoader:
         source: Iterator[dict[str, Any]] = iter(self.loader)
         if self.device.type == "cuda":
             source = on_device(source, self.device)
+        source = one_line_errors(source)
         while True:
             began = time.perf_counter()
-            try:
-                batch = next(source, None)
-            except OmniprepError as error:  # from a reader process it comes with that process's traceback around it
-                kind = type(error)
-                name = f"{kind.__module__}.{kind.__qualname__}: "  # begins the last line of a traceback
-                raise kind(str(error).strip().splitlines()[-1].removeprefix(name)) from error
+            batch = next(source, None)
             self.waited += time.perf_counter() - began
             if batch is None:
                 return

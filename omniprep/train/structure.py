@@ -4,7 +4,6 @@ For families that name no modules (`register_model_arch`). The language model is
 other child of the modules around it takes media: an aligner by its name, or where it is too small for a tower.
 """
 
-import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -114,23 +113,4 @@ def describe_parts(model: nn.Module, parts: Parts) -> str:
     return (
         f"parts of {type(model).__name__}: language model {state(parts.language_model)}; towers {state(parts.towers)}; "
         f"aligners {state(parts.aligner)}"
-    )
-
-
-def forward_names(model: nn.Module, cls: type[nn.Module]) -> frozenset[str]:
-    """Names that a class's forward pass takes, itself or for the model within it or its towers.
-
-    All classes of transformers take any keyword (`**kwargs`), so that one which nobody reads would be lost.
-    """
-    functions = [cls.forward]
-    base = getattr(model, "base_model", model)
-    if base is not model:
-        functions.append(type(base).forward)
-    for owner in (cls, type(base)):
-        functions += [getattr(owner, n) for n in dir(owner) if re.fullmatch(r"get_\w+_(features|embeddings|tokens)", n)]
-    return frozenset(
-        name
-        for function in functions
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     )

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
 from omniprep.data.loss import apply_weights, logits_loss
+from omniprep.data.prefetch import moved
 from omniprep.errors import OmniprepError
 from omniprep.train.any_class import AnyPacked
 from omniprep.train.batches import BatchLoader, forward_kwargs
@@ -34,7 +35,6 @@ from omniprep.train.flops import StepWork
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
 from omniprep.train.isolation import filler_rows
 from omniprep.train.meter import Meter
-from omniprep.train.prefetch import moved
 from omniprep.train.refuse import check_ranks
 from omniprep.train.vision_text import Packed
 from omniprep.train.widths import with_padded_states, without_padding

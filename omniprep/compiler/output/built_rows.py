@@ -23,6 +23,7 @@ from omniprep.compiler.plan.split_task import merge_unread, rejected_json
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
 from omniprep.errors import RejectCode
+from omniprep.families.checkpoint import model_types
 from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.media.video import backend
 from omniprep.rows.sources import fingerprint, read_split
@@ -70,6 +71,7 @@ class Planned:
             "reference": ctx.reference or f"transformers {versions()['transformers']} AutoProcessor",
             "checked": self.checked,
             "model": self.config.model,
+            "model_types": list(model_types(ctx.config)),
             "tokenizer_sha256": ctx.tokenizer_sha256,
             "preprocessor_sha256": hashlib.sha256(json.dumps(ctx.preprocessor, sort_keys=True).encode()).hexdigest(),
             "versions": {**versions(), **ctx.versions},

@@ -1,25 +1,27 @@
 """Copies the next batches to the GPU while the last one computes.
 
-A batch is one buffer of pinned memory (`PinnedBatch`), so one copy. A thread takes batches from the reader processes
+A batch is one buffer (`OneBuffer`), so one copy. A thread takes batches from the reader processes
 and copies them on a stream of its own, `DEPTH` ahead of the training loop, whose stream waits for the event of the
 batch that it takes, not for the host. A thread, because the Trainer's loop blocks wherever it waits for the device (a
 log line, a checkpoint): copies that it started itself would begin only after that. The thread spends its time in calls
 that release the interpreter.
 """
 
+import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch.utils.data import get_worker_info
 
 from omniprep.data.host_numbers import map_leaves, map_tensors
 
 DEPTH = 2
 ALIGNMENT = 128
-"""Bytes that the tensors of a `PinnedBatch` begin at multiples of; kernels load up to 16 at once."""
+"""Bytes that the tensors of a `OneBuffer` begin at multiples of; kernels load up to 16 at once."""
 Leaf = TypeVar("Leaf")
 _END = object()
 
@@ -66,23 +68,33 @@ def prefetched(source: Iterator[Any], move: Callable[[Any], Any], depth: int = D
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a tensor lies in the buffer of a `PinnedBatch`."""
+    """Where a tensor lies in the buffer of a `OneBuffer`."""
 
     start: int
     dtype: torch.dtype
     shape: torch.Size
 
 
-class PinnedBatch:
-    """A batch in one buffer of pinned memory: one copy to the device instead of one for each tensor.
+class OneBuffer:
+    """A batch in one buffer: one file descriptor from a reader process, one copy to the device.
 
     Copies of single tensors start some 5 ms apart from each other when the host is busy; a batch has 20 to 30.
+
+    Args:
+        batch: Nested dicts and records of tensors.
+        memory: Of the buffer. shared: what another process takes over without a copy; pinned: what a GPU copies from
+            while the host goes on.
     """
 
-    def __init__(self, batch: dict[str, Any], pin: bool = True) -> None:
+    def __init__(self, batch: dict[str, Any], memory: Literal["plain", "shared", "pinned"] = "plain") -> None:
         self.size = 0
         self.layout = map_leaves(batch, torch.Tensor, self._slot)
-        self.buffer = torch.empty(self.size, dtype=torch.uint8, pin_memory=pin)
+        if memory == "shared":
+            # As torch's own default_collate does.
+            storage = torch.UntypedStorage._new_shared(max(self.size, 1))  # type: ignore[no-untyped-call]
+            self.buffer = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (self.size,), (1,))
+        else:
+            self.buffer = torch.empty(self.size, dtype=torch.uint8, pin_memory=memory == "pinned")
         for tensor, slot in zip(tensors(batch), leaves(self.layout, Slot), strict=True):
             view_of(self.buffer, slot).copy_(tensor)
 
@@ -90,6 +102,12 @@ class PinnedBatch:
         start = -(-self.size // ALIGNMENT) * ALIGNMENT
         self.size = start + tensor.numel() * tensor.element_size()
         return Slot(start, tensor.dtype, tensor.shape)
+
+    def pin_memory(self) -> "OneBuffer":
+        """Called by `DataLoader(pin_memory=True)`."""
+        pinned = copy.copy(self)
+        pinned.buffer = self.buffer.pin_memory()
+        return pinned
 
     def to(self, device: torch.device) -> tuple[dict[str, Any], torch.Tensor]:
         """The batch on a device, its tensors views of one buffer, and that buffer; does not wait."""
@@ -99,14 +117,19 @@ class PinnedBatch:
 
 
 class HostBatch:
-    """A batch of tensors in host memory, which the DataLoader's pinning thread turns into a `PinnedBatch`."""
+    """A batch of tensors in host memory that becomes a `OneBuffer` when it is pinned: one copy for both."""
 
     def __init__(self, batch: dict[str, Any]) -> None:
         self.batch = batch
 
-    def pin_memory(self) -> PinnedBatch:
+    def pin_memory(self) -> OneBuffer:
         """Called by `DataLoader(pin_memory=True)`."""
-        return PinnedBatch(self.batch)
+        return OneBuffer(self.batch, "pinned")
+
+
+def one_buffer(batch: dict[str, Any]) -> OneBuffer | HostBatch:
+    """A batch as it leaves the function that made it: in a reader process in one shared buffer, else as it is."""
+    return HostBatch(batch) if get_worker_info() is None else OneBuffer(batch, "shared")
 
 
 def view_of(buffer: torch.Tensor, slot: Slot) -> torch.Tensor:
@@ -116,18 +139,18 @@ def view_of(buffer: torch.Tensor, slot: Slot) -> torch.Tensor:
 
 
 def on_device(source: Iterator[Any], device: torch.device) -> Iterator[Any]:
-    """Batches of host tensors, or `PinnedBatch`es, as batches on a GPU, safe to use on the current stream."""
+    """Batches of host tensors, or `OneBuffer`s, as batches on a GPU, safe to use on the current stream."""
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def copy(batch: Any) -> tuple[Any, list[torch.Tensor], Any]:
+    def moved_batch(batch: Any) -> tuple[Any, list[torch.Tensor], Any]:
         with torch.cuda.stream(side):
-            if isinstance(batch, PinnedBatch):
+            if isinstance(batch, OneBuffer):
                 there, buffer = batch.to(device)
                 return there, [buffer], side.record_event()
             there = moved(batch, device)
             return there, tensors(there), side.record_event()
 
-    for batch, owners, arrived in prefetched(source, copy):
+    for batch, owners, arrived in prefetched(source, moved_batch):
         stream = torch.cuda.current_stream(device)
         stream.wait_event(arrived)
         for tensor in owners:
