@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omniprep.data import BinSampler as BinSampler
     from omniprep.data import PackedDataset as PackedDataset
+    from omniprep.data import PackedStream as PackedStream
     from omniprep.data import check_model as check_model
     from omniprep.data import to_model as to_model
     from omniprep.data import unpack_pixels as unpack_pixels
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BinSampler": "omniprep.data",
     "PackedDataset": "omniprep.data",
+    "PackedStream": "omniprep.data",
     "check_model": "omniprep.data",
     "collate": "omniprep.data",
     "loader": "omniprep.data.loader",
@@ -36,6 +38,7 @@ _HOMES = {
 __all__ = [
     "BinSampler",
     "PackedDataset",
+    "PackedStream",
     "__version__",
     "check_model",
     "collate",

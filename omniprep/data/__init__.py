@@ -7,6 +7,7 @@ from omniprep.data.arguments import to_model
 from omniprep.data.collate import collate, stack
 from omniprep.data.dataset import PackedDataset
 from omniprep.data.device import unpack_pixels
+from omniprep.data.iterable import PackedStream
 from omniprep.data.loader import BinLoader, loader
 from omniprep.data.loss import weighted_loss
 from omniprep.data.model_check import check_model
@@ -16,6 +17,7 @@ __all__ = [
     "BinLoader",
     "BinSampler",
     "PackedDataset",
+    "PackedStream",
     "check_model",
     "collate",
     "loader",

@@ -96,6 +96,7 @@ class BinLoader:
     resumes on another number of ranks.
 
     Attributes:
+        dataset: What the bins are read from.
         sampler: The order of the bins.
     """
 
@@ -103,7 +104,7 @@ class BinLoader:
         self, dataset: Dataset[dict[str, Any]], sampler: BinSampler, batch_size: int, num_workers: int,
         device: torch.device, dtype: torch.dtype | None, left_out: frozenset[str],
     ) -> None:  # fmt: skip
-        self.sampler, self.batch_size, self.device, self.dtype = sampler, batch_size, device, dtype
+        self.dataset, self.sampler, self.batch_size, self.device, self.dtype = dataset, sampler, batch_size, device, dtype
         self._left_out = left_out
         self._handed = 0  # batches since the running iteration began, or the last one that ended early
         cuda = device.type == "cuda"
