@@ -18,7 +18,7 @@ class PackedStream(IterableDataset[dict[str, Any]]):
     Inside a DataLoader each of its W workers yields every W-th bin of the rank, so that with batch_size=1 the batches
     come in the order of one process; with more, they are of other bins, and each bin comes once all the same.
 
-    A state is of one worker: where it is in its epoch. StatefulDataLoader keeps those of all workers, and gives each its
+    A state is of one worker: where it is in its epoch. StatefulDataLoader keeps those of all workers and gives each its
     own back. It can be loaded where ranks and workers are as many as before; `omniprep.loader` resumes on any number.
 
     Args:
@@ -42,7 +42,7 @@ class PackedStream(IterableDataset[dict[str, Any]]):
         self.rank, self.world = find_rank(rank, world)
         self._sampler(epoch)  # raises for numbers that do not fit
         # In shared memory: workers that outlive an epoch (persistent_workers) see what set_epoch says.
-        self._epoch = torch.tensor(epoch).share_memory_()
+        self._epoch = torch.tensor(epoch).share_memory_()  # type: ignore[no-untyped-call]
         self._running = epoch  # epoch that `_taken` counts in
         self._taken = 0  # bins that this worker has yielded of it
         self._loaded = False

@@ -104,8 +104,8 @@ class BinLoader:
         self, dataset: Dataset[dict[str, Any]], sampler: BinSampler, batch_size: int, num_workers: int,
         device: torch.device, dtype: torch.dtype | None, left_out: frozenset[str],
     ) -> None:  # fmt: skip
-        self.dataset, self.sampler, self.batch_size, self.device, self.dtype = dataset, sampler, batch_size, device, dtype
-        self._left_out = left_out
+        self.dataset, self.sampler, self.batch_size = dataset, sampler, batch_size
+        self.device, self.dtype, self._left_out = device, dtype, left_out
         self._handed = 0  # batches since the running iteration began, or the last one that ended early
         cuda = device.type == "cuda"
         self._loader = DataLoader(
