@@ -1,74 +1,37 @@
 """Photographs loaded by libraries that hold the JPEG files and decode them, as their users do, and by omniprep.
 
 The libraries' side decodes with Pillow and resizes to the size that the model sees; it makes no patches, ids or
-labels, which omniprep's side holds too. CPU time of all threads, all in turns, after a first pass that warms all. What
-is not installed is left out: pip install omniprep[bench].
+labels, which omniprep's side holds too. CPU time of all threads, all in turns, after a first pass that warms all. The
+libraries run in an environment of their own: benchmarks/rival_loaders.py says how to make it.
 
-    python benchmarks/load_jpeg.py --model CHECKPOINT [--data FOLDER] [--rounds 3]
+    OMNIPREP_RIVALS_PYTHON=RIVALS/bin/python python benchmarks/load_jpeg.py --model CHECKPOINT [--data FOLDER]
 """
 
 import argparse
 import io
+import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 from corpus import make
 from load import CODEC_ROWS, build_codecs
 from PIL import Image
 from record import record
+from rival_loaders import SIZE, Item, Rivals
 
 from omniprep.data import stack
 from omniprep.families.qwen.vision import Limits, image_size
 
-Method = Callable[[], Iterator[object]]
 
-
-def decoded(data: bytes) -> torch.Tensor:
-    """A JPEG's bytes as the model's size of pixels, uint8 (height, width, 3)."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    height, width = image_size(image.height, image.width, Limits())
-    return torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BICUBIC)))
-
-
-def mosaicml(files: list[bytes], folder: Path) -> Method:
-    from streaming import MDSWriter, StreamingDataset
-
-    with MDSWriter(out=str(folder), columns={"image": "bytes"}) as writer:
-        for data in files:
-            writer.write({"image": data})
-    ds = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
-    return lambda: (decoded(ds[number]["image"]) for number in range(len(ds)))
-
-
-def litdata(files: list[bytes], folder: Path) -> Method:
-    from litdata.streaming import StreamingDataset
-    from litdata.streaming.cache import Cache
-
-    cache = Cache(str(folder), chunk_bytes=1 << 26)
-    for number, data in enumerate(files):
-        cache[number] = {"image": data}
-    cache.done()
-    cache.merge()
-    ds = StreamingDataset(str(folder), shuffle=False)
-    return lambda: (decoded(ds[number]["image"]) for number in range(len(files)))
-
-
-def webdataset(files: list[bytes], folder: Path) -> Method:
-    import webdataset as wds
-
-    folder.mkdir()
-    path = folder / "photographs.tar"
-    with wds.TarWriter(str(path)) as writer:
-        for number, data in enumerate(files):
-            writer.write({"__key__": f"{number:06d}", "jpg": data})
-    ds = wds.WebDataset(str(path), shardshuffle=False)
-    return lambda: (decoded(item["jpg"]) for item in ds)
+def item(data: bytes) -> Item:
+    """A JPEG's bytes, and the size that the model sees."""
+    with Image.open(io.BytesIO(data)) as image:
+        height, width = image_size(image.height, image.width, Limits())
+    return {"jpg": data, SIZE: json.dumps([width, height]).encode()}
 
 
 def main() -> None:
@@ -76,32 +39,33 @@ def main() -> None:
     parser.add_argument("--model", default=os.environ.get("OMNIPREP_BENCH_MODEL"))
     parser.add_argument("--data", type=Path, default=os.environ.get("OMNIPREP_BENCH_DATA"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rivals", default=os.environ.get("OMNIPREP_RIVALS_PYTHON"), help="their Python")
     options = parser.parse_args()
     if not options.model:
         print("skipped: needs --model (OMNIPREP_BENCH_MODEL)")
         return
     torch.set_num_threads(1)
-    os.environ.setdefault("RANK", "0")
     with tempfile.TemporaryDirectory(prefix="omniprep-jpeg-") as name:
         folder = Path(name)
         path = make(folder / "corpus", {"image": CODEC_ROWS}, options.data)["image"]
         files = [file.read_bytes() for file in sorted((path.parent / "media").glob("*.jpg"))]
-        ways: dict[str, Method] = {}
-        for codec, ds in build_codecs(options.model, path, folder, ("delta", "source")).items():
-            ways[f"omniprep, {codec}"] = lambda ds=ds: (stack([ds[number]]) for number in range(len(ds)))
-        for label, make_way in (("MosaicML Streaming", mosaicml), ("LitData", litdata), ("WebDataset", webdataset)):
-            try:
-                ways[f"{label}, JPEG decoded"] = make_way(files, folder / make_way.__name__)
-            except ImportError as error:
-                print(f"{label}: left out ({error})")
-        seconds: dict[str, list[float]] = {label: [] for label in ways}
-        for turn in range(options.rounds + 1):
-            for label, way in ways.items():
-                begin = time.process_time()
-                for _ in way():
-                    pass
-                if turn:
-                    seconds[label].append(time.process_time() - begin)
+        datasets = build_codecs(options.model, path, folder, ("raw", "delta", "source", "webp"))
+        rivals = Rivals(options.rivals, "jpeg", list(map(item, files)), folder / "rivals")
+        seconds: dict[str, list[float]] = {}
+        try:
+            for turn in range(options.rounds + 1):
+                for codec, ds in datasets.items():
+                    begin = time.process_time()
+                    for number in range(len(ds)):
+                        stack([ds[number]])
+                    if turn:
+                        seconds.setdefault(f"omniprep, {codec}", []).append(time.process_time() - begin)
+                for label in rivals.labels:
+                    taken = rivals.seconds(label)
+                    if turn:
+                        seconds.setdefault(f"{label}, JPEG decoded", []).append(taken)
+        finally:
+            rivals.close()
     delta = median(seconds["omniprep, delta"])
     rows = [
         {

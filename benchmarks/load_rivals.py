@@ -1,74 +1,27 @@
-"""Loading the same bins from MosaicML Streaming, LitData and WebDataset, against omniprep, in one process, in turns.
+"""Loading the same bins from MosaicML Streaming, LitData, WebDataset and Energon, against omniprep, in turns.
 
 Each holds the bins of benchmarks/load.py as it likes best (bytes of each array; MDS shards, LitData chunks, tar files),
 uncompressed, on the local disk, read in order from the page cache to contiguous tensors that may be written to. The
-first pass is told apart: buffers are made in it, and maps touched for the first time. What is not installed is left
-out: pip install omniprep[bench].
+first pass is told apart: buffers are made in it, and maps touched for the first time. The libraries run in an
+environment of their own: benchmarks/rival_loaders.py says how to make it.
 
-    python benchmarks/load_rivals.py [--bins 12] [--rounds 3] [--megabytes 20]
+    OMNIPREP_RIVALS_PYTHON=RIVALS/bin/python python benchmarks/load_rivals.py [--bins 12] [--rounds 3] [--megabytes 20]
 """
 
 import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 from load import write_dataset
 from record import record
+from rival_loaders import Rivals
 
 from omniprep.data import PackedDataset, stack
-
-DTYPES = {"pixel_values": np.uint8}
-Method = Callable[[], Iterator[object]]
-
-
-def tensors(sample: dict[str, Any], names: list[str]) -> dict[str, torch.Tensor]:
-    """Tensors that may be written to: these libraries hand out read-only bytes, so this copies."""
-    return {name: torch.from_numpy(np.frombuffer(sample[name], DTYPES.get(name, np.int32)).copy()) for name in names}
-
-
-def mosaicml(bins: list[dict[str, bytes]], folder: Path) -> Method:
-    from streaming import MDSWriter, StreamingDataset
-
-    names = list(bins[0])
-    with MDSWriter(out=str(folder), columns=dict.fromkeys(names, "bytes"), size_limit=1 << 28) as writer:
-        for item in bins:
-            writer.write(item)
-    ds = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
-    return lambda: (tensors(ds[i], names) for i in range(len(ds)))
-
-
-def webdataset(bins: list[dict[str, bytes]], folder: Path) -> Method:
-    import webdataset as wds
-
-    names = list(bins[0])
-    folder.mkdir()
-    path = folder / "bins.tar"
-    with wds.TarWriter(str(path)) as writer:
-        for number, item in enumerate(bins):
-            writer.write({"__key__": f"{number:06d}", **item})
-    ds = wds.WebDataset(str(path), shardshuffle=False)
-    return lambda: (tensors(item, names) for item in ds)
-
-
-def litdata(bins: list[dict[str, bytes]], folder: Path) -> Method:
-    from litdata.streaming import StreamingDataset
-    from litdata.streaming.cache import Cache
-
-    names = list(bins[0])
-    cache = Cache(str(folder), chunk_bytes=1 << 28)
-    for number, item in enumerate(bins):
-        cache[number] = item
-    cache.done()
-    cache.merge()
-    ds = StreamingDataset(str(folder), shuffle=False)
-    return lambda: (tensors(ds[i], names) for i in range(len(bins)))
 
 
 def main() -> None:
@@ -76,9 +29,9 @@ def main() -> None:
     parser.add_argument("--bins", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=float, default=20)
+    parser.add_argument("--rivals", default=os.environ.get("OMNIPREP_RIVALS_PYTHON"), help="their Python")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ.setdefault("RANK", "0")
     with tempfile.TemporaryDirectory(prefix="omniprep-rivals-") as name:
         folder = Path(name)
         write_dataset(folder / "out", options.bins, options.megabytes)
@@ -86,19 +39,18 @@ def main() -> None:
         volume = int(ds.index["length"].sum())
         arrays = [k for k, v in ds[0].items() if isinstance(v, np.ndarray)]
         bins = [{k: ds[i][k].tobytes() for k in arrays} for i in range(len(ds))]
-        ways: dict[str, Method] = {"omniprep": lambda: (stack([ds[i]]) for i in range(len(ds)))}
-        for label, make in (("MosaicML Streaming", mosaicml), ("LitData", litdata), ("WebDataset", webdataset)):
-            try:
-                ways[label] = make(bins, folder / make.__name__)
-            except ImportError as error:
-                print(f"{label}: left out ({error})")
-        seconds: dict[str, list[float]] = {}
-        for _ in range(options.rounds + 1):
-            for label, method in ways.items():
+        rivals = Rivals(options.rivals, "bins", bins, folder / "rivals")
+        seconds: dict[str, list[float]] = {label: [] for label in ("omniprep", *rivals.labels)}
+        try:
+            for _ in range(options.rounds + 1):
                 begin = time.process_time()
-                count = sum(1 for _ in method())
-                assert count == len(bins), (label, count)
-                seconds.setdefault(label, []).append(time.process_time() - begin)
+                for number in range(len(ds)):
+                    stack([ds[number]])
+                seconds["omniprep"].append(time.process_time() - begin)
+                for label in rivals.labels:
+                    seconds[label].append(rivals.seconds(label))
+        finally:
+            rivals.close()
     later = {label: median(times[1:]) for label, times in seconds.items()}
     rows = [
         {

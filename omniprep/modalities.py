@@ -34,9 +34,9 @@ class Modality:
 
 
 MODALITIES: dict[str, Modality] = {
-    "image": Modality(column="images", work="patches", bytes=588, seconds=8e-6, color="#b07aa1", sentinel=-1),
-    "audio": Modality(column="audios", work="audio_frames", bytes=256, seconds=24e-6, color="#2a9d8f", sentinel=-2),
-    "video": Modality(column="videos", work="patches", bytes=1176, seconds=43e-6, color="#e9a23b", sentinel=-3),
+    "image": Modality(column="images", work="patches", bytes=588, seconds=4e-6, color="#b07aa1", sentinel=-1),
+    "audio": Modality(column="audios", work="audio_frames", bytes=256, seconds=19e-6, color="#2a9d8f", sentinel=-2),
+    "video": Modality(column="videos", work="patches", bytes=1176, seconds=15e-6, color="#e9a23b", sentinel=-3),
 }
 MEDIA_COLUMNS = tuple(modality.column for modality in MODALITIES.values())
 KINDS = ("text", *MODALITIES, "mixed")

@@ -256,7 +256,7 @@ def test_large_plans_are_packed_in_windows():
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 3000, 5000).astype(np.int32)
     facts = {"length": lengths} | {n: (rng.integers(0, 900, 5000) * (lengths > 0)) for n in ("patches", "audio_frames")}
-    facts |= dict.fromkeys(("images", "audios", "videos", "file_bytes"), np.zeros(5000, np.int32))
+    facts |= dict.fromkeys(("images", "audios", "videos", "file_bytes", "pixel_share"), np.zeros(5000, np.int32))
     rows = Rows(np.zeros(5000, np.int32), np.arange(5000, dtype=np.int32), facts)
     config = BuildConfig(inputs=("a",), model="m", bin_length=4096, out="o", shard_size=1 << 20, max_bin_patches=4000)
     whole = assign_bins(rows, config)
@@ -281,7 +281,7 @@ def test_large_plans_are_packed_in_windows():
 def rows_of_photographs(number: int) -> Rows:
     """Rows of 700 tokens with 2,500 patches each, which take about half a megabyte with delta."""
     facts = {"length": np.full(number, 700, np.int32), "patches": np.full(number, 2500, np.int32)}
-    facts |= {"images": np.ones(number, np.int32)}
+    facts |= {"images": np.ones(number, np.int32), "pixel_share": np.full(number, 0.4)}
     facts |= dict.fromkeys(("audios", "videos", "file_bytes", "audio_frames"), np.zeros(number, np.int32))
     return Rows(np.zeros(number, np.int32), np.arange(number, dtype=np.int32), facts)
 

@@ -42,11 +42,11 @@ def wide(omniprep, model_dir, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def narrow(omniprep, model_dir, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("narrow") / "data"
-    return build(omniprep, model_dir, folder, "--bin-length", 512, "--seed", 7, "--shard-size", 3_000_000)
+    return build(omniprep, model_dir, folder, "--bin-length", 512, "--seed", 7, "--shard-size", 1_000_000)
 
 
 def test_repacked_is_freshly_built_byte_for_byte(omniprep, wide, narrow, tmp_path):
-    options = ("--bin-length", 512, "--seed", 7, "--shard-size", 3_000_000)
+    options = ("--bin-length", 512, "--seed", 7, "--shard-size", 1_000_000)
     out = repack(omniprep, tmp_path / "again", wide, *options)
     assert len(shards(out)) > 1 and shards(out) == shards(narrow)
     for name in ("index.parquet", "rows.parquet"):

@@ -2,13 +2,15 @@
 
 The only place for such guesses: where shards are cut (`--shard-size`), which shard a worker takes first, what
 `omniprep plan` promises, and which bins `BinSampler` puts into one step. The prices of Qwen's media stand in
-omniprep/modalities.py, those of other families' bytes are learned (`unit_bytes`), the share of the pixels' bytes that a
-codec needs stands beside the codec. Seconds are CPU time of whole builds on one core (benchmarks/results/build.json
-names the machine): they rank tasks and give an order of magnitude; `plan --measure` times real rows.
+omniprep/modalities.py, those of other families' bytes are learned (`unit_bytes`), what a codec needs of the pixels'
+bytes follows from the sizes of the files that they are made of (`pixel_share`) and from the codec. Seconds are CPU time
+of whole builds on one core (benchmarks/results/build.json names the machine): they rank tasks and give an order of
+magnitude; `plan --measure` times real rows. tests/test_costs.py holds all of it against builds and committed results.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,19 +19,26 @@ from numpy.typing import NDArray
 from omniprep.families.columns import blank_item
 from omniprep.families.context import FamilyContext
 from omniprep.families.kinds import Decoded, Item, MediaMeta
+from omniprep.media.image import ImageHeader
 from omniprep.modalities import MODALITIES
-from omniprep.shards.codecs import FALLBACK, load_speed, stored_share
+from omniprep.shards.codecs import FALLBACK, load_speed, size_of_delta
 from omniprep.shards.schema import storage_dtype
 
 TOKEN_BYTES = 20
 """input_ids, labels and three position ids of four bytes each; a loss scale is not counted, few builds have one."""
-TOKEN_SECONDS = 2.6e-6
+TOKEN_SECONDS = 1.7e-6
+TYPICAL_SHARE = 0.33
+"""`pixel_share` of photographs and films, where the files are not known."""
+_MOST_BITS, _VIDEO_BITS = 14.0, 7.0
+"""Bits a pixel that delta makes at most of photographs (12 to 14 of the sharpest), and of films (6 to 8)."""
+_LOSSY = ("JPEG", "WEBP", "AVIF", "JPEG2000")
 
 ENCODE_COPIES = 3
 """Times that a bin's arrays exist at once: as its rows, laid end to end, and as the bin before it that is written."""
 
 Facts = Mapping[str, NDArray[Any]]
-"""Columns of rows, (rows,) each: length, patches, audio_frames, file_bytes, and the items of each modality."""
+"""Columns of rows, (rows,) each: length, patches, audio_frames, file_bytes, pixel_share, and the items of each
+modality."""
 
 
 UnitBytes = Mapping[str, Sequence[float]]
@@ -71,13 +80,65 @@ def unit_bytes(ctx: FamilyContext) -> UnitBytes:
 def stored_bytes(facts: Facts, pixel_codec: str, prices: UnitBytes = QWEN_BYTES) -> NDArray[np.int64]:
     """Bytes that rows take in a shard, about: int64 (rows,)."""
     # Float prices: a row of a day of sound times an integer price would not fit the int32 of the plan's columns.
-    share = stored_share(pixel_codec)
-    price = {name: pixels * share + others for name, (pixels, others) in prices.items()}
-    pictures = _patch_price(facts, price) * facts["patches"]
+    pixels = _patch_price(facts, {name: pixels for name, (pixels, _) in prices.items()})
+    if pixel_codec != "raw":
+        pixels = pixels * np.minimum(np.asarray(facts["pixel_share"], np.float64) * size_of_delta(pixel_codec), 1.0)
+    pictures = (pixels + _patch_price(facts, {name: others for name, (_, others) in prices.items()})) * facts["patches"]
     if pixel_codec == "source":
         pictures = np.where(facts["file_bytes"] > 0, facts["file_bytes"], pictures)
-    others = float(TOKEN_BYTES) * facts["length"] + price["audio"] * facts["audio_frames"]
+    others = float(TOKEN_BYTES) * facts["length"] + prices["audio"][1] * facts["audio_frames"]
     return (others + pictures).astype(np.int64)
+
+
+def image_bits(header: ImageHeader) -> float:
+    """Bits that a pixel of an image takes with delta, about, by what it takes in its file.
+
+    Tried on 70 photographs, drawings and screenshots (18 of them JPEG, within a third): JPEG keeps a fifth of the bits
+    of a soft photograph, a half of a sharp one's; PNG takes about as many as delta.
+    """
+    bits = 8 * header.file_bytes / (header.width * header.height)
+    if header.format in _LOSSY:
+        return float(min(5.5 * bits, 6.3 * bits**0.45, _MOST_BITS))
+    return min(1.1 * bits + 0.3, _MOST_BITS)
+
+
+def video_bits(meta: MediaMeta, file_bytes: int | None) -> float:
+    """The same of a video: films take 0.06 to 0.15 bits a pixel of each frame in their files, which says nothing of how
+    sharp they are; less than that is a picture that hardly moves, or a drawing. `file_bytes` may not be known.
+    """
+    if file_bytes is None:
+        return _VIDEO_BITS
+    return min(96 * 8 * file_bytes / (meta.width * meta.height * meta.frames), _VIDEO_BITS)
+
+
+def file_bytes(items: Mapping[str, Sequence[Item]], modalities: Container[str]) -> int:
+    """Bytes of the files of the items of some modalities, those of an item that is there twice once."""
+    sources = (source for name in items if name in modalities for item in items[name] for source in item.sources)
+    return sum(source.size() for source in {source.key: source for source in sources}.values())
+
+
+def pixel_share(items: Mapping[str, Sequence[Item]], ctx: FamilyContext) -> float:
+    """What delta makes of the pixels of a row, of their bytes, about; 0 for a row without any.
+
+    An image that is made smaller shows more detail a pixel: a quarter of its width, 1.0 to 1.8 times the bits.
+    """
+    bits = work = 0.0
+    for modality, row_items in items.items():
+        pixels = _patch_pixels(ctx, modality) if modality == "image" else None
+        for item in row_items if MODALITIES[modality].work == "patches" else ():
+            units, own = ctx.work(item), item.lossless_bits
+            if pixels is not None and units > 0:
+                shrunk = max(item.meta.width * item.meta.height / (units * pixels), 1.0)
+                own = max(own, min(own * shrunk**0.18, _MOST_BITS))
+            bits, work = bits + units * own, work + units
+    return bits / work / 24 if work else 0.0
+
+
+@lru_cache(maxsize=8)
+def _patch_pixels(ctx: FamilyContext, modality: str) -> int | None:
+    """Pixels of a patch, where the family's work is counted in patches that say their size."""
+    columns = [column for column in ctx.columns if column.modality == modality and column.picture == "patches"]
+    return int(columns[0].params["patch_size"]) ** 2 if len(columns) == 1 else None
 
 
 def load_seconds(facts: Facts, pixel_codec: str, prices: UnitBytes = QWEN_BYTES) -> NDArray[np.float64]:

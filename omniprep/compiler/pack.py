@@ -1,6 +1,6 @@
 """The pack stage, in the driver: lengths and costs of all rows → bins → shards, frozen with a hash.
 
-Only numbers are held: 58 bytes a row, and 8 for the bin that it goes to. The assignment is written to
+Only numbers are held: 62 bytes a row, and 8 for the bin that it goes to. The assignment is written to
 plan/placement.arrow, which the tasks read, and plan/plan.json holds its hash: a build that goes on later must come to
 the same.
 """
@@ -57,7 +57,7 @@ class Rows:
 
     def columns(self, chosen: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """What chosen rows (numbers or a mask) cost, see omniprep/compiler/costs.py."""
-        names = ("length", "patches", "audio_frames", "file_bytes", *MEDIA_COLUMNS)
+        names = ("length", "patches", "audio_frames", "file_bytes", "pixel_share", *MEDIA_COLUMNS)
         return {name: self.facts[name][chosen] for name in names}
 
 

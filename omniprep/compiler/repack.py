@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from omniprep import io
-from omniprep.compiler.costs import QWEN_BYTES
+from omniprep.compiler.costs import QWEN_BYTES, TYPICAL_SHARE
 from omniprep.compiler.driver import run_in_folder
 from omniprep.compiler.duplicates import HASH_COLUMNS
 from omniprep.compiler.encode.rows import make_bin
@@ -263,12 +263,18 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     facts: dict[str, Any] = {"length": lengths, "code": codes}
     facts |= {name: np.where(lengths > 0, table[name].to_numpy(), 0) for name in FACTS}
     facts |= {name: np.where(lengths > 0, table[name].to_numpy(), 0).astype(np.int32) for name in MEDIA_COLUMNS}
-    # Datasets of earlier versions, which hold no files, lack it.
+    # Datasets of earlier versions, which hold no files, lack both.
     sizes = table["file_bytes"].to_numpy() if "file_bytes" in table.column_names else np.zeros(len(lengths), np.int64)
     facts["file_bytes"] = np.where(lengths > 0, sizes, 0)
     for name in HASH_COLUMNS:
         if name in table.column_names:
             facts[name] = np.where(lengths > 0, table[name].to_numpy(), np.uint64(0))
+    shares = (
+        table["pixel_share"].to_numpy()
+        if "pixel_share" in table.column_names
+        else np.full(len(lengths), TYPICAL_SHARE, np.float32)
+    )
+    facts["pixel_share"] = np.where(lengths > 0, shares, 0)
     facts["trained"] = facts["trained"].astype(np.int32)
     facts["control"] = facts["control"].astype(bool)
     facts["notes"] = np.zeros(len(lengths), np.uint8)

@@ -50,6 +50,8 @@ class Item:
     """Of a video whose sound is taken too: the number of the sound among the row's audio items."""
     sources: list[Source] = field(default_factory=list)
     """One; a video given as frames has one for each frame."""
+    lossless_bits: float = 8.0
+    """Of a picture or video: about how many a pixel of it takes where nothing is lost (omniprep/compiler/costs.py)."""
 
 
 @dataclass(slots=True)

@@ -9,8 +9,9 @@ some accept any bytes for lack of a signature (TGA, PCD, IM), and the rare ones 
 those in `FORMATS` are read (docs/security.md).
 """
 
+import os
 import warnings
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -74,13 +75,30 @@ def _check_canvas(head: bytes, source: Source) -> None:
         _check_pixels(width, height, source)
 
 
+class ImageHeader(NamedTuple):
+    """What the header of an image tells."""
+
+    width: int
+    """As `decode_image` will return it; height too."""
+    height: int
+    format: str
+    """One of `FORMATS`."""
+    file_bytes: int
+
+
+def read_header(source: Source, *, exif: str = "ignore") -> ImageHeader:
+    """The facts of an image, from its header; rejects what `_open` does."""
+    with source.open() as file:
+        with _open(file, source) as image:
+            width, height = image.size
+            if exif == "apply" and _orientation(image) >= 5:
+                width, height = height, width
+        return ImageHeader(width, height, image.format or "", file.seek(0, os.SEEK_END))
+
+
 def probe_image(source: Source, *, exif: str = "ignore") -> tuple[int, int]:
-    """(width, height) that `decode_image` will return, from the header; rejects what `_open` does."""
-    with source.open() as file, _open(file, source) as image:
-        width, height = image.size
-        if exif == "apply" and _orientation(image) >= 5:
-            return height, width
-        return width, height
+    """(width, height) of `read_header`."""
+    return read_header(source, exif=exif)[:2]
 
 
 def _orientation(image: Image.Image) -> int:

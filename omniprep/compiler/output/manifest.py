@@ -112,6 +112,7 @@ class Settled:
                     **{column: facts[column] for column in MEDIA_COLUMNS},
                     "trained": facts["trained"],
                     **{name: facts[name].astype(np.int64) for name in ("patches", "audio_frames", "file_bytes")},
+                    "pixel_share": facts["pixel_share"],
                     "control": facts["control"],
                     **{name: np.where(rejected, np.uint64(0), facts[name]) for name in HASH_COLUMNS if name in facts},
                     **{name: noted[part] for name, noted in note_columns(rows).items()},

@@ -1,8 +1,9 @@
 """What a plan promises: rows, tokens, bins, bytes, and about how long encoding takes.
 
 Counts are exact, but for rows that only decoding finds damaged. Bytes follow from the prices of
-omniprep/compiler/costs.py: right to a tenth for raw pixels and for source, whose files are measured, and for
-photographs to a third for other codecs. Seconds are an order of magnitude, unless rows were timed
+omniprep/compiler/costs.py: right to a tenth for raw pixels and for source, whose files are measured; for other codecs
+they follow from the sizes of the files, to a third for photographs and to a factor of two for drawings and screens, of
+which there are many kinds. Seconds are an order of magnitude, unless rows were timed
 (compiler/plan/measure.py): they depend on the machine, and on how much larger the files are than what the model sees of
 them.
 """

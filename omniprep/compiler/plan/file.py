@@ -59,6 +59,7 @@ SCHEMA = pa.schema(
         ("patches", pa.int64()),
         ("audio_frames", pa.int64()),
         ("file_bytes", pa.int64()),
+        ("pixel_share", pa.float32()),
         *((name, pa.int32()) for name in MEDIA_COLUMNS),
         ("trained", pa.int32()),
         ("control", pa.bool_()),
@@ -81,10 +82,11 @@ FACTS: dict[str, Any] = {
     "code": object,
     **dict.fromkeys(("patches", "audio_frames", *MEDIA_COLUMNS, "trained"), np.int32),
     "file_bytes": np.int64,
+    "pixel_share": np.float32,
     "control": np.bool_,
     "notes": np.uint8,
 }
-"""What packing and rows.parquet need of each row, and as what the driver holds it: 50 bytes."""
+"""What packing and rows.parquet need of each row, and as what the driver holds it: 54 bytes."""
 
 
 def to_batch(
@@ -114,6 +116,7 @@ def to_batch(
         numbers(lambda row: row.patches),
         numbers(lambda row: row.audio_frames),
         numbers(lambda row: row.file_bytes),
+        [0.0 if row is None else row.pixel_share for row in planned],
         *(numbers(lambda row, modality=modality: len(row.items[modality])) for modality in MODALITIES),  # type: ignore[misc]
         numbers(lambda row: row.run_lengths[row.run_weights > 0].sum()),
         [row is not None and row.control_tokens for row in planned],

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from omniprep.compiler.costs import image_bits, video_bits
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode, UsageError
 from omniprep.families.context import FamilyContext
@@ -11,7 +12,7 @@ from omniprep.families.errors import FamilyError
 from omniprep.families.kinds import Item, MediaMeta
 from omniprep.media.audio import probe_audio
 from omniprep.media.fetch import MediaRoots
-from omniprep.media.image import probe_image
+from omniprep.media.image import read_header
 from omniprep.media.source import Source
 from omniprep.media.video import MAX_READ_BYTES, has_sound, probe_video
 from omniprep.modalities import MODALITIES
@@ -139,8 +140,11 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
     source = setting.media_roots.locate(medium)
     rate = int(setting.ctx.audio_preprocessor.get("sampling_rate", RATE))
     if modality == "image":
-        width, height = probe_image(source, exif=config.exif or setting.ctx.exif)
-        return setting.item([source], MediaMeta(kind="image", width=width, height=height, options=options)), None
+        header = read_header(source, exif=config.exif or setting.ctx.exif)
+        meta = MediaMeta(kind="image", width=header.width, height=header.height, options=options)
+        item = setting.item([source], meta)
+        item.lossless_bits = image_bits(header)
+        return item, None
     if modality == "audio":
         samples = probe_audio(source, rate, config.audio_decoder)
         return setting.item([source], MediaMeta(kind="audio", samples=samples, options=options)), None
@@ -164,7 +168,9 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
             RejectCode.NO_AUDIO_TRACK,
             f"{source.label}: the video has no sound; --silent-video skip-audio takes it as pictures alone",
         )
-    return setting.item([source], meta), sound
+    item = setting.item([source], meta)
+    item.lossless_bits = video_bits(meta, None if source.uri else source.size())  # a store would be asked once more
+    return item, sound
 
 
 def _probe_frames(frames: list[Any], setting: _Setting) -> Item:
@@ -178,7 +184,8 @@ def _probe_frames(frames: list[Any], setting: _Setting) -> Item:
     if not frames:
         raise Reject(RejectCode.VIDEO_TOO_SHORT, "the list of frames is empty")
     sources = [setting.media_roots.locate(frame) for frame in frames]
-    sizes = tuple(probe_image(source, exif=config.exif or setting.ctx.exif) for source in sources)
+    headers = [read_header(source, exif=config.exif or setting.ctx.exif) for source in sources]
+    sizes = tuple((header.width, header.height) for header in headers)
     total = 3 * sum(width * height for width, height in sizes)
     if total > MAX_READ_BYTES:  # the encoder holds all of them until they are resized
         raise Reject(
@@ -190,4 +197,6 @@ def _probe_frames(frames: list[Any], setting: _Setting) -> Item:
     meta = MediaMeta(
         kind="video", width=width, height=height, frames=len(sizes), fps=fps, sizes=sizes, options=setting.options
     )
-    return setting.item(sources, meta)
+    item = setting.item(sources, meta)
+    item.lossless_bits = sum(map(image_bits, headers)) / len(headers)
+    return item

@@ -6,7 +6,7 @@ Rows are planned in chunks, so that the tokenizer gets the texts of many rows in
 
 import os
 import traceback
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.compiler.costs import file_bytes, pixel_share
 from omniprep.compiler.encode.stored_items import file_columns
 from omniprep.compiler.isolate.deadline import row_deadline
 from omniprep.compiler.plan.probe import find_media
@@ -51,7 +52,8 @@ class PlannedRow:
 
     `ids` hold one placeholder for each item; `run_lengths` and `run_weights` are the loss weights, run by run; `length`
     counts tokens after expansion; `patches` and `audio_frames` are the work of the model's towers, as the family counts
-    it; `file_bytes` is of the files that --pixel-codec source keeps. `notes` and `unread` are what the build reports
+    it; `file_bytes` is of the files that --pixel-codec source keeps, `pixel_share` what delta makes of its
+    pixels, of their bytes (omniprep/compiler/costs.py). `notes` and `unread` are what the build reports
     about the row (rows/columns.py). The plan file (compiler/plan/file.py) gives back what encoding needs: `ids`, the
     runs, `length` and `items`.
     """
@@ -67,6 +69,7 @@ class PlannedRow:
     patches: int = 0
     audio_frames: int = 0
     file_bytes: int = 0
+    pixel_share: float = 0.0
 
 
 def plan_rows(
@@ -322,14 +325,9 @@ def _assemble(draft: Draft, tokens: TokenizedRow, ctx: FamilyContext, config: Bu
         unread=row.unread,
         patches=_tower_work("patches", items, ctx),
         audio_frames=_tower_work("audio_frames", items, ctx),
-        file_bytes=_file_bytes(items, file_columns(ctx, config.pixel_codec)),
+        file_bytes=file_bytes(items, file_columns(ctx, config.pixel_codec)),
+        pixel_share=pixel_share(items, ctx),
     )
-
-
-def _file_bytes(items: Items, modalities: Container[str]) -> int:
-    """Bytes of the files of the items of some modalities, those of an item that is there twice once."""
-    sources = (source for name in items if name in modalities for item in items[name] for source in item.sources)
-    return sum(source.size() for source in {source.key: source for source in sources}.values())
 
 
 def _tower_work(unit: str, items: Items, ctx: FamilyContext) -> int:

@@ -25,15 +25,15 @@ __all__ = [
         "codec_of",
         "load_speed",
         "recoded",
-        "stored_share",
+        "size_of_delta",
         "with_codec",
     ),
     "without_codec",
 ]
 
 CODECS: tuple[str, ...] = get_args(PixelCodecName)
-RAW_SPEED = 4e9
-"""Raw patches are read and no more (benchmarks/results/storage.json: 1.6 M image tokens of 2,352 bytes a second)."""
+RAW_SPEED = 10e9
+"""Raw patches are read and no more (benchmarks/results/load_codecs.json)."""
 FALLBACK = "delta"
 """What stores pixels that do not follow from a file alone, where `source` is asked for."""
 
@@ -78,13 +78,11 @@ def without_codec(layout: Layout) -> Layout:
     return replace(layout, columns=with_codec(layout.columns, "raw"))
 
 
-def stored_share(name: str) -> float:
-    """Stored bytes by bytes of the patches, about; `name` is one of `CODECS`, for source that of its fallback."""
-    if name == "raw":
-        return 1.0
+def size_of_delta(name: str) -> float:
+    """Stored bytes of pictures by those that delta takes, about; `name` is not raw, for source its fallback counts."""
     codec = _codec(FALLBACK if name == "source" else name)
     assert isinstance(codec, PatchCodec), name
-    return codec.share
+    return codec.size_of_delta
 
 
 def load_speed(name: str) -> float:

@@ -39,9 +39,9 @@ class PatchCodec(PixelCodec):
     The bytes depend on the version of the library that wrote them. Reading needs any version of it.
     """
 
-    share: ClassVar[float]
-    """Stored bytes by bytes of the patches, for photographs; where shards are cut depends on it. Drawings and screens
-    take a quarter of that."""
+    size_of_delta: ClassVar[float]
+    """Stored bytes by those that delta takes, for photographs (benchmarks/results/load_codecs.json); where shards are
+    cut depends on it."""
 
     @abstractmethod
     def encode_items(self, column: Column, parts: Sequence[np.ndarray], sizes: Sequence[np.ndarray]) -> np.ndarray:

@@ -54,7 +54,7 @@ class Codec(PixelCodec):
     """Files and recipes."""
 
     name: ClassVar[str] = "source"
-    speed: ClassVar[float] = 0.2e9
+    speed: ClassVar[float] = 0.4e9
 
     def library(self) -> str:
         """The decoders of this machine, which the pixels depend on."""
