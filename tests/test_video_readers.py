@@ -16,14 +16,14 @@ import pytest
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.media import conversion, video
-from omniprep.media.access_units import parser
+from omniprep.media.access_units import parameters, parser
 from omniprep.media.frames import UnprovenError, open_stream
 from omniprep.media.packets import PacketTable
 from omniprep.media.resample import resize
 from omniprep.media.source import Source
 from omniprep.media.video import ALONE, DECORD, PROVEN, VideoFacts, probe_video, read_frames
 from tests.test_media_faults import in_a_child
-from tests.video_clips import CLIPS, Clip, clip
+from tests.video_clips import BT709, CLIPS, FILM_GRAIN, JPEG, TURNED, Clip, clip, joined, message
 
 decord = pytest.importorskip("decord", reason="the reader of the reference, which others are held against")
 decord.logging.set_level(decord.logging.FATAL)
@@ -34,11 +34,12 @@ FAST = (
     "H.264: variable rate", "H.264: key frames only", "H.264: no B-frames", "H.264: 4:4:4", "H.264: BT.709", "H.264: full range", "H.264: 720p",
     "H.264: rotated by 90", "H.264: rotated by 180", "H.264: rotated by 270",
     "HEVC: closed groups", "HEVC: one group", "HEVC: temporal layers", "HEVC: Matroska",
+    "H.264: film grain halfway", "HEVC: film grain halfway",
 )  # fmt: skip
 """Clips that PyAV decodes: a change that leaves them to decord would be slow, and nothing else would tell."""
 DIFFERENT = (
     "H.264: 10 bits", "H.264: tiny", "H.264: open groups", "H.264: interlaced", "H.264: edit list that drops frames",
-    "H.264: MPEG-TS", "VP9: WebM", "MPEG-4: AVI", "MJPEG: MOV",
+    "H.264: MPEG-TS", "VP9: WebM", "MPEG-4: AVI", "MJPEG: MOV", "H.264: turned halfway", "HEVC: turned halfway",
 )  # fmt: skip
 """Clips that PyAV decodes otherwise, or is not known to decode as decord does."""
 
@@ -156,6 +157,41 @@ def test_a_change_of_the_size_halfway_is_left_to_decord() -> None:
     facts = probe_video(file)
     for indices in index_lists(facts.frames):
         assert same(ours(file, facts, indices), by_decord(file.read(), indices)), (facts, indices)
+
+
+HEADERS_IN_PACKETS = (("x264-params", "keyint=12:repeat-headers=1"),)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [Clip(range=JPEG), Clip(matrix=BT709), Clip(size=(64, 48)), Clip(pixels="yuv444p")],
+    ids=["range", "matrix", "size", "chroma"],
+)
+def test_other_parameters_halfway_are_left_to_decord(second: Clip) -> None:
+    """Beginning with the plan: no wanted frame may show the change, and decord converts colors by what it saw before
+    (from one reading to the next otherwise, so its frames cannot be compared).
+    """
+    first = Clip(options=HEADERS_IN_PACKETS)
+    facts = probe_video(Source(data=joined(first, first)))
+    assert facts.reader == PROVEN and facts.frames == 80, facts.reason
+    facts = probe_video(Source(data=joined(first, dataclasses.replace(second, options=HEADERS_IN_PACKETS))))
+    assert facts.reader == DECORD and facts.reason.startswith("several parameter sets"), facts.reason
+
+
+def test_colors_that_change_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the packets not tell."""
+    file, of, seen = source("H.264: groups of 8"), conversion.Colors.of, []
+    facts = probe_video(file)
+
+    def changing(frame: Any) -> conversion.Colors:
+        seen.append(frame)
+        return of(frame)._replace(matrix=BT709 if len(seen) > 1 else 2)
+
+    monkeypatch.setattr(conversion.Colors, "of", changing)
+    asked: list[Any] = []
+    monkeypatch.setattr(video, "_read_by_decord", lambda *arguments: asked.append(arguments))
+    read_frames(file, facts, [0, 20])
+    assert len(seen) == 2 and len(asked) == 1
 
 
 def test_an_avi_gives_the_frames_that_decord_gives() -> None:
@@ -406,8 +442,8 @@ def test_units_tell_what_a_packet_holds() -> None:
     def unit(*first_bytes: int) -> bytes:
         return b"\0\0\1" + bytes(first_bytes) + b"\xff\xff"
 
-    assert h264(unit(0x65, 0x88)) == (units := h264(unit(0x67, 0) + unit(0x68, 0) + unit(0x65, 0x88)))
-    assert units is not None and units.referenced and units.restart
+    for units in (h264(unit(0x65, 0x88)), h264(unit(0x67, 0) + unit(0x68, 0) + unit(0x65, 0x88))):
+        assert units is not None and units.referenced and units.restart
     for second_slice, referenced in ((0x01, False), (0x41, True)):
         found = h264(unit(0x01, 0x9A) + unit(second_slice, 0x9A))
         assert found is not None and (found.referenced, found.restart) == (referenced, False)
@@ -418,6 +454,51 @@ def test_units_tell_what_a_packet_holds() -> None:
     assert trailing is not None and (trailing.referenced, trailing.layer) == (False, 1)
     assert key is not None and key.restart and key.referenced
     assert hevc(unit((1 << 1) | 1, 1)) is None and hevc(unit(1 << 1, 0)) is None
+
+
+def test_messages_are_understood_to_their_end() -> None:
+    """A long one before, zeros and bytes that keep start codes apart within, several in a unit; or nothing is certain."""
+    picture = b"\0\0\1\x65\x88"
+    for codec, header, rest in (("h264", b"\x06", picture), ("hevc", b"\x4e\x01", b"\0\0\1\x26\x01\xff")):
+        parse = parser(codec, b"")
+        assert parse is not None
+
+        def turned(unit: bytes, parse: Any = parse, rest: bytes = rest) -> bool:
+            found = parse(b"\0\0\1" + unit + rest)
+            assert found is not None
+            return bool(found.turned)
+
+        long = bytes([5, 255, 45]) + bytes([7]) * 300
+        assert not turned(header + long + b"\x80") and turned(message(*TURNED, header))
+        assert turned(header + long + message(*TURNED, b""))
+        assert turned(header + bytes([255, 1, 4]) + b"\0\0\3\0\0\3\x2f" + message(*TURNED, b""))
+        assert not turned(header + bytes([5, 4]) + b"\x2f\x2f\x2f\x2f\x80\0\0\0")
+        assert not turned(message(*FILM_GRAIN, header))
+        for broken in (bytes([5, 200, 1, 2]), bytes([5, 255, 255]), bytes([255, 255])):
+            assert turned(header + broken + b"\x80")
+
+
+def test_parameter_sets_of_headers_and_packets() -> None:
+    first, second = b"\x67\x64\0\x1f\xac", b"\x67\x64\0\x1f\xad"
+
+    def listed(*units: bytes) -> bytes:
+        return b"".join(len(unit).to_bytes(2, "big") + unit for unit in units)
+
+    for sets in ((first,), (first, second)):
+        header = b"\x01\x64\0\x1f\xff" + bytes([0xE0 | len(sets)]) + listed(*sets) + b"\x01" + listed(b"\x68\xee")
+        assert parameters("h264", header) == set(sets)
+        assert parameters("h264", b"".join(b"\0\0\0\1" + unit for unit in sets) + b"\0\0\1\x68\xee") == set(sets)
+    large = b"\x42\x01\x01"
+    arrays = b"\x20\0\1" + listed(b"\x40\x01\x0c") + b"\x21\0\1" + listed(large)
+    assert parameters("hevc", b"\x01" + bytes(21) + b"\x02" + arrays) == {large}
+    for codec in ("h264", "hevc"):
+        for length in range(40):  # cut short, or counts of what is not there
+            parameters(codec, (b"\x01" + b"\xff" * 39)[:length])
+    assert parameters("vp9", b"\x01") == set() == parameters("h264", None)
+    parse = parser("h264", b"")
+    assert parse is not None
+    found = parse(b"\0\0\0\1" + first + b"\0\0\0\1\x68\xee\0\0\0\1\x65\x88")
+    assert found is not None and found.parameters == (first,)
 
 
 def test_lengths_that_lead_beyond_a_packet_are_seen() -> None:
@@ -434,6 +515,9 @@ class Packet:
 
     def __bytes__(self) -> bytes:
         return self.data
+
+    def has_sidedata(self, kind: str) -> bool:
+        return False
 
 
 def table(packets: list[Packet], container: str = "mov,mp4", codec: str = "h264") -> PacketTable:

@@ -3,6 +3,7 @@
 `CLIPS` names them, CODEC: property; each is made on demand by PyAV's encoders, the same bytes for the same version of PyAV.
 """
 
+import io
 import itertools
 import struct
 import tempfile
@@ -163,6 +164,78 @@ def _edit_in_the_middle(data: bytes) -> bytes:
     return bytes(changed)
 
 
+def _bits(*fields: tuple[int, int]) -> bytes:
+    """Whole numbers, each in so many bits, padded with zeros."""
+    text = "".join(format(value, f"0{count}b") for value, count in fields)
+    text += "0" * (-len(text) % 8)
+    return bytes(int(text[start : start + 8], 2) for start in range(0, len(text), 8))
+
+
+def _exp_golomb(number: int) -> tuple[int, int]:
+    """A whole number of either sign in the code of H.264 9.1.1, as value and bits."""
+    mapped = (2 * number if number > 0 else 1 - 2 * number) if number else 1
+    return mapped, 2 * mapped.bit_length() - 1
+
+
+FILM_GRAIN = 19, _bits(
+    (0, 10), (4, 3),  # added to the luma alone
+    (0, 8), (2, 3), (0, 8), (255, 8), *map(_exp_golomb, (120, 10, 10)), _exp_golomb(1), (1, 1),
+)  # fmt: skip
+TURNED = 47, _bits((0, 3), (1 << 15, 16), _exp_golomb(1), (0, 1), (1, 1))
+"""Types and contents of two messages: film grain of the one model that FFmpeg knows; a turn by 180 degrees."""
+
+
+def message(kind: int, payload: bytes, header: bytes) -> bytes:
+    """A unit with one message (SEI)."""
+    unit, zeros = bytearray(header), 0
+    for byte in bytes([kind, len(payload)]) + payload + b"\x80":
+        if zeros >= 2 and byte <= 3:  # or it would look like a start code
+            unit.append(3)
+            zeros = 0
+        unit.append(byte)
+        zeros = zeros + 1 if byte == 0 else 0
+    return bytes(unit)
+
+
+def _halfway(unit: bytes) -> Callable[[bytes], bytes]:
+    """An MP4 with a unit more before the picture of packet 20."""
+
+    def change(data: bytes) -> bytes:
+        file = io.BytesIO()
+        with av.open(io.BytesIO(data)) as source, av.open(file, "w", format="mp4") as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
+                copy = av.Packet((len(unit).to_bytes(4, "big") + unit if number == 20 else b"") + bytes(packet))
+                copy.pts, copy.dts, copy.time_base, copy.duration = (
+                    packet.pts,
+                    packet.dts,
+                    packet.time_base,
+                    packet.duration,
+                )
+                copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+                target.mux(copy)
+        return file.getvalue()
+
+    return change
+
+
+def joined(first: Clip, second: Clip) -> bytes:
+    """A Matroska file of one clip behind the other, whose parameter sets lie in the packets."""
+    file, start = io.BytesIO(), 0
+    with av.open(file, "w", format="matroska") as target:
+        stream: Any = None
+        for part in (first, second):
+            with av.open(io.BytesIO(part.make())) as source:
+                stream = stream or target.add_stream_from_template(source.streams.video[0])
+                for packet in (p for p in source.demux(video=0) if p.size):
+                    copy = av.Packet(bytes(packet))
+                    copy.pts, copy.dts, copy.time_base = packet.pts + start, packet.dts + start, packet.time_base
+                    copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+                    target.mux(copy)
+                start += int(Fraction(part.frames, part.rate) / packet.time_base)
+    return file.getvalue()
+
+
 _uneven: Callable[[int], int] = lambda number: number * 100 + (37 * number) % 80  # noqa: E731
 _slowing: Callable[[int], int] = lambda number: number * number * 10 + number  # noqa: E731
 _FRONT = (("movflags", "faststart"),)
@@ -220,6 +293,8 @@ CLIPS: dict[str, Clip] = {
     "H.264: bits flipped, MP4": Clip(change=_flipped),
     "H.264: bits flipped, Matroska": Clip(container="matroska", change=_flipped),
     "H.264: first key frame lost": Clip(container="mpegts", options=_x264("keyint=12"), change=_first_key_lost),
+    "H.264: film grain halfway": Clip(change=_halfway(message(*FILM_GRAIN, b"\x06"))),
+    "H.264: turned halfway": Clip(change=_halfway(message(*TURNED, b"\x06"))),
     "HEVC: open groups (x265's own choice)": Clip("libx265", options=_x265("keyint=8:min-keyint=8")),
     "HEVC: one group": Clip("libx265", options=_x265("keyint=250")),
     "HEVC: closed groups": Clip("libx265", options=_x265("keyint=8:min-keyint=8:open-gop=0")),
@@ -230,6 +305,12 @@ CLIPS: dict[str, Clip] = {
     "HEVC: 10 bits": Clip("libx265", pixels="yuv420p10le", options=_x265("keyint=250")),
     "HEVC: full range, BT.709": Clip("libx265", matrix=BT709, range=JPEG, options=_x265("keyint=250")),
     "HEVC: rotated by 90": Clip("libx265", rotation=90, options=_x265("keyint=250")),
+    "HEVC: film grain halfway": Clip(
+        "libx265", options=_x265("keyint=250"), change=_halfway(message(*FILM_GRAIN, b"\x4e\x01"))
+    ),
+    "HEVC: turned halfway": Clip(
+        "libx265", options=_x265("keyint=250"), change=_halfway(message(*TURNED, b"\x4e\x01"))
+    ),
     "HEVC: tail lost": Clip("libx265", format_options=_FRONT, options=_x265("keyint=250"), change=_tail_lost),
     "VP9: WebM": Clip("libvpx-vp9", container="webm", options=_options(g=8, cpu_used=5, deadline="realtime")),
     "VP9: hidden references": Clip(

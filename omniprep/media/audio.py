@@ -49,11 +49,11 @@ def probe_audio(source: Source, target: int, decoder: str = "auto", *, of_video:
     libsndfile is not asked to read the sound of a video. Rejects bad_media, media_not_found, decode_error,
     audio_too_long, audio_too_short and no_audio_track.
     """
-    with _open_sound(source, target, of_video) as sound:
+    with source.fetched() as local, _open_sound(local, target, of_video) as sound:
         if isinstance(sound, soundfile.SoundFile):
-            frames, rate = _count(sound, source), int(sound.samplerate)
+            frames, rate = _count(sound, local), int(sound.samplerate)
         else:
-            frames, rate = count_track(source, target, decoder, sound)
+            frames, rate = count_track(local, target, decoder, sound)
     if frames <= 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
     return resampled_length(frames, rate, target)
@@ -61,12 +61,12 @@ def probe_audio(source: Source, target: int, decoder: str = "auto", *, of_video:
 
 def decode_audio(source: Source, target: int, decoder: str = "auto", *, of_video: bool = False) -> Waveform:
     """Mono samples at rate `target`, float32; arguments and errors are those of `probe_audio`, and bad_audio."""
-    with _open_sound(source, target, of_video) as sound:
+    with source.fetched() as local, _open_sound(local, target, of_video) as sound:
         if isinstance(sound, soundfile.SoundFile):
             with library_faults(source.label, RejectCode.DECODE_ERROR):
                 samples, rate = sound.read(dtype="float32", always_2d=True), int(sound.samplerate)
         else:
-            samples, rate = decode_track_frames(source, target, decoder, sound)
+            samples, rate = decode_track_frames(local, target, decoder, sound)
     if samples.size == 0:
         raise Reject(RejectCode.AUDIO_TOO_SHORT, f"{source.label}: the audio is empty")
     return _to_mono_at(samples, rate, target, source)

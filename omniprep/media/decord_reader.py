@@ -1,7 +1,7 @@
 """Frames of a video by decord, the reference's reader."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from omniprep.errors import Reject, RejectCode
 from omniprep.media.container import check_container
 from omniprep.media.guard import library_faults
-from omniprep.media.source import Source, device_name
+from omniprep.media.source import SPOOLED_BYTES, Source, device_name, named
 
 Frames = NDArray[np.uint8]
 BATCH_BYTES = 16 << 20
@@ -37,13 +37,16 @@ class DecordReader:
 
         decord.logging.set_level(decord.logging.FATAL)
         self._source = source
-        with source.open() as file:
+        with ExitStack() as stack:
+            file = stack.enter_context(source.open())
             if not checked:
                 check_container(file, source, "a video")
-            file.seek(0)
             # /dev/fd/N has no suffix: decord cannot restrict FFmpeg's formats, which would take `v%d.png` for a pattern
-            # of file names. A file in memory has no such name; decord copies it.
-            name: Any = device_name(file) or file
+            # of file names. A file in memory has no such name: decord copies it into its own memory, so a large one
+            # goes to the disk. It is opened by name just once, so the copy may go away then.
+            large = file.seek(0, 2) > SPOOLED_BYTES
+            file.seek(0)
+            name: Any = stack.enter_context(named(file)) if large else device_name(file) or file
             with _decord_faults(source):
                 # One thread, because a worker has one core.
                 self._reader: Any = decord.VideoReader(name, num_threads=1)

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from omniprep.errors import Reject, RejectCode
-from omniprep.media.access_units import Parser, parser
+from omniprep.media.access_units import Parser, parameters, parser
 from omniprep.media.container import open_container
 from omniprep.media.ffmpeg_errors import counted_errors
 from omniprep.media.guard import library_faults
@@ -55,8 +55,13 @@ class VideoStream:
         check_frame(self.codec.width, self.codec.height, source.label)
         self.codec.thread_type = "NONE"  # a worker has one core
         # A stream may grow its frames halfway; the decoder then refuses before it allocates them.
-        self.codec.options = {"max_pixels": str(MAX_FRAME_PIXELS), "err_detect": "explode"}
+        options = {"max_pixels": str(MAX_FRAME_PIXELS), "err_detect": "explode"}
         self._parse: Parser | None = parser(self.codec.name, self.codec.extradata)
+        if self._parse is not None:
+            # decord's FFmpeg adds no film grain to H.264 and HEVC; newer ones do unless it is to be reported. That of
+            # AV1 is part of its standard.
+            options["export_side_data"] = "film_grain"
+        self.codec.options = options
         self._kept: list[Any] | None = []
         self._read = False
 
@@ -95,7 +100,8 @@ class VideoStream:
     @cached_property
     def table(self) -> PacketTable:
         """All packets; rejects too many, and an MJPEG frame that is cut short."""
-        table = PacketTable(self._container.format.name, self.codec.name)
+        known = parameters(self.codec.name, self.codec.extradata)
+        table = PacketTable(self._container.format.name, self.codec.name, parameters=known)
         total = 0
         for packet in self._packets():
             table.add(packet, self._parse)

@@ -53,6 +53,8 @@ class PacketTable:
     """Numbers of packets at which decoding may begin (access_units.Unit)."""
     layers: int = 0
     """Temporal layers above the lowest."""
+    parameters: set[bytes] = field(default_factory=set)
+    """Sequence parameter sets; those of the stream's header first."""
     odd: str = ""
     """Why a packet is not one picture of the stream."""
     cut_short: bool = False
@@ -67,6 +69,8 @@ class PacketTable:
             self.keys.append(number)
         if packet.is_corrupt:
             self.cut_short = True
+        if packet.has_sidedata("new_extradata"):
+            self.odd = self.odd or "another header halfway"
         if packet.is_discard:
             self.odd = self.odd or "an edit list drops packets"
         unit = parse(bytes(packet)) if parse else None
@@ -74,6 +78,9 @@ class PacketTable:
             self.odd = self.odd or ("a packet is not one picture" if parse else "")
             self.referenced.append(True)
             return
+        self.parameters.update(unit.parameters)
+        if unit.turned:
+            self.odd = self.odd or "a message that turns a picture"
         self.referenced.append(unit.referenced)
         if unit.restart:
             self.restarts.add(number)
@@ -120,6 +127,8 @@ class PacketTable:
         """Why the packets do not tell which picture decord gives for an index; "" where they do."""
         if self.odd or self.cut_short:
             return self.odd or "a packet is cut short"
+        if len(self.parameters) > 1:  # decord keeps to the colors of the frame that it gave first
+            return "several parameter sets: the size or the colors may change"
         if not self.keys or self.keys[0]:
             return "the first packet is no key frame"
         if not self.timed:

@@ -10,11 +10,13 @@ import errno
 import hashlib
 import io as _io
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from dataclasses import dataclass, field, replace
+from typing import IO, Any, BinaryIO, cast
 
 from omniprep import io
 from omniprep.errors import Reject, RejectCode
@@ -23,7 +25,11 @@ from omniprep.io.tar import Member
 MAX_MEDIA_BYTES = 8 << 30
 """Largest local file; decoders read it piece by piece."""
 MAX_REMOTE_BYTES = 1 << 30
-"""Largest remote object; it is held in memory."""
+"""Largest remote object; it is held in memory where it is opened without `Source.fetched`."""
+SPOOLED_BYTES = 16 << 20
+"""Remote objects and parts of tars above this size are not held in memory while they are decoded, but on the disk."""
+_PIECE_BYTES = 32 << 20
+"""Bytes of a remote object in one request, which are in memory at once."""
 _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # without O_NONBLOCK, opening a pipe would hang
 _LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR)
 """What `os.open` with O_NOFOLLOW raises for a link to a file, and for a link to a folder."""
@@ -45,6 +51,8 @@ class Source:
     """Added to the label of inline data: which text was decoded as base64."""
     name: str = field(default="", compare=False)
     """Label of data that were read from somewhere else before."""
+    spooled: BinaryIO | None = field(default=None, compare=False)
+    """A file of the remote object's bytes (`fetched`)."""
 
     @property
     def label(self) -> str:
@@ -65,6 +73,8 @@ class Source:
         """Bytes of the item, by the file system or the store; rejects media_not_found and media_fetch_failed."""
         if self.data is not None:
             return len(self.data)
+        if self.spooled is not None:
+            return os.fstat(self.spooled.fileno()).st_size
         if self.member is not None:
             return self.member.size
         with os_errors_as_rejects(self.label):
@@ -74,36 +84,33 @@ class Source:
         """Read the whole item; rejects media_not_found, media_outside_root, media_too_large and bad_media (empty)."""
         if self.data is not None:
             data = bytes(self.data)
-        elif self.path is not None:
+        elif self.path is not None or self.spooled is not None:
             with self.open() as file:
                 data = file.read()
         else:
-            with os_errors_as_rejects(self.label):
-                if self.member is None:
-                    self._check_size(io.size(self.uri or ""), MAX_REMOTE_BYTES)
-                    data = io.read_bytes(self.uri or "")
-                else:
-                    self._check_size(self.member.size, MAX_REMOTE_BYTES)
-                    data = io.read_range(self.uri or "", self.member.offset, self.member.offset + self.member.size)
+            self._check_size(self.size(), MAX_REMOTE_BYTES)
+            data = self._read_remote()
         if not data:
             raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
         return data
 
     def open(self) -> BinaryIO:
         """Open the item as a seekable file, which the caller closes; bytes in memory are not copied."""
+        if self.spooled is not None:
+            return opened_again(self.spooled)
         if self.path is not None:
             file = self._open_path(self.path)
             if self.member is None:
                 return file
             self._check_size(self.member.size, MAX_MEDIA_BYTES)
-            return _io.BufferedReader(_FilePart(file, self.member), 64 << 10)
+            return _io.BufferedReader(_FilePart(file, self.member.offset, self.member.size), 64 << 10)
         if isinstance(self.data, memoryview) and len(self.data):
             return _io.BufferedReader(_MemoryFile(self.data), 64 << 10)
         return _io.BytesIO(self.read())
 
     def head(self, length: int) -> bytes:
         """Read the first `length` bytes; rejects as `read`."""
-        if self.uri is not None:
+        if self.uri is not None and self.data is None and self.spooled is None:
             with os_errors_as_rejects(self.label):
                 if self.member is not None:
                     start = self.member.offset
@@ -111,6 +118,42 @@ class Source:
                 return io.read_range(self.uri, 0, min(length, io.size(self.uri)))
         with self.open() as file:
             return file.read(length)
+
+    @contextmanager
+    def fetched(self) -> "Iterator[Source]":
+        """The same item, whose bytes are read from a store once, however often it is opened within the block.
+
+        Up to `SPOOLED_BYTES` are held in memory, more in a file without a name. Rejects as `read`.
+        """
+        if self.uri is None or self.data is not None or self.spooled is not None:
+            yield self
+            return
+        size = self.size()
+        self._check_size(size, MAX_REMOTE_BYTES)
+        if size <= SPOOLED_BYTES:
+            yield replace(self, data=memoryview(self._read_remote()))
+            return
+        with tempfile.TemporaryFile(prefix="omniprep-") as file:
+            self._download(size, file)
+            yield replace(self, spooled=file)
+
+    def _read_remote(self) -> bytes:
+        with os_errors_as_rejects(self.label):
+            if self.member is None:
+                return io.read_bytes(self.uri or "")
+            return io.read_range(self.uri or "", self.member.offset, self.member.offset + self.member.size)
+
+    def _download(self, size: int, file: BinaryIO) -> None:
+        """Write the remote item into a file, piece by piece; rejects one that changes meanwhile."""
+        assert self.uri is not None
+        start = self.member.offset if self.member is not None else 0
+        with os_errors_as_rejects(self.label):
+            before = io.fingerprint(self.uri)
+            for offset in range(start, start + size, _PIECE_BYTES):
+                file.write(io.read_range(self.uri, offset, min(offset + _PIECE_BYTES, start + size)))
+            file.flush()
+            if io.fingerprint(self.uri) != before or file.tell() != size:
+                raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{self.label}: it changed while it was read")
 
     def _open_path(self, path: str) -> BinaryIO:
         with os_errors_as_rejects(self.label):
@@ -139,7 +182,7 @@ def file_type(mode: int) -> str:
     return "a file" if stat.S_ISREG(mode) else "a device, pipe or socket"
 
 
-def device_name(file: BinaryIO) -> str | None:
+def device_name(file: IO[bytes]) -> str | None:
     """`/dev/fd/N`, by which this process and its children can open a local file again.
 
     None for files in memory, and on systems without /dev/fd.
@@ -149,6 +192,29 @@ def device_name(file: BinaryIO) -> str | None:
     except OSError:  # io.UnsupportedOperation: a file in memory
         return None
     return name if os.path.exists(name) else None
+
+
+def opened_again(file: BinaryIO) -> BinaryIO:
+    """The same file with a position of its own, and where the system can with a descriptor of its own."""
+    name = f"/proc/self/fd/{file.fileno()}"
+    if os.path.exists(name):  # Linux; elsewhere a second descriptor would share the position
+        return open(name, "rb")
+    size = os.fstat(file.fileno()).st_size
+    return _io.BufferedReader(_FilePart(os.fdopen(os.dup(file.fileno()), "rb"), 0, size), 64 << 10)
+
+
+@contextmanager
+def named(file: BinaryIO) -> Iterator[str]:
+    """A name under which a library or another program can open the file: /dev/fd/N, else that of a copy on the disk."""
+    name = device_name(file)
+    if name is not None:
+        yield name
+        return
+    file.seek(0)
+    with tempfile.NamedTemporaryFile(prefix="omniprep-") as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+        copy.flush()
+        yield device_name(copy) or copy.name
 
 
 def is_inside(path: str, root: str) -> bool:
@@ -261,11 +327,11 @@ class _MemoryFile(_Part):
 
 
 class _FilePart(_Part):
-    """A member of a tar as a file. It has no descriptor of its own, since that would be the whole tar's."""
+    """A part of a file, such as a member of a tar. It has no descriptor, since that would be the whole file's."""
 
-    def __init__(self, file: BinaryIO, member: Member) -> None:
-        super().__init__(member.size)
-        self._file, self._start = file, member.offset
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        super().__init__(size)
+        self._file, self._start = file, start
 
     def _bytes(self, offset: int, count: int) -> bytes:
         return os.pread(self._file.fileno(), count, self._start + offset)

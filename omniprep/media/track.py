@@ -22,7 +22,7 @@ from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.media.container import FORMATS, open_container
 from omniprep.media.guard import library_faults
 from omniprep.media.recognize import HEAD_BYTES, unreadable
-from omniprep.media.source import Source, device_name
+from omniprep.media.source import Source, named
 
 Waveform = NDArray[np.float32]
 MAX_SECONDS = 24 * 3600
@@ -115,7 +115,7 @@ def _open_track(source: Source, decoder: str, first_error: str | None) -> Iterat
             with _pyav_track(file, source, rate, channels) as track:
                 yield track
         else:
-            with _readable_name(file) as name, _ffmpeg_track(name, file, source) as track:
+            with named(file) as name, _ffmpeg_track(name, source) as track:
                 yield track
 
 
@@ -161,27 +161,13 @@ def _pyav_track(file: BinaryIO, source: Source, rate: int, channels: int) -> Ite
 
 
 @contextmanager
-def _readable_name(file: BinaryIO) -> Iterator[str]:
-    """A name under which another program can open the file: /dev/fd/N, or a copy of a file in memory."""
-    name = device_name(file)
-    if name is not None:
-        yield name
-        return
-    file.seek(0)
-    with tempfile.NamedTemporaryFile(prefix="omniprep-") as copy:
-        shutil.copyfileobj(file, copy)
-        copy.flush()
-        yield copy.name
-
-
-@contextmanager
-def _ffmpeg_track(name: str, file: BinaryIO, source: Source) -> Iterator[_Track]:
+def _ffmpeg_track(name: str, source: Source) -> Iterator[_Track]:
     """The audio stream that ffmpeg chooses, with audioread's options; rate and channels are of the WAV header."""
     command = [
         "ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", ",".join(FORMATS),
         "-i", name, "-vn", "-c:a", "pcm_s16le", "-f", "wav", "-",
     ]  # fmt: skip
-    inherited = (file.fileno(),) if name.startswith("/dev/fd/") else ()
+    inherited = (int(name.removeprefix("/dev/fd/")),) if name.startswith("/dev/fd/") else ()
     with tempfile.TemporaryFile(prefix="omniprep-") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, pass_fds=inherited)
         stdout = process.stdout

@@ -55,9 +55,9 @@ def backend() -> str:
 
 def probe_video(source: Source) -> VideoFacts:
     """The facts of a video; rejects bad_media, no_video_stream, media_not_found and decode_error."""
-    with source.open() as file, open_container(file, source, "a video") as container:
-        _check_streams(container, source)
-        facts = _probe(container, source)
+    with source.fetched() as local, local.open() as file, open_container(file, local, "a video") as container:
+        _check_streams(container, local)
+        facts = _probe(container, local)
     if facts.frames <= 0:
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: the video has no frames")
     if not math.isfinite(facts.fps) or facts.fps <= 0:
@@ -92,11 +92,12 @@ def read_frames(
             f"{MAX_READ_BYTES >> 20:,}; use fewer frames (--fps-max-frames) or a smaller video",
         )
     resizer = FrameResizer((facts.width, facts.height), (width, height), len(indices))
-    if facts.reader == DECORD or (facts.reader == PROVEN and not _read_proven(source, facts, indices, resizer)):
-        _read_by_decord(source, facts, indices, resizer)
-    elif facts.reader == ALONE:
-        with open_stream(source) as stream:
-            _put_frames(stream, facts, source, indices, resizer)
+    with source.fetched() as local:
+        if facts.reader == DECORD or (facts.reader == PROVEN and not _read_proven(local, facts, indices, resizer)):
+            _read_by_decord(local, facts, indices, resizer)
+        elif facts.reader == ALONE:
+            with open_stream(local) as stream:
+                _put_frames(stream, facts, local, indices, resizer)
     return resizer.frames()
 
 
@@ -214,7 +215,8 @@ def _put_frames(
                 raise UnprovenError("frames of several sizes")
             raise _changed_size(source, facts, frame.width, frame.height)
         if proven and (now := Colors.of(frame)) != colors:
-            if reason := unequal(now):
+            reason = unequal(now) if colors is None else "colors that change"
+            if reason:
                 raise UnprovenError(reason)
             colors = now
         with library_faults(source.label, RejectCode.DECODE_ERROR):

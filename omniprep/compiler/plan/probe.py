@@ -148,8 +148,10 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
     if modality == "audio":
         samples = probe_audio(source, rate, config.audio_decoder)
         return setting.item([source], MediaMeta(kind="audio", samples=samples, options=options)), None
-    with_sound = config.use_audio_in_video and has_sound(source)
-    video = probe_video(source)
+    with source.fetched() as local:
+        with_sound = config.use_audio_in_video and has_sound(local)
+        video = probe_video(local)
+        samples = probe_audio(local, rate, config.audio_decoder, of_video=True) if with_sound else 0
     meta = MediaMeta(
         kind="video",
         width=video.width,
@@ -161,7 +163,6 @@ def _probe(medium: Any, modality: str, setting: _Setting) -> tuple[Item, Item | 
     )
     sound = None
     if with_sound:
-        samples = probe_audio(source, rate, config.audio_decoder, of_video=True)
         sound = setting.item([source], MediaMeta(kind="audio", samples=samples, in_video=True, options=options))
     elif config.use_audio_in_video and config.silent_video == "reject":
         raise Reject(
