@@ -105,8 +105,8 @@ def test_a_package_that_a_node_lacks_is_one_line(address: str, monkeypatch) -> N
 def test_another_version_of_ray_is_one_line(address: str, monkeypatch) -> None:
     import ray
 
-    monkeypatch.setattr(ray, "__version__", "2.40.0")
+    monkeypatch.setattr(ray, "__version__", "2.39.0")
     with ray_session(2, address), pytest.raises(OmniprepError) as caught:
         list(run_tasks(nap_tasks(1), 2, [], print))
-    assert "Version mismatch" in str(caught.value) and "2.40.0" in str(caught.value)
+    assert "Version mismatch" in str(caught.value) and "2.39.0" in str(caught.value)
     assert "\n" not in str(caught.value)

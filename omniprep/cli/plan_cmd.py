@@ -118,6 +118,7 @@ def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -
 def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
     """One column of the table of plans."""
     items = ", ".join(f"{count:,} {name}" for name, count in estimate.items.items() if count)
+    workers = max(1, min(workers, estimate.shards))  # a shard is encoded by one of them
     time = duration(estimate.core_seconds / workers)
     known = f"{estimate.timed} rows, encoded here" if estimate.timed else "benchmarks; see --measure"
     return {
