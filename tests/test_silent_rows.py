@@ -103,7 +103,7 @@ def test_other_columns_are_not(row: Any) -> None:
 ROWS = [chat("<image>q", image_paths=["a.png"]), typed({"type": "image", "path": "a.png"}), chat()]
 LINES = (
     "2 rows have more media tags than media",
-    "2 rows have columns or items that nobody reads, as in the reference: "
+    "2 rows have columns, items or tags that nobody reads, as in the reference: "
     "image_paths (1; --columns images=image_paths reads it), "
     "content.image.path (1; --columns content.image=path reads it)",
 )

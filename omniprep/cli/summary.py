@@ -89,7 +89,7 @@ def check_something_packed(out: str, counts: dict[str, Any]) -> None:
 NOTES = {
     "surplus_tags": "more media tags than media: the surplus stays text, as in the reference "
     "(--surplus-tags reject rejects them)",
-    "unread_columns": "columns or items that nobody reads, as in the reference",
+    "unread_columns": "columns, items or tags that nobody reads, as in the reference",
     "ignored_options": "limits of their own (chat_template_kwargs, keys of typed items, or columns such as max_pixels) "
     "that the reference ignores; --chat-template-kwargs apply uses the first",
 }

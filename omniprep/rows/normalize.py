@@ -29,6 +29,7 @@ from omniprep.rows.columns import (
     unread_message_keys,
 )
 from omniprep.rows.literal import json_text, read_literal
+from omniprep.rows.mend import chat_columns_hint, keys_hint
 
 ROLES = frozenset({"system", "user", "assistant", "tool_call", "tool_response", "tool"})
 _TOOL_ROLES = frozenset({"tool_call", "tool_response", "tool"})
@@ -236,7 +237,7 @@ def _pairs(messages: Sequence[dict[str, Any]], system: Any) -> list[dict[str, An
         for role, names in (("user", ("user", "human")), ("assistant", ("assistant", "gpt", "bot"))):
             content = next((message[name] for name in reversed(names) if name in message), None)
             if content is None:
-                raise Reject(RejectCode.BAD_MESSAGE, f"turn {position} has no {role} side")
+                raise Reject(RejectCode.BAD_MESSAGE, f"turn {position} has no {role} side{keys_hint(message)}")
             result.append({"role": role, "content": content})
     return result
 
@@ -250,10 +251,7 @@ def _single_turn(row: dict[str, Any], *, alpaca: bool) -> list[dict[str, Any]]:
             raise Reject(RejectCode.BAD_MESSAGE, "instruction and input are both empty or not text")
         row["response"] = row.get("output", row.get("response"))
     if not any(row.get(name) is not None for name in ("query", "response", "history")):
-        raise Reject(
-            RejectCode.BAD_ROW,
-            f"no column that a chat can be read from (columns: {', '.join(map(str, row)) or 'none'})",
-        )
+        raise Reject(RejectCode.BAD_ROW, f"no column that a chat can be read from{chat_columns_hint(row)}")
     response = row.get("response")
     if isinstance(response, list | tuple):
         # The reference draws one at random with seed 42 (RANDOM_DATASET_RESPONSE). Here each row draws from that seed

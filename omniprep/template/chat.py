@@ -9,6 +9,8 @@ from typing import Any
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.modalities import MODALITIES
+from omniprep.rows.columns import Note
+from omniprep.rows.mend import odd_tags, unread_hint
 from omniprep.rows.normalize import Row
 from omniprep.template.agent import format_tool_calls, format_tool_responses, format_tools, parse_tools
 from omniprep.template.loss import OTHER, RESPONSE, SUFFIX, Pieces, Strategy, parse_strategy, weigh
@@ -77,7 +79,7 @@ def surplus_tags(row: Row) -> str:
     for modality in MODALITIES:
         tags, items = sum(text.count(TAGS[modality]) for text in texts), len(row.media[modality])
         if tags > items:
-            return f"{tags} {TAGS[modality]} tags, but {items} {modality} items"
+            return f"{tags} {TAGS[modality]} tags, but {items} {modality} items{unread_hint(row.unread, modality)}"
     return ""
 
 
@@ -218,5 +220,10 @@ def prepare(row: Row, is_file: Any, agent_template: str | None = "hermes") -> Ro
     last = row.messages[-1]
     if last["role"] == "user" and last["content"].endswith("<start-image>"):
         last["content"] = last["content"].removesuffix("<start-image>")
+    if any(row.media.values()):
+        texts = [row.system or "", *(message["content"] or "" for message in row.messages)]
+        if odd := odd_tags(texts, row.media):
+            row.unread |= {f"tag {tag} (did you mean {meant}?)": "" for tag, meant in odd.items()}
+            row.notes |= Note.UNREAD_COLUMNS
     add_missing_tags(row)
     return row

@@ -10,6 +10,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.rows.literal import json_text, parse_json
+from omniprep.rows.mend import tag_meant
 from omniprep.rows.normalize import Row
 from omniprep.template.agent import parse_tools
 from omniprep.template.chat import TAGS
@@ -66,9 +67,11 @@ def check_text(row: Row, ctx: FamilyContext, config: BuildConfig) -> bool:
         if not typed.first_characters.search(text):
             continue
         if match := typed.media.search(text):
+            meant = tag_meant(match.group())
+            hint = f"write {meant} for a medium of the row, or " if meant else ""
             raise Reject(
                 RejectCode.SPECIAL_TOKEN_IN_TEXT,
-                f"the text contains {match.group()!r}, which the model takes for media; remove or escape it",
+                f"the text contains {match.group()!r}, which the model takes for media; {hint}remove or escape it",
             )
         if match := typed.control.search(text):
             if config.special_tokens_in_text == "reject":
