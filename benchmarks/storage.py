@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from corpus import make
-from record import record
+from record import leave_out_report, load_kernels, record
 
 from omniprep.compiler.build import build
 from omniprep.config import BuildConfig
@@ -66,6 +66,13 @@ def equal(ours: dict[str, Any], raw: dict[str, Any]) -> bool:
     return all(np.array_equal(ours[name], raw[name]) for name in names)
 
 
+def file_bytes(path: Path) -> int:
+    """Bytes of the media of some rows."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    names = {name for row in rows for kind in ("images", "audios", "videos") for name in row.get(kind, ())}
+    return sum((path.parent / name).stat().st_size for name in names)
+
+
 def screens(folder: Path, pictures: Path, number: int) -> Path:
     files = [f for f in sorted(pictures.rglob("*")) if f.suffix == ".png"][:number]
     chat = {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "A picture."}]}
@@ -91,6 +98,8 @@ def main() -> None:
     if not options.model:
         print("skipped: needs --model (OMNIPREP_BENCH_MODEL)")
         return
+    load_kernels()
+    leave_out_report()
     rows = []
     totals: dict[str, list[int]] = {}
     with tempfile.TemporaryDirectory(prefix="omniprep-storage-") as name:
@@ -111,9 +120,7 @@ def main() -> None:
                     if kind != "screen":
                         total = totals.setdefault(counted, [0, 0, 0])
                         totals[counted] = [a + b for a, b in zip(total, (stored, tokens, reference), strict=True)]
-                media = (
-                    sum(f.stat().st_size for f in (path.parent / "media").glob(f"{kind}*")) if kind == "image" else 0
-                )
+                media = file_bytes(path)
                 row = facts(kind, codec, stored, tokens, reference)
                 row["source_bytes_a_token"] = round(media / tokens, 1) if media else ""
                 row["loaded_tokens_per_second"] = round(tokens / loading(ds))

@@ -156,10 +156,12 @@ def stored(bins, schema):
     return decode(serialize_bin(make_bin(bins, list(range(len(bins)))), schema), schema, layout)
 
 
-@pytest.mark.parametrize("codec", ["raw", "delta", "webp"])
+@pytest.mark.parametrize("codec", ["raw", "delta", "webp", "jxl"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), rows=st.integers(1, 4), others=st.integers(0, 3))
 def test_any_column_comes_back_as_the_mapper_gave_it(codec, seed, rows, others):
+    if codec == "jxl":
+        pytest.importorskip("pillow_jxl", reason="JPEG XL comes with pillow-jxl-plugin (omniprep[jxl])")
     columns = with_codec(tuple(COLUMNS.values()), codec)
     schema = arrow_schema(columns, family="f", modalities=MODALITIES, mrope=False)
     rng = np.random.default_rng(seed)

@@ -42,6 +42,7 @@ def test_push_then_read_back_in_every_way(built, hub, python, tmp_path):
     assert files["plots/lengths.png"].startswith(b"\x89PNG")
     card = files["README.md"].decode()
     assert f'PackedDataset("hf://datasets/{REPO}")' in card and "| `bad_media` |" in card
+    assert "| pixels | as they are |" in card
 
     commits = [line for line in hub.log if "/commit/" in line]
     again = python("-m", "omniprep", "push", built, REPO, "--quiet")

@@ -25,8 +25,10 @@ from omniprep.hub.files import LocalFile
 from omniprep.hub.markup import as_code, as_json_block, front_matter, hub_name
 from omniprep.hub.model import model_card
 from omniprep.hub.upload import model_parts, parts_of, push
+from omniprep.media.recipe import decoders
 from omniprep.progress import QuietReporter
 from omniprep.report.page import collect
+from omniprep.shards.codecs import delta
 
 SECRET = b"SECRET-91ac"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
@@ -84,6 +86,7 @@ def hostile_facts(facts: dict[str, Any], text: str) -> dict[str, Any]:
     """The facts of a dataset with one text wherever its maker chooses one."""
     changed = copy.deepcopy(facts)
     changed |= {"family": text, "model": text, "versions": {text: text, "torch": text}}
+    changed["pixels"] = {text: text, "source": text, "delta": "zstd 1"}
     changed["totals"]["items"] = {"image": 6, text: 1}
     changed["sources"] = [{**changed["sources"][0], "source": text}]
     changed["rejects"]["codes"] = [{"code": text, "count": 1, "doc": ""}]
@@ -99,6 +102,18 @@ EXPECTED = {
     "tags": ["omniprep", "packed", "image"],
     "size_categories": ["n<1K"],
 }
+
+
+@pytest.mark.parametrize("codec", ["delta", "source"])
+def test_a_card_says_what_reading_its_pixels_needs(omniprep, model_dir, tmp_path, codec: str) -> None:
+    options = ("--model", model_dir, "--bin-length", 1024, "--workers", 0, "--quiet", "--pixel-codec", codec)
+    assert omniprep("build", SAMPLES / "images.jsonl", *options, "--out", tmp_path / "out").code == 0
+    made = card("org/x", collect(PackedDataset(tmp_path / "out"), None, shown=0), [])
+    (line,) = (line for line in made.splitlines() if line.startswith("| pixels |"))
+    if codec == "delta":
+        assert line == f"| pixels | `delta`, lossless, written by `{delta.Codec().library()}` |"
+    else:
+        assert "`source`" in line and f"exact with `{decoders()}`" in line and "Pillow" in line
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from omniprep.shards.files import FilePlaces, MediaFile, StoredItem, patches_dig
 from omniprep.shards.schema import Column
 
 VISION = tuple(name for name in FAMILIES if name != "qwen2_audio")
+LOSSLESS = ("delta", "webp", *(["jxl"] if find_spec("pillow_jxl") else []))  # jxl: omniprep[jxl]
 PARAMS = {"mean": [0.5] * 3, "std": [0.5] * 3, "patch_size": 14, "temporal_patch_size": 2}
 
 
@@ -111,7 +113,7 @@ def test_every_codec_of_every_family_gives_what_raw_gives(omniprep, media, tmp_p
     kept = build(omniprep, media / "rows.jsonl", model, tmp_path / "source", *options, "--pixel-codec", "source")
     assert set(codec_names(kept.layout.columns).values()) == {"source"}
     assert_equal(raw, kept)
-    for codec in ("delta", "webp"):
+    for codec in LOSSLESS:
         done = omniprep("repack", kept.uri, "--bin-length", 2048, "--pixel-codec", codec, "--out", tmp_path / codec)
         assert done.code == 0, done.err
         assert_equal(raw, PackedDataset(tmp_path / codec))
@@ -129,9 +131,10 @@ def test_the_hf_family_stores_crops_and_patches_by_delta(omniprep, media, tmp_pa
     kept = build(omniprep, path, model, tmp_path / "source", "--bin-length", 8192, "--pixel-codec", "source")
     assert set(kept.manifest["pixel_codecs"].values()) == {"delta"}
     assert_equal(raw, kept)
-    done = omniprep("repack", kept.uri, "--bin-length", 8192, "--pixel-codec", "webp", "--out", tmp_path / "webp")
-    assert done.code == 0, done.err
-    assert_equal(raw, PackedDataset(tmp_path / "webp"))
+    for codec in LOSSLESS:
+        done = omniprep("repack", kept.uri, "--bin-length", 8192, "--pixel-codec", codec, "--out", tmp_path / codec)
+        assert done.code == 0, done.err
+        assert_equal(raw, PackedDataset(tmp_path / codec))
 
 
 @pytest.mark.parametrize(

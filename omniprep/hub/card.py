@@ -43,6 +43,7 @@ def card(repo_id: str, data: Mapping[str, Any], plots: Iterable[str]) -> str:
     if model is None:  # a folder on the machine that built it
         config.pop("model", None)
     versions = ", ".join(as_code(f"{name} {version}") for name, version in data["versions"].items())
+    pixels = "; ".join(_codec(name, library) for name, library in data["pixels"].items())
     return f"""{_head(rows["packed"], items)}
 # {repository_name(repo_id)}
 
@@ -55,6 +56,7 @@ packed bins of {totals["bin_length"]:,} tokens that a trainer only has to copy.
 | tokens | {totals["tokens"]:,}, {100 * totals["trained"] / max(totals["tokens"], 1):.1f} % trained |
 | bins | {totals["bins"]:,} of {totals["bin_length"]:,} tokens, {100 * totals["fill"]:.2f} % full |
 | media | {", ".join(f"{count:,} {as_code(name)}" for name, count in items.items()) or "none"} |
+| pixels | {pixels or "none"} |
 | shards | {totals["shards"]:,}, {size(totals["bytes"])} |
 | model | tokenizer and settings of {as_code(model) if model else "a local checkpoint"} |
 
@@ -88,6 +90,19 @@ omniprep train hf://datasets/{repo_id} --model {model or "MODEL"} --out run/
 
 {versions}
 """
+
+
+def _codec(name: str, library: str) -> str:
+    """How pixels are stored, and what reading them needs."""
+    if name == "raw":
+        return "as they are"
+    if name != "source":
+        return f"{as_code(name)}, lossless, written by {as_code(library)}"
+    return (
+        f"{as_code(name)}, the images' and videos' own files, decoded when they are read: exact with "
+        f"{as_code(library)}, where other versions give other pixels an error; `omniprep repack --pixel-codec delta` "
+        "makes them independent of it"
+    )
 
 
 def _rejects(lines: str) -> str:

@@ -9,7 +9,7 @@ import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from omniprep.errors import OmniprepError
 from omniprep.inspect.vocabulary import Vocabulary, vocabulary_of
 from omniprep.report.bins import browse, choose_bins, scan
 from omniprep.report.numbers import facts, histogram, reject_facts
+from omniprep.shards.schema import Column
 
 SHOWN_BINS = 8
 
@@ -49,8 +50,18 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
         "config_sha256": manifest.get("config_sha256", ""),
         "inputs": manifest.get("inputs", []),
         "versions": manifest.get("versions", {}),
+        "pixels": _pixels(dataset.layout.columns) if has_bins else {},
         "decoded": vocabulary is not None,
         "browser": browse(dataset, choose_bins(dataset.index, shown), vocabulary) if has_bins else [],
+    }
+
+
+def _pixels(columns: Sequence[Column]) -> dict[str, str]:
+    """Codecs of the columns of pixels, each with the library that wrote it; of source, the decoders that it needs."""
+    return {
+        column.params.get("codec", "raw"): str(column.params.get("codec_library", ""))
+        for column in columns
+        if column.picture
     }
 
 
