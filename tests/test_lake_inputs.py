@@ -2,6 +2,8 @@
 
 import io as _io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -310,6 +312,84 @@ def test_iceberg_tables_give_current_rows(tmp_path: Path) -> None:
     assert queries(f"{table}@{first}") == [f"q{n}" for n in range(6)]
     with pytest.raises(OmniprepError, match="there is no such snapshot, branch or tag"):
         read(f"{table}@5")
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A SQL catalog named `lake`, configured as a user does it, with the table chats.day."""
+    pytest.importorskip("pyiceberg", reason="pyiceberg is not installed (omniprep[iceberg])")
+    pytest.importorskip("sqlalchemy", reason="pyiceberg's SQL catalog needs sqlalchemy")
+    import pyiceberg.catalog
+    from pyiceberg.utils.config import Config
+
+    (tmp_path / "warehouse").mkdir()
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{tmp_path}/catalog.db")
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{tmp_path}/warehouse")
+    monkeypatch.setattr(pyiceberg.catalog, "_ENV_CONFIG", Config())  # it is read when pyiceberg is imported
+    made = pyiceberg.catalog.load_catalog("lake")
+    made.create_namespace("chats")
+    made.create_table("chats.day", schema=CHATS.schema)
+    return made
+
+
+def test_iceberg_tables_are_found_by_a_catalog(tmp_path: Path, catalog: Any) -> None:
+    written, name = catalog.load_table("chats.day"), "iceberg://lake/chats.day"
+    assert read(name) == []
+    begun = CHATS.slice(0, 6)
+    written.append(begun)
+    first = written.current_snapshot().snapshot_id
+    splits = find_splits(find_inputs((name,)))
+    assert [split.base for split in splits] == [f"{tmp_path}/warehouse/chats/day"]
+    written.append(CHATS.slice(6))
+    written.delete("query == 'q7'")
+    assert queries(name) == [f"q{n}" for n in range(10) if n != 7]
+    assert queries(f"{name}@{first}") == begun["query"].to_pylist()
+    # Splits that were found before still give the rows of their snapshot, and so does another process.
+    assert [raw.content["query"] for _, _, raw in numbered(splits)] == begun["query"].to_pylist()
+    script = (
+        "from omniprep.rows.inputs import find_inputs\nfrom omniprep.rows.sources import find_splits, numbered\n"
+        f"print(len(list(numbered(find_splits(find_inputs(({name!r},)), where=\"query != 'q1'\")))))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "8\n", done.stderr
+    # The table's folder says the same where the catalog is not asked.
+    assert len(find_splits(find_inputs((f"{name}@{first}",)))) == 1
+    assert fingerprint(find_splits(find_inputs((name,)))[0])["version"] == str(catalog.load_table("chats.day").current_snapshot().snapshot_id)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("iceberg://lake/chats.night", "iceberg://lake/chats.night: cannot be opened by pyiceberg's catalog 'lake': NoSuchTable"),
+        ("iceberg://absent/chats.day", "by pyiceberg's catalog 'absent': .*PYICEBERG_CATALOG__ABSENT__URI"),
+        ("iceberg://lake/day", "write a table of a catalog as iceberg://CATALOG/NAMESPACE.TABLE"),
+        ("iceberg://lake", "write a table of a catalog as"),
+        ("iceberg://lake/chats.day@7", "there is no such snapshot, branch or tag"),
+    ],
+)  # fmt: skip
+def test_tables_that_a_catalog_does_not_have(catalog: Any, name: str, message: str) -> None:
+    catalog.load_table("chats.day").append(CHATS)
+    with pytest.raises(OmniprepError, match=message):
+        read(name)
+
+
+def test_a_build_and_an_append_of_tables_in_a_catalog(
+    tmp_path: Path, catalog: Any, omniprep: Any, model_dir: Path
+) -> None:
+    table = catalog.load_table("chats.day")
+    table.append(CHATS)
+    build(omniprep, model_dir, tmp_path / "out", "iceberg://lake/chats.day", "--where", "query < 'q5'")
+    assert PackedDataset(str(tmp_path / "out")).counts["rows"] == {"read": 5, "packed": 5, "rejected": 0, "filtered": 5}
+    assert PackedDataset(str(tmp_path / "out")).record.inputs[0].source == "iceberg://lake/chats.day"
+    catalog.create_table("chats.next", schema=CHATS.schema).append(CHATS.slice(0, 3))
+    done = omniprep("append", tmp_path / "out", "iceberg://lake/chats.day", "iceberg://lake/chats.next")
+    assert done.code == 0 and "has it already; left out" in done.err, done.err
+    assert PackedDataset(str(tmp_path / "out")).counts["rows"]["packed"] == 8
+    table.append(CHATS.slice(0, 1))
+    done = omniprep("append", tmp_path / "out", "iceberg://lake/chats.day")
+    assert done.code == 1 and "was changed since" in done.err
+    done = omniprep("verify", tmp_path / "out", "--deep")
+    assert "--input iceberg://lake/chats.day reads it" in done.out + done.err
 
 
 def test_iceberg_metadata_cannot_name_files_elsewhere(tmp_path: Path) -> None:

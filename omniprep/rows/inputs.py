@@ -17,7 +17,7 @@ from omniprep.errors import OmniprepError, shown_name
 from omniprep.printable import counted
 from omniprep.rows import energon, saved
 from omniprep.rows.names import expand_braces, hidden_parts
-from omniprep.rows.table_folders import READABLE, TableFolders, refusal, refuse_below
+from omniprep.rows.table_folders import CATALOG, READABLE, TableFolders, refusal, refuse_below
 
 T = TypeVar("T")
 Kind = Literal["jsonl", "json", "parquet", "hf", "delimited", "tar", "delta", "iceberg", "lance"]
@@ -118,6 +118,8 @@ class _Search:
         self._tables = TableFolders(say)
 
     def find(self, pattern: str) -> list[Input]:
+        if pattern.startswith(CATALOG):
+            return [_catalog_table(pattern)]
         name, split = self._parts(pattern)
         table, _, version = name.rpartition("@")
         if table and not _ask(io.exists, name) and _ask(io.is_folder, table):
@@ -260,6 +262,18 @@ class _Search:
         if others:
             self._say(f"{folder}: the split {name}; left out: {', '.join(others)}")
         return Input(given, "hf", uri=chosen, split=name, base=io.local_path(folder))
+
+
+def _catalog_table(given: str) -> Input:
+    """The input of iceberg://CATALOG/NAMESPACE.TABLE[@VERSION]; who reads it finds where the table lies."""
+    uri, _, version = given.partition("@")
+    catalog, _, table = uri.removeprefix(CATALOG).partition("/")
+    if not catalog or "/" in table or not all(table.split(".")) or "." not in table:
+        raise OmniprepError(
+            f"{given}: write a table of a catalog as {CATALOG}CATALOG/NAMESPACE.TABLE, with @SNAPSHOT for one that is "
+            "not the current"
+        )
+    return Input(given, "iceberg", uri=uri, version=version)
 
 
 def _ask(function: Callable[[str], T], name: str) -> T:

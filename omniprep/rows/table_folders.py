@@ -11,6 +11,8 @@ from omniprep.rows.names import hidden_parts
 
 READABLE: dict[str, Literal["delta", "iceberg", "lance"]] = {"Delta": "delta", "Iceberg": "iceberg", "Lance": "lance"}
 """The tables that can be read, with the kind of their inputs; others are refused."""
+CATALOG = "iceberg://"
+"""What begins the name of a table in a catalog of pyiceberg: iceberg://CATALOG/NAMESPACE.TABLE."""
 _MARKS = {"_delta_log": "Delta", "_versions": "Lance", ".hoodie": "Hudi"}
 """Names of folders that mark the folder they lie in as a table."""
 _ICEBERG = re.compile(r"(?:^|/)metadata/(?:[^/]*\.metadata\.json|version-hint\.text)$")

@@ -10,6 +10,7 @@ from omniprep import io
 from omniprep.compiler.output.fence import RUN
 from omniprep.compiler.output.holder import LEASE
 from omniprep.errors import DamagedDataError, OmniprepError, UsageError
+from omniprep.rows.table_folders import CATALOG
 from omniprep.shards.typed import parse_json
 
 FOLDERS = ("receipts", "shards", "plan")
@@ -132,6 +133,8 @@ def canonical(uri: str) -> str:
     """One spelling for each file or folder: absolute, without links, `..` and doubled slashes, a store's main protocol
     (s3 for s3a). Two URIs of the same file may differ in all of these.
     """
+    if uri.startswith(CATALOG):  # a name of a table, not of a file
+        return uri
     if io.is_local(uri):
         return os.path.realpath(io.local_path(uri))
     fs, path = io.filesystem(uri)
@@ -143,7 +146,7 @@ def canonical(uri: str) -> str:
 
 def is_inside(folder: str, uri: str) -> bool:
     """Whether a URI is a folder or lies in it, links followed."""
-    if any(name.startswith(("http://", "https://")) for name in (folder, uri)):
+    if any(name.startswith(("http://", "https://", CATALOG)) for name in (folder, uri)):
         return False  # nothing is ever written there
     outer, inner = canonical(folder), canonical(uri)
     if inner == outer or inner.startswith(outer.rstrip("/") + "/"):

@@ -1,4 +1,7 @@
-"""Iceberg tables by the pyiceberg package: a data file, with its deletes, is a split."""
+"""Iceberg tables by the pyiceberg package: a data file, with its deletes, is a split.
+
+A table is found by its folder, or by a catalog that pyiceberg's own configuration names (iceberg://CATALOG/NS.TABLE).
+"""
 
 import os
 import re
@@ -13,6 +16,7 @@ from omniprep.rows.choosing import Chooser, read_table
 from omniprep.rows.formats import faults_named, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
+from omniprep.rows.table_folders import CATALOG
 
 _METADATA = re.compile(r"(?:v?(\d+)(?:-[\w-]+)?)\.metadata\.json")
 
@@ -20,8 +24,9 @@ _METADATA = re.compile(r"(?:v?(\d+)(?:-[\w-]+)?)\.metadata\.json")
 def splits(entry: Input) -> Iterator[Split]:
     """As `Format.splits`; the snapshot is fixed here, so that workers read the same rows after later writes."""
     version = _snapshot(entry.uri, entry.version)
+    base = entry.base or _folder(entry.uri)
     for number in range(len(_files(entry.uri, version))):
-        yield Split(entry.source, "iceberg", number, number + 1, entry.uri, entry.base, version=version)
+        yield Split(entry.source, "iceberg", number, number + 1, entry.uri, base, version=version)
 
 
 def count_rows(split: Split) -> int:
@@ -33,7 +38,7 @@ def count_rows(split: Split) -> int:
 def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) -> Iterator[Any]:
     """As `Format.read_rows`."""
     with _faults(split.uri):
-        schema = _table(split.uri).scan(snapshot_id=int(split.version)).projection().as_arrow()
+        schema = _table_with(split.uri, split.version).scan(snapshot_id=int(split.version)).projection().as_arrow()
         yield from read_table(chooser, lambda columns: _batches(split, columns), schema, split.uri)
 
 
@@ -64,8 +69,36 @@ def _metadata_file(uri: str) -> str:
 
 def _table(uri: str) -> Any:
     """The table as it is now; it may have been written to since the last call."""
+    if uri.startswith(CATALOG):
+        return _catalog_table(uri)
     with _faults(uri):
         return _table_of(_metadata_file(uri))
+
+
+def _catalog_table(uri: str) -> Any:
+    """A table as its catalog has it now."""
+    name, _, table = uri.removeprefix(CATALOG).partition("/")
+    catalogs = library("pyiceberg.catalog", "pyiceberg", uri)
+    try:
+        return catalogs.load_catalog(name).load_table(table)
+    except Exception as error:  # of REST, SQL, Hive, Glue: each has the exceptions of its own client
+        raise OmniprepError(
+            f"{uri}: cannot be opened by pyiceberg's catalog {name!r}: {type(error).__name__}: "
+            f"{' '.join(str(error).split()):.300}; catalogs are configured in .pyiceberg.yaml or by "
+            f"PYICEBERG_CATALOG__{name.upper()}__URI"
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def _table_with(uri: str, version: str) -> Any:
+    """The table with a snapshot that it had when it was listed; asked for once, since a catalog is a server."""
+    return _table(uri)
+
+
+def _folder(uri: str) -> str:
+    """The folder of a table in a catalog."""
+    location = str(_table(uri).location())
+    return io.local_path(location) if io.is_local(location) else location
 
 
 @lru_cache(maxsize=8)
@@ -97,10 +130,10 @@ def _files(uri: str, version: str) -> list[Any]:
     if not version:
         return []
     with _faults(uri):
-        table = _table(uri)
+        table = _table_with(uri, version)
         tasks = sorted(table.scan(snapshot_id=int(version)).plan_files(), key=lambda task: str(task.file.file_path))
     # The metadata of a stranger's table could name any Parquet file of this machine.
-    inside = _plain(uri).rstrip("/") + "/"
+    inside = _plain(_folder(uri) if uri.startswith(CATALOG) else uri).rstrip("/") + "/"
     for task in tasks:
         for path in (_plain(str(file.file_path)) for file in (task.file, *task.delete_files)):
             if not path.startswith(inside) or ".." in path.split("/"):
@@ -118,7 +151,7 @@ def _plain(path: str) -> str:
 def _batches(split: Split, columns: list[str] | None = None) -> Iterator[Any]:
     """Record batches of a data file without its deleted rows, with some columns or all."""
     arrow = library("pyiceberg.io.pyarrow", "pyiceberg", split.uri)
-    table = _table(split.uri)
+    table = _table_with(split.uri, split.version)
     scan = table.scan(snapshot_id=int(split.version), selected_fields=tuple(columns) if columns else ("*",))
     reader = arrow.ArrowScan(table.metadata, scan.io, scan.projection(), scan.row_filter)
     task = _files(split.uri, split.version)[split.start]
