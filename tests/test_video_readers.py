@@ -262,6 +262,23 @@ def test_packets_beyond_what_is_kept_are_read_again(monkeypatch: pytest.MonkeyPa
         monkeypatch.undo()
 
 
+def test_packets_are_gone_through_once_for_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many groups of pictures hold wanted frames: a long video has hundreds."""
+    opened: list[Source] = []
+    open_source = Source.open
+    monkeypatch.setattr(Source, "open", lambda self: (opened.append(self), open_source(self))[1])
+    monkeypatch.setattr("omniprep.media.frames.KEPT_BYTES", 1000)
+    for name in ("H.264: groups of 8", "HEVC: closed groups"):
+        file = source(name)
+        facts = probe_video(file)
+        with open_stream(file) as stream:
+            indices = range(0, facts.frames, 4)
+            assert len(stream.table.runs(indices)) >= 5
+            opened.clear()
+            assert sum(1 for _ in stream.frames(indices, proven=True)) == len(indices)
+        assert len(opened) == 1, name
+
+
 def test_another_file_in_the_place_of_the_planned_one_is_rejected(tmp_path: Any) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(clip("H.264: groups of 8"))

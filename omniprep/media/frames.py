@@ -5,8 +5,8 @@ runs of packets that the wanted frames need: each from the key packet before the
 one refers to. That takes 0.5 times as long as decoding all of them, on films with B-frames.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,10 @@ MAX_FRAME_PIXELS = 1 << 26
 """Largest frame: twice 8K (33 million). A decoder holds up to 17 frames at once, whatever the file's size."""
 KEPT_BYTES = 32 << 20
 """Most bytes of packets that are kept between `scan` and decoding; the packets of longer videos are read again."""
+
+
+_Numbered = Iterator[tuple[int, Any]]
+"""Packets with their numbers, from the first one that was not asked for yet."""
 
 
 class UnprovenError(Exception):
@@ -82,7 +86,7 @@ class VideoStream:
             return "the decoder reorders pictures, their times do not"  # decord counts them as they come out
         return ""
 
-    def _packets(self) -> Iterator[Any]:
+    def _packets(self) -> Generator[Any, None, None]:
         """The packets of the stream from the first on; kept ones, or those of the file opened anew."""
         if self._kept:
             yield from self._kept
@@ -129,21 +133,26 @@ class VideoStream:
         reason = self.unproven()
         if proven and reason:
             raise UnprovenError(reason)
-        if reason:
-            yield from self._counted(sequential_runs(len(self.table), indices)[0], fill=True)
-            return
-        with counted_errors() if proven else nullcontext(lambda: 0) as errors:
-            before = errors()
-            for run in self.table.runs(indices):
-                yield from self._timed(run, proven) if self.table.timed else self._counted(run, fill=not proven)
-                if errors() != before:
-                    raise UnprovenError("the decoder reports damage")
+        with closing(self._packets()) as packets:  # which are gone through once for all runs
+            numbered = enumerate(packets)
+            if reason:
+                yield from self._counted(sequential_runs(len(self.table), indices)[0], numbered, fill=True)
+                return
+            with counted_errors() if proven else nullcontext(lambda: 0) as errors:
+                before = errors()
+                for run in self.table.runs(indices):
+                    if self.table.timed:
+                        yield from self._timed(run, numbered, proven)
+                    else:
+                        yield from self._counted(run, numbered, fill=not proven)
+                    if errors() != before:
+                        raise UnprovenError("the decoder reports damage")
 
-    def _timed(self, run: Run, proven: bool) -> Iterator[tuple[list[int], Any]]:
+    def _timed(self, run: Run, packets: _Numbered, proven: bool) -> Iterator[tuple[list[int], Any]]:
         """Frames of a run that are known by their time."""
         by_time = {self.table.presentation[number]: places for number, places in run.wanted.items()}
         latest = None
-        for frame in self._decode(run.first, run.last, run.wanted if self.table.may_skip else None):
+        for frame in self._decode(packets, run.first, run.last, run.wanted if self.table.may_skip else None):
             if proven and latest is not None and (frame.pts is None or frame.pts <= latest):
                 raise UnprovenError("frames do not come out by their times")  # decord counts them as they come
             latest, places = frame.pts, by_time.pop(frame.pts, None)
@@ -152,10 +161,10 @@ class VideoStream:
         if by_time:
             raise self._missing(proven)
 
-    def _counted(self, run: Run, fill: bool) -> Iterator[tuple[list[int], Any]]:
+    def _counted(self, run: Run, packets: _Numbered, fill: bool) -> Iterator[tuple[list[int], Any]]:
         """Frames of a run that are known by their number among those that come out."""
         wanted, number, frame = dict(run.wanted), -1, None
-        for number, frame in enumerate(self._decode(run.first, len(self.table) - 1, None)):
+        for number, frame in enumerate(self._decode(packets, run.first, len(self.table) - 1, None)):
             if number in wanted:
                 yield wanted.pop(number), frame
             if not wanted:
@@ -170,19 +179,22 @@ class VideoStream:
             return UnprovenError("a frame does not come out of the decoder")
         return Reject(RejectCode.DECODE_ERROR, f"{self._source.label}: a frame does not come out of the decoder")
 
-    def _decode(self, first: int, last: int, wanted: dict[int, list[int]] | None) -> Iterator[Any]:
-        """Frames of the packets `first` to `last`; only `wanted` ones and those that they may need, where given."""
+    def _decode(self, packets: _Numbered, first: int, last: int, wanted: dict[int, list[int]] | None) -> Iterator[Any]:
+        """Frames of the packets `first` to `last`, up to which `packets` is gone through.
+
+        Only `wanted` ones and those that they may need, where given.
+        """
         self.codec.flush_buffers()
         referenced, skipping = self.table.referenced, False
-        for number, packet in enumerate(self._packets()):
+        for number, packet in packets:
             if number < first:
                 continue
-            if number > last:
-                break
             skip = wanted is not None and not referenced[number] and number not in wanted
             if skip is not skipping:
                 self.codec.skip_frame, skipping = ("NONREF" if skip else "DEFAULT"), skip
             yield from self._decode_packet(packet)
+            if number == last:
+                break
         self.codec.skip_frame = "DEFAULT"
         yield from self._decode_packet(None)
 

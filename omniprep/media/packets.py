@@ -177,7 +177,7 @@ class PacketTable:
         return "the reordering delay grows" if max(early) < max(delays) else ""
 
     def runs(self, indices: Sequence[int]) -> list[Run]:
-        """What to decode for the frames at `indices`, in the order in which decord reads them."""
+        """What to decode for the frames at `indices`, in the order of the file; no two have a packet in common."""
         places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             places.setdefault(index, []).append(place)
