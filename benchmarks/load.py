@@ -124,26 +124,31 @@ def methods(folder: Path) -> dict[str, Callable[[], Iterator[object]]]:
     }
 
 
-def build_codecs(model: str, path: Path, folder: Path, names: Sequence[str]) -> dict[str, PackedDataset]:
-    """The rows of a file built with each codec."""
+def build_codecs(
+    model: str, path: Path, folder: Path, names: Sequence[str]
+) -> tuple[dict[str, PackedDataset], dict[str, float]]:
+    """The rows of a file built with each codec, and the CPU seconds that each build took."""
     load_kernels()
     leave_out_report()
-    datasets = {}
-    for name in names:
+    datasets, seconds = {}, {}
+    for turn, name in enumerate((names[0], *names)):  # the first build imports and warms up
+        out = folder / (name if turn else "warm")
         options = BuildConfig(
-            inputs=(str(path),), model=model, bin_length=8192, out=str(folder / name), workers=0, pixel_codec=name
+            inputs=(str(path),), model=model, bin_length=8192, out=str(out), workers=0, pixel_codec=name
         )
+        begin = time.process_time()
         with reporter(quiet=True) as progress:
             build(options, progress)
-        datasets[name] = PackedDataset(folder / name)
-    return datasets
+        seconds[name] = time.process_time() - begin
+        datasets[name] = PackedDataset(out)
+    return datasets, seconds
 
 
 def codecs(model: str, data: Path | None, rounds: int, folder: Path) -> list[dict[str, object]]:
     """CPU time of loading the same photographs from each codec, on one thread, after a first pass that warms all."""
     path = make(folder / "corpus", {"image": CODEC_ROWS}, data)["image"]
     names = ("raw", "delta", "source", "webp", *(["jxl"] if find_spec("pillow_jxl") else []))
-    datasets = build_codecs(model, path, folder, names)
+    datasets, built = build_codecs(model, path, folder, names)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     raw, tokens = datasets["raw"], 0
     pixels = sum(raw[number]["pixel_values"].nbytes for number in range(len(raw)))
@@ -162,6 +167,7 @@ def codecs(model: str, data: Path | None, rounds: int, folder: Path) -> list[dic
             "gb_of_pixels_per_cpu_second": round(pixels / median(times) / 1e9, 3),
             "tokens_per_cpu_second": round(tokens / median(times)),
             "times_webp": round(slowest / median(times), 2),
+            "built_tokens_per_cpu_second": round(tokens / built[name]),
         }
         for name, times in seconds.items()
     ]

@@ -49,7 +49,7 @@ def main() -> None:
         folder = Path(name)
         path = make(folder / "corpus", {"image": CODEC_ROWS}, options.data)["image"]
         files = [file.read_bytes() for file in sorted((path.parent / "media").glob("*.jpg"))]
-        datasets = build_codecs(options.model, path, folder, ("raw", "delta", "source", "webp"))
+        datasets, _ = build_codecs(options.model, path, folder, ("raw", "delta", "source", "webp"))
         rivals = Rivals(options.rivals, "jpeg", list(map(item, files)), folder / "rivals")
         seconds: dict[str, list[float]] = {}
         try:

@@ -35,6 +35,7 @@ CLAIMS: list[tuple[str, str, str, Callable[[Rows], tuple[Any, str]]]] = [
     ("loading, one bin, of a memory copy", "≥ 0.5", "load", lambda r: (_load(r, "omniprep, one bin"), "")),
     ("loading, tokens/s against ms-swift's encode", "≥ 25", "build", lambda r: _loading(row(r, rows="all"))),
     ("bytes stored, of bf16, raw", "≤ 0.25", "storage", lambda r: (row(r, rows="all", codec="raw")["of_bf16"], "")),
+    ("bytes stored, of bf16, delta", "≤ 0.10", "storage", lambda r: (row(r, rows="all", codec="delta")["of_bf16"], "")),
     ("bytes stored, of bf16, webp", "≤ 0.10", "storage", lambda r: (row(r, rows="all", codec="webp")["of_bf16"], "")),
     ("packing 1,000,000 rows, seconds", "≤ 3", "pack", lambda r: (row(r, method="omniprep.pack")["seconds"], "")),
     ("packing, fill", "≥ 0.999", "pack", lambda r: (row(r, method="omniprep.pack")["fill"], "")),

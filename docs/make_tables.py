@@ -1,14 +1,15 @@
 """Write tables of measured numbers into README.md and docs/performance.md, from benchmarks/results; --check compares.
 
 A table stands under a marker, `<!-- table: NAME -->`, and ends at the next blank line. "goals" is what `make bench`
-prints at its end; "short" is its lines that a newcomer asks for; "gpu_…" are those of gpu_tables.py; any other name is
-a file of results, whole.
+prints at its end; "short" is its lines that a newcomer asks for; "choose" sets the codecs beside each other; "gpu_…"
+are those of gpu_tables.py; any other name is a file of results, whole.
 """
 
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from gpu_tables import gpu_rows
 
@@ -21,7 +22,7 @@ SHORT = {
     "loading, tokens/s against ms-swift's encode": "loading a bin, of ms-swift's encode of its rows",
     "loading, one bin, of a memory copy": "loading a bin, of a plain memory copy",
     "bytes stored, of bf16, raw": "bytes stored, of what the collator would hold in bf16",
-    "bytes stored, of bf16, webp": "the same, `--pixel-codec webp` (lossless)",
+    "bytes stored, of bf16, delta": "the same, with `--pixel-codec delta` (lossless, the default)",
     "packing 1,000,000 rows, seconds": "packing 1,000,000 rows, seconds on one core",
     "packing, fill": "fill of the bins, one million rows",
     "most loaded of 8 ranks, of the mean": "most loaded of 8 ranks, of a step's mean",
@@ -42,7 +43,44 @@ def measured() -> list[dict[str, str]]:
         except (FileNotFoundError, KeyError, StopIteration):  # no result, or one from before the benchmark was changed
             value, spread = "not measured", ""
         text = f"{value:,}" if isinstance(value, int | float) else str(value)
-        lines.append({"what": what, "goal": goal, "measured": text, "spread": str(spread)})
+        lines.append({"what": what, "goal": goal, "measured": text, "met": met(goal, value), "spread": str(spread)})
+    return lines
+
+
+def met(goal: str, value: object) -> str:
+    """Whether a measured value reaches its goal: yes, no, or "" without the one or the other."""
+    if goal == "all" and isinstance(value, str) and " of " in value:
+        found, wanted = value.split(" of ")
+        return "yes" if found == wanted else "no"
+    if not isinstance(value, int | float) or goal[:1] not in ("≤", "≥"):
+        return ""
+    bound = float(goal[1:].replace(",", ""))
+    return "yes" if (value <= bound if goal[0] == "≤" else value >= bound) else "no"
+
+
+H100_TOKENS = 9_000
+"""Tokens a second that a 7B model trained whole takes on an H100 (docs/training.md)."""
+
+
+def choose() -> list[dict[str, str]]:
+    """What each codec takes on the disk, in loading and in building."""
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
+        return found
+
+    stored = {(row["rows"], row["codec"]): row for row in rows("storage")}
+    lines = []
+    for loaded in rows("load_codecs"):
+        codec = loaded["codec"]
+        image, line = stored["image", codec], {"codec": f"`{codec}`"}
+        for kind in ("image", "screen", "video"):
+            line[f"bytes a token, {kind}s"] = _cell(stored[kind, codec]["bytes_a_token"])
+        line["images, of their JPEG files"] = f"{image['bytes_a_token'] / image['source_bytes_a_token']:.1f}"
+        line["loaded tokens a CPU second"] = _cell(loaded["tokens_per_cpu_second"])
+        line["H100s that one core feeds"] = f"{loaded['tokens_per_cpu_second'] / H100_TOKENS:.0f}"
+        line["built tokens a CPU second"] = _cell(loaded.get("built_tokens_per_cpu_second", ""))
+        lines.append(line)
     return lines
 
 
@@ -50,13 +88,15 @@ def table(name: str) -> str:
     """A table as Markdown."""
     if name.startswith("gpu_"):
         return markdown(gpu_rows(name.removeprefix("gpu_")))
+    if name == "choose":
+        return markdown(choose())
     if name not in ("goals", "short"):
         return results(name)
     lines = measured()
     if name == "short":
         found = {line["what"]: line for line in lines}
         lines = [{**found[what], "what": text} for what, text in SHORT.items() if what in found]
-    columns = ("what", "goal", "measured") if name == "short" else ("what", "goal", "measured", "spread")
+    columns = ("what", "goal", "measured") if name == "short" else ("what", "goal", "measured", "met", "spread")
     rows = [columns, ("---",) * len(columns), *(tuple(line[column] for column in columns) for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
