@@ -25,6 +25,7 @@ from omniprep.errors import DamagedDataError, OmniprepError, UsageError
 from omniprep.families.qwen.vision import image_patches, video_patches
 from omniprep.shards import codecs
 from omniprep.shards.codecs import CODECS, codec_of, delta, with_codec
+from omniprep.shards.codecs.picture import PictureShape
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin, Column, arrow_schema, read_layout
 from omniprep.shards.writer import serialize_bin
@@ -226,6 +227,27 @@ def test_damaged_delta_is_refused_or_another_picture(data) -> None:
     with contextlib.suppress(DamagedDataError):
         codec_of(form).decode_items(form, stored, grid[None], memory[64:-64].reshape(24, 588))
     assert (memory[:64] == 7).all() and (memory[-64:] == 7).all()
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("merge", [1, 2, 3])
+@pytest.mark.parametrize("side", [2, 7, 8, 12, 14, 15, 16, 24, 32])
+def test_compiled_and_numpy_cut_pixels_into_the_same_patches(side: int, merge: int, frames: int) -> None:
+    """Whatever the layout of the pixels: rows with their colors apart, which the compiled function takes, or not."""
+    from omniprep.shards.codecs import delta_kernels
+
+    assert delta_kernels.__name__ in sys.modules  # or numpy would do it
+    random = np.random.default_rng(0)
+    for rows, columns in ((1, 1), (3, 2), (2, 9)):
+        shape = PictureShape(frames, rows * merge * side, columns * merge * side, side, side, merge)
+        apart = random.integers(0, 256, (frames, shape.height, 3, shape.width), np.uint8)
+        layouts = [np.moveaxis(apart, 2, 3), np.ascontiguousarray(np.moveaxis(apart, 2, 3))]
+        patches = [np.full(shape.size + 64, 7, np.uint8) for _ in layouts]
+        for target, pixels in zip(patches, layouts, strict=True):
+            shape.fill_patches(target[32:-32], pixels)
+            assert np.array_equal(shape.pixels(target[32:-32]), pixels)
+            assert (target[:32] == 7).all() and (target[-32:] == 7).all()
+        assert np.array_equal(*patches)
 
 
 def test_delta_bytes_are_pinned() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,10 @@ import pytest
 import xxhash
 from synthetic import COLUMNS, MODALITIES, make_bin, make_row
 
-from omniprep.compiler.encode.shard_file import ShardFile
+from omniprep.compiler.encode.shard_file import ShardFile, UnwritableBinError
 from omniprep.errors import DamagedDataError, OmniprepError
+from omniprep.shards.codecs import with_codec
+from omniprep.shards.codecs.delta import Codec
 from omniprep.shards.content import item_sizes
 from omniprep.shards.index import IndexEntry, read_index, read_rows, write_index, write_rows
 from omniprep.shards.reader import BufferPool, ShardReader, decode, read_schema
@@ -170,6 +173,44 @@ def test_a_bin_is_written_while_the_next_is_made(dataset_folder, monkeypatch, wa
     places = [{"offset": e.offset, "length": e.length, "checksum": e.checksum} for e in entries]
     assert [{k: b[k] for k in ("offset", "length", "checksum")} for b in receipt["bins"]] == places
     assert json.loads((dataset_folder / "receipts" / "00003.json").read_text()) == receipt
+
+
+@pytest.mark.parametrize("behind_bytes", [0, 1 << 30], ids=["waited for", "while the next are made"])
+def test_items_compressed_before_their_bin_give_the_same_bytes(dataset_folder, monkeypatch, behind_bytes):
+    monkeypatch.setattr("omniprep.compiler.encode.shard_file.BEHIND_BYTES", behind_bytes)
+    compressed = arrow_schema(with_codec(COLUMNS, "delta"), family="synthetic", modalities=MODALITIES)
+    columns = [column for column in read_layout(compressed).columns if "codec" in column.params]
+    assert {column.name for column in columns} == {"pixel_values", "pixel_values_videos"}
+    with ShardFile(str(dataset_folder), 0, compressed) as shard:
+        for number, item in enumerate(small_bins()):
+            media = dict(item.media)
+            for column in columns:
+                sizes, units = media[column.size_source()[0]], media[column.name]
+                media[column.name] = [shard.compress(column, *pair) for pair in zip(units, sizes, strict=True)]
+            shard.put(number, replace(item, media=media))
+            shard.put(len(small_bins()) + number, replace(item, media=media))  # an item of two bins
+    receipt = shard.finish([])
+    with ShardWriter(str(dataset_folder / "plain.arrow"), compressed) as writer:
+        for item in small_bins():
+            writer.write(item)
+            writer.write(item)
+    assert receipt["sha256"] == writer.close().sha256
+
+
+def test_an_item_that_cannot_be_compressed_makes_its_bin_unwritable(dataset_folder, monkeypatch):
+    compressed = arrow_schema(with_codec(COLUMNS, "delta"), family="synthetic", modalities=MODALITIES)
+    column = next(column for column in read_layout(compressed).columns if column.name == "pixel_values")
+    item = next(item for item in small_bins() if item.media["pixel_values"])
+    pairs = zip(item.media["pixel_values"], item.media["image_grid_thw"], strict=True)
+    with (
+        pytest.raises(UnwritableBinError, match="bin 1 cannot be written"),
+        ShardFile(str(dataset_folder), 0, compressed) as shard,
+    ):
+        shard.put(0, item)
+        monkeypatch.setattr(Codec, "encode", lambda *_: 1 // 0)
+        pictures = [shard.compress(column, *pair) for pair in pairs]
+        shard.put(1, replace(item, media={**item.media, "pixel_values": pictures}))
+    assert os.listdir(dataset_folder / "shards") == []
 
 
 @pytest.mark.parametrize("bad", [0, 2])  # found at the bin after it; found at the end

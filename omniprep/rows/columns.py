@@ -7,6 +7,7 @@ error, so columns that look like media are detected here, counted, and named in 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from enum import IntFlag
+from functools import lru_cache
 from typing import Any
 
 from omniprep.errors import Reject, RejectCode, UsageError, did_you_mean
@@ -51,6 +52,11 @@ class Note(IntFlag):
 
 def parse_columns(texts: Sequence[str]) -> Columns:
     """The pairs (new, old) of --columns NEW=OLD; UsageError unless each NEW is in `TARGETS`, and given once."""
+    return _parse_columns(tuple(texts)) if texts else ()
+
+
+@lru_cache(maxsize=64)
+def _parse_columns(texts: tuple[str, ...]) -> Columns:
     pairs: list[tuple[str, str]] = []
     for text in texts:
         new, _, old = (part.strip() for part in text.partition("="))
@@ -122,6 +128,8 @@ def standard_names(raw: dict[str, Any], aliases: Mapping[str, str]) -> tuple[dic
     Returns the row without columns that are null, and the standard names that two columns claim, with those columns
     (the reference then renames neither). Rejects bad_column, where two columns differ in case alone.
     """
+    if raw.keys() <= _READ and all(aliases.get(key, key) == key for key in raw):  # each is its own standard name
+        return {key: value for key, value in raw.items() if value is not None}, {}
     names: dict[str, list[str]] = {}
     for key in raw:
         if isinstance(key, str):
@@ -223,6 +231,7 @@ def unread_message_keys(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]
     return {
         f"messages.{name}": ""
         for message in messages
+        if not message.keys() <= _MESSAGE_KEYS
         for name, value in message.items()
         if name not in _MESSAGE_KEYS
         and ((name in _CHAT_KEYS and value is not None and value not in ("", [])) or _kind_of_column(str(name), value))

@@ -205,8 +205,13 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
     return result
 
 
+_PLAIN_KEYS = frozenset({"role", "content", "from", "value"})
+
+
 def _for_renderers(message: dict[str, Any], role: str, calls: Any, position: int) -> dict[str, Any]:
     """What chat templates read of a message beside its content; the reference drops it."""
+    if message.keys() <= _PLAIN_KEYS:
+        return {}
     read = {name: message[name] for name in ("name", "tool_call_id") if isinstance(message.get(name), str)}
     if calls:
         if not isinstance(calls, list | tuple):

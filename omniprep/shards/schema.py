@@ -212,10 +212,11 @@ class Bin:
     """int32 (R, M): media items of each row, modalities in the order of the metadata."""
     loss_scale: np.ndarray | None = None
     """float32 (L,), or None if the loss strategy has no weights."""
-    media: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    media: dict[str, list[Any]] = field(default_factory=dict)
     """Column name to one array for each media item, in row order. items: `shape`; flat: (units, *shape), or any array
     of as many values, stored in C order (a spectrogram (128, T)); bfloat16 as uint16. rows: one `shape` for each row
-    that has items of the modality. tokens: one (l,) for each row."""
+    that has items of the modality. tokens: one (l,) for each row. A flat column whose codec compresses pictures one by
+    one may hold a `CompressedItem` (omniprep/shards/codecs/base.py) for the array."""
     files: dict[str, list[StoredItem]] = field(default_factory=dict)
     """Column name to its items, for columns with the codec source, which are not in `media`."""
 

@@ -22,7 +22,7 @@ import xxhash
 
 from omniprep import io
 from omniprep.shards.codecs import codec_of, source
-from omniprep.shards.codecs.base import PatchCodec
+from omniprep.shards.codecs.base import CompressedItem, PatchCodec
 from omniprep.shards.files import FilePlaces, distinct
 from omniprep.shards.index import BatchEntry
 from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dtype
@@ -231,11 +231,12 @@ def _arrays(
 
 
 def _companion_values(column: Column, item: Bin) -> list[np.ndarray]:
-    """What the companion of a flat column holds of each item: its units, or its shape."""
-    parts = item.media.get(column.name, [])
-    if column.varies:
-        return [np.array(part.shape) for part in parts]
-    return [np.asarray(part.size // column.unit) for part in parts]
+    return [companion_value(column, part) for part in item.media.get(column.name, [])]
+
+
+def companion_value(column: Column, part: np.ndarray | CompressedItem) -> np.ndarray:
+    """What the companion of a flat column holds of an item: its units, or its shape."""
+    return np.array(part.shape) if column.varies else np.asarray(part.size // column.unit)
 
 
 def _media(column: Column, parts: list[np.ndarray], buffers: dict[str, np.ndarray]) -> pa.Array:

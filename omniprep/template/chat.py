@@ -76,6 +76,9 @@ def surplus_tags(row: Row) -> str:
     Like the reference, omniprep replaces the first tags and leaves the surplus as text (base.py _add_default_tags).
     """
     texts = [row.system or "", *(message["content"] or "" for message in row.messages)]
+    texts = [text for text in texts if "<" in text]
+    if not texts:
+        return ""
     for modality in MODALITIES:
         tags, items = sum(text.count(TAGS[modality]) for text in texts), len(row.media[modality])
         if tags > items:
@@ -129,6 +132,8 @@ def _system_text(row: Row, meta: TemplateMeta, default: str | None) -> str | Non
 
 
 def _fill(context: str, values: tuple[tuple[str, str | None], ...]) -> str:
+    if "{{" not in context:
+        return context
     for mark, value in values:
         if value is not None and mark in context:
             context = context.replace(mark, value)

@@ -113,10 +113,25 @@ class Words:
         """Ids of each text without added tokens, as int32 bytes; None where only the tokenizer is exact."""
         known = self._known
         cut = [cut_words(text) for text in texts]
-        new = list({word: None for words in cut if words is not None for word in words if word not in known})
+        # Each word is looked up once, by C code; only texts with a new word are looked through again.
+        found = [None if words is None else list(map(known.get, words)) for words in cut]
+        new = list(
+            {
+                word: None
+                for words, parts in zip(cut, found, strict=True)
+                if words is not None and parts is not None and None in parts
+                for word in words
+                if word not in known
+            }
+        )
         if new:
             known.update(zip(new, self._encode(new), strict=True))
-        result = [None if words is None else b"".join(map(known.__getitem__, words)) for words in cut]
+        result = [
+            None
+            if words is None or parts is None
+            else b"".join(map(known.__getitem__, words) if None in parts else parts)
+            for words, parts in zip(cut, found, strict=True)
+        ]
         for word in new:
             if len(word) > _MAX_CACHED_LENGTH or len(known) > _MAX_CACHED_WORDS:
                 del known[word]

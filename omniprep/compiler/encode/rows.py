@@ -4,6 +4,7 @@ What was decoded is counted again and must give the tokens that the header promi
 plan is never silently wrong.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from omniprep.compiler.encode.stored_items import codec_columns, file_columns, read_files, stored_item
+from omniprep.compiler.encode.stored_items import (
+    codec_columns,
+    file_columns,
+    picture_columns,
+    read_files,
+    stored_item,
+)
 from omniprep.compiler.plan.probe import RATE
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.config import BuildConfig
@@ -25,8 +32,10 @@ from omniprep.lru import BoundedCache
 from omniprep.media.audio import decode_audio
 from omniprep.media.image import decode_image
 from omniprep.media.video import VideoFacts, read_frames
+from omniprep.shards.codecs.base import CompressedItem
 from omniprep.shards.files import MediaFile, StoredItem
-from omniprep.shards.schema import Bin, arrow_schema
+from omniprep.shards.schema import Bin, Column, arrow_schema
+from omniprep.shards.writer import companion_value
 from omniprep.template.expand import expand
 from omniprep.template.loss import parse_strategy
 
@@ -34,11 +43,15 @@ Array = NDArray[Any]
 IGNORE = -100
 
 
+Compress = Callable[[Column, Array, Array], CompressedItem]
+
+
 @dataclass(frozen=True, slots=True)
 class MappedItem:
     """The forward arguments of an item; and by column what is stored of it in their place (--pixel-codec source)."""
 
-    arguments: dict[str, Array]
+    arguments: dict[str, Any]
+    """Arrays; or what `Compress` made of one."""
     stored: dict[str, StoredItem]
 
     @property
@@ -53,16 +66,19 @@ class MediaCache(BoundedCache[Any, MappedItem]):
 
     Args:
         limit: Bytes kept. One item may take a quarter of them: a long video must not push out all images.
+        compress: Called with a column whose codec compresses pictures, the units of an item and its size; what it gives
+            stands for the units in the bin (`ShardFile.compress`). None: units stay arrays.
     """
 
-    def __init__(self, limit: int = 256 << 20) -> None:
+    def __init__(self, limit: int = 256 << 20, compress: Compress | None = None) -> None:
         super().__init__(limit, lambda item: item.nbytes, limit // 4)
+        self.compress = compress
 
 
 def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> Bin:
     """Encode one row as a bin of its own; rejects media that do not decode or contradict their headers."""
     files: dict[str, list[StoredItem]] = {name: [] for name in file_columns(ctx, config.pixel_codec).values()}
-    media: dict[str, list[Array]] = {column.name: [] for column in ctx.columns if column.name not in files}
+    media: dict[str, list[Any]] = {column.name: [] for column in ctx.columns if column.name not in files}
     for modality in ctx.modalities:
         for number, mapped in enumerate(_map_items(modality, row.items[modality], ctx, config, cache)):
             for column in ctx.columns:
@@ -116,7 +132,22 @@ def _map_items(
             raise error.within(f"{modality} {position} of {len(items)}") from error
     if decoded:
         mapped = [MappedItem(_stored(modality, arguments, ctx), {}) for arguments in ctx.mapped_row(modality, decoded)]
+        for row_item in mapped:
+            _compress(row_item, modality, ctx, config, cache)
     return mapped
+
+
+def _compress(mapped: MappedItem, modality: str, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> None:
+    """Let the pictures of an item be compressed now, where the build is about to write them."""
+    if cache.compress is None:
+        return
+    for column in picture_columns(ctx, config.pixel_codec):
+        units = mapped.arguments.get(column.name)
+        if column.modality == modality and units is not None:
+            size = mapped.arguments.get(column.size_source()[0])
+            mapped.arguments[column.name] = cache.compress(
+                column, units, companion_value(column, units) if size is None else size
+            )
 
 
 def _stored(modality: str, arguments: dict[str, Array], ctx: FamilyContext) -> dict[str, Array]:
@@ -141,6 +172,7 @@ def _map_item(item: Item, ctx: FamilyContext, config: BuildConfig, cache: MediaC
         mapped = MappedItem(_stored(item.modality, arguments, ctx), {})
         if column is not None:
             mapped.stored[column] = stored_item(item, files, mapped.arguments.pop(column), ctx, config)
+        _compress(mapped, item.modality, ctx, config, cache)
         cache.put(key, mapped)
     return mapped
 

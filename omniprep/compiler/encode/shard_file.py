@@ -2,17 +2,21 @@
 
 import json
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.compiler.output.paths import receipt_path, shard_name
 from omniprep.errors import OmniprepError
+from omniprep.shards.codecs import codec_of
+from omniprep.shards.codecs.base import CompressedItem, PictureCodec
 from omniprep.shards.index import BatchEntry
-from omniprep.shards.schema import Bin
+from omniprep.shards.schema import Bin, Column
 from omniprep.shards.writer import ShardWriter
 
 BEHIND_BYTES = 64 << 20
@@ -35,8 +39,28 @@ class ShardFile(ShardWriter):
         super().__init__(io.join(out, "shards", self._name), schema)
         self._thread = ThreadPoolExecutor(1, "omniprep-shard")
         self._writing: tuple[dict[str, int], Future[BatchEntry]] | None = None
+        self._compressing = deque[tuple[Future[Any], int]]()
+        """Items of which the thread may still hold the patches, with their bytes."""
         self._bins: list[dict[str, int]] = []
         self._began = time.perf_counter()
+
+    def compress(self, column: Column, patches: NDArray[Any], size: Any) -> CompressedItem:
+        """An item of a bin that is put later, compressed by the thread; its patches must not be changed any more.
+
+        Args:
+            column: A column with a `PictureCodec`.
+            patches: The item's units.
+            size: Its value in the column that holds its size.
+        """
+        codec = codec_of(column)
+        assert isinstance(codec, PictureCodec), column.name
+        pictures = self._thread.submit(codec.compress_item, column, patches, size)
+        self._compressing.append((pictures, patches.nbytes))
+        while self._compressing and (
+            self._compressing[0][0].done() or sum(held for _, held in self._compressing) > BEHIND_BYTES
+        ):
+            wait([self._compressing.popleft()[0]])  # what went wrong is said when the bin is written
+        return CompressedItem(patches.shape, int(patches.nbytes * codec.share), pictures)
 
     def put(self, number: int, packed: Bin) -> None:
         """Append bin `number` of the plan; its arrays must not be changed any more.
@@ -46,7 +70,7 @@ class ShardFile(ShardWriter):
         self._wait()
         facts = {"bin": number, "tokens": len(packed.input_ids), "rows": len(packed.row_ids)}
         self._writing = facts, self._thread.submit(self.write, packed)
-        held: list[Any] = [*packed.media.values(), *packed.files.values()]
+        held: list[Any] = [*packed.media.values(), *packed.files.values()]  # compressed items hold no patches any more
         if sum(item.nbytes for items in held for item in items) > BEHIND_BYTES:
             self._wait()
 
@@ -71,7 +95,7 @@ class ShardFile(ShardWriter):
             kind, error, trace = type(last_error), last_error, last_error.__traceback__
             raise
         finally:
-            self._thread.shutdown()
+            self._thread.shutdown(cancel_futures=kind is not None)
             super().__exit__(kind, error, trace)
 
     def finish(self, rejects: list[dict[str, Any]]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class _Encoding:
         self.task, self.suspects, self.family = task, suspects, resolve(task.spec)
         self.plans = _plan_reader(task.out, task.generation, task.run_id)
         self.placed = task.placement()
-        self.cache = MediaCache()
+        self.cache = MediaCache(0)
         self.crashing = find_crashing_rows(task, task.config) if task.isolate else {}
         self.rejects: list[dict[str, Any]] = []
 
@@ -88,6 +88,7 @@ class _Encoding:
             row_deadlines(task.config.decode_timeout),
             ShardFile(task.out, task.number, schema, task.generation) as shard,
         ):
+            self.cache = MediaCache(compress=shard.compress)
             for number in range(bins):
                 report_progress(f"shard {task.number}", number, bins, "bins")
                 rows, ids = self.encode_bin(number)

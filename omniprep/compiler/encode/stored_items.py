@@ -22,7 +22,8 @@ from omniprep.media.image import decode_image
 from omniprep.media.recipe import PixelRecipe, make_pixels, resize_frames
 from omniprep.media.resample import resize
 from omniprep.media.source import Source
-from omniprep.shards.codecs import with_codec
+from omniprep.shards.codecs import codec_of, with_codec
+from omniprep.shards.codecs.base import PictureCodec
 from omniprep.shards.codecs.picture import picture_shapes
 from omniprep.shards.files import MediaFile, StoredItem, patches_digest
 from omniprep.shards.schema import Column
@@ -48,6 +49,13 @@ def file_columns(ctx: FamilyContext, pixel_codec: str) -> dict[str, str]:
         if len(columns) == 1 and _recipes_hold(ctx, modality, columns[0]):
             result[modality] = columns[0].name
     return result
+
+
+@lru_cache(maxsize=8)
+def picture_columns(ctx: FamilyContext, pixel_codec: str) -> tuple[Column, ...]:
+    """The columns whose pictures are compressed one by one, with their codec."""
+    columns = with_codec(ctx.columns, pixel_codec, file_columns(ctx, pixel_codec).values())
+    return tuple(c for c in columns if "codec" in c.params and isinstance(codec_of(c), PictureCodec))
 
 
 def read_files(item: Item) -> tuple[Item, tuple[MediaFile, ...]]:

@@ -282,15 +282,16 @@ class PlanReader:
                 self._chunk_borders[split] = list(accumulate(rows, initial=0))
             except (ValueError, KeyError, TypeError) as error:
                 raise damaged_plan(uri, error) from error
-        borders, uri = self._chunk_borders[split], self._path(split, ".arrow")
+        borders = self._chunk_borders[split]
         index = bisect_right(borders, number) - 1
         chunk = self._chunks.get((split, index))
         if chunk is None:
+            uri = self._path(split, ".arrow")
             chunk = self._chunks.put((split, index), _Chunk(read_batch(self._file(split, uri), index, uri)))
         try:
             return chunk.row(number - borders[index])
         except (LookupError, ValueError, TypeError) as error:  # values that no plan has
-            raise damaged_plan(uri, error) from error
+            raise damaged_plan(self._path(split, ".arrow"), error) from error
 
     def _path(self, split: int, suffix: str) -> str:
         return plan_path(self._out, split, suffix, self._generation)

@@ -141,7 +141,8 @@ def _tokenize(
         runs = [next(ids) for _ in pieces]
         row_ids = np.concatenate(runs) if runs else np.empty(0, np.int32)
         weights = np.repeat(np.array([weight for _, weight in pieces], np.float32), [len(run) for run in runs])
-        label_turn_ends(row_ids, weights, suffix)
+        if sum(weight > 0 for _, weight in pieces) > 1:  # or there is no answer inside the chat
+            label_turn_ends(row_ids, weights, suffix)
         yield TokenizedRow(row_ids, weights)
 
 
@@ -298,7 +299,8 @@ def _assemble(draft: Draft, tokens: TokenizedRow, ctx: FamilyContext, config: Bu
     if not len(ids):
         raise Reject(RejectCode.EMPTY_ROW, "nothing is left of the row")
     weights[0] = 0.0  # nothing stands before the first token that it could be predicted from
-    placeholders = _find_placeholders(ids, items, ctx) if any(items.values()) else []
+    has_media = any(items.values())
+    placeholders = _find_placeholders(ids, items, ctx) if has_media else []
     if item_borders:
         placeholders = _with_borders(placeholders, item_borders, ids, ctx)
     grown = sum(placeholder.size - 1 for placeholder in placeholders)  # by expansion

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.kinds import MediaMeta
+from omniprep.shards.codecs.picture import PictureShape
 
 MAX_RATIO = 200
 FRAME_FACTOR = 2
@@ -178,18 +179,22 @@ def image_patches(pixels: NDArray[np.uint8], patch: int = 14, merge: int = 2) ->
 
     Source: transformers Qwen2VLImageProcessor (order of patches and of values in a patch).
     """
-    height, width, _ = pixels.shape
-    h, w = height // (patch * merge), width // (patch * merge)
-    view = pixels.reshape(h, merge, patch, w, merge, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-    return np.ascontiguousarray(view).reshape(-1, 3 * patch * patch)
+    return _patches(pixels[None], 1, patch, merge)
 
 
 def video_patches(frames: NDArray[np.uint8], patch: int = 14, merge: int = 2) -> NDArray[np.uint8]:
     """(T, H, W, 3) → (T/2 · H/p · W/p, 3·2·p·p)."""
+    return _patches(frames, FRAME_FACTOR, patch, merge)
+
+
+def _patches(frames: NDArray[np.uint8], together: int, patch: int, merge: int) -> NDArray[np.uint8]:
+    """Patches of so many frames each, those of one step in time after those of the one before."""
     count, height, width, _ = frames.shape
-    h, w = height // (patch * merge), width // (patch * merge)
-    view = frames.reshape(count // 2, 2, h, merge, patch, w, merge, patch, 3).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    return np.ascontiguousarray(view).reshape(-1, 6 * patch * patch)
+    shape = PictureShape(together, height, width, patch, patch, merge)
+    patches = np.empty((count // together, shape.size), np.uint8)
+    for step, pictures in zip(patches, frames.reshape(count // together, together, height, width, 3), strict=True):
+        shape.fill_patches(step, pictures)
+    return patches.reshape(-1, 3 * together * patch * patch)
 
 
 def most_image_tokens(limits: Limits, factor: int = 28) -> int:

@@ -43,7 +43,7 @@ class Codec(PictureCodec):
         if kernels is None:
             residuals[...] = residuals_of_pixels(shape.pixels(patches)).reshape(-1)
         else:
-            kernels.residuals_of_patches(patches.reshape(-1), *_numbers(shape), residuals)
+            kernels.residuals_of_patches(patches.reshape(-1), *shape.cut, residuals)
         compressor = _compressor()
         compressed: bytes = compressor.compress(residuals.data, compressor.FLUSH_FRAME)
         return compressed
@@ -60,7 +60,7 @@ class Codec(PictureCodec):
             planes = residuals.reshape(shape.frames, 3, shape.height, shape.width)
             shape.fill_patches(patches, pixels_of_residuals(planes))
         else:
-            kernels.undo_into_patches(residuals, *_numbers(shape), patches.reshape(-1))
+            kernels.undo_into_patches(residuals, *shape.cut, patches.reshape(-1))
 
 
 def residuals_of_pixels(pixels: np.ndarray) -> np.ndarray:
@@ -76,11 +76,6 @@ def pixels_of_residuals(residuals: np.ndarray) -> np.ndarray:
     planes = np.cumsum(np.cumsum(residuals, axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
     green = planes[:, 1]
     return np.stack([planes[:, 0] + green, green, planes[:, 2] + green], axis=-1)
-
-
-def _numbers(shape: PictureShape) -> tuple[int, int, int, int, int, int]:
-    """The arguments of the kernels that say how a picture is cut."""
-    return shape.frames, shape.height, shape.width, shape.patch_height, shape.patch_width, shape.merge
 
 
 def _kernels(shape: PictureShape) -> ModuleType | None:

@@ -99,6 +99,30 @@ def undo_into_patches(residuals, frames, height, width, high, wide, merge, out):
 
 
 @numba.njit(**_JIT)
+def cut_into_patches(pixels, frames, height, width, high, wide, merge, out):  # type: ignore[no-untyped-def]
+    """Rows of pixels whose colors lie apart, uint8 (frames * height * 3 * width,), into patches.
+
+    Other arguments as those of `undo_into_patches`, which has the reasons for the strip too.
+    """
+    area = high * wide * frames
+    block_high = merge * high
+    blocks = width // (merge * wide)
+    strip_bytes = blocks * merge * merge * 3 * area
+    use_strip = strip_bytes <= _STRIP_BYTES and strip_bytes < out.size
+    strip = np.empty(strip_bytes, np.uint8) if use_strip else out
+    for block_row in range(height // block_high):
+        patches_start = 0 if use_strip else block_row * strip_bytes
+        for frame in range(frames):
+            for in_block in range(block_high):
+                start = (frame * height + block_row * block_high + in_block) * 3 * width
+                patch_row, line = in_block // high, in_block % high
+                first = patches_start + patch_row * merge * 3 * area + (frame * high + line) * wide
+                _cut_row(pixels[start:], width, blocks, merge, wide, line == high - 1, strip, first, area)
+        if use_strip:
+            copy_bytes(out, block_row * strip_bytes, strip, 0, strip_bytes)
+
+
+@numba.njit(**_JIT)
 def residuals_of_patches(patches, frames, height, width, high, wide, merge, out):  # type: ignore[no-untyped-def]
     """Patches of one picture into its residuals; arguments as `undo_into_patches`, which reverses this."""
     plane = height * width

@@ -7,6 +7,7 @@ A crop (3, H, W) is a picture of one patch.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,12 @@ class PictureShape:
         return self.frames * 3 * self.height * self.width
 
     @property
-    def _cut(self) -> tuple[int, ...]:
+    def cut(self) -> tuple[int, int, int, int, int, int]:
+        """The arguments of the compiled functions that say how a picture is cut."""
+        return self.frames, self.height, self.width, self.patch_height, self.patch_width, self.merge
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
         """(frames, block rows, merge, patch height, block columns, merge, patch width, 3)."""
         rows, columns = self.height // (self.merge * self.patch_height), self.width // (self.merge * self.patch_width)
         return self.frames, rows, self.merge, self.patch_height, columns, self.merge, self.patch_width, 3
@@ -46,7 +52,7 @@ class PictureShape:
         """The bytes of a picture as pixels uint8 (frames, height, width, 3), contiguous; a copy unless they lie so."""
         if self.channels_last:
             return patches.reshape(self.frames, self.height, self.width, 3)
-        frames, rows, merge, high, columns, _, wide, _ = self._cut
+        frames, rows, merge, high, columns, _, wide, _ = self._axes
         view = patches.reshape(rows, columns, merge, merge, 3, frames, high, wide)
         pixels = view.transpose(5, 0, 2, 6, 1, 3, 7, 4)
         return np.ascontiguousarray(pixels).reshape(frames, self.height, self.width, 3)
@@ -56,7 +62,13 @@ class PictureShape:
         if self.channels_last:
             patches.reshape(pixels.shape)[...] = pixels
             return
-        view = pixels.reshape(self._cut).transpose(1, 4, 2, 5, 7, 0, 3, 6)
+        # Compiled where that is loaded already and the rows are as `resize` leaves them: 0.2 ms a photograph for 0.6.
+        rows = pixels.transpose(0, 1, 3, 2)
+        kernels = sys.modules.get("omniprep.shards.codecs.delta_kernels")
+        if kernels is not None and self.patch_width >= 8 and rows.flags.c_contiguous and patches.flags.c_contiguous:
+            kernels.cut_into_patches(rows.reshape(-1), *self.cut, patches.reshape(-1))
+            return
+        view = pixels.reshape(self._axes).transpose(1, 4, 2, 5, 7, 0, 3, 6)
         patches.reshape(view.shape)[...] = view
 
 
