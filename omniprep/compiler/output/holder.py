@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from omniprep import io
 
@@ -45,6 +46,7 @@ def read_holder(uri: str) -> Holder | None:
 _STRINGS, _NUMBERS = ("token", "host", "boot"), ("pid", "started", "beat")
 
 
+@lru_cache(maxsize=8)  # the lease is read before each file appears, and mostly says what it said before
 def parse(data: bytes) -> Holder:
     """What the bytes of a lease say; whatever is no lease is a `Holder` that is unknown and long dead."""
     content = hashlib.sha256(data).hexdigest()
