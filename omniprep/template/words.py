@@ -114,22 +114,13 @@ class Words:
         known = self._known
         cut = [cut_words(text) for text in texts]
         # Each word is looked up once, by C code; only texts with a new word are looked through again.
-        found = [None if words is None else list(map(known.get, words)) for words in cut]
-        new = list(
-            {
-                word: None
-                for words, parts in zip(cut, found, strict=True)
-                if words is not None and parts is not None and None in parts
-                for word in words
-                if word not in known
-            }
-        )
+        found: list[list[Any]] = [list(map(known.get, words or ())) for words in cut]
+        unknown = [words or () for words, parts in zip(cut, found, strict=True) if None in parts]
+        new = list({word: None for words in unknown for word in words if word not in known})
         if new:
             known.update(zip(new, self._encode(new), strict=True))
         result = [
-            None
-            if words is None or parts is None
-            else b"".join(map(known.__getitem__, words) if None in parts else parts)
+            None if words is None else b"".join(map(known.__getitem__, words) if None in parts else parts)
             for words, parts in zip(cut, found, strict=True)
         ]
         for word in new:
