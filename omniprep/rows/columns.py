@@ -160,7 +160,7 @@ _FILE = re.compile(
 _INLINE = re.compile(r"data:(?P<kind>image|audio|video)/")
 _MAGIC = {b"\x89PNG": "images", b"\xff\xd8\xff": "images", b"GIF8": "images", b"RIFF": "audios", b"fLaC": "audios"}
 _ITEM_KEYS = frozenset({"path", "url", "uri", "file", "src", "source", "data", "bytes", "base64"})
-_MESSAGE_KEYS = frozenset({"role", "content", "loss", "from", "value", "user", "human", "assistant", "gpt", "bot"})
+MESSAGE_KEYS = frozenset({"role", "content", "loss", "from", "value", "user", "human", "assistant", "gpt", "bot"})
 _CHAT_KEYS = frozenset(
     {"tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "weight", "train", "loss_weight"}
 )
@@ -231,9 +231,9 @@ def unread_message_keys(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]
     return {
         f"messages.{name}": ""
         for message in messages
-        if not message.keys() <= _MESSAGE_KEYS
+        if not message.keys() <= MESSAGE_KEYS
         for name, value in message.items()
-        if name not in _MESSAGE_KEYS
+        if name not in MESSAGE_KEYS
         and ((name in _CHAT_KEYS and value is not None and value not in ("", [])) or _kind_of_column(str(name), value))
     }
 

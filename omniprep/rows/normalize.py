@@ -18,6 +18,7 @@ from omniprep.errors import Reject, RejectCode
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 from omniprep.rows.columns import (
     MESSAGE_ALIASES,
+    MESSAGE_KEYS,
     RESPONSE_ALIASES,
     Columns,
     Note,
@@ -175,8 +176,7 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
     for position, message in enumerate(messages, 1):
         if not isinstance(message, dict):
             raise Reject(RejectCode.BAD_MESSAGE, f"message {position} is not an object")
-    first = messages[0]
-    if not ({"role", "content", "from", "value"} & first.keys()):
+    if not ({"role", "content", "from", "value"} & messages[0].keys()):
         return _pairs(messages, system)
     result = []
     for position, message in enumerate(messages, 1):
@@ -198,20 +198,16 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
         standard = {"role": role, "content": content}
         if role == "assistant" and message.get("loss") is not None:  # the reference ignores the loss of other messages
             standard["loss"] = _loss(message["loss"], position)
-        standard |= _for_renderers(message, role, calls, position)
+        if not message.keys() <= MESSAGE_KEYS:
+            standard |= _for_renderers(message, role, calls, position)
         result.append(standard)
     if system is not None and result[0]["role"] != "system":
         result.insert(0, {"role": "system", "content": system})
     return result
 
 
-_PLAIN_KEYS = frozenset({"role", "content", "from", "value"})
-
-
 def _for_renderers(message: dict[str, Any], role: str, calls: Any, position: int) -> dict[str, Any]:
     """What chat templates read of a message beside its content; the reference drops it."""
-    if message.keys() <= _PLAIN_KEYS:
-        return {}
     read = {name: message[name] for name in ("name", "tool_call_id") if isinstance(message.get(name), str)}
     if calls:
         if not isinstance(calls, list | tuple):

@@ -136,13 +136,12 @@ def _tokenize(
         return
     rows = [text for text in texts if not isinstance(text, WholeText)]
     ids = iter(ctx.encoder.arrays([text for pieces in rows for text, _ in pieces]))
-    suffix = _turn_end(ctx, config.use_chat_template)
     for pieces in rows:
         runs = [next(ids) for _ in pieces]
         row_ids = np.concatenate(runs) if runs else np.empty(0, np.int32)
         weights = np.repeat(np.array([weight for _, weight in pieces], np.float32), [len(run) for run in runs])
         if sum(weight > 0 for _, weight in pieces) > 1:  # or there is no answer inside the chat
-            label_turn_ends(row_ids, weights, suffix)
+            label_turn_ends(row_ids, weights, _turn_end(ctx, config.use_chat_template))
         yield TokenizedRow(row_ids, weights)
 
 
@@ -299,8 +298,7 @@ def _assemble(draft: Draft, tokens: TokenizedRow, ctx: FamilyContext, config: Bu
     if not len(ids):
         raise Reject(RejectCode.EMPTY_ROW, "nothing is left of the row")
     weights[0] = 0.0  # nothing stands before the first token that it could be predicted from
-    has_media = any(items.values())
-    placeholders = _find_placeholders(ids, items, ctx) if has_media else []
+    placeholders = _find_placeholders(ids, items, ctx) if any(items.values()) else []
     if item_borders:
         placeholders = _with_borders(placeholders, item_borders, ids, ctx)
     grown = sum(placeholder.size - 1 for placeholder in placeholders)  # by expansion
