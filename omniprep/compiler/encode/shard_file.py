@@ -60,7 +60,7 @@ class ShardFile(ShardWriter):
             self._compressing[0][0].done() or sum(held for _, held in self._compressing) > BEHIND_BYTES
         ):
             wait([self._compressing.popleft()[0]])  # what went wrong is said when the bin is written
-        return CompressedItem(patches.shape, int(patches.nbytes * codec.share), pictures)
+        return CompressedItem(patches.shape, patches.nbytes // 2, pictures)
 
     def put(self, number: int, packed: Bin) -> None:
         """Append bin `number` of the plan; its arrays must not be changed any more.

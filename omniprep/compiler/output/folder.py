@@ -15,7 +15,7 @@ import errno
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import Any
 
@@ -238,7 +238,8 @@ def prepare(config: BuildConfig, identity: BuildIdentity, token: str) -> str:
     for name in FOLDERS:
         io.make_folder(io.join(out, name))
     sweep(out)
-    io.write_atomic(state, json.dumps(asdict(replace(identity, generation=generation)), indent=1).encode())
+    content = {entry.name: getattr(identity, entry.name) for entry in fields(identity)} | {"generation": generation}
+    io.write_atomic(state, json.dumps(content).encode())  # for programs: indenting it would take 1 ms of a build's 16
     return generation
 
 

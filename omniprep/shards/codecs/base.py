@@ -80,7 +80,7 @@ class CompressedItem:
     shape: tuple[int, ...]
     """Of its patches."""
     nbytes: int
-    """Bytes as it is stored, about."""
+    """Bytes that it may take once it is compressed, for caches: half of its patches; photographs take a quarter."""
     pictures: "Future[list[StoredPicture]]"
 
     @property
