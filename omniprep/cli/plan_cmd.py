@@ -22,6 +22,7 @@ from omniprep.progress import duration, short, size
 if TYPE_CHECKING:
     from omniprep.compiler.output.built_rows import Planned
     from omniprep.compiler.plan.estimate import Estimate
+    from omniprep.compiler.plan.mixture import MixturePart
 
 EXAMPLES = 3
 """Rejects of each code that are listed."""
@@ -35,6 +36,8 @@ EXAMPLES = 3
         "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --compare max-pixels=200704 "
         "--compare bin-length=8192",
         "omniprep plan chats.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --workers 16 --measure",
+        "omniprep plan a.jsonl b.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384 --mixture a.jsonl:2.0 "
+        "--mixture b.jsonl:1.0 --epochs 3 --tokens-per-second 20000",
     ),
 )
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
@@ -42,10 +45,33 @@ EXAMPLES = 3
 @click.option(
     "--compare", multiple=True, metavar="OPTION=VALUE", help="Also plan with this option, side by side; repeatable."
 )
+@click.option(
+    "--mixture",
+    multiple=True,
+    metavar="INPUT[:WEIGHT]",
+    help="A dataset of a training mixture, by the inputs that it is built of (a name or a pattern), with its weight as "
+    "omniprep train takes it: also show passes, tokens and hours of an epoch; repeatable.",
+)
+@click.option(
+    "--epochs", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Epochs of --mixture.  [default: 1]"
+)
+@click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Speed of the training, of all GPUs together, for the hours of --mixture.",
+)
 @click.option("--measure", is_flag=True, help="Encode some rows of each kind, to time the build on this machine.")
 @QUIET
 def plan(
-    inputs: tuple[str, ...], config: str | None, compare: tuple[str, ...], measure: bool, quiet: bool, **given: Any
+    inputs: tuple[str, ...],
+    config: str | None,
+    compare: tuple[str, ...],
+    mixture: tuple[str, ...],
+    epochs: float,
+    tokens_per_second: float | None,
+    measure: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Show what a build would give: lengths, fill, bytes, hours, rejects. Decodes nothing, except with --measure.
 
@@ -54,11 +80,17 @@ def plan(
     options = make_config(BuildConfig, {"inputs": inputs, **given}, config)
     require("plan", options, ("inputs", "model", "bin_length"))
     others = {text: changed(options, text) for text in compare}
+    if not mixture and (tokens_per_second or epochs != 1.0):
+        raise UsageError("--epochs and --tokens-per-second are of a --mixture: name its datasets")
+    from omniprep.train.config import parse_source
+
+    weighted = [parse_source(text) for text in mixture]
     began = time.monotonic()
     from omniprep.compiler.build import plan_only
     from omniprep.compiler.parts import parts_of
     from omniprep.compiler.plan.estimate import estimate
     from omniprep.compiler.plan.measure import measure as time_rows
+    from omniprep.compiler.plan.mixture import mixture_parts
     from omniprep.compiler.run.cluster import planned_workers
     from omniprep.progress import QuietReporter, reporter
 
@@ -76,6 +108,8 @@ def plan(
                 also = plan_only(other, silent)
                 estimates[text] = estimate(also, other, time_rows(also, other) if measure else None)
         print_plan(estimates, planned_workers(options.workers, options.ray_address), time.monotonic() - began)
+        if weighted:
+            print_mixture(mixture_parts(planned, kept, weighted), epochs, tokens_per_second)
         print_examples(planned, kept.out)
 
 
@@ -113,6 +147,38 @@ def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -
     for line in note_lines(asked.notes, asked.unread):
         say(line)
     say(f"planned in {duration(seconds)}")
+
+
+def print_mixture(parts: list["MixturePart"], epochs: float, tokens_per_second: float | None) -> None:
+    """Print what an epoch of a mixture takes of each part, and its tokens and hours."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    total = sum(part.epoch_tokens for part in parts)
+    table = Table(title="mixture (weights are shares of tokens, as for omniprep train)", title_justify="left")
+    for name in ("dataset", "rows", "tokens", "bins", "weight", "of an epoch's tokens", "passes an epoch"):
+        table.add_column(name, justify="left" if name == "dataset" else "right")
+    for part in parts:
+        table.add_row(
+            Text(printable(part.name)),
+            f"{part.rows:,}",
+            f"{part.tokens:,}",
+            f"{part.bins:,}",
+            "" if part.weight is None else f"{part.weight:g}",
+            f"{100 * part.epoch_tokens / total:.1f} %",
+            f"{part.passes:.2f}",
+        )
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    bins = sum(part.bins for part in parts)
+    say(f"an epoch: {bins:,} bins, {round(total):,} tokens; {epochs:g} epochs: {round(total * epochs):,} tokens")
+    for part in parts:
+        say(f"{part.name}: {part.passes * epochs:.2f} passes in {epochs:g} epochs")
+    if tokens_per_second:
+        hours = total * epochs / tokens_per_second / 3600
+        say(f"hours at {tokens_per_second:,.0f} tokens/s: {hours:,.2f}")
+    else:
+        say("hours: give --tokens-per-second, which omniprep train prints while it runs")
 
 
 def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:

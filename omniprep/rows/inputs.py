@@ -133,7 +133,9 @@ class _Search:
         if _ask(io.is_folder, name):
             return self._folder(name, split, pattern)
         if split:
-            raise OmniprepError(f"{name}: a file has no splits, so there is no split {split!r} in it")
+            weight = f"; a weight is the trainer's: omniprep plan --mixture {pattern} shows what it gives"
+            hint = weight if re.fullmatch(r"\d*\.?\d+", split) else ""
+            raise OmniprepError(f"{name}: a file has no splits, so there is no split {split!r} in it{hint}")
         kind = _kind(name)
         if kind is None:
             raise OmniprepError(f"{name}: {_UNKNOWN}")

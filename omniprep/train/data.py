@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from omniprep.compiler.costs import CostModel
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
+from omniprep.packing.mixing import bin_shares
 from omniprep.train.batches import Batcher, BatchLoader, Bins, make_loader, number_sources
 from omniprep.train.checkpoint import read_position
 from omniprep.train.config import TrainConfig, parse_source
@@ -126,14 +127,9 @@ def costs(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> tup
 def shares(datasets: list[PackedDataset], bins: Bins, config: TrainConfig) -> list[float] | None:
     """Share of the bins of an epoch of each dataset, by the weights in --data; None where none is given."""
     weights = [parse_source(d)[1] for d in config.data]
-    if all(w is None for w in weights):
-        return None
-    if any(w is None for w in weights):
-        raise OmniprepError("give every dataset a weight (DIR:WEIGHT), or none")
-    given = np.array(weights, dtype=np.float64)
-    if config.weight_by == "tokens":
-        given /= [d.index["tokens"][b].mean() for d, b in zip(datasets, bins.bins, strict=True)]
-    return [float(x) for x in given / given.sum()]
+    by_bins = config.weight_by == "bins" or all(weight is None for weight in weights)
+    tokens = (float(d.index["tokens"][b].mean()) for d, b in zip(datasets, bins.bins, strict=True))
+    return bin_shares(weights, None if by_bins else list(tokens))
 
 
 def make_stream(mixture: Mixture, config: TrainConfig, args: TrainingArguments, checkpoint: Path | None) -> BinStream:
