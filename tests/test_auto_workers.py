@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -171,6 +173,33 @@ def test_an_address_that_nobody_answers_is_one_line(tmp_path: Path, model_dir: P
         assert result.code == 1 and "Ray cannot be reached at 127.0.0.1:1" in last and "Traceback" not in result.err
     result = omniprep(*command(inputs, model_dir, tmp_path / "out", "--workers", 1, "--ray-address", "nonsense"))
     assert result.code == 1 and "nonsense" in result.err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""], ids=["web", "closed"])
+def test_an_address_that_is_no_ray_head_is_one_line(answer: bytes) -> None:
+    """The dashboard's port, say: Ray would try it for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 10)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OmniprepError, match=f"{address}: what answers there is no Ray head"):
+            cluster._reach(address)
+        thread.join()
+
+
+def test_an_address_that_says_nothing_is_one_line(monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "REACH_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OmniprepError, match=f"cannot be reached at {address}: timed out"):
+            cluster._reach(address)
 
 
 class TestUnmetDemand:

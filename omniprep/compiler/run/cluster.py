@@ -30,6 +30,10 @@ LONG_SECONDS = 60.0
 build."""
 REACH_SECONDS = 10.0
 """For the head of a cluster to take a connection. Ray itself tries an address that nobody answers for ever."""
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What every gRPC client sends first: the preface of HTTP/2, and settings without an entry (RFC 9113, 3.4)."""
+_HTTP2_SETTINGS = b"\x04"
+"""Type of the frame that a server of HTTP/2 must send first."""
 PATIENCE_SECONDS = 900.0
 """A build whose every task fits on no node waits so long for a node that does: autoscalers bring one within minutes."""
 REMIND_SECONDS = 60.0
@@ -105,17 +109,24 @@ def start_ray(workers: int) -> None:
 
 
 def _reach(address: str) -> None:
-    """Fail in one line where nobody takes connections at an address; Ray would try for ever, and log each try."""
+    """Fail in one line where no Ray head takes connections at an address; Ray would try for ever, and log each try."""
     host, mark, port = address.rpartition("://")[2].rpartition(":")
     if address == "auto" or not mark or not port.isdigit():
         return  # Ray looks for a cluster on this machine, or says what is wrong with the address
+    hint = "is its head node up (ray status), and the port open from here?"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return
+            connection.sendall(_HTTP2_PREFACE)
+            answer = connection.recv(9, socket.MSG_WAITALL)
     except (OSError, OverflowError) as error:
+        raise OmniprepError(f"Ray cannot be reached at {address}: {error}; {hint}") from error
+    if answer[3:4] != _HTTP2_SETTINGS:
         raise OmniprepError(
-            f"Ray cannot be reached at {address}: {error}; is its head node up (ray status), and the port open from "
-            "here?"
-        ) from error
+            f"Ray cannot be reached at {address}: what answers there is no Ray head; give the port of `ray start "
+            "--head` (6379 unless --port says another), not that of the dashboard"
+        )
 
 
 def count_workers(wanted: Workers, seconds: Sequence[float]) -> int:
