@@ -25,7 +25,7 @@ ROWS = {"text": 600, "image": 36, "audio": 18, "video": 6}
 SHOWN, LEAST = 7, 1.0
 THROUGH = (
     r"function\(task|registered\(|write_plan\(|\.submit\(|wave = decode\(|yield|\.frames\(|_probe\(|_put_frames\("
-    r"|_decode_packet\(|shard\.(put|finish)\(|\.map_item\(|_wait\("
+    r"|_decode_packet\(|shard\.(put|finish)\(|cache\.compress\(|\.map_item\(|_wait\("
 )
 """Lines that call profiled methods, or functions under another name."""
 PROFILED = {
@@ -48,6 +48,7 @@ PROFILED = {
     "omniprep.media.audio": ("decode_audio",),
     "omniprep.families.mel": ("log_mel",),
     "omniprep.compiler.encode.shard_file": (
+        "ShardFile.compress",
         "ShardFile.put",
         "ShardFile._wait",
         "ShardFile.finish",
@@ -67,7 +68,7 @@ class Inline:
         future.set_result(work(*args))
         return future
 
-    def shutdown(self) -> None: ...
+    def shutdown(self, cancel_futures: bool = False) -> None: ...
 
 
 def functions() -> dict[str, Any]:

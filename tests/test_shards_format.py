@@ -187,6 +187,8 @@ def test_items_compressed_before_their_bin_give_the_same_bytes(dataset_folder, m
             for column in columns:
                 sizes, units = media[column.size_source()[0]], media[column.name]
                 media[column.name] = [shard.compress(column, *pair) for pair in zip(units, sizes, strict=True)]
+                shard.bound_memory()
+                assert behind_bytes or all(item.pictures.done() for item in media[column.name])
             shard.put(number, replace(item, media=media))
             shard.put(len(small_bins()) + number, replace(item, media=media))  # an item of two bins
     receipt = shard.finish([])

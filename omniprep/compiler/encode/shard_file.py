@@ -41,6 +41,7 @@ class ShardFile(ShardWriter):
         self._writing: tuple[dict[str, int], Future[BatchEntry]] | None = None
         self._compressing = deque[tuple[Future[Any], int]]()
         """Items of which the thread may still hold the patches, with their bytes."""
+        self._compressing_bytes = 0
         self._bins: list[dict[str, int]] = []
         self._began = time.perf_counter()
 
@@ -56,11 +57,15 @@ class ShardFile(ShardWriter):
         assert isinstance(codec, PictureCodec), column.name
         pictures = self._thread.submit(codec.compress_item, column, patches, size)
         self._compressing.append((pictures, patches.nbytes))
-        while self._compressing and (
-            self._compressing[0][0].done() or sum(held for _, held in self._compressing) > BEHIND_BYTES
-        ):
-            wait([self._compressing.popleft()[0]])  # what went wrong is said when the bin is written
+        self._compressing_bytes += patches.nbytes
         return CompressedItem(patches.shape, patches.nbytes // 2, pictures)
+
+    def bound_memory(self) -> None:
+        """Wait until the patches of few items are held; called between rows, whose time limits do not run then."""
+        while self._compressing and (self._compressing[0][0].done() or self._compressing_bytes > BEHIND_BYTES):
+            pictures, held = self._compressing.popleft()
+            wait([pictures])  # what went wrong is said when the bin is written
+            self._compressing_bytes -= held
 
     def put(self, number: int, packed: Bin) -> None:
         """Append bin `number` of the plan; its arrays must not be changed any more.

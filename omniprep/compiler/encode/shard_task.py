@@ -91,7 +91,7 @@ class _Encoding:
             self.cache = MediaCache(compress=shard.compress)
             for number in range(bins):
                 report_progress(f"shard {task.number}", number, bins, "bins")
-                rows, ids = self.encode_bin(number)
+                rows, ids = self.encode_bin(number, shard)
                 if number in self.suspects:
                     rows, ids = self.without_unwritable(rows, ids, schema)
                 if not rows:
@@ -103,12 +103,13 @@ class _Encoding:
                 shard.put(number, packed)
         return shard.finish(self.rejects)
 
-    def encode_bin(self, number: int) -> tuple[list[Bin], list[int]]:
+    def encode_bin(self, number: int, shard: ShardFile) -> tuple[list[Bin], list[int]]:
         """The rows of a bin that can be encoded, and their numbers in the plan."""
         task, placed, rows, ids = self.task, self.placed, [], []
         for index in range(int(placed.offsets[number]), int(placed.offsets[number + 1])):
             planned = self.plans.read(int(placed.splits[index]), int(placed.within[index]))
             row_id = int(placed.rows[index])
+            shard.bound_memory()
             try:
                 if index in self.crashing:
                     raise self.crashing[index]
