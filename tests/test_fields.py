@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from omniprep.compiler.encode.copied_bins import _media_items as _items
 from omniprep.compiler.encode.rows import make_bin
-from omniprep.compiler.output.copied_rows import _items
 from omniprep.data.collate import collate, cut_row
 from omniprep.errors import OmniprepError
 from omniprep.inspect.media import media_of

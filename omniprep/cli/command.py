@@ -5,7 +5,8 @@ from typing import Any, Literal, get_args
 
 import click
 
-from omniprep.cli.options import with_switch_values
+from omniprep.cli.options import read_workers_option, with_switch_values
+from omniprep.config import Workers
 
 CheckPixels = Literal["first", "always", "never"]
 CHECK_PIXELS = click.option(
@@ -15,6 +16,24 @@ CHECK_PIXELS = click.option(
     show_default=True,
     help="Of datasets in --pixel-codec source: when pixels decoded here are compared with those of the build.",
 )
+
+
+def _check_workers(ctx: click.Context, option: click.Parameter, value: Workers) -> Workers:
+    if value != "auto" and value < 0:
+        raise click.BadParameter("expected auto, or 0 or more")
+    return value
+
+
+WORKERS = click.option(
+    "--workers",
+    type=click.types.FuncParamType(read_workers_option),
+    callback=_check_workers,
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    help="Ray workers: as many as there are CPUs, where the work takes long; 0 is this process. The bytes are the same.",
+)
+RAY_ADDRESS = click.option("--ray-address", help="Join a running Ray cluster instead of starting a local one.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
 

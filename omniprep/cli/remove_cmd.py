@@ -2,7 +2,8 @@
 
 import click
 
-from omniprep.cli.command import QUIET, Command
+from omniprep.cli.command import QUIET, RAY_ADDRESS, WORKERS, Command
+from omniprep.config import Workers
 from omniprep.printable import counted, say
 
 
@@ -19,8 +20,18 @@ from omniprep.printable import counted, say
 @click.option("--row", "rows", multiple=True, metavar="SOURCE:LINE", help="A row, by its input as given, and its line.")
 @click.option("--rows", "rows_file", default="", metavar="FILE", help="A file with SOURCE:LINE, or JSON, on each line.")
 @click.option("--source", "sources", multiple=True, metavar="PATTERN", help="All rows of inputs that this glob fits.")
+@WORKERS
+@RAY_ADDRESS
 @QUIET
-def remove(dataset: str, rows: tuple[str, ...], rows_file: str, sources: tuple[str, ...], quiet: bool) -> None:
+def remove(
+    dataset: str,
+    rows: tuple[str, ...],
+    rows_file: str,
+    sources: tuple[str, ...],
+    workers: Workers,
+    ray_address: str | None,
+    quiet: bool,
+) -> None:
     """Take rows out of a built dataset for good.
 
     Only the shards that hold them are written again, without decoding. Their tokens, media, rejected lines, plans and
@@ -31,7 +42,15 @@ def remove(dataset: str, rows: tuple[str, ...], rows_file: str, sources: tuple[s
     from omniprep.progress import reporter
 
     with reporter(quiet=quiet) as progress:
-        manifest = run_remove(dataset, progress, rows=rows, rows_file=rows_file, sources=sources)
+        manifest = run_remove(
+            dataset,
+            progress,
+            rows=rows,
+            rows_file=rows_file,
+            sources=sources,
+            workers=workers,
+            ray_address=ray_address,
+        )
     counts = manifest["counts"]["rows"]
     say(
         f"{dataset}: {counted(counts['packed'], 'row')} packed, {counts['rejected']:,} rejected, "

@@ -5,9 +5,9 @@ from typing import get_args
 
 import click
 
-from omniprep.cli.command import CHECK_PIXELS, QUIET, CheckPixels, Command
+from omniprep.cli.command import CHECK_PIXELS, QUIET, RAY_ADDRESS, WORKERS, CheckPixels, Command
 from omniprep.cli.options import read_bytes_option
-from omniprep.config import PixelCodecName
+from omniprep.config import PixelCodecName, Workers
 from omniprep.modalities import KINDS
 
 
@@ -39,6 +39,8 @@ from omniprep.modalities import KINDS
     help="How pixels are stored; source only of datasets in source.  [default: the dataset's]",
 )
 @CHECK_PIXELS
+@WORKERS
+@RAY_ADDRESS
 @click.option("--overwrite", is_flag=True, help="Discard what an earlier repack left in --out.")
 @QUIET
 def repack(
@@ -51,12 +53,15 @@ def repack(
     kinds: tuple[str, ...],
     pixel_codec: str | None,
     check_pixels: CheckPixels,
+    workers: Workers,
+    ray_address: str | None,
     overwrite: bool,
     quiet: bool,
 ) -> None:
     """Pack the rows of built datasets into bins of another length, without decoding media again.
 
-    Several datasets are merged. The result is byte for byte what a fresh build with these options would write, except
+    Several datasets are merged; inputs of the same name in different ones get the end of their dataset's path in front
+    (day1/part.jsonl). The result is byte for byte what a fresh build with these options would write, except
     for rows that the first build rejected as too long. Rows too long for the new bins are rejected, never cut.
     """
     began = time.monotonic()
@@ -77,5 +82,7 @@ def repack(
             overwrite=overwrite,
             pixel_codec=pixel_codec,
             check_pixels=check_pixels,
+            workers=workers,
+            ray_address=ray_address,
         )
     print_summary(out, manifest, time.monotonic() - began)

@@ -7,7 +7,7 @@ what a killed run left is found again, and the same command goes on. The dataset
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from omniprep.compiler.output.folder import (
     BuildIdentity,
     Listed,
     build_identity,
+    is_same_input,
     list_inputs,
     os_errors_as_one_line,
 )
@@ -72,72 +73,66 @@ def append(
             ends a build.
     """
     with os_errors_as_one_line(out):
-        dataset = PackedDataset(out)
-        other = eval_dataset(dataset)
+        other = eval_dataset(PackedDataset(out))
     # The one for evaluation first, as it is built first: run again after a kill, it has these inputs, and the other
     # gets them too.
     if other is not None:
-        _append(other, inputs, dict(given), trust, progress)
-    return _append(dataset, inputs, given, trust, progress)
+        _append_held(other.uri, inputs, dict(given), trust, progress)
+    return _append_held(out, inputs, given, trust, progress)
+
+
+def _append_held(
+    out: str, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust, progress: Reporter
+) -> dict[str, Any]:
+    """Append to one dataset; its lease comes first, so that what it has, and what it has not, is looked at once."""
+    with os_errors_as_one_line(out), stopped_by_signal(), hold(out, progress.message) as lease:
+        recover(out)
+        return _append(PackedDataset(out), inputs, given, trust, lease, progress)
 
 
 def _append(
-    dataset: PackedDataset, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust, progress: Reporter
-) -> dict[str, Any]:
-    """Append to one dataset."""
-    out = dataset.uri
-    with os_errors_as_one_line(out), stopped_by_signal():
-        overwrite = bool(given.pop("overwrite", False))
-        config = _config(dataset, inputs, given, trust)
-        try:
-            family = family_of(config)
-        except OmniprepError as error:
-            flags = [f"--{name.replace('_', '-')}" for name, value in asdict(trust).items() if value]
-            raise with_missing_flags(error, dataset.record, flags) from error
-        if family.tokenizer_sha256 != dataset.record.tokenizer_sha256:
-            raise OmniprepError(f"{out}: was built with another tokenizer than that of --model {config.model}")
-        check_family(family, progress.message)
-        listed = new_inputs(dataset, list_inputs(config, progress.message), progress)
-        if not listed.splits:
-            _end_what_was_killed(dataset, progress)
-            progress.message(f"{out}: has all of these inputs; nothing to do")
-            return read_plain_manifest(out)
-        identity = replace(build_identity(config, family, listed), command="append")
-        with hold(out, progress.message) as lease:
-            try:
-                recover(out)
-                before = read_plain_manifest(out)
-                if read_manifest_inputs(before) != read_manifest_inputs(dataset.manifest):
-                    raise OmniprepError(f"{out}: another append ended there just now; run this one again")
-                lease.generation = _begin(out, identity, next_tag(before), overwrite=overwrite)
-                with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
-                    planned = plan(config, progress, lease, listed, existing=PackedDataset(out))
-                    first = len(before["shards"]), int(before["counts"]["rows"]["read"])
-                    receipts = encode(config, planned, progress, lease, first_shard=first[0], first_row=first[1])
-                manifest = _finish(config, planned, receipts, PackedDataset(out), before, lease)
-                write_dataset_report(out, family, progress)
-                sweep(out)
-                _drop_plans(out, lease.generation, before)
-                return manifest
-            except Exception:
-                lease.check()
-                raise
+    dataset: PackedDataset, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust, lease: Lease,
+    progress: Reporter,
+) -> dict[str, Any]:  # fmt: skip
+    out, before = dataset.uri, read_plain_manifest(dataset.uri)
+    overwrite = bool(given.pop("overwrite", False))
+    config = _config(dataset, inputs, given, trust)
+    try:
+        family = family_of(config)
+    except OmniprepError as error:
+        flags = [f"--{name.replace('_', '-')}" for name, value in asdict(trust).items() if value]
+        raise with_missing_flags(error, dataset.record, flags) from error
+    if family.tokenizer_sha256 != dataset.record.tokenizer_sha256:
+        raise OmniprepError(f"{out}: was built with another tokenizer than that of --model {config.model}")
+    check_family(family, progress.message)
+    listed = new_inputs(dataset, list_inputs(config, progress.message), progress)
+    if not listed.splits:
+        _end_what_was_killed(out, before, progress)
+        progress.message(f"{out}: has all of these inputs; nothing to do")
+        return before
+    identity = replace(build_identity(config, family, listed), command="append")
+    lease.generation = _begin(out, identity, next_tag(before), overwrite=overwrite)
+    with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
+        planned = plan(config, progress, lease, listed, existing=dataset)
+        first = len(before["shards"]), int(before["counts"]["rows"]["read"])
+        receipts = encode(config, planned, progress, lease, first_shard=first[0], first_row=first[1])
+    manifest = _finish(config, planned, receipts, dataset, before, lease)
+    write_dataset_report(out, family, progress)
+    sweep(out)
+    _drop_plans(out, lease.generation, before)
+    return manifest
 
 
-def _end_what_was_killed(dataset: PackedDataset, progress: Reporter) -> None:
+def _end_what_was_killed(out: str, manifest: dict[str, Any], progress: Reporter) -> None:
     """Finish an append whose run was killed when the dataset had its rows already."""
-    out, uri = dataset.uri, io.join(dataset.uri, *APPEND_STATE)
-    if not dataset.record.tables and not io.exists(uri):
+    uri = io.join(out, *APPEND_STATE)
+    if not io.exists(uri):
         return
-    with hold(out, progress.message):
-        recover(out)
-        manifest = read_plain_manifest(out)
-        if io.exists(uri):
-            state = typed_record(BuildIdentity, parse_json(io.read_bytes(uri), uri), uri)
-            done = {entry["source"] for entry in state.inputs} <= set(read_manifest_inputs(manifest))
-            if done:  # else it is an append of other inputs, which is still to be run again
-                write_dataset_report(out, None, progress)
-                _drop_plans(out, state.generation, manifest)
+    state = typed_record(BuildIdentity, parse_json(io.read_bytes(uri), uri), uri)
+    done = {entry["source"] for entry in state.inputs} <= {entry["source"] for entry in manifest.get("inputs", ())}
+    if done:  # else it is an append of other inputs, which is still to be run again
+        write_dataset_report(out, None, progress)
+        _drop_plans(out, state.generation, manifest)
 
 
 def _drop_plans(out: str, tag: str, manifest: dict[str, Any]) -> None:
@@ -156,20 +151,23 @@ def _config(dataset: PackedDataset, inputs: tuple[str, ...], given: dict[str, An
     return replace(config, audio_decoder=sound_decoder(config.audio_decoder))
 
 
-def read_manifest_inputs(manifest: dict[str, Any]) -> list[str]:
-    """The inputs that a dataset was made of."""
-    return [str(entry["source"]) for entry in manifest.get("inputs", ())]
-
-
 def new_inputs(dataset: PackedDataset, listed: Listed, progress: Reporter) -> Listed:
     """The inputs that a dataset does not have; OmniprepError for one that it has, and that was changed since."""
     known = {canonical(entry["source"]): entry for entry in dataset.manifest.get("inputs", ())}
+    # A merge renames inputs, but they lie where they lay: one that is what its build read is not read again.
+    renamed: dict[str, list[dict[str, Any]]] = {}
+    for old in known.values():
+        if old.get("given"):
+            renamed.setdefault(canonical(old["given"]), []).append(old)
     fresh, left_out = [], []
     for entry in listed.inputs:
-        before = known.get(canonical(entry["source"]))
-        if before is None:
+        place = canonical(entry["source"])
+        before = known.get(place)
+        if any(is_same_input(old, json_facts(entry)) for old in renamed.get(place, ())):
+            left_out.append(entry["source"])
+        elif before is None:
             fresh.append(entry)
-        elif {**before, "source": ""} == {**json_facts(entry), "source": ""}:
+        elif is_same_input(before, json_facts(entry)):
             left_out.append(entry["source"])
         else:
             raise OmniprepError(
@@ -180,8 +178,21 @@ def new_inputs(dataset: PackedDataset, listed: Listed, progress: Reporter) -> Li
         progress.message(f"{source}: {dataset.uri} has it already; left out")
     if len(left_out) > 5:
         progress.message(f"{len(left_out) - 5} more inputs are left out, since {dataset.uri} has them")
+    contents = {_content(entry): entry["source"] for entry in known.values()}
+    for entry in fresh:
+        same = contents.get(_content(entry))
+        if same is not None and _content(entry) is not None:
+            progress.message(
+                f"{entry['source']}: has the content of {same}, which {dataset.uri} has; it is appended under its name"
+            )
     names = {entry["source"] for entry in fresh}
     return Listed([split for split in listed.splits if split.source in names], fresh)
+
+
+def _content(entry: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What says of an input's content that it is another's too; None where only a name or a time is kept of it."""
+    marks = [entry.get(name) for name in ("sample_sha256", "mark", "state_sha256")]
+    return (entry.get("bytes"), *marks) if any(marks) else None
 
 
 def _begin(out: str, identity: BuildIdentity, tag: str, *, overwrite: bool) -> str:

@@ -41,22 +41,18 @@ def run_in_folder(
             progress.message(done)
             return manifest
         with hold(config.out, progress.message) as lease:
-            try:
-                manifest = finished(config, identity)  # by a run that was still at work a moment ago
-                if manifest is None:
-                    lease.generation = prepare(config, identity, lease.fence.token)
-                    stale = stale_objects(config.out, lease.generation)
-                    manifest, done = work(lease), ""
-                else:
-                    stale = stale_objects(config.out, generation_of(config.out))
-                    if report is not None and not io.exists(io.join(config.out, "report.html")):
-                        report()
-                sweep(config.out)
-                for uri in stale:
-                    io.remove(uri)
-            except Exception:
-                lease.check()  # what a run finds wrong in a folder that it lost is the other run's work
-                raise
+            manifest = finished(config, identity)  # by a run that was still at work a moment ago
+            if manifest is None:
+                lease.generation = prepare(config, identity, lease.fence.token)
+                stale = stale_objects(config.out, lease.generation)
+                manifest, done = work(lease), ""
+            else:
+                stale = stale_objects(config.out, generation_of(config.out))
+                if report is not None and not io.exists(io.join(config.out, "report.html")):
+                    report()
+            sweep(config.out)
+            for uri in stale:
+                io.remove(uri)
         if done:
             progress.message(done)
         return manifest

@@ -7,8 +7,9 @@ each, with the status `removed` and no other fact than its source.
 """
 
 import fnmatch
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,7 @@ from omniprep import io
 from omniprep.compiler.build import write_dataset_report
 from omniprep.compiler.costs import bin_cost
 from omniprep.compiler.driver import stopped_by_signal
-from omniprep.compiler.encode.rows import make_bin
-from omniprep.compiler.encode.shard_file import ShardFile
+from omniprep.compiler.encode.copied_bins import COPIED_BYTES, CopySource, CopyTask, forget_copied, places_of
 from omniprep.compiler.output.commit import (
     add_generation,
     commit,
@@ -30,13 +30,14 @@ from omniprep.compiler.output.commit import (
     recover,
     remove_plans,
 )
-from omniprep.compiler.output.copied_rows import Chosen, RowReader
 from omniprep.compiler.output.folder import os_errors_as_one_line
 from omniprep.compiler.output.lease import Lease, hold
 from omniprep.compiler.output.manifest import fill
 from omniprep.compiler.output.ownfiles import APPEND_STATE, OWN, remove_tagged, sweep
+from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.stages import Stage
-from omniprep.compiler.run.tasks import Receipt, ShardTask
+from omniprep.compiler.run.tasks import Receipt
+from omniprep.config import Workers
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, UsageError, did_you_mean
 from omniprep.modalities import MODALITIES
@@ -47,27 +48,10 @@ from omniprep.shards.index import INDEX_SCHEMA, write_index_table, write_rows
 from omniprep.shards.manifest import LEFT_OUT
 
 
-@dataclass(frozen=True, kw_only=True)
-class RewriteTask(ShardTask):
-    """Write a shard again without some of its rows, in this process."""
-
-    reader: RowReader
-    bins: tuple[tuple[int, ...], ...]
-    """Numbers in rows.parquet of the rows that stay, bin by bin; a bin without rows is not written."""
-
-    def run(self) -> Receipt:
-        """As `Task.run`."""
-        schema = self.reader.datasets[0].schema
-        with ShardFile(self.out, self.number, schema, self.generation) as shard:
-            for number, rows in enumerate(self.bins):
-                if rows:
-                    shard.put(number, make_bin([self.reader.read(row) for row in rows], list(rows)))
-        return shard.finish([])
-
-
 def remove(
-    out: str, progress: Reporter, *, rows: Sequence[str] = (), rows_file: str = "", sources: Sequence[str] = ()
-) -> dict[str, Any]:
+    out: str, progress: Reporter, *, rows: Sequence[str] = (), rows_file: str = "", sources: Sequence[str] = (),
+    workers: Workers = 0, ray_address: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Remove rows from a dataset; returns its manifest.
 
     Args:
@@ -76,6 +60,8 @@ def remove(
         rows: SOURCE:LINE of rows; the source as given to the build.
         rows_file: A file with SOURCE:LINE, or a JSON object with source and line (as rejected.jsonl has), on each line.
         sources: Patterns (`*`, `?`, `[a-z]`) of sources all of whose rows go.
+        workers: As `BuildConfig.workers`: who writes the shards. The bytes are the same with any number.
+        ray_address: A running Ray cluster.
 
     Raises:
         UsageError: A row or source that the dataset does not have; nothing is changed.
@@ -84,31 +70,28 @@ def remove(
     with os_errors_as_one_line(out), stopped_by_signal():
         PackedDataset(out)  # says at once that there is none
         with hold(out, progress.message) as lease:
-            try:
-                recover(out)
-                before = read_plain_manifest(out)
-                dataset = PackedDataset(out, verify="first")
-                gone = _chosen(dataset, rows, rows_file, sources)
-                already = _removed(dataset.rows)
-                if (gone & already).any():
-                    progress.message(f"{out}: {int((gone & already).sum()):,} of these rows were removed before")
-                gone &= ~already
-                if not gone.any():
-                    _sweep_texts(out, before)  # of a run that was killed when the dataset had changed already
-                    progress.message(f"{out}: no row is left to remove")
-                    return before
-                if io.exists(io.join(out, *APPEND_STATE)):
-                    raise OmniprepError(f"{out}: an append that was stopped is not done; run it again first")
-                lease.generation = next_tag(before)
-                sweep(out)
-                remove_tagged(out, lease.generation)  # of a removal of other rows that was killed
-                manifest = _remove(dataset, before, gone, lease, progress)
-                _write_report_again(out, progress)
-                _sweep_texts(out, manifest)
-                return manifest
-            except Exception:
-                lease.check()
-                raise
+            recover(out)
+            before = read_plain_manifest(out)
+            dataset = PackedDataset(out, verify="first")
+            gone = _chosen(dataset, rows, rows_file, sources)
+            already = _removed(dataset.rows)
+            if (gone & already).any():
+                progress.message(f"{out}: {int((gone & already).sum()):,} of these rows were removed before")
+            gone &= ~already
+            if not gone.any():
+                _sweep_texts(out, before)  # of a run that was killed when the dataset had changed already
+                progress.message(f"{out}: no row is left to remove")
+                return before
+            if io.exists(io.join(out, *APPEND_STATE)):
+                raise OmniprepError(f"{out}: an append that was stopped is not done; run it again first")
+            lease.generation = next_tag(before)
+            sweep(out)
+            remove_tagged(out, lease.generation)  # of a removal of other rows that was killed
+            with ray_session(workers, ray_address):
+                manifest = _remove(dataset, before, gone, workers, lease, progress)
+            _write_report_again(out, progress)
+            _sweep_texts(out, manifest)
+            return manifest
 
 
 def _chosen(dataset: PackedDataset, rows: Sequence[str], rows_file: str, sources: Sequence[str]) -> NDArray[np.bool_]:
@@ -169,25 +152,43 @@ def _listed(rows_file: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _remove(
-    dataset: PackedDataset, before: dict[str, Any], gone: NDArray[np.bool_], lease: Lease, progress: Reporter
-) -> dict[str, Any]:
+    dataset: PackedDataset, before: dict[str, Any], gone: NDArray[np.bool_], workers: Workers, lease: Lease,
+    progress: Reporter,
+) -> dict[str, Any]:  # fmt: skip
     """Write the shards and tables without the rows; returns the manifest."""
     table, out = dataset.rows, dataset.uri
-    bins = table["bin"].cast(pa.int64()).fill_null(-1).to_numpy().copy()
-    shard_of_bin = dataset.index["shard"]
+    places = places_of(dataset)
+    bins, shard_of_bin = places.bin.copy(), dataset.index["shard"]
     touched = np.unique(shard_of_bin[np.unique(bins[gone & (bins >= 0)])])
-    numbers = np.arange(len(gone))
-    reader = RowReader([dataset], Chosen(table, np.zeros(len(gone), np.int64), numbers), pixels="files")
-    starts = table["start"].cast(pa.int64()).fill_null(0).to_numpy()
     kept = np.flatnonzero((bins >= 0) & ~gone)
-    kept = kept[np.lexsort((starts[kept], bins[kept]))]
+    kept = kept[np.lexsort((places.start[kept], bins[kept]))]
     borders = np.searchsorted(bins[kept], np.arange(len(dataset) + 1))
+    state = hashlib.sha256(json.dumps(dataset.manifest, sort_keys=True).encode()).hexdigest()
     tasks = []
     for shard in touched.tolist():
-        its_bins = np.flatnonzero(shard_of_bin == shard).tolist()
-        its_rows = tuple(tuple(kept[borders[number] : borders[number + 1]].tolist()) for number in its_bins)
-        tasks.append(RewriteTask(number=shard, out=out, generation=lease.generation, reader=reader, bins=its_rows))
-    receipts = Stage(name="remove", out=out, workers=0, progress=progress, lease=lease).run(tasks)
+        its_bins = np.flatnonzero(shard_of_bin == shard)
+        bin_rows = [kept[borders[number] : borders[number + 1]] for number in its_bins.tolist()]
+        its_rows = np.concatenate(bin_rows)
+        tasks.append(
+            CopyTask(
+                number=shard,
+                out=out,
+                generation=lease.generation,
+                fence=lease.fence,
+                sources=(CopySource(out, state),),
+                schema=dataset.schema,
+                places=places.take(its_rows),
+                row_ids=its_rows,
+                borders=np.cumsum([0, *map(len, bin_rows)]),
+                pixels="files",
+            )
+        )
+    try:
+        receipts = Stage(name="remove", out=out, workers=workers, progress=progress, lease=lease).run(
+            tasks, [dataset.record.shards[shard].bytes / COPIED_BYTES for shard in touched.tolist()]
+        )
+    finally:
+        forget_copied()
     index, shards, new_bin = _new_index(dataset, before, dict(zip(touched.tolist(), receipts, strict=True)))
     new_rows = _new_rows(dataset, gone, bins, new_bin)
     index = _with_work(index, new_rows)

@@ -15,28 +15,35 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from omniprep import io
-from omniprep.compiler.costs import QWEN_BYTES, TYPICAL_SHARE
+from omniprep.compiler.costs import QWEN_BYTES, TYPICAL_SHARE, stored_bytes
 from omniprep.compiler.driver import run_in_folder
 from omniprep.compiler.duplicates import HASH_COLUMNS
-from omniprep.compiler.encode.rows import make_bin
-from omniprep.compiler.encode.shard_file import ShardFile
-from omniprep.compiler.output.copied_rows import Chosen, CopiedRows, RowReader
+from omniprep.compiler.encode.copied_bins import (
+    COPIED_BYTES,
+    CheckPixels,
+    CopySource,
+    CopyTask,
+    RowPlaces,
+    forget_copied,
+    places_of,
+)
+from omniprep.compiler.merged_names import merged_names, refuse_repeated, renamed_table
+from omniprep.compiler.output.copied_rows import Chosen, CopiedRows
 from omniprep.compiler.output.folder import BuildIdentity, os_errors_as_one_line
 from omniprep.compiler.output.lease import Lease
 from omniprep.compiler.output.manifest import finish, versions
 from omniprep.compiler.output.ownfiles import refuse_overlap
 from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze
+from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.stages import Stage
-from omniprep.compiler.run.tasks import Receipt, ShardTask
-from omniprep.config import BuildConfig, Trust, build_config, refuse_undecoded, shaping
+from omniprep.config import BuildConfig, Trust, Workers, build_config, refuse_undecoded, shaping
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.modalities import KINDS, MEDIA_COLUMNS, media_counts, row_kinds
@@ -48,36 +55,11 @@ from omniprep.shards.schema import arrow_schema
 FACTS = ("trained", "patches", "audio_frames", "control")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CopyTask(ShardTask):
-    """Write one shard of copied rows, in this process."""
-
-    reader: RowReader
-    assignment: Assignment
-    pixel_codec: str
-
-    def run(self) -> Receipt:
-        """As `Task.run`."""
-        assignment, layout = self.assignment, self.reader.datasets[0].layout
-        companions = {column.companion for column in layout.columns if column.companion}
-        columns = tuple(column for column in layout.columns if column.name not in companions)
-        columns = recoded(columns, self.pixel_codec)
-        schema = arrow_schema(
-            columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted, mrope=layout.mrope
-        )
-        first, last = (int(number) for number in assignment.shard_bins[self.number : self.number + 2])
-        with ShardFile(self.out, self.number, schema, self.generation) as shard:
-            for number in range(first, last):
-                ids = assignment.order[assignment.offsets[number] : assignment.offsets[number + 1]]
-                rows = [self.reader.read(row) for row in ids.tolist()]
-                shard.put(number - first, make_bin(rows, ids.tolist()))
-        return shard.finish([])
-
-
 def repack(
     uris: Sequence[str], out: str, bin_length: int, progress: Reporter, *, seed: int | None = None,
     shard_size: int | None = None, sources: Sequence[str] = (), kinds: Sequence[str] = (), overwrite: bool = False,
-    pixel_codec: str | None = None, check_pixels: Literal["first", "always", "never"] = "first",
+    pixel_codec: str | None = None, check_pixels: CheckPixels = "first", workers: Workers = 0,
+    ray_address: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a new dataset from the rows of finished ones; returns its manifest.
 
@@ -93,6 +75,8 @@ def repack(
         overwrite: Throw away what an earlier build or repack left in `out`.
         pixel_codec: delta, raw, webp or jxl; source of datasets in source alone (default: that of the first dataset).
         check_pixels: As `PackedDataset` takes it.
+        workers: As `BuildConfig.workers`. The bytes are the same with any number.
+        ray_address: A running Ray cluster.
 
     Raises:
         OmniprepError: Datasets that do not fit together, or `out` holds something else.
@@ -103,11 +87,13 @@ def repack(
         for uri in uris:
             _refuse_linked_rejects(uri)
         datasets = [PackedDataset(uri, verify="first", check_pixels=check_pixels) for uri in uris]
+        refuse_repeated(datasets)
         _check_alike(datasets)
         pixel_codec = pixel_codec or chosen_codec(datasets[0].layout.columns)
         if pixel_codec == "source":
             _check_files(datasets)
         changed = {"bin_length": bin_length, "out": out, "seed": seed, "shard_size": shard_size}
+        changed |= {"workers": workers, "ray_address": ray_address}
         config = _config(datasets, {**changed, "pixel_codec": pixel_codec, "overwrite": overwrite or None})
         chosen = choose(datasets, sources, kinds)
         identity = BuildIdentity(
@@ -118,35 +104,91 @@ def repack(
             tokenizer_sha256=datasets[0].record.tokenizer_sha256 or "",
         )
     return run_in_folder(
-        config, identity, progress, lambda lease: _repack(datasets, config, chosen, identity, lease, progress)
+        config,
+        identity,
+        progress,
+        lambda lease: _repack(datasets, config, chosen, identity, lease, progress, check_pixels),
     )
 
 
 def _repack(
     datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen, identity: BuildIdentity, lease: Lease,
-    progress: Reporter,
+    progress: Reporter, check_pixels: CheckPixels,
 ) -> dict[str, Any]:  # fmt: skip
     rows = _rows(chosen, config)
     rows.unit_bytes = {**QWEN_BYTES, **datasets[0].record.unit_bytes}
     assignment = assign_bins(rows, config)
     plan_hash = freeze(config.out, rows, assignment, config, lease.generation)
-    reader = RowReader(datasets, chosen, "files" if config.pixel_codec == "source" else "arrays")
-    tasks = [
-        CopyTask(
-            number=number,
-            out=config.out,
-            generation=lease.generation,
-            reader=reader,
-            assignment=assignment,
-            pixel_codec=config.pixel_codec,
-        )
-        for number in range(assignment.shards)
-    ]
-    receipts = Stage(name="repack", out=config.out, workers=0, progress=progress, lease=lease).run(tasks)
+    sources = tuple(CopySource(entry["source"], entry["sha256"]) for entry in identity.inputs)
+    tasks = _tasks(sources, datasets, config, chosen, assignment, lease, check_pixels)
+    try:
+        with ray_session(config.workers, config.ray_address):
+            stage = Stage(name="repack", out=config.out, workers=config.workers, progress=progress, lease=lease)
+            receipts = stage.run(tasks, _seconds(rows, assignment, config))
+    finally:
+        forget_copied()
     for dataset, before in zip(datasets, identity.inputs, strict=True):
         if _fingerprint(PackedDataset(dataset.uri)) != before:
             raise OmniprepError(f"{dataset.uri}: was changed while it was read; begin anew with --overwrite")
     return finish(config, CopiedRows(datasets, chosen, rows, assignment, plan_hash, config, identity), receipts)
+
+
+def _seconds(rows: Rows, assignment: Assignment, config: BuildConfig) -> list[float]:
+    """What each shard takes to copy, about: the bytes that it will hold, at the speed of one core."""
+    sizes = stored_bytes(rows.columns(assignment.order), config.pixel_codec, rows.unit_bytes)
+    before = np.concatenate([[0], np.cumsum(sizes)])[assignment.offsets[assignment.shard_bins]]
+    return [float(seconds) for seconds in np.diff(before) / COPIED_BYTES]
+
+
+def _tasks(
+    sources: tuple[CopySource, ...], datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen,
+    assignment: Assignment, lease: Lease, check_pixels: CheckPixels,
+) -> list[CopyTask]:  # fmt: skip
+    """A task a shard, each with what it needs to know of its own rows alone: it may travel to another machine."""
+    layout = datasets[0].layout
+    companions = {column.companion for column in layout.columns if column.companion}
+    columns = tuple(column for column in layout.columns if column.name not in companions)
+    schema = arrow_schema(
+        recoded(columns, config.pixel_codec),
+        family=layout.family,
+        modalities=layout.modalities,
+        weighted=layout.weighted,
+        mrope=layout.mrope,
+    )
+    places = _chosen_places(datasets, chosen)
+    tasks = []
+    for number in range(assignment.shards):
+        first, last = (int(border) for border in assignment.shard_bins[number : number + 2])
+        borders = assignment.offsets[first : last + 1]
+        row_ids = assignment.order[borders[0] : borders[-1]]
+        tasks.append(
+            CopyTask(
+                number=number,
+                out=config.out,
+                generation=lease.generation,
+                fence=lease.fence,
+                sources=sources,
+                schema=schema,
+                places=places.take(row_ids),
+                row_ids=row_ids,
+                borders=borders - borders[0],
+                pixels="files" if config.pixel_codec == "source" else "arrays",
+                check_pixels=check_pixels,
+            )
+        )
+    return tasks
+
+
+def _chosen_places(datasets: Sequence[PackedDataset], chosen: Chosen) -> RowPlaces:
+    """Where each chosen row lies."""
+    every = [places_of(dataset, number) for number, dataset in enumerate(datasets)]
+    before = np.cumsum([0, *(len(places.line) for places in every)])
+    numbers = before[chosen.dataset] + chosen.line
+    fields = (
+        np.concatenate([getattr(places, entry.name) for places in every])[numbers]
+        for entry in dataclasses.fields(RowPlaces)
+    )
+    return RowPlaces(*fields)
 
 
 def _refuse_linked_rejects(uri: str) -> None:
@@ -177,29 +219,29 @@ def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Seq
     for ds in datasets:
         if missing := [name for name in (*FACTS, *names) if name not in ds.rows.column_names]:
             raise OmniprepError(f"{ds.uri}: rows.parquet has no column {missing[0]!r}; build the dataset again")
-    parts = [ds.rows.select(names).cast(_plain(ds.rows.select(names).schema)) for ds in datasets]
-    table = pa.concat_tables(parts)
+    renamed = merged_names(datasets)
+    parts = [renamed_table(ds.rows.select(names), new) for ds, new in zip(datasets, renamed, strict=True)]
+    table = pa.concat_tables([part.cast(parts[0].schema) for part in parts]).unify_dictionaries().combine_chunks()
     dataset = np.repeat(np.arange(len(datasets)), [part.num_rows for part in parts])
     line = np.concatenate([np.arange(part.num_rows) for part in parts])
     keep = ~np.asarray(pc.equal(table["status"], "removed").to_numpy(zero_copy_only=False), bool)
     if sources:
-        given = np.array(table["source"].to_pylist(), object)
-        fitting = {name for name in set(given) if any(name == s or name.endswith("/" + s) for s in sources)}
+        column = table["source"].combine_chunks()
+        given = column.dictionary.to_pylist()
+        fitting = {name for name in given if any(name == s or name.endswith("/" + s) for s in sources)}
         for wanted in sources:
             if not any(name == wanted or name.endswith("/" + wanted) for name in fitting):
                 raise UsageError(
                     f"--source {wanted}: there is no such input; there are: {', '.join(sorted(set(given))[:8])}"
                 )
-        keep &= np.isin(given, list(fitting))
+        keep &= np.isin(column.indices.to_numpy(), [given.index(name) for name in fitting])
     if kinds:
         chosen_kinds = [KINDS.index(kind) for kind in kinds]
         of_kind = np.isin(row_kinds(media_counts(table)), chosen_kinds)
         keep &= of_kind & table["bin"].is_valid().to_numpy()
-    chosen = Chosen(table.filter(pa.array(keep)), dataset[keep], line[keep])
+    chosen = Chosen(table.filter(pa.array(keep)), dataset[keep], line[keep], renamed)
     if len(datasets) > 1:
-        pairs = chosen.table.select(["source", "line"]).group_by(["source", "line"]).aggregate([([], "count_all")])
-        if pairs.num_rows != chosen.table.num_rows:
-            raise OmniprepError("one input line is in two of the datasets; choose rows with --source")
+        _refuse_lines_of_two(datasets, chosen)
     return chosen
 
 
@@ -208,10 +250,20 @@ def has_hashes(datasets: Sequence[PackedDataset]) -> bool:
     return all(set(HASH_COLUMNS) <= set(dataset.rows.column_names) for dataset in datasets)
 
 
-def _plain(schema: pa.Schema) -> pa.Schema:
-    return pa.schema(
-        [pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in schema]
-    )
+def _refuse_lines_of_two(datasets: Sequence[PackedDataset], chosen: Chosen) -> None:
+    """Refuse an input line that two datasets have: it would be trained twice, and its name would be of two rows."""
+    column = chosen.table["source"].combine_chunks()
+    codes, lines = column.indices.to_numpy(), chosen.table["line"].to_numpy()
+    order = np.lexsort((lines, codes))
+    same = (np.diff(codes[order]) == 0) & (np.diff(lines[order]) == 0)
+    if same.any():
+        first, second = order[np.flatnonzero(same)[0] :][:2]
+        name = f"{column[int(first)].as_py()}:{int(lines[first])}"
+        holders = [datasets[chosen.dataset[number]].uri for number in sorted((first, second))]
+        raise OmniprepError(
+            f"one input line is in two of the datasets ({name}, in {holders[0]} and in {holders[1]}); leave one of "
+            "them out, or choose rows with --source"
+        )
 
 
 def _check_alike(datasets: Sequence[PackedDataset]) -> None:

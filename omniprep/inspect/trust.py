@@ -6,8 +6,9 @@ any host. So, without a flag:
 
 - a checkpoint is opened if it is a folder (its config and tokenizer are data, and its code needs --trust-remote-code)
   or is in the cache of the Hub; it is never downloaded;
-- a local input is opened if its size and its modification time in nanoseconds are those that the build recorded, which
-  a stranger does not know of a file of this machine;
+- a local input is opened if its size and the hash of a sample of its content (of datasets of earlier versions: its
+  modification time in nanoseconds) are those that the build recorded, which a stranger does not know of a file of this
+  machine;
 - an input in a store is opened if the dataset itself was opened from the same store.
 
 Everything else needs the flags --model and --input.
@@ -65,6 +66,13 @@ def input_refusal(source: str, manifest: Manifest, uri: str, named: Sequence[str
     entry = next((known for known in manifest.inputs if known.source == source), None)
     if entry is None:
         return f"it is no input that the manifest lists; --input {source} reads it anyway"
+    if entry.given:
+        if located_input(source, manifest, uri, named) != source or not _changed(source, entry):
+            return ""
+        return (
+            f"a merge gave it this name; its build read {entry.given}, which is not here: --input FOLDER names the "
+            "folder from which that name leads to it"
+        )
     if not io.is_local(source):
         if not io.is_local(uri) and _store(uri) == _store(source):
             return ""
@@ -72,6 +80,36 @@ def input_refusal(source: str, manifest: Manifest, uri: str, named: Sequence[str
     if entry.state_sha256 is not None:
         return _saved_changed(source, entry, manifest.config.split)
     return _changed(source, entry)
+
+
+def located_input(source: str, manifest: Manifest, uri: str, named: Sequence[str]) -> str:
+    """Where an input lies: under its name, but for one that a merge of datasets renamed.
+
+    Such a one is looked for as it was given to its build, from here and from the folders that --input names; only a
+    file that is still what that build read is taken, since other days have inputs of the same name.
+    """
+    entry = next((known for known in manifest.inputs if known.source == source), None)
+    if entry is None or not entry.given:
+        return source
+    folders = [name for name in named if io.is_local(name) and io.is_local(entry.given)]
+    for path in (source, entry.given, *(io.join(folder, entry.given) for folder in folders)):
+        if not io.is_local(path):
+            if (_store(uri) == _store(path) or any(_covers(name, path) for name in named)) and _has_mark(path, entry):
+                return path
+        elif entry.state_sha256 is not None:
+            if not _saved_changed(path, entry, manifest.config.split):
+                return path
+        elif not _changed(path, entry):
+            return path
+    return source
+
+
+def _has_mark(uri: str, entry: InputEntry) -> bool:
+    """Whether an object is what the build read; False where it is gone."""
+    try:
+        return io.fingerprint(uri) == {"bytes": entry.bytes, "mark": entry.mark}
+    except OSError:
+        return False
 
 
 def _covers(name: str, source: str) -> bool:
@@ -98,9 +136,14 @@ def _changed(source: str, entry: InputEntry) -> str:
         return f"{os.strerror(error.errno or 0).lower()}; if it lies elsewhere now, build again from there"
     if not stat.S_ISREG(status.st_mode):
         return f"it is no regular file; --input {source} reads it"
-    if (status.st_size, status.st_mtime_ns) != (entry.bytes, entry.mtime_ns):
-        return f"its size or time is not what it was when the dataset was built; --input {source} reads it anyway"
-    return ""
+    recorded = {"bytes": entry.bytes, "sample_sha256": entry.sample_sha256, "mtime_ns": entry.mtime_ns}
+    try:
+        if io.has_fingerprint(path, recorded):
+            return ""
+    except OSError as error:
+        return os.strerror(error.errno or 0).lower()
+    seen = "content" if entry.sample_sha256 is not None else "time"
+    return f"its size or {seen} is not what it was when the dataset was built; --input {source} reads it anyway"
 
 
 def _saved_changed(source: str, entry: InputEntry, split: str | None) -> str:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from omniprep.errors import did_you_mean
 from omniprep.io.gate import gate_of, remove_object, spooled, swap_object
@@ -25,7 +25,6 @@ __all__ = [
     "did_you_mean_file",
     "exists",
     "expand",
-    "fingerprint",
     "is_folder",
     "list_folder",
     "make_folder",
@@ -58,17 +57,6 @@ def size(uri: str) -> int:
         return os.stat(local_path(uri)).st_size
     fs, path = filesystem(uri)
     return call_store(uri, lambda: int(fs.size(path)))
-
-
-def fingerprint(uri: str) -> dict[str, Any]:
-    """What tells cheaply that an input changed: size, and modification time or ETag."""
-    if is_local(uri):
-        status = os.stat(local_path(uri))
-        return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    fs, path = filesystem(uri)
-    info = call_store(uri, lambda: fs.info(path))
-    mark = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or info.get("blob_id")
-    return {"bytes": int(info["size"]), "mark": str(mark)}
 
 
 def _regular(path: str) -> int:

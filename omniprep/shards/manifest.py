@@ -46,9 +46,13 @@ class InputEntry:
     """An input of the build, and what identified its content then."""
 
     source: str
+    given: str = ""
+    """Of an input that a merge of datasets renamed: its name as it was given to the build."""
     bytes: int | None = None
+    sample_sha256: str | None = None
+    """Of a local file: SHA-256 of a sample of its content (omniprep/io/fingerprints.py)."""
     mtime_ns: int | None = None
-    """Modification time of a local file."""
+    """Modification time of a local file, in datasets of earlier versions."""
     mark: str | None = None
     """ETag or time of an object in a store."""
     state_sha256: str | None = None

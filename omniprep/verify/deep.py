@@ -10,7 +10,7 @@ is not opened is no damage, so it is reported apart from the findings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from omniprep.config import BuildConfig, Trust, build_config
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
-from omniprep.inspect.trust import input_refusal, model_of_dataset, with_missing_flags
+from omniprep.inspect.trust import input_refusal, located_input, model_of_dataset, with_missing_flags
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.sources import RawRow, find_splits, numbered
 from omniprep.rows.split import Split
@@ -78,7 +78,9 @@ def check_sample(
             result.unread.append(f"{source}: not read: {refusal}")
             continue
         try:
-            for line, split, raw in read_lines(source, lines, config):
+            path = located_input(source, record, dataset.uri, inputs)
+            for line, split, raw in read_lines(path, lines, config):
+                split = replace(split, source=source)
                 finding, code = compare_row(dataset, ctx, config, split, line, raw)
                 if code in _ELSEWHERE and missing:
                     text = f"the build was given {', '.join(missing)}; give that here too"

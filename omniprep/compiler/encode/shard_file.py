@@ -4,7 +4,7 @@ import json
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,9 @@ from omniprep.shards.writer import ShardWriter
 
 BEHIND_BYTES = 64 << 20
 """Most media bytes of an unwritten bin before the encoder blocks; so memory stays bounded."""
+
+
+_ENTRY_NAMES = tuple(entry.name for entry in fields(BatchEntry))
 
 
 class UnwritableBinError(OmniprepError):
@@ -89,7 +92,7 @@ class ShardFile(ShardWriter):
                 raise
             except Exception as error:
                 raise UnwritableBinError(facts["bin"], error) from error
-            self._bins.append({**facts, **asdict(entry)})
+            self._bins.append({**facts, **{name: getattr(entry, name) for name in _ENTRY_NAMES}})
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """End the file, or remove it where the block failed."""

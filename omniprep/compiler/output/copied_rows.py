@@ -1,39 +1,30 @@
-"""The rows of a repack: cut out of the bins of finished datasets; the new tables say of them what the old ones did.
+"""The rows of a repack: what the new tables say of rows that were copied is what the old ones did.
 
-Local shards are mapped, and each bin is hashed before the first of its rows is taken, so that damage is not copied and
-given a fresh checksum; remote ones are read bin by bin, the last gigabyte of them kept, so pull a large dataset first.
+Their bins are made by compiler/encode/copied_bins.py.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
 from omniprep import io
+from omniprep.compiler.merged_names import renamed_input
 from omniprep.compiler.output.folder import BuildIdentity
 from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.pack import Assignment, Rows
 from omniprep.compiler.plan.split_task import merge_unread
 from omniprep.config import BuildConfig
-from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
-from omniprep.lru import BoundedCache
 from omniprep.rows.columns import Note
 from omniprep.rows.longline import parse_line
 from omniprep.shards.codecs import codec_names, recoded
-from omniprep.shards.content import split_items
-from omniprep.shards.reader import decode
-from omniprep.shards.schema import Bin
-
-KEPT_BYTES = 1 << 30
-MAPPED_SHARDS = 256
 
 
 @dataclass(slots=True)
@@ -46,6 +37,8 @@ class Chosen:
     """Which dataset each line is of."""
     line: NDArray[np.int64]
     """Its line in that dataset's rows.parquet."""
+    renamed: Sequence[Mapping[str, str]] = field(default_factory=tuple)
+    """Of each dataset, the new names of its inputs that have one (compiler/merged_names.py)."""
 
 
 @dataclass(slots=True)
@@ -64,7 +57,12 @@ class CopiedRows:
 
     def facts(self, shard_seconds: float) -> dict[str, Any]:
         """As `Origin.facts`; what the first source says, where sources have to agree."""
-        inputs = {entry["source"]: entry for ds in self.datasets for entry in ds.manifest["inputs"]}
+        entries = (
+            renamed_input(entry, names)
+            for ds, names in zip(self.datasets, self.chosen.renamed, strict=True)
+            for entry in ds.manifest["inputs"]
+        )
+        inputs = {entry["source"]: entry for entry in entries}
         kept = set(self.chosen.table["source"].unique().to_pylist())
         first = self.datasets[0].manifest
         return {
@@ -117,22 +115,23 @@ class CopiedRows:
     def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes]:
         """As `Origin.rejected`: lines of the sources as they were; rows that are too long now have no content."""
         assert not late, "nothing is decoded, so nothing is rejected late"
-        was_packed = self.chosen.table["length"].is_valid().to_numpy()
+        rows = self.chosen.table.select(["source", "line", "length"]).take(pa.array(numbers)).to_pylist()
+        old_names = [{new: old for old, new in names.items()} for names in self.chosen.renamed]
         old_lines = [_rejected_lines(dataset) for dataset in self.datasets]
-        for number in numbers.tolist():
-            row = self.chosen.table.slice(number, 1).select(["source", "line", "length"]).to_pylist()[0]
-            if was_packed[number]:
+        for number, row in zip(numbers.tolist(), rows, strict=True):
+            if row["length"] is not None:  # it was packed
                 reject = {"source": row["source"], "line": row["line"], "code": self.rows.facts["code"][number]}
                 message = f"{row['length']} tokens, the limit is {self.config.row_limit}"
                 yield json.dumps({**reject, "message": message, "row": None}, ensure_ascii=False).encode() + b"\n"
                 continue
             # Both are in the order of the input rows, so each file is read once, line by line.
-            key, index = (row["source"], row["line"]), self.chosen.dataset[number]
+            index = self.chosen.dataset[number]
+            key = old_names[index].get(row["source"], row["source"]), row["line"]
             line = next((line for old_key, line in old_lines[index] if old_key == key), None)
             if line is None:
                 uri = self.datasets[index].uri
                 raise DamagedDataError(f"{uri}: rejected.jsonl lacks the row {key[0]}:{key[1]}; see omniprep verify")
-            yield line
+            yield line if key[0] == row["source"] else _with_source(line, key[0], row["source"])
 
 
 def _rejected_lines(dataset: PackedDataset) -> Iterator[tuple[tuple[str, int], bytes]]:
@@ -150,95 +149,9 @@ def _rejected_lines(dataset: PackedDataset) -> Iterator[tuple[tuple[str, int], b
             yield key, line
 
 
-class RowReader:
-    """Cuts single rows out of bins; see the module for what is kept."""
-
-    def __init__(
-        self, datasets: Sequence[PackedDataset], chosen: Chosen, pixels: Literal["arrays", "files"] = "arrays"
-    ) -> None:
-        """With `pixels` "files", what is stored as files is copied as such (`PackedDataset.load`)."""
-        self.datasets, self._chosen, self._pixels = datasets, chosen, pixels
-        self._positions = [
-            {name: ds.rows[name].to_numpy(zero_copy_only=False) for name in ("bin", "start", "length")}
-            for ds in datasets
-        ]
-        self._shards: BoundedCache[tuple[int, int], NDArray[np.uint8]] = BoundedCache(MAPPED_SHARDS)
-        self._bins: BoundedCache[tuple[int, int], dict[str, Any]] = BoundedCache(KEPT_BYTES, _bytes)
-        self._hashed = [np.zeros(len(ds), bool) for ds in datasets]
-
-    def read(self, number: int) -> Bin:
-        """A chosen row by its number, as `encode_planned` would give it; its arrays look into the old shard."""
-        dataset, line = int(self._chosen.dataset[number]), int(self._chosen.line[number])
-        bins, starts, lengths = (self._positions[dataset][name] for name in ("bin", "start", "length"))
-        packed = self._bin(dataset, int(bins[line]))
-        start, borders = int(starts[line]), packed["cu_seqlens"]
-        within = int(np.searchsorted(borders[:-1], start))
-        if (
-            within == len(packed["row_ids"])
-            or packed["row_ids"][within] != line
-            or (borders[within], borders[within + 1] - start) != (start, lengths[line])
-        ):
-            raise DamagedDataError(
-                f"{self.datasets[dataset].uri}: bin {int(bins[line])} does not hold row {line} of rows.parquet "
-                "where that says it is"
-            )
-        cut = cut_row(packed, within)
-        # Of a row without media the build keeps no positions: they are the plain range.
-        positions = cut.get("position_ids") if cut["row_items"].any() else None
-        names = ("input_ids", "labels", "cu_seqlens", "row_ids", "row_items")
-        fixed = {name: cut[name] for name in names}
-        files = {name: cut.get("files", {}).get(name, []) for name in self._file_columns}
-        media = _items(cut)
-        return Bin(**fixed, loss_scale=cut.get("loss_scale"), position_ids=positions, media=media, files=files)
-
-    @property
-    def _file_columns(self) -> list[str]:
-        """Names of the columns that are copied as files."""
-        names = codec_names(self.datasets[0].layout.columns) if self._pixels == "files" else {}
-        return [name for name, codec in names.items() if codec == "source"]
-
-    def _bin(self, dataset: int, number: int) -> dict[str, Any]:
-        ds = self.datasets[dataset]
-        shard, offset, length = (int(ds.index[name][number]) for name in ("shard", "offset", "length"))
-        uri = io.join(ds.uri, *ds.manifest["shards"][shard]["path"].split("/"))
-        coded = any("codec" in column.params for column in ds.layout.columns)  # a bin is then decoded once, not by row
-        if io.is_local(uri) and not coded:
-            content = self._shards.get((dataset, shard))
-            if content is None:
-                try:
-                    mapped = np.memmap(io.local_path(uri), np.uint8, "r")
-                except ValueError as error:  # an empty file
-                    raise DamagedDataError(f"{uri}: {error}") from error
-                content = self._shards.put((dataset, shard), mapped)
-            data = content[offset : offset + length]
-            if not self._hashed[dataset][number]:
-                if xxhash.xxh3_64_intdigest(data.data) != int(ds.index["checksum"][number]):
-                    raise DamagedDataError(
-                        f"{uri}: bin {number} is damaged (its checksum differs); see omniprep verify"
-                    )
-                self._hashed[dataset][number] = True
-            try:
-                return decode(data, ds.schema, ds.layout)
-            except DamagedDataError as error:
-                raise DamagedDataError(f"{uri}: bin {number}: {error}") from error
-        kept = self._bins.get((dataset, number))
-        return self._bins.put((dataset, number), ds.load(number, self._pixels)) if kept is None else kept
-
-
-def _bytes(item: dict[str, Any]) -> int:
-    arrays = sum(value.nbytes for value in item.values() if isinstance(value, np.ndarray))
-    return int(arrays + sum(stored.nbytes for items in item.get("files", {}).values() for stored in items))
-
-
-def _items(cut: dict[str, Any]) -> dict[str, list[NDArray[Any]]]:
-    media: dict[str, list[NDArray[Any]]] = {column.name: [] for column in cut["columns"]}
-    for column in cut["columns"]:
-        if column.name not in cut:
-            continue
-        if column.kind == "tokens":
-            media[column.name] = [cut[column.name]]
-        elif column.kind == "flat":
-            media[column.name] = split_items(column, cut)
-        else:
-            media[column.name] = list(cut[column.name])
-    return media
+def _with_source(line: bytes, old: str, new: str) -> bytes:
+    """A line of rejected.jsonl with another source; the row, of perhaps hundreds of MB, is not parsed."""
+    head = b'{"source": ' + json.dumps(old, ensure_ascii=False).encode(errors="replace")
+    if not line.startswith(head):  # another program wrote it
+        return json.dumps({**parse_line(line), "source": new}, ensure_ascii=False).encode(errors="replace") + b"\n"
+    return b'{"source": ' + json.dumps(new, ensure_ascii=False).encode(errors="replace") + line[len(head) :]

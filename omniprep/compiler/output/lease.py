@@ -101,6 +101,7 @@ def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[L
     """Be the only run in a folder; within the block, in this thread, the folder is changed through the fence.
 
     Refused where another run is at work, or a folder of the dataset is a link; `say` tells of another machine's lease.
+    Whatever the block finds wrong in a folder that it lost is the other run's work: it ends with LostLeaseError then.
     """
     io.make_folder(out)
     if io.is_local(out):
@@ -120,7 +121,11 @@ def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[L
         raise
     try:
         with io.changes_through(out, fence):
-            yield lease
+            try:
+                yield lease
+            except Exception:
+                lease.check()
+                raise
     finally:
         lease.release()
 
