@@ -38,7 +38,7 @@ from omniprep.compiler.output.folder import (
     os_errors_as_one_line,
 )
 from omniprep.compiler.output.lease import Lease, hold
-from omniprep.compiler.output.manifest import Settled, fill, settle
+from omniprep.compiler.output.manifest import Settled, fill, row_columns, settle
 from omniprep.compiler.output.ownfiles import APPEND_STATE, FOLDERS, canonical, remove_tagged, sweep
 from omniprep.compiler.parts import eval_dataset
 from omniprep.compiler.run.cluster import ray_session
@@ -105,6 +105,7 @@ def _append(
     if family.tokenizer_sha256 != dataset.record.tokenizer_sha256:
         raise OmniprepError(f"{out}: was built with another tokenizer than that of --model {config.model}")
     check_family(family, progress.message)
+    _refuse_other_columns(dataset)
     listed = new_inputs(dataset, list_inputs(config, progress.message), progress)
     if not listed.splits:
         _end_what_was_killed(out, before, progress)
@@ -280,9 +281,19 @@ def _all_rows(dataset: PackedDataset, settled: Settled, first_bin: int) -> Itera
         for group in range(table.metadata.num_row_groups):
             yield table.read_row_group(group, use_threads=False)
     for part in settled.tables(first_bin):
-        if set(part.column_names) != set(names):
-            raise DamagedDataError(f"{uri}: has other columns than this omniprep writes; repack the dataset first")
         yield part.select(names)
+
+
+def _refuse_other_columns(dataset: PackedDataset) -> None:
+    """Refuse, before anything is encoded, a table that rows of this version cannot be added to."""
+    uri = dataset.table_uri("rows.parquet")
+    with io.open_input(uri) as file:
+        names = set(pq.ParquetFile(file, pre_buffer=False).schema_arrow.names)
+    if differing := names ^ set(row_columns()):
+        raise DamagedDataError(
+            f"{uri}: has other columns than this omniprep writes ({', '.join(sorted(differing))}); repack the dataset "
+            "first"
+        )
 
 
 def add_counts(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -134,6 +134,11 @@ class PackedDataset(Dataset[dict[str, Any]]):
             schema, layout = self.schema, self.layout
             data = self._reader.read(shard, offset, length, checksum, before)
         except DamagedDataError as error:
+            if self._is_replaced(shard):
+                raise OmniprepError(
+                    f"{self.uri}: rows were removed since this dataset was opened, and its shard "
+                    f"{self.record.shards[shard].path} with them; open it again"
+                ) from error
             raise DamagedDataError(f"bin {number}: {error}") from error
         try:
             arrays = decode(data, schema, layout, before=before, check=unchecked, pixels=pixels)
@@ -141,6 +146,14 @@ class PackedDataset(Dataset[dict[str, Any]]):
             raise type(error)(f"bin {number}: {self._shards[shard]}: {error}") from error
         self._seen[number] = True
         return arrays
+
+    def _is_replaced(self, shard: int) -> bool:
+        """Whether the dataset, as it is now, has written a shard again under another name (`omniprep remove`)."""
+        try:
+            now = read_manifest(self.uri)[0]
+        except (OmniprepError, OSError):
+            return False
+        return self.record.shards[shard].path not in {entry.path for entry in now.shards}
 
     @property
     def counts(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from omniprep.config import BuildConfig, config_hash, shaping
 from omniprep.errors import DamagedDataError, RejectCode
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 from omniprep.rows.columns import Note
-from omniprep.shards.index import IndexEntry, write_index, write_rows
+from omniprep.shards.index import ROWS_SCHEMA, IndexEntry, write_index, write_rows
 
 PART_ROWS = 1 << 20
 """Lines of rows.parquet that are held as texts at once, and of its row groups."""
@@ -122,6 +122,12 @@ class Settled:
     def rejected(self) -> Iterator[bytes | memoryview]:
         """The content of rejected.jsonl, in pieces."""
         return self.origin.rejected(np.flatnonzero(~self.packed), self.late)
+
+
+def row_columns() -> list[str]:
+    """The columns of rows.parquet, as `Settled.tables` writes them."""
+    notes = [str(note.name).lower() for note in Note]
+    return [*ROWS_SCHEMA.names, *MEDIA_COLUMNS, "trained", "patches", "audio_frames", "file_bytes", "control", *notes]
 
 
 def settle(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> Settled:
