@@ -31,7 +31,7 @@ WORKERS = click.option(
     default="auto",
     show_default=True,
     metavar="auto|N",
-    help="Ray workers: as many as there are CPUs, where the work takes long; 0 is this process. The bytes are the same.",
+    help="Ray workers; auto: the CPUs, where the work takes long; 0: this process. The bytes are the same.",
 )
 RAY_ADDRESS = click.option("--ray-address", help="Join a running Ray cluster instead of starting a local one.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")

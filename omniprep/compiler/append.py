@@ -105,7 +105,7 @@ def _append(
     if family.tokenizer_sha256 != dataset.record.tokenizer_sha256:
         raise OmniprepError(f"{out}: was built with another tokenizer than that of --model {config.model}")
     check_family(family, progress.message)
-    _refuse_other_columns(dataset)
+    _refuse_other_columns(dataset, config)
     listed = new_inputs(dataset, list_inputs(config, progress.message), progress)
     if not listed.splits:
         _end_what_was_killed(out, before, progress)
@@ -284,12 +284,12 @@ def _all_rows(dataset: PackedDataset, settled: Settled, first_bin: int) -> Itera
         yield part.select(names)
 
 
-def _refuse_other_columns(dataset: PackedDataset) -> None:
+def _refuse_other_columns(dataset: PackedDataset, config: BuildConfig) -> None:
     """Refuse, before anything is encoded, a table that rows of this version cannot be added to."""
     uri = dataset.table_uri("rows.parquet")
     with io.open_input(uri) as file:
         names = set(pq.ParquetFile(file, pre_buffer=False).schema_arrow.names)
-    if differing := names ^ set(row_columns()):
+    if differing := names ^ set(row_columns(config)):
         raise DamagedDataError(
             f"{uri}: has other columns than this omniprep writes ({', '.join(sorted(differing))}); repack the dataset "
             "first"

@@ -124,10 +124,11 @@ class Settled:
         return self.origin.rejected(np.flatnonzero(~self.packed), self.late)
 
 
-def row_columns() -> list[str]:
-    """The columns of rows.parquet, as `Settled.tables` writes them."""
+def row_columns(config: BuildConfig) -> list[str]:
+    """The columns of rows.parquet, as `Settled.tables` writes them for a build with these options."""
     notes = [str(note.name).lower() for note in Note]
-    return [*ROWS_SCHEMA.names, *MEDIA_COLUMNS, "trained", "patches", "audio_frames", "file_bytes", "control", *notes]
+    facts = ["trained", "patches", "audio_frames", "file_bytes", "control", *notes]
+    return [*ROWS_SCHEMA.names, *MEDIA_COLUMNS, *facts, *(HASH_COLUMNS if config.dedup == "exact" else ())]
 
 
 def settle(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> Settled:
