@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from omniprep import io
 from omniprep.compiler.build import encode, plan, write_dataset_report
 from omniprep.compiler.driver import stopped_by_signal
+from omniprep.compiler.duplicates import HASH_COLUMNS
 from omniprep.compiler.options import family_of
 from omniprep.compiler.oracle.quick import check_family
 from omniprep.compiler.output.built_rows import Planned
@@ -289,7 +290,8 @@ def _refuse_other_columns(dataset: PackedDataset, config: BuildConfig) -> None:
     uri = dataset.table_uri("rows.parquet")
     with io.open_input(uri) as file:
         names = set(pq.ParquetFile(file, pre_buffer=False).schema_arrow.names)
-    if differing := names ^ set(row_columns(config)):
+    # That hashes are absent which --dedup needs is said, with what to do, where they are read.
+    if differing := names ^ (set(row_columns(config)) - (set(HASH_COLUMNS) - names)):
         raise DamagedDataError(
             f"{uri}: has other columns than this omniprep writes ({', '.join(sorted(differing))}); repack the dataset "
             "first"
