@@ -127,7 +127,7 @@ class Settled:
 def row_columns(config: BuildConfig) -> list[str]:
     """The columns of rows.parquet, as `Settled.tables` writes them for a build with these options."""
     notes = [str(note.name).lower() for note in Note]
-    facts = ["trained", "patches", "audio_frames", "file_bytes", "control", *notes]
+    facts = ["trained", "patches", "audio_frames", "file_bytes", "pixel_share", "control", *notes]
     return [*ROWS_SCHEMA.names, *MEDIA_COLUMNS, *facts, *(HASH_COLUMNS if config.dedup == "exact" else ())]
 
 
