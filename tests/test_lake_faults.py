@@ -208,9 +208,9 @@ def test_columns_that_drift_between_appends(tmp_path: Path, base: Path, model_di
     shares = [{"from": "human", "value": "Say b"}, {"from": "gpt", "value": "b"}]
     tables = {
         "1.parquet": pa.table({"messages": [chat] * 3}),
-        "2.parquet": pa.table({"conversations": [shares] * 3, "score": [0.5] * 3}),
-        "3.parquet": pa.table({"query": ["Say c"] * 3, "response": ["c"] * 3, "score": ["high"] * 3}),
-        "4.parquet": pa.table({"text": ["no chat"] * 3}),
+        "2.parquet": pa.table({"conversations": [shares] * 3, "picture": ["a.png"] * 3}),
+        "3.parquet": pa.table({"query": ["Say c"] * 3, "response": ["c"] * 3, "picture": [["a.png"]] * 3}),
+        "4.parquet": pa.table({"story": ["no chat"] * 3}),
     }
     for name, table in tables.items():
         pq.write_table(table, tmp_path / name)
@@ -218,7 +218,7 @@ def test_columns_that_drift_between_appends(tmp_path: Path, base: Path, model_di
         assert done.code == 0, done.err
     dataset = PackedDataset(out)
     assert dataset.counts["rows"] == {"read": 24, "packed": 21, "rejected": 3}
-    assert dataset.counts["unread_columns"]["score"]["rows"] == 6
+    assert dataset.counts["unread_columns"]["picture"]["rows"] == 6
     assert dataset.row(str(tmp_path / "2.parquet"), 3)["input_ids"].shape[1] > 3
     same = content(out)
     pq.write_table(tables["4.parquet"].append_column("id", pa.array([1, 2, 3])), tmp_path / "5.parquet")
