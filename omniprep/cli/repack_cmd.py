@@ -18,6 +18,7 @@ from omniprep.modalities import KINDS
         "omniprep repack packed/ --bin-length 32768 --out packed-32k/",
         "omniprep repack packed/ --bin-length 16384 --kind image --kind mixed --out pictures/",
         "omniprep repack packed/ --bin-length 16384 --pixel-codec delta --out packed-delta/",
+        "omniprep repack packed/ --bin-length 16384 --exclude chats.jsonl:12 --exclude-rows bad.txt --out better/",
         "omniprep repack packed-a/ packed-b/ --bin-length 16384 --seed 1 --out both/",
     ),
 )
@@ -33,6 +34,16 @@ from omniprep.modalities import KINDS
 )
 @click.option("--source", "sources", multiple=True, help="Only rows of this input (or its end, such as chats.jsonl).")
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only rows that hold this besides text.")
+@click.option("--exclude", multiple=True, metavar="SOURCE:LINE", help="Leave this row away; repeatable.")
+@click.option(
+    "--exclude-rows",
+    default="",
+    metavar="FILE",
+    help="Leave rows away: SOURCE:LINE, or JSON, on each line of a file.",
+)
+@click.option(
+    "--exclude-source", multiple=True, metavar="PATTERN", help="Leave away all rows of inputs that a glob fits."
+)
 @click.option(
     "--pixel-codec",
     type=click.Choice(get_args(PixelCodecName)),
@@ -51,6 +62,9 @@ def repack(
     shard_size: int | None,
     sources: tuple[str, ...],
     kinds: tuple[str, ...],
+    exclude: tuple[str, ...],
+    exclude_rows: str,
+    exclude_source: tuple[str, ...],
     pixel_codec: str | None,
     check_pixels: CheckPixels,
     workers: Workers,
@@ -66,6 +80,7 @@ def repack(
     """
     began = time.monotonic()
     from omniprep.cli.summary import print_summary
+    from omniprep.compiler.named_rows import exclusions
     from omniprep.compiler.repack import repack as run_repack
     from omniprep.progress import reporter
 
@@ -79,6 +94,7 @@ def repack(
             shard_size=shard_size,
             sources=sources,
             kinds=kinds,
+            exclude=exclusions(exclude, exclude_rows, exclude_source),
             overwrite=overwrite,
             pixel_codec=pixel_codec,
             check_pixels=check_pixels,

@@ -6,10 +6,9 @@ else held the rows' texts: lines of rejected.jsonl, plans, the examples of repor
 each, with the status `removed` and no other fact than its source.
 """
 
-import fnmatch
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from omniprep.compiler.build import write_dataset_report
 from omniprep.compiler.costs import bin_cost
 from omniprep.compiler.driver import stopped_by_signal
 from omniprep.compiler.encode.copied_bins import COPIED_BYTES, CopySource, CopyTask, forget_copied, places_of
+from omniprep.compiler.named_rows import RowNames
 from omniprep.compiler.output.commit import (
     add_generation,
     commit,
@@ -39,7 +39,7 @@ from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import Workers
 from omniprep.data.dataset import PackedDataset
-from omniprep.errors import OmniprepError, UsageError, did_you_mean
+from omniprep.errors import OmniprepError
 from omniprep.modalities import MODALITIES
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
@@ -73,7 +73,8 @@ def remove(
             recover(out)
             before = read_plain_manifest(out)
             dataset = PackedDataset(out, verify="first")
-            gone = _chosen(dataset, rows, rows_file, sources)
+            named = RowNames(rows=tuple(rows), rows_file=rows_file, sources=tuple(sources))
+            gone = named.find(dataset.row_keys, dataset.uri)
             already = _removed(dataset.rows)
             if (gone & already).any():
                 progress.message(f"{out}: {int((gone & already).sum()):,} of these rows were removed before")
@@ -92,63 +93,6 @@ def remove(
             _write_report_again(out, progress)
             _sweep_texts(out, manifest)
             return manifest
-
-
-def _chosen(dataset: PackedDataset, rows: Sequence[str], rows_file: str, sources: Sequence[str]) -> NDArray[np.bool_]:
-    """Which rows of rows.parquet are meant."""
-    if not (rows or rows_file or sources):
-        raise UsageError("nothing to remove: give --row SOURCE:LINE, --rows FILE or --source PATTERN")
-    names, codes, lines = dataset.row_keys
-    gone = np.zeros(len(lines), bool)
-    keys = codes.astype(np.int64) << 40 | lines  # a source has fewer lines than 2^40
-    order = np.argsort(keys)
-    for where, source, line in [*_given(rows), *_listed(rows_file)]:
-        if source not in names:
-            raise UsageError(
-                f"{where}: {source} is no input of {dataset.uri}{did_you_mean(source, names)}; nothing was removed"
-            )
-        key = names[source] << 40 | line
-        place = int(np.searchsorted(keys, key, sorter=order))
-        if place == len(order) or keys[order[place]] != key:
-            raise UsageError(f"{where}: {source} has no row {line} in {dataset.uri} (from 1); nothing was removed")
-        gone[order[place]] = True
-    for pattern in sources:
-        fitting = [code for source, code in names.items() if fnmatch.fnmatchcase(source, pattern)]
-        if not fitting:
-            raise UsageError(f"--source {pattern}: no source fits{did_you_mean(pattern, names)}; nothing was removed")
-        gone |= np.isin(codes, fitting)
-    return gone
-
-
-def _given(rows: Sequence[str]) -> Iterator[tuple[str, str, int]]:
-    for text in rows:
-        yield (f"--row {text}", *_source_and_line(text, f"--row {text}"))
-
-
-def _source_and_line(text: str, where: str) -> tuple[str, int]:
-    source, _, line = text.rpartition(":")
-    if not source or not line.isdecimal():
-        raise UsageError(f"{where}: write it as SOURCE:LINE, such as chats.jsonl:12")
-    return source, int(line)
-
-
-def _listed(rows_file: str) -> Iterator[tuple[str, str, int]]:
-    if not rows_file:
-        return
-    try:
-        data = io.read_bytes(rows_file)
-    except OSError as error:
-        raise UsageError(f"--rows {rows_file}: {error.strerror or error}") from error
-    for number, line in enumerate(data.splitlines(), 1):
-        where, text = f"{rows_file}:{number}", line.decode("utf-8-sig", errors="replace").strip()
-        if text.startswith("{"):
-            try:
-                entry = parse_line(line)
-                yield where, str(entry["source"]), int(entry["line"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"{where}: a JSON object here has source and line ({error})") from error
-        elif text:
-            yield (where, *_source_and_line(text, where))
 
 
 def _remove(

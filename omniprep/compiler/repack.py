@@ -35,6 +35,7 @@ from omniprep.compiler.encode.copied_bins import (
     places_of,
 )
 from omniprep.compiler.merged_names import merged_names, refuse_repeated, renamed_table
+from omniprep.compiler.named_rows import RowNames, exclusions
 from omniprep.compiler.output.copied_rows import Chosen, CopiedRows
 from omniprep.compiler.output.folder import BuildIdentity, os_errors_as_one_line
 from omniprep.compiler.output.lease import Lease
@@ -57,7 +58,8 @@ FACTS = ("trained", "patches", "audio_frames", "control")
 
 def repack(
     uris: Sequence[str], out: str, bin_length: int, progress: Reporter, *, seed: int | None = None,
-    shard_size: int | None = None, sources: Sequence[str] = (), kinds: Sequence[str] = (), overwrite: bool = False,
+    shard_size: int | None = None, sources: Sequence[str] = (), kinds: Sequence[str] = (),
+    exclude: RowNames | None = None, overwrite: bool = False,
     pixel_codec: str | None = None, check_pixels: CheckPixels = "first", workers: Workers = 0,
     ray_address: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -72,6 +74,7 @@ def repack(
         shard_size: Bytes a shard grows to (default: as the first dataset was built).
         sources: Keep the rows of these inputs alone; an input may be shortened to its end (chats.jsonl).
         kinds: Keep rows of these kinds alone, see `KINDS`; rejected rows have no kind and are left out.
+        exclude: Rows to leave away (`omniprep.compiler.named_rows.exclusions`).
         overwrite: Throw away what an earlier build or repack left in `out`.
         pixel_codec: delta, raw, webp or jxl; source of datasets in source alone (default: that of the first dataset).
         check_pixels: As `PackedDataset` takes it.
@@ -95,10 +98,16 @@ def repack(
         changed = {"bin_length": bin_length, "out": out, "seed": seed, "shard_size": shard_size}
         changed |= {"workers": workers, "ray_address": ray_address}
         config = _config(datasets, {**changed, "pixel_codec": pixel_codec, "overwrite": overwrite or None})
-        chosen = choose(datasets, sources, kinds)
+        exclude = exclude or exclusions((), "", ())
+        chosen = choose(datasets, sources, kinds, exclude)
         identity = BuildIdentity(
             command="repack",
-            config={**shaping(config), "source": sorted(set(sources)), "kind": sorted(set(kinds))},
+            config={
+                **shaping(config),
+                "source": sorted(set(sources)),
+                "kind": sorted(set(kinds)),
+                "exclude": exclude.described(),
+            },
             inputs=tuple(_fingerprint(dataset) for dataset in datasets),
             versions=dict(versions()),
             tokenizer_sha256=datasets[0].record.tokenizer_sha256 or "",
@@ -212,7 +221,9 @@ def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:
     return {"source": dataset.uri, "sha256": digest.hexdigest()}
 
 
-def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Sequence[str]) -> Chosen:
+def choose(
+    datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Sequence[str], exclude: RowNames
+) -> Chosen:
     """The rows that go on; refuses a source or kind that there is none of, and an input line of two datasets."""
     without = set() if has_hashes(datasets) else set(HASH_COLUMNS)
     names = [name for name in datasets[0].rows.column_names if name not in without]
@@ -239,6 +250,13 @@ def choose(datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Seq
         chosen_kinds = [KINDS.index(kind) for kind in kinds]
         of_kind = np.isin(row_kinds(media_counts(table)), chosen_kinds)
         keep &= of_kind & table["bin"].is_valid().to_numpy()
+    if exclude:
+        column = table["source"].combine_chunks()
+        numbers = {name: code for code, name in enumerate(column.dictionary.to_pylist())}
+        keys = (numbers, column.indices.to_numpy(), table["line"].to_numpy())
+        keep &= ~exclude.find(keys, " and ".join(dataset.uri for dataset in datasets))
+        if not keep.any():
+            raise UsageError("--exclude: no row is left")
     chosen = Chosen(table.filter(pa.array(keep)), dataset[keep], line[keep], renamed)
     if len(datasets) > 1:
         _refuse_lines_of_two(datasets, chosen)

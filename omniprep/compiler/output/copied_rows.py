@@ -77,7 +77,7 @@ class CopiedRows:
                 {"uri": ds.uri, "plan_sha256": ds.manifest.get("plan_sha256"), "sha256": entry["sha256"]}
                 for ds, entry in zip(self.datasets, self.identity.inputs, strict=True)
             ],
-            "chosen": {name: self.identity.config[name] for name in ("source", "kind")},
+            "chosen": {name: self.identity.config[name] for name in ("source", "kind", "exclude")},
         }
 
     def _video_readers(self) -> dict[str, int]:
