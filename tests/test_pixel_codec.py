@@ -232,7 +232,7 @@ def test_damaged_delta_is_refused_or_another_picture(data) -> None:
 @pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("merge", [1, 2, 3])
 @pytest.mark.parametrize("side", [2, 7, 8, 12, 14, 15, 16, 24, 32])
-def test_compiled_and_numpy_cut_pixels_into_the_same_patches(side: int, merge: int, frames: int) -> None:
+def test_compiled_and_numpy_make_the_same_patches_and_residuals(side: int, merge: int, frames: int) -> None:
     """Whatever the layout of the pixels: rows with their colors apart, which the compiled function takes, or not."""
     from omniprep.shards.codecs import delta_kernels
 
@@ -248,6 +248,12 @@ def test_compiled_and_numpy_cut_pixels_into_the_same_patches(side: int, merge: i
             assert np.array_equal(shape.pixels(target[32:-32]), pixels)
             assert (target[:32] == 7).all() and (target[-32:] == 7).all()
         assert np.array_equal(*patches)
+        if side < 8:  # narrower than what the compiled functions copy
+            continue
+        residuals = np.full(shape.size + 64, 7, np.uint8)
+        delta_kernels.residuals_of_patches(patches[0][32:-32].copy(), *shape.cut, residuals[32:-32])
+        assert np.array_equal(residuals[32:-32], delta.residuals_of_pixels(layouts[0]).reshape(-1))
+        assert (residuals[:32] == 7).all() and (residuals[-32:] == 7).all()
 
 
 def test_delta_bytes_are_pinned() -> None:

@@ -14,6 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.media.transpose import SIDE, transpose
+
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 U64 = NDArray[np.uint64]
@@ -341,7 +343,9 @@ def whole_across(src: U32, first: I32, weights: I32, top: int, rows: int, out: U
     turned = np.zeros((src.shape[1] + taps, ROWS), np.uint32)
     total = np.empty((3, ROWS), np.int32)
     block = np.zeros((8 * out.shape[1], ROWS), np.uint8)
-    words = block.view(np.uint64)
+    words, out_bytes = block.view(np.uint64), out.view(np.uint8)
+    row_bytes = 8 * out.shape[1]
+    whole = row_bytes // SIDE * SIDE
     for y in range(0, rows, ROWS):
         _turn_pixels(src, top + y, min(ROWS, rows - y), turned)
         for x in range(width):
@@ -356,7 +360,10 @@ def whole_across(src: U32, first: I32, weights: I32, top: int, rows: int, out: U
                 _add_pixels(total, turned, first[x] + j, weights[x, j:])
             for channel in range(3):
                 _clip(total[channel], block[channel * width + x])
-        for column in range(out.shape[1]):
+        for start in range(0, whole, SIDE):
+            for r in range(0, ROWS, SIDE):
+                transpose(block, start * ROWS + r, ROWS, out_bytes, (y + r) * row_bytes + start, row_bytes)
+        for column in range(whole // 8, out.shape[1]):
             for r in range(ROWS // 8):
                 _turn_words(words, 8 * column, r, 1, out, y + 8 * r, column)
 

@@ -127,34 +127,38 @@ def residuals_of_patches(patches, frames, height, width, high, wide, merge, out)
     """Patches of one picture into its residuals; arguments as `undo_into_patches`, which reverses this."""
     plane = height * width
     area = high * wide * frames
-    patch_bytes = 3 * area
-    block_high, block_wide = merge * high, merge * wide
-    blocks_across = width // block_wide
-    # A row of each color behind a zero, which stands left of the first pixel; and the differences along the row above.
-    row = np.zeros((3, width + 1), np.uint8)
+    block_high = merge * high
+    blocks = width // (merge * wide)
+    # A row of each color behind a zero, which stands left of the first pixel, and before 16 bytes that `copy_lane` may
+    # write to; and the differences along the row above.
+    stride = width + 17
+    buffer = np.zeros(3 * stride, np.uint8)
     above = np.zeros((3, width), np.uint8)
-    red, green, blue = row[0, 1:], row[1, 1:], row[2, 1:]
-    red_left, green_left, blue_left = row[0, :width], row[1, :width], row[2, :width]
+    red_left, green_left, blue_left = (buffer[:width], buffer[stride : stride + width], buffer[2 * stride :][:width])
+    red, green, blue = buffer[1:][:width], buffer[stride + 1 :][:width], buffer[2 * stride + 1 :][:width]
     above_red, above_green, above_blue = above[0], above[1], above[2]
     for frame in range(frames):
         above[:] = 0
         for y in range(height):
             block_row, in_block = y // block_high, y % block_high
             patch_row, line = in_block // high, in_block % high
-            first = (block_row * blocks_across * merge * merge + patch_row * merge) * patch_bytes
-            first += frame * high * wide + line * wide
-            for across in range(blocks_across):
-                for column in range(merge):
-                    at = first + (across * merge * merge + column) * patch_bytes
-                    to = across * block_wide + column * wide
-                    for k in range(0, wide - 8, 8):
-                        copy_word(red, to + k, patches, at + k)
-                        copy_word(green, to + k, patches, at + area + k)
-                        copy_word(blue, to + k, patches, at + 2 * area + k)
-                    end = wide - 8  # the last word overlaps the one before it
-                    copy_word(red, to + end, patches, at + end)
-                    copy_word(green, to + end, patches, at + area + end)
-                    copy_word(blue, to + end, patches, at + 2 * area + end)
+            first = (block_row * blocks * merge * merge + patch_row * merge) * 3 * area
+            first += (frame * high + line) * wide
+            lanes = wide <= 16 and y < height - 1  # which read up to 8 bytes behind a line: the last has none
+            target = 1
+            for block in range(blocks):
+                source = first + block * merge * merge * 3 * area
+                for _ in range(merge):
+                    if lanes:  # three times as fast as copies of 14 bytes
+                        copy_lane(buffer, target, patches, source)
+                        copy_lane(buffer, target + stride, patches, source + area)
+                        copy_lane(buffer, target + 2 * stride, patches, source + 2 * area)
+                    else:
+                        copy_bytes(buffer, target, patches, source, wide)
+                        copy_bytes(buffer, target + stride, patches, source + area, wide)
+                        copy_bytes(buffer, target + 2 * stride, patches, source + 2 * area, wide)
+                    source += 3 * area
+                    target += wide
             start = (frame * 3 * height + y) * width
             out_red = out[start : start + width]
             out_green = out[start + plane : start + plane + width]
