@@ -87,7 +87,9 @@ def test_appended_rows_are_those_of_a_build_and_old_shards_stay(tmp_path: Path, 
     out = make(first)
     before = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
     assert len(before) > 1
-    run(omniprep, "append", out, second)
+    said = run(omniprep, "append", out, second)
+    fill = json.loads((out / "manifest.json").read_text())["generations"][1]["fill"]
+    assert f"{100 * fill:.1f} % full; omniprep repack packs all rows anew" in said
     assert {name: (out / "shards" / name).read_bytes() for name in before} == before
     run(omniprep, "verify", out, "--deep", "--sample", 40)
     alone = PackedDataset(str(make(second, name="alone")))
