@@ -1,5 +1,6 @@
 """Media of a store, and parts of tars: read once however often they are opened, and large ones never held in memory."""
 
+import errno
 import io as std_io
 import os
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from omniprep import io
-from omniprep.errors import Reject, RejectCode
+from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.io.tar import members_of
 from omniprep.media import decord_reader
 from omniprep.media import source as media_source
@@ -134,6 +135,30 @@ def test_an_object_that_changes_while_it_is_read_is_rejected(monkeypatch: pytest
     with pytest.raises(Reject) as caught, source.fetched():
         pass
     assert caught.value.code == RejectCode.MEDIA_FETCH_FAILED and "changed" in caught.value.message
+
+
+def test_a_full_temporary_folder_is_no_fault_of_the_video(monkeypatch: pytest.MonkeyPatch, spoken: bytes) -> None:
+    """Which would be rejected with its row; the build ends with a line that says what to do."""
+    make_large(monkeypatch)
+    source, without = stored(spoken, member=False), Source(data=spoken)
+
+    class FullDisk(std_io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("TemporaryFile", "NamedTemporaryFile"):
+        monkeypatch.setattr(media_source.tempfile, name, lambda **_: FullDisk())
+    with pytest.raises(OmniprepError, match="No space left on device.*TMPDIR"):
+        probe_video(source)
+    with pytest.raises(OmniprepError, match="No space left on device.*TMPDIR"):
+        probe_video(without)  # decord needs a name of it
+
+    def no_folder(**_: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(media_source.tempfile, "TemporaryFile", no_folder)
+    with pytest.raises(OmniprepError, match="No usable temporary directory.*TMPDIR"):
+        probe_video(source)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the list of open files is Linux's")

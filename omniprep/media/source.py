@@ -10,7 +10,6 @@ import errno
 import hashlib
 import io as _io
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Any, BinaryIO, cast
 
 from omniprep import io
-from omniprep.errors import Reject, RejectCode
+from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.io.tar import Member
 
 MAX_MEDIA_BYTES = 8 << 30
@@ -133,7 +132,9 @@ class Source:
         if size <= SPOOLED_BYTES:
             yield replace(self, data=memoryview(self._read_remote()))
             return
-        with tempfile.TemporaryFile(prefix="omniprep-") as file:
+        with _temporary_folder_errors():
+            file = tempfile.TemporaryFile(prefix="omniprep-")  # noqa: SIM115 - closed below
+        with file:
             self._download(size, file)
             yield replace(self, spooled=file)
 
@@ -149,11 +150,16 @@ class Source:
         start = self.member.offset if self.member is not None else 0
         with os_errors_as_rejects(self.label):
             before = io.fingerprint(self.uri)
-            for offset in range(start, start + size, _PIECE_BYTES):
-                file.write(io.read_range(self.uri, offset, min(offset + _PIECE_BYTES, start + size)))
-            file.flush()
-            if io.fingerprint(self.uri) != before or file.tell() != size:
-                raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{self.label}: it changed while it was read")
+        for offset in range(start, start + size, _PIECE_BYTES):
+            with os_errors_as_rejects(self.label):
+                piece = io.read_range(self.uri, offset, min(offset + _PIECE_BYTES, start + size))
+            with _temporary_folder_errors():
+                file.write(piece)
+                file.flush()
+        with os_errors_as_rejects(self.label):
+            changed = io.fingerprint(self.uri) != before or file.tell() != size
+        if changed:
+            raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{self.label}: it changed while it was read")
 
     def _open_path(self, path: str) -> BinaryIO:
         with os_errors_as_rejects(self.label):
@@ -211,10 +217,27 @@ def named(file: BinaryIO) -> Iterator[str]:
         yield name
         return
     file.seek(0)
-    with tempfile.NamedTemporaryFile(prefix="omniprep-") as copy:
-        shutil.copyfileobj(file, copy, 1 << 20)
-        copy.flush()
+    with _temporary_folder_errors():
+        copy = tempfile.NamedTemporaryFile(prefix="omniprep-")  # noqa: SIM115 - closed below
+    with copy:
+        while piece := file.read(1 << 20):
+            with _temporary_folder_errors():
+                copy.write(piece)
+        with _temporary_folder_errors():
+            copy.flush()
         yield device_name(copy) or copy.name
+
+
+@contextmanager
+def _temporary_folder_errors() -> Iterator[None]:
+    """A full or missing temporary folder is no fault of the item: OmniprepError, which ends the build."""
+    try:
+        yield
+    except OSError as error:
+        raise OmniprepError(
+            "large media are decoded from a copy in the temporary folder, which cannot be written "
+            f"({error.strerror or error}); free its disk, or name another folder by TMPDIR"
+        ) from error
 
 
 def is_inside(path: str, root: str) -> bool:
