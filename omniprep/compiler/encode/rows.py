@@ -79,14 +79,14 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
     """Encode one row as a bin of its own; rejects media that do not decode or contradict their headers."""
     files: dict[str, list[StoredItem]] = {name: [] for name in file_columns(ctx, config.pixel_codec).values()}
     media: dict[str, list[Any]] = {column.name: [] for column in ctx.columns if column.name not in files}
-    for modality in ctx.modalities:
+    has_media = any(row.items.values())
+    for modality in ctx.modalities if has_media else ():
         for number, mapped in enumerate(_map_items(modality, row.items[modality], ctx, config, cache)):
             for column in ctx.columns:
                 if column.name in mapped.stored:
                     files[column.name].append(mapped.stored[column.name])
                 elif column.modality == modality and (column.kind != "rows" or number == 0):
                     media[column.name].append(mapped.arguments[column.name])
-    has_media = any(row.items.values())
     expansions = ctx.expand_row(Sample(row.ids, row.items)) if has_media else []
     ids, weights, is_media = expand(row.ids, np.repeat(row.run_weights, row.run_lengths), expansions)
     # The bin was planned with the length that headers promised. A family that expands to another must not go unnoticed.
