@@ -54,6 +54,9 @@ class RowOptions:
     truncation: Literal["raise", "left", "right"] = "raise"
     """What to do with a longer row: reject it, or cut its left or right end. A row whose media would be cut is
     rejected."""
+    pad_rows_to: int = 0
+    """End each row with pad tokens, to a multiple of so many tokens, so that context and sequence parallelism cut every
+    row evenly: the least common multiple of 2*CP and CP*TP. They are not learned, and count as tokens (0: none)."""
     loss_scale: str = "default"
     """Loss strategy: default, last_round, all, ignore_empty_think, hermes, react, qwen, agentflan, alpha_umi, or a
     chain such as last_round+hermes."""
@@ -148,6 +151,11 @@ class RowOptions:
         checks: list[tuple[bool, str]] = [
             (self.bin_length >= 0, "--bin-length must be positive"),
             (self.max_length is None or self.max_length > 0, "--max-length must be positive"),
+            (self.pad_rows_to >= 0, "--pad-rows-to must be 0 or more"),
+            (
+                self.pad_rows_to < 2 or self.bin_length % self.pad_rows_to == 0,
+                f"--pad-rows-to {self.pad_rows_to}: --bin-length must be a multiple of it, else full rows do not fit",
+            ),
             (self.max_line_bytes > 0, "--max-line-bytes must be positive"),
             (self.shard_size is None or self.shard_size > 0, "--shard-size must be positive"),
             (self.fps is None or self.fps > 0, "--fps must be positive"),
@@ -174,6 +182,11 @@ class RowOptions:
     def row_limit(self) -> int:
         """Longest row in tokens."""
         return self.max_length or self.bin_length
+
+    @property
+    def stored_limit(self) -> int:
+        """Longest row in tokens, with its pad tokens."""
+        return self.row_limit + (-self.row_limit % self.pad_rows_to if self.pad_rows_to else 0)
 
 
 @dataclass(frozen=True, kw_only=True)

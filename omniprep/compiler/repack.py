@@ -291,6 +291,11 @@ def _check_alike(datasets: Sequence[PackedDataset]) -> None:
             raise OmniprepError(f"{dataset.uri}: has no bins")
         if without_codec(dataset.layout) != without_codec(first.layout):
             raise OmniprepError(f"{dataset.uri}: its shards hold other columns than those of {first.uri}")
+        if dataset.record.config.pad_rows_to != first.record.config.pad_rows_to:
+            raise OmniprepError(
+                f"{dataset.uri}: its rows end in pad tokens to multiples of {dataset.record.config.pad_rows_to} "
+                f"(--pad-rows-to), those of {first.uri} of {first.record.config.pad_rows_to}; build both alike"
+            )
         for name in ("tokenizer_sha256", "preprocessor_sha256"):
             if dataset.manifest.get(name) != first.manifest.get(name):
                 raise OmniprepError(f"{dataset.uri}: made with another {name.removesuffix('_sha256')} than {first.uri}")
@@ -327,7 +332,10 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     table = chosen.table
     lengths = table["length"].fill_null(0).to_numpy().astype(np.int32)
     codes = np.array(table["code"].to_pylist(), object)
-    for limit, code in ((config.row_limit, RejectCode.ROW_TOO_LONG), (config.bin_length, RejectCode.ROW_EXCEEDS_BIN)):
+    for limit, code in (
+        (config.stored_limit, RejectCode.ROW_TOO_LONG),
+        (config.bin_length, RejectCode.ROW_EXCEEDS_BIN),
+    ):
         long = lengths > limit
         codes[long], lengths[long] = str(code), 0
     facts: dict[str, Any] = {"length": lengths, "code": codes}

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from omniprep import io
 from omniprep.data.collate import check_alike, collate, cut_row
+from omniprep.data.context_parallel import SlicedDataset
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.cache import BinCache
 from omniprep.shards.index import read_index, read_rows
@@ -207,6 +208,10 @@ class PackedDataset(Dataset[dict[str, Any]]):
         batch = collate(bins, device, dtype)
         batch.pop("loss_scale", None)
         return batch
+
+    def slice(self, rank: int, size: int) -> SlicedDataset:
+        """This rank's zigzag share of each bin, for context parallelism (`omniprep.data.context_parallel`)."""
+        return SlicedDataset(self, rank, size)
 
     def row(self, source: str | os.PathLike[str], line: int) -> dict[str, Any]:
         """Arguments of the model's forward for one input row alone, as `collate` makes them for bins.

@@ -123,6 +123,8 @@ class Manifest:
     """The checkpoint as it was named to the build, for display. See `omniprep.inspect.trust` before opening it."""
     model_types: tuple[str, ...] = ()
     """`model_type`s of its config.json whose classes take the batches; () in datasets built before it was written."""
+    placeholders: Mapping[str, int] = field(default_factory=dict)
+    """Modality → id of the token that stands for its items; {} in datasets built before it was written."""
     bin_length: int = 0
     fill: float = 0.0
     counts: Counts | None = None

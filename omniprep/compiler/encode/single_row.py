@@ -54,7 +54,8 @@ def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: s
         "chat_template_kwargs": chat.kwargs,
     }
     prompt = {name: value for name, value in prompt.items() if value or name == "messages"}
-    config = replace(config, columns=())  # the columns have their standard names now
+    # The columns have their standard names now; an answer goes on where the row ends, so no pad tokens.
+    config = replace(config, columns=(), pad_rows_to=0)
     encoded = encode_bin(prompt, ctx, config, base_dir, generate=True)
     encoded.labels = np.full_like(encoded.labels, IGNORE)
     return as_batch(encoded, ctx, config)

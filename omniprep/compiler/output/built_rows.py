@@ -72,6 +72,7 @@ class Planned:
             "checked": self.checked,
             "model": self.config.model,
             "model_types": list(model_types(ctx.config)),
+            "placeholders": {modality: ctx.placeholder_id(modality) for modality in ctx.modalities},
             "tokenizer_sha256": ctx.tokenizer_sha256,
             "preprocessor_sha256": hashlib.sha256(json.dumps(ctx.preprocessor, sort_keys=True).encode()).hexdigest(),
             "versions": {**versions(), **ctx.versions},

@@ -121,7 +121,7 @@ class CopiedRows:
         for number, row in zip(numbers.tolist(), rows, strict=True):
             if row["length"] is not None:  # it was packed
                 reject = {"source": row["source"], "line": row["line"], "code": self.rows.facts["code"][number]}
-                message = f"{row['length']} tokens, the limit is {self.config.row_limit}"
+                message = f"{row['length']} tokens, the limit is {self.config.stored_limit}"
                 yield json.dumps({**reject, "message": message, "row": None}, ensure_ascii=False).encode() + b"\n"
                 continue
             # Both are in the order of the input rows, so each file is read once, line by line.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from omniprep.compiler.costs import file_bytes, pixel_share
 from omniprep.compiler.encode.stored_items import file_columns
 from omniprep.compiler.isolate.deadline import row_deadline
+from omniprep.compiler.plan.padding import with_pad_tokens
 from omniprep.compiler.plan.probe import find_media
 from omniprep.compiler.plan.rendered_rows import TokenizedRow, WholeText, render_row, tokenize_rows
 from omniprep.compiler.plan.text_checks import check_text, check_unicode
@@ -310,6 +311,7 @@ def _assemble(draft: Draft, tokens: TokenizedRow, ctx: FamilyContext, config: Bu
         # The reference clears the first label before it cuts. A row that was cut on the left would then begin with a
         # label that is predicted from the row before it in the bin, so it is cleared after the cut as well.
         weights[0] = 0.0
+    ids, weights, length = with_pad_tokens(ids, weights, length, ctx, config)
     if config.bin_length and length > config.bin_length:
         raise Reject(RejectCode.ROW_EXCEEDS_BIN, f"{length} tokens, the bin holds {config.bin_length}")
     # Weights are kept as runs: a chat has a few, where single weights would double the plan.
