@@ -19,7 +19,7 @@ LAYERS = (
     "shards",
     "families",
     "registry data",
-    "testing",
+    "adapters testing",
     "inspect",
     "report",
     "compiler",
