@@ -8,6 +8,7 @@ one place.
 
 import difflib
 import os
+import traceback
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -26,6 +27,19 @@ class DamagedDataError(OmniprepError):
 
 class OtherPixelsError(DamagedDataError):
     """Files that a shard keeps in place of pixels do not give the build's pixels on this machine."""
+
+
+def error_code(error: BaseException) -> str:
+    """A stable word for what ended a command, for logs: the name of its class without "Error", in small letters.
+
+    "failed" is any `OmniprepError` of no class of its own, "os" a file or store that failed, "defect" all else.
+    """
+    if type(error) is OmniprepError:
+        return "failed"
+    if isinstance(error, OmniprepError):
+        name = type(error).__name__.removesuffix("Error")
+        return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+    return "os" if isinstance(error, OSError) else "defect"
 
 
 class Terminated(KeyboardInterrupt):
@@ -173,7 +187,11 @@ class RejectCode(StrEnum):
         "media_url_forbidden",
         "An http(s) URL without --allow-http, or one that leads to a private address.",
     )
-    MEDIA_FETCH_FAILED = "media_fetch_failed", "The store or server did not give the media (after retries)."
+    MEDIA_FETCH_FAILED = (
+        "media_fetch_failed",
+        "The store refuses this object, or a server of the web did not give it (after retries). A store that answers "
+        "nobody ends the build instead.",
+    )
     MEDIA_TOO_LARGE = "media_too_large", "The media file is larger than the limit."
     BAD_BASE64 = "bad_base64", "Inline media that is not valid base64."
     # Decoding media
@@ -244,3 +262,15 @@ class Reject(Exception):
     def __reduce__(self) -> tuple[type["Reject"], tuple[str, str]]:
         """Cross process borders (Ray) with both fields."""
         return Reject, (str(self.code), self.message)
+
+
+def unexpected(error: Exception) -> Reject:
+    """The reject for an exception that no code expects: a defect of omniprep, a decoder or a family's callback.
+
+    One row must not end a build of millions; the code and the message say that it is a defect, and where.
+    """
+    if isinstance(error, MemoryError):
+        return Reject(RejectCode.DECODE_MEMORY, f"there is not enough memory for the row ({error})")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno} {frames[-1].name})" if frames else ""
+    return Reject(RejectCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}{where}")

@@ -24,6 +24,17 @@ class BoundedCache(Generic[K, V]):
             self._values.move_to_end(key)
         return self._values.get(key)
 
+    def replace(self, key: K, value: V) -> V:
+        """Keep a value under a key, in place of the one that it has, and return it."""
+        if key in self._values:
+            self._size -= self._size_of(self._values.pop(key))
+        return self.put(key, value)
+
+    def clear(self) -> None:
+        """Drop all values."""
+        self._values.clear()
+        self._size = 0
+
     def put(self, key: K, value: V) -> V:
         """Keep a value under a key that has none, and return it."""
         size = self._size_of(value)

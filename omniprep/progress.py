@@ -1,27 +1,25 @@
-"""Progress of long work: a small base class, and four ways of showing it on standard error.
+"""Progress of long work: a small base class, and three ways of showing it to people on standard error.
 
 A stage has a name, a unit and perhaps a total; the worker functions know nothing of it, the driver that collects their
 results calls `advance`. A terminal gets one bar a stage with its rates and the time left, anything else gets a plain
-line every few seconds (of JSON with `--log-json`), `--quiet` gets nothing but messages. Results never go here: they
-belong to standard output.
+line every few seconds, `--quiet` gets nothing but messages. Results never go here: they belong to standard output.
+What programs read of a run (JSON lines, metrics) is in omniprep/observe/.
 """
 
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TextIO
 
-from omniprep.printable import printable, printable_json
+from omniprep.printable import printable
 
 PLAIN_SECONDS = 5.0
 WORKERS = 8
 PLAIN = "OMNIPREP_PLAIN"
 """Environment variable that asks for `PlainReporter` on a terminal too; `omniprep --plain` sets it."""
-LOG_JSON = "OMNIPREP_LOG_JSON"
-"""Environment variable that asks for `JsonReporter`; `omniprep --log-json` sets it."""
 
 
 class WorkerStatus(NamedTuple):
@@ -41,6 +39,10 @@ class Reporter:
     nested = False
     """Whether `workers` shows anything. False: skip collecting worker status."""
 
+    def wants_rejects(self) -> bool:
+        """Whether rejected rows beyond the first of each code are to be read and given to `event` now."""
+        return False
+
     def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
         """A stage begins; `total` units are ahead, or None where that is not known yet."""
 
@@ -56,6 +58,13 @@ class Reporter:
     def message(self, text: str) -> None:
         """A line for the person who watches; shown even when bars are not."""
 
+    def show_reject(self, text: str) -> None:
+        """As `message`, of a rejected row: one of the first of its code. Programs get each as an event instead."""
+        self.message(text)
+
+    def event(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Something that programs count or log, by a name of docs/observability.md; not shown to people."""
+
 
 @dataclass(slots=True)
 class Stage:
@@ -67,7 +76,14 @@ class Stage:
     done: int = 0
     tokens: int = 0
     rejects: int = 0
+    before: int = 0
+    """Of `done`, what a run before this one did: no part of this run's rate."""
+    tokens_before: int = 0
     began: float = field(default_factory=time.monotonic)
+
+    def resume(self, facts: Mapping[str, Any]) -> None:
+        """Take what the event "resumed" says."""
+        self.before, self.tokens_before = facts["done"], facts["tokens"]
 
     def add(self, n: int, tokens: int, rejects: int) -> None:
         """Count what `advance` brought."""
@@ -82,18 +98,23 @@ class Stage:
 
     def facts(self) -> str:
         """Rates and rejects, such as "1.2k rows/s, 310k tokens/s, 3 rejected"."""
-        parts = [f"{short(self.done / self.seconds)} {self.unit}/s"]
-        if self.tokens:
-            parts.append(f"{short(self.tokens / self.seconds)} tokens/s")
+        parts = [f"{short((self.done - self.before) / self.seconds)} {self.unit}/s"]
+        if self.tokens > self.tokens_before:
+            parts.append(f"{short((self.tokens - self.tokens_before) / self.seconds)} tokens/s")
         if self.rejects:
             parts.append(f"{self.rejects:,} rejected")
         return ", ".join(parts)
 
     def remaining(self) -> str:
         """Time left at the rate so far, such as ", 12 s left", or "" where it cannot be known."""
-        if not self.total or not self.done or self.done >= self.total:
-            return ""
-        return f", {duration(self.seconds / self.done * (self.total - self.done))} left"
+        left = self.seconds_left()
+        return "" if left is None else f", {duration(left)} left"
+
+    def seconds_left(self) -> float | None:
+        """Time left at the rate of this run so far; None where it cannot be known."""
+        if not self.total or self.done <= self.before or self.done >= self.total:
+            return None
+        return self.seconds / (self.done - self.before) * (self.total - self.done)
 
 
 def short(number: float) -> str:
@@ -164,6 +185,11 @@ class PlainReporter(QuietReporter):
         if (state := self.stages.pop(stage, None)) is not None:
             self.print_finish(state)
 
+    def event(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Learn what was done before."""
+        if name == "resumed":
+            self.stages[facts["stage"]].resume(facts)
+
     def print_progress(self, state: Stage) -> None:
         """Print a line of a stage under way."""
         total = f"/{state.total:,}" if state.total else ""
@@ -172,35 +198,6 @@ class PlainReporter(QuietReporter):
     def print_finish(self, state: Stage) -> None:
         """Print the last line of a stage."""
         self.message(f"{state.name}: {state.done:,} {state.unit} in {duration(state.seconds)}, {state.facts()}")
-
-
-class JsonReporter(PlainReporter):
-    """A line of JSON a stage every few seconds, for log collectors.
-
-    Keys: time (seconds since 1970), event (progress, finish or message), and for stages stage, done, total, unit,
-    tokens, rejects, seconds; for messages text.
-    """
-
-    def message(self, text: str) -> None:
-        """Print the line as a message."""
-        self._print("message", {"text": text})
-
-    def print_progress(self, state: Stage) -> None:
-        """As in `PlainReporter`."""
-        self._print("progress", self._facts(state))
-
-    def print_finish(self, state: Stage) -> None:
-        """As in `PlainReporter`."""
-        self._print("finish", self._facts(state))
-
-    def _facts(self, state: Stage) -> dict[str, Any]:
-        names = ("done", "total", "unit", "tokens", "rejects")
-        facts = {name: getattr(state, name) for name in names}
-        return {"stage": state.name, **facts, "seconds": round(state.seconds, 3)}
-
-    def _print(self, event: str, facts: dict[str, Any]) -> None:
-        line = {"time": round(time.time(), 3), "event": event, **facts}
-        print(printable_json(line), file=self.stream, flush=True)
 
 
 class RichReporter(Reporter):
@@ -261,6 +258,11 @@ class RichReporter(Reporter):
         for slot in self.slots[len(statuses) :]:
             self.progress.update(slot, visible=False)
 
+    def event(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Learn what was done before."""
+        if name == "resumed":
+            self.stages[facts["stage"]].resume(facts)
+
     def message(self, text: str) -> None:
         """Print the line above the bars."""
         self.console.print(printable(text), markup=False, soft_wrap=True)
@@ -273,9 +275,6 @@ class RichReporter(Reporter):
 @contextmanager
 def reporter(*, quiet: bool = False) -> Iterator[Reporter]:
     """The reporter for this standard error, within a `with` block: bars on a terminal, else plain lines."""
-    if os.environ.get(LOG_JSON) and not quiet:
-        yield JsonReporter()
-        return
     plain = os.environ.get(PLAIN) or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty()
     if quiet or plain:
         yield QuietReporter() if quiet else PlainReporter()

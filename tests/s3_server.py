@@ -16,8 +16,8 @@ HANG_SECONDS = 4
 
 @dataclass
 class Store:
-    """A running server; `fault` may answer a request (method, path) with an HTTP status, "hang" it, or "reset" its
-    connection."""
+    """A running server; `fault` may answer a request (method, path) with an HTTP status, "hang" it, "reset" its
+    connection, or answer 400 with another word as the code (ExpiredToken)."""
 
     url: str
     requests: list[tuple[str, str, str]] = field(default_factory=list)
@@ -60,7 +60,8 @@ def store() -> Iterable[Store]:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        code = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}[int(answer)]
+        codes = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
+        code, answer = (answer, 400) if isinstance(answer, str) else (codes[answer], answer)
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
         start(f"{answer} injected", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [] if method == "HEAD" else [body]

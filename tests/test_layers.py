@@ -13,7 +13,7 @@ LAYERS = (
     "io",
     "rows",  # below the options, which check --columns by the names that rows may have
     "config progress",
-    "packing",
+    "packing observe",
     "media",
     "template",
     "shards",

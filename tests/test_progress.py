@@ -2,9 +2,9 @@
 
 import dataclasses
 import io
-import json
 import re
 import sys
+import time
 
 import pytest
 
@@ -12,7 +12,6 @@ from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.worker_status import progress_listener, report_progress
 from omniprep.compiler.run.workers import run_tasks
 from omniprep.progress import (
-    JsonReporter,
     PlainReporter,
     QuietReporter,
     RichReporter,
@@ -179,17 +178,26 @@ def test_size(value, text):
     assert size(value) == text
 
 
-def test_json_lines_tell_what_the_plain_ones_tell():
-    stream = io.StringIO()
-    reporter = JsonReporter(stream, interval=0)
-    reporter.start("encode", 2, "shards")
-    reporter.advance("encode", tokens=10, rejects=1)
-    reporter.message("a word")
-    reporter.finish("encode")
-    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [line["event"] for line in lines] == ["progress", "message", "finish"]
-    assert lines[0]["stage"] == "encode" and lines[0]["tokens"] == 10 and lines[0]["total"] == 2
-    assert lines[1]["text"] == "a word" and all(line["time"] > 0 for line in lines)
+def test_what_was_done_before_is_no_part_of_the_rate_and_the_time_left():
+    stage = Stage("encode", 100, "shards", began=time.monotonic() - 10)
+    stage.add(90, 9000, 0)
+    stage.resume({"done": 90, "tokens": 9000})
+    assert stage.seconds_left() is None and "0.0 shards/s" in stage.facts() and "tokens/s" not in stage.facts()
+    stage.add(5, 500, 0)
+    assert stage.seconds_left() == pytest.approx(10, rel=0.05)
+    assert "0.5 shards/s, 50.0 tokens/s" in stage.facts().replace("49.9", "50.0")
+
+
+@pytest.mark.parametrize("bars", [False, True])
+def test_reporters_of_people_learn_what_was_done_before(monkeypatch, bars):
+    if bars:
+        terminal_of(monkeypatch)
+    with reporter() as progress:
+        progress.start("encode", 10, "shards")
+        progress.advance("encode", 8)
+        progress.event("resumed", {"stage": "encode", "done": 8, "tokens": 0})
+        assert progress.stages["encode"].before == 8
+        progress.finish("encode")
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omniprep.observe.events import JsonLog
 from omniprep.printable import escape_json, printable, printable_json
-from omniprep.progress import JsonReporter, PlainReporter, QuietReporter
+from omniprep.progress import PlainReporter, QuietReporter
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 \u202egnp.exe \x9b31m [bold red][/z] \r\x08"
@@ -103,7 +104,7 @@ def test_a_damaged_dataset_with_hostile_names(dataset: tuple[Path, str], omnipre
         assert not OBEYED.search(result.out + result.err), command
 
 
-@pytest.mark.parametrize("reporter", [QuietReporter, PlainReporter, JsonReporter])
+@pytest.mark.parametrize("reporter", [QuietReporter, PlainReporter, lambda: JsonLog(sys.stderr, "build")])
 def test_messages_of_progress(reporter: Any, capsys: pytest.CaptureFixture[str]) -> None:
     reporter().message(HOSTILE)
     told = capsys.readouterr().err

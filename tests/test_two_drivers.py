@@ -30,7 +30,7 @@ from omniprep.compiler.output.holder import parse
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.io import files
-from omniprep.progress import QuietReporter
+from omniprep.progress import QuietReporter, Reporter
 from omniprep.verify.files import check_rows, check_shards
 from tests.reliability import command, in_fork, make_chats, outcome, run_cli, wait_for, warm
 
@@ -586,7 +586,7 @@ def test_a_lost_lease_ends_the_work_at_its_next_change(tmp_path: Path) -> None:
     from omniprep.compiler.output.folder import BuildIdentity
     from omniprep.config import BuildConfig
 
-    def work(held: lease.Lease) -> dict[str, Any]:
+    def work(held: lease.Lease, shown: Reporter) -> dict[str, Any]:
         other = {**NOBODY, "time": time.time()}
         (tmp_path / "lease.json").write_text(json.dumps(other))
         io.write_atomic(str(tmp_path / "manifest.json"), b"{}")

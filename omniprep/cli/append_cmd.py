@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from omniprep.cli.command import QUIET, Command
+from omniprep.cli.command import Command, command_progress, observed
 from omniprep.cli.options import make_config, options_of
 from omniprep.config import BuildConfig, RowOptions, Trust
 from omniprep.printable import counted, say
@@ -26,7 +26,7 @@ _FIXED = tuple(field.name for field in dataclasses.fields(RowOptions))
 @click.argument("dataset")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @options_of(BuildConfig, skip=(*_FIXED, "inputs", "out"))
-@QUIET
+@observed
 def append(dataset: str, inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any) -> None:
     """Add the rows of new inputs to a built dataset, with its options.
 
@@ -37,19 +37,19 @@ def append(dataset: str, inputs: tuple[str, ...], config: str | None, quiet: boo
     """
     began = time.monotonic()
     options = make_config(BuildConfig, given, config)
-    from omniprep.cli.summary import print_summary
+    from omniprep.cli.summary import finished_facts, print_summary
     from omniprep.compiler.append import append as run_append
     from omniprep.compiler.parts import eval_dataset
     from omniprep.data.dataset import PackedDataset
-    from omniprep.progress import reporter
 
     trust = Trust(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Trust)})
     fixed = {*_FIXED, "inputs", "out", *(field.name for field in dataclasses.fields(Trust))}
     free = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name not in fixed
     }
-    with reporter(quiet=quiet) as progress:
+    with command_progress(quiet=quiet) as progress:
         manifest = run_append(dataset, inputs, free, trust, progress)
+        progress.event("finished", finished_facts(dataset, manifest))
     if (other := eval_dataset(PackedDataset(dataset))) is not None:
         print_summary(other.uri, other.manifest, time.monotonic() - began)
     print_summary(dataset, manifest, time.monotonic() - began)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from omniprep.cli.command import QUIET, Command
+from omniprep.cli.command import Command, command_progress, observed
 from omniprep.cli.options import make_config, options_of, require
 from omniprep.config import BuildConfig
 
@@ -22,7 +22,7 @@ from omniprep.config import BuildConfig
 )
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @options_of(BuildConfig, skip=("inputs", "part"))
-@QUIET
+@observed
 def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any) -> None:
     """Compile chats into a packed dataset in --out.
 
@@ -33,14 +33,14 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
     options = make_config(BuildConfig, {"inputs": inputs, **given}, config)
     require("build", options, ("inputs", "model", "bin_length", "out"))
     began = time.monotonic()
-    from omniprep.cli.summary import check_something_packed, print_summary
+    from omniprep.cli.summary import check_something_packed, finished_facts, print_summary
     from omniprep.compiler.build import build as run_build
     from omniprep.compiler.parts import parts_of
     from omniprep.data.dataset import PackedDataset
-    from omniprep.progress import reporter
 
-    with reporter(quiet=quiet) as progress:
+    with command_progress(quiet=quiet) as progress:
         manifest = run_build(options, progress)
+        progress.event("finished", finished_facts(options.out, manifest))
     for part in parts_of(options):
         if part.part == "eval":
             print_summary(part.out, PackedDataset(part.out).manifest, time.monotonic() - began)

@@ -1,12 +1,23 @@
-"""What commands share: help that ends with examples to paste (a test parses each of them), and --quiet."""
+"""What commands share: help that ends with examples to paste (a test parses each of them), --quiet, and the options of
+programs that follow a run.
+"""
 
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
 
-from omniprep.cli.options import read_workers_option, with_switch_values
+from omniprep.cli.options import OBSERVED, field_options, read_workers_option, with_switch_values
 from omniprep.config import Workers
+from omniprep.observe.command import LOG_JSON, this_command
+from omniprep.observe.options import ObserveOptions
+
+if TYPE_CHECKING:
+    from omniprep.progress import Reporter
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 CheckPixels = Literal["first", "always", "never"]
 CHECK_PIXELS = click.option(
@@ -35,6 +46,40 @@ WORKERS = click.option(
 )
 RAY_ADDRESS = click.option("--ray-address", help="Join a running Ray cluster instead of starting a local one.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
+
+
+def observed(command: Function) -> Function:
+    """Decorator that gives a command --quiet, which it receives, and the options of `ObserveOptions`, which
+    `command_progress` reads.
+    """
+    return QUIET(field_options(ObserveOptions, expose_value=False, callback=_keep)(command))
+
+
+def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Keep an option of `ObserveOptions`, checked before anything is loaded; OMNIPREP_LOG_JSON counts as --log-json."""
+    given = ctx.meta.setdefault(OBSERVED, {})
+    if value is not None:
+        given[option.name] = value
+    if option.name == "log_json":
+        if value is None and os.environ.get(LOG_JSON):
+            given["log_json"] = True
+        if given.get("log_json"):
+            this_command.write_json()
+    ObserveOptions(**given)
+    return value
+
+
+@contextmanager
+def command_progress(*, quiet: bool = False) -> "Iterator[Reporter]":
+    """What the command that runs reports to: to people, and to the programs that its options name."""
+    from omniprep.observe.reporter import command_reporter
+
+    ctx = click.get_current_context()
+    options = ObserveOptions(**ctx.meta.get(OBSERVED, {}))
+    if options.log_json:  # of the file of --config
+        this_command.write_json()
+    with command_reporter(ctx.info_name or "", options, quiet=quiet) as progress:
+        yield progress
 
 
 class Command(click.Command):

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 import click
 
-from omniprep.cli.command import QUIET, Command
+from omniprep.cli.command import Command, command_progress, observed
 from omniprep.cli.options import make_config, options_of, require
 from omniprep.errors import UsageError
 from omniprep.printable import escape_json
@@ -17,12 +17,11 @@ from omniprep.train.config import InferConfig
 @click.command(name="infer", cls=Command, examples=("omniprep infer chats.jsonl --model run/ --out answers.jsonl",))
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @options_of(InferConfig, skip=("inputs",))
-@QUIET
+@observed
 def infer(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any) -> None:
     """Answer the chat rows of INPUT with --model, as JSON lines on standard output or in --out."""
     options = make_config(InferConfig, {"inputs": inputs, **given}, config)
     require("infer", options, ("inputs", "model"))
-    from omniprep.progress import reporter
     from omniprep.train.packages import require_packages
 
     require_packages({"torch": "infer", "transformers": "infer"})
@@ -30,8 +29,9 @@ def infer(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
         require_packages({"peft": "an adapter"})
     from omniprep.train.infer import infer as run_infer
 
-    with reporter(quiet=quiet) as progress, line_writer(options.out) as write:
+    with command_progress(quiet=quiet) as progress, line_writer(options.out) as write:
         run_infer(options, progress, write)
+        progress.event("finished", {"out": options.out or "-"})
 
 
 @contextmanager

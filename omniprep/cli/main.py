@@ -17,7 +17,9 @@ import click
 from omniprep import __version__
 from omniprep.cli.command import write_examples
 from omniprep.errors import OmniprepError, Terminated, UsageError, did_you_mean
-from omniprep.printable import printable, quote_libraries, say
+from omniprep.observe.command import LOG_JSON, this_command
+from omniprep.printable import printable, quote_libraries
+from omniprep.progress import PLAIN
 
 # Each command's line in --help. The command is found by its name: `init_model` in omniprep/cli/init_model_cmd.py.
 COMMANDS = {
@@ -27,6 +29,7 @@ COMMANDS = {
     "report": "Write report.html: what is in a dataset, on one page.",
     "stats": "The numbers of a dataset, as a table or JSON.",
     "sample": "Write rows back as readable JSONL with their media.",
+    "status": "How far a build is, who works on it, and how to go on.",
     "verify": "Check a dataset's checksums and that no row was lost.",
     "repack": "Another bin length, seed or choice of rows, with no decode.",
     "append": "Add new inputs to a built dataset; what is there stays byte for byte.",
@@ -85,40 +88,52 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="omniprep", message="%(prog)s %(version)s")
 @click.option("--plain", is_flag=True, help="Progress as plain lines, also on a terminal.")
-@click.option("--log-json", is_flag=True, help="Progress as lines of JSON, for log collectors.")
-def cli(plain: bool, log_json: bool) -> None:
+@click.option("--log-json", is_flag=True, help="Standard error as lines of JSON, for log collectors.")
+@click.pass_context
+def cli(ctx: click.Context, plain: bool, log_json: bool) -> None:
     """Compile multimodal chats once, offline, into packed shards that a trainer only has to copy.
 
     `omniprep COMMAND --help` shows a command's options and examples.
     """
-    for enabled, variable in ((plain, "OMNIPREP_PLAIN"), (log_json, "OMNIPREP_LOG_JSON")):
+    for enabled, variable in ((plain, PLAIN), (log_json, LOG_JSON)):
         if enabled:
             os.environ[variable] = "1"
+    this_command.name = ctx.invoked_subcommand or ""
+    if os.environ.get(LOG_JSON):
+        this_command.write_json()
 
 
 def run(args: list[str] | None = None) -> int:
     """Run one command line and return its exit code; only a defect of omniprep shows a traceback."""
     quote_libraries()
+    this_command.begin(sys.argv[1:] if args is None else args)
+    try:
+        return _run(args)
+    finally:
+        this_command.end()
+
+
+def _run(args: list[str] | None) -> int:
     try:
         result = cli.main(args, prog_name="omniprep", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(shown)
-        print(printable(shown.getvalue(), lines=True), end="", file=sys.stderr)
+        _tell(UsageError(error.format_message()), shown.getvalue().rstrip("\n"), lines=True)
         return error.exit_code
     except UsageError as error:
-        say(f"Error: {error}", error=True)
+        _tell(error, f"Error: {error}")
         return 2
     except OmniprepError as error:
         if os.environ.get("OMNIPREP_TRACEBACK"):
             traceback.print_exception(error)
-        say(f"Error: {error}", error=True)
+        _tell(error, f"Error: {error}")
         return 1
     except (KeyboardInterrupt, click.Abort) as error:
         terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
         what = "Terminated" if terminated else "Interrupted"
-        say(f"{what}. The same command again goes on where this one stopped.", error=True)
+        _tell(error, f"{what}. The same command again goes on where this one stopped.")
         return 1 if terminated else 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): without this the interpreter's last flush would fail again.
@@ -127,8 +142,16 @@ def run(args: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None or isinstance(error.filename, int):
             raise  # omniprep should have caught it and named the file: a defect
-        say(f"Error: {os.fsdecode(error.filename)}: {error.strerror}", error=True)
+        _tell(error, f"Error: {os.fsdecode(error.filename)}: {error.strerror}")
         return 1
+
+
+def _tell(error: BaseException, text: str, *, lines: bool = False) -> None:
+    """Print what ended a command on standard error: as a line of text, or as an event where the stream is JSON."""
+    if this_command.plain is None:
+        print(printable(text, lines=lines), file=sys.stderr, flush=True)
+    elif (line := this_command.error_line(error)) is not None:
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def main() -> None:

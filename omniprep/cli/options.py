@@ -20,9 +20,12 @@ import click
 
 from omniprep.config import Switch, Trust, Workers
 from omniprep.errors import UsageError, did_you_mean
+from omniprep.observe.options import ObserveOptions
 
 Config = TypeVar("Config")
 Command = TypeVar("Command", bound=Callable[..., Any])
+OBSERVED = "omniprep.observed"
+"""Where the context of a command keeps its values of `ObserveOptions`."""
 SUFFIXES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 SUFFIXES |= {f"{mark}i": 1024**power for power, mark in enumerate("kmgt", 1)}
 
@@ -122,30 +125,38 @@ def options_of(cls: type, *, skip: tuple[str, ...] = ()) -> Callable[[Command], 
 
     The command receives each as a keyword: None (or an empty tuple) where the option was not given.
     """
+
+    def decorate(command: Command) -> Command:
+        path = click.Path(exists=True, dir_okay=False)
+        config = click.option("--config", type=path, help="YAML file with any of these options; flags win.")
+        return config(field_options(cls, skip=skip)(command))
+
+    return decorate
+
+
+def field_options(cls: type, *, skip: tuple[str, ...] = (), **more: Any) -> Callable[[Any], Any]:
+    """Decorator that gives a click command one option for each field of `cls`; `more` goes to each `click.option`."""
     hints, docs = get_type_hints(cls), field_docs(cls)
 
     def option(field: "dataclasses.Field[Any]") -> Callable[[Any], Any]:
         name, hint = option_name(field.name), plain_type(hints[field.name])
         text = docs.get(field.name, "") + default_text(field)
         if hint is bool:
-            return click.option(f"{name}/--no-{name[2:]}", field.name, default=None, help=text)
+            return click.option(f"{name}/--no-{name[2:]}", field.name, default=None, help=text, **more)
         if get_origin(hint) is tuple:
-            return click.option(name, field.name, multiple=True, help=text)
+            return click.option(name, field.name, multiple=True, help=text, **more)
         metavar = "BYTES" if is_bytes(field.name) else "auto|N" if hint == Workers else None
         kind = click_type(field.name, hint)
         if hint == Switch:
             text += f"  {name} alone is on, --no-{name[2:]} is off."
-            return click.option(name, field.name, type=kind, default=None, help=text, cls=SwitchOption)
-        return click.option(name, field.name, type=kind, metavar=metavar, default=None, help=text)
+            return click.option(name, field.name, type=kind, default=None, help=text, cls=SwitchOption, **more)
+        return click.option(name, field.name, type=kind, metavar=metavar, default=None, help=text, **more)
 
-    def decorate(command: Command) -> Command:
-        chosen: Any = command
+    def decorate(command: Any) -> Any:
         for field in reversed(_ordered_fields(cls)):
             if field.name not in skip:
-                chosen = option(field)(chosen)
-        path = click.Path(exists=True, dir_okay=False)
-        config = click.option("--config", type=path, help="YAML file with any of these options; flags win.")
-        return config(chosen)
+                command = option(field)(command)
+        return command
 
     return decorate
 
@@ -198,13 +209,22 @@ def make_config(cls: type[Config], given: Mapping[str, Any], config_file: str | 
 
 
 def read_config(cls: type, path: str) -> dict[str, Any]:
-    """The options of a YAML file: a mapping from option names (with dashes or underscores) to values."""
+    """The options of a YAML file: a mapping from option names (with dashes or underscores) to values.
+
+    Those of `ObserveOptions` are kept for the command's reporter, unless the command line gives them.
+    """
     content = yaml_value(Path(path).read_bytes(), path)
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected options as 'name: value', found a {type(content).__name__}")
-    return check_values(cls, path, content)
+    names = {field.name for field in dataclasses.fields(ObserveOptions)}
+    observed = {key: value for key, value in content.items() if str(key).replace("-", "_") in names}
+    if observed and (ctx := click.get_current_context(silent=True)) is not None:
+        given = ctx.meta.setdefault(OBSERVED, {})
+        given |= {**check_values(ObserveOptions, path, observed), **given}
+        ObserveOptions(**given)  # says at once what could not work
+    return check_values(cls, path, {key: value for key, value in content.items() if key not in observed})
 
 
 def yaml_value(text: str | bytes, where: str) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omniprep.cli.command import QUIET, Command
+from omniprep.cli.command import Command, command_progress, observed
 from omniprep.cli.options import check_values, make_config, options_of, require, yaml_value
 from omniprep.cli.summary import note_lines
 from omniprep.config import BuildConfig
@@ -61,7 +61,7 @@ EXAMPLES = 3
     help="Speed of the training, of all GPUs together, for the hours of --mixture.",
 )
 @click.option("--measure", is_flag=True, help="Encode some rows of each kind, to time the build on this machine.")
-@QUIET
+@observed
 def plan(
     inputs: tuple[str, ...],
     config: str | None,
@@ -92,11 +92,11 @@ def plan(
     from omniprep.compiler.plan.measure import measure as time_rows
     from omniprep.compiler.plan.mixture import mixture_parts
     from omniprep.compiler.run.cluster import planned_workers
-    from omniprep.progress import QuietReporter, reporter
+    from omniprep.progress import QuietReporter
 
     silent = QuietReporter(io.StringIO())  # the other plans would repeat the messages of the first
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
-        with reporter(quiet=quiet) as progress:
+        with command_progress(quiet=quiet) as progress:
             # With --split-by rows the part for evaluation is planned too, beside the one to train on (the last).
             *eval_parts, kept = parts_of(dataclasses.replace(options, out=options.out or str(Path(folder) / "out")))
             planned = plan_only(kept, progress)
@@ -107,6 +107,9 @@ def plan(
                 other = parts_of(dataclasses.replace(other, out=str(Path(folder) / f"other-{number}")))[-1]
                 also = plan_only(other, silent)
                 estimates[text] = estimate(also, other, time_rows(also, other) if measure else None)
+            read, packed = estimates["as asked"].read, estimates["as asked"].packed
+            counts = {"rows": {"read": read, "packed": packed, "rejected": read - packed}}
+            progress.event("finished", {"out": options.out, "counts": counts})
         print_plan(estimates, planned_workers(options.workers, options.ray_address), time.monotonic() - began)
         if weighted:
             print_mixture(mixture_parts(planned, kept, weighted), epochs, tokens_per_second)

@@ -2,7 +2,7 @@
 
 import click
 
-from omniprep.cli.command import CHECK_PIXELS, QUIET, CheckPixels, Command
+from omniprep.cli.command import CHECK_PIXELS, CheckPixels, Command, command_progress, observed
 from omniprep.printable import say
 
 
@@ -22,7 +22,7 @@ from omniprep.printable import say
 @click.option("--dry-run", is_flag=True, help="Only list what would be sent; works without a network too.")
 @click.option("--model", help="Checkpoint whose tokenizer reads the preview.  [default: the build's]")
 @CHECK_PIXELS
-@QUIET
+@observed
 def push(
     dataset: str,
     repo_id: str,
@@ -41,13 +41,14 @@ def push(
     Files that the Hub has already are not sent, so the same command resumes after a stop, and later sends what changed.
     """
     from omniprep.hub.upload import push as run_push
-    from omniprep.progress import reporter, size
+    from omniprep.progress import size
 
-    with reporter(quiet=quiet) as progress:
+    with command_progress(quiet=quiet) as progress:
         done = run_push(
             dataset, repo_id, progress, revision=revision, private=not public, dry_run=dry_run, model=model,
             check_pixels=check_pixels,
         )  # fmt: skip
+        progress.event("finished", {"out": done.url, "files": len(done.sent), "dry_run": dry_run})
     if done.remark:
         say(done.remark, error=True)
     if dry_run:

@@ -2,7 +2,7 @@
 
 import click
 
-from omniprep.cli.command import QUIET, RAY_ADDRESS, WORKERS, Command
+from omniprep.cli.command import RAY_ADDRESS, WORKERS, Command, command_progress, observed
 from omniprep.config import Workers
 from omniprep.printable import counted, say
 
@@ -22,7 +22,7 @@ from omniprep.printable import counted, say
 @click.option("--source", "sources", multiple=True, metavar="PATTERN", help="All rows of inputs that this glob fits.")
 @WORKERS
 @RAY_ADDRESS
-@QUIET
+@observed
 def remove(
     dataset: str,
     rows: tuple[str, ...],
@@ -38,10 +38,10 @@ def remove(
     previews are gone afterwards; rows.parquet keeps a line for each, with the status `removed`. Copies, and what was
     pushed before, are not reached: push again, and see its message on the history.
     """
+    from omniprep.cli.summary import finished_facts
     from omniprep.compiler.remove import remove as run_remove
-    from omniprep.progress import reporter
 
-    with reporter(quiet=quiet) as progress:
+    with command_progress(quiet=quiet) as progress:
         manifest = run_remove(
             dataset,
             progress,
@@ -51,6 +51,7 @@ def remove(
             workers=workers,
             ray_address=ray_address,
         )
+        progress.event("finished", finished_facts(dataset, manifest))
     counts = manifest["counts"]["rows"]
     say(
         f"{dataset}: {counted(counts['packed'], 'row')} packed, {counts['rejected']:,} rejected, "

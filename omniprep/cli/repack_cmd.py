@@ -5,7 +5,7 @@ from typing import get_args
 
 import click
 
-from omniprep.cli.command import CHECK_PIXELS, QUIET, RAY_ADDRESS, WORKERS, CheckPixels, Command
+from omniprep.cli.command import CHECK_PIXELS, RAY_ADDRESS, WORKERS, CheckPixels, Command, command_progress, observed
 from omniprep.cli.options import read_bytes_option
 from omniprep.config import PixelCodecName, Workers
 from omniprep.modalities import KINDS
@@ -53,7 +53,7 @@ from omniprep.modalities import KINDS
 @WORKERS
 @RAY_ADDRESS
 @click.option("--overwrite", is_flag=True, help="Discard what an earlier repack left in --out.")
-@QUIET
+@observed
 def repack(
     datasets: tuple[str, ...],
     bin_length: int,
@@ -79,12 +79,11 @@ def repack(
     for rows that the first build rejected as too long. Rows too long for the new bins are rejected, never cut.
     """
     began = time.monotonic()
-    from omniprep.cli.summary import print_summary
+    from omniprep.cli.summary import finished_facts, print_summary
     from omniprep.compiler.named_rows import exclusions
     from omniprep.compiler.repack import repack as run_repack
-    from omniprep.progress import reporter
 
-    with reporter(quiet=quiet) as progress:
+    with command_progress(quiet=quiet) as progress:
         manifest = run_repack(
             datasets,
             out,
@@ -101,4 +100,5 @@ def repack(
             workers=workers,
             ray_address=ray_address,
         )
+        progress.event("finished", finished_facts(out, manifest))
     print_summary(out, manifest, time.monotonic() - began)

@@ -67,6 +67,12 @@ def print_summary(out: str, manifest: dict[str, Any], seconds: float) -> None:
     print_notes(totals(manifest))
 
 
+def finished_facts(out: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the event "finished" says of the dataset that a command made or changed."""
+    generations = len(manifest.get("generations") or (None,))  # a dataset that was never changed is of its build alone
+    return {"out": out, "counts": manifest["counts"], "generations": generations}
+
+
 def print_notes(totals: dict[str, Any]) -> None:
     """Print what rows of a dataset have notes, a line for each note."""
     unread = {name: [column["rows"], column["option"]] for name, column in totals["unread_columns"].items()}

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from omniprep.cli.command import QUIET, Command
+from omniprep.cli.command import Command, command_progress, observed
 from omniprep.cli.options import make_config, options_of, require
 from omniprep.printable import say
 from omniprep.train.config import TrainConfig
@@ -22,7 +22,7 @@ from omniprep.train.config import TrainConfig
 )
 @click.argument("data", nargs=-1, metavar="DIR[:WEIGHT]...")
 @options_of(TrainConfig, skip=("data",))
-@QUIET
+@observed
 def train(data: tuple[str, ...], config: str | None, quiet: bool, **given: Any) -> None:
     """Train --model on built datasets and save the run to --out.
 
@@ -38,8 +38,11 @@ def train(data: tuple[str, ...], config: str | None, quiet: bool, **given: Any) 
     from omniprep.train.run import leave_group
     from omniprep.train.run import train as run_train
 
-    with reporter(quiet=quiet or int(os.environ.get("RANK", "0")) > 0) as progress:
+    first = int(os.environ.get("RANK", "0")) == 0
+    # The other processes would show, log and serve the same again.
+    with command_progress(quiet=quiet) if first else reporter(quiet=True) as progress:
         out = run_train(options, progress)
+        progress.event("finished", {"out": out})
     leave_group()
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first:
         say(out)

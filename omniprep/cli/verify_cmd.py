@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from omniprep.cli.command import CHECK_PIXELS, QUIET, CheckPixels, Command
+from omniprep.cli.command import CHECK_PIXELS, CheckPixels, Command, command_progress, observed
 from omniprep.cli.options import trust_options
 from omniprep.printable import say
 
@@ -25,7 +25,7 @@ from omniprep.printable import say
 )
 @CHECK_PIXELS
 @trust_options
-@QUIET
+@observed
 def verify(
     dataset: str,
     deep: bool,
@@ -47,7 +47,7 @@ def verify(
     from omniprep.config import Trust
     from omniprep.data.dataset import PackedDataset
     from omniprep.errors import OmniprepError
-    from omniprep.progress import reporter, size
+    from omniprep.progress import size
     from omniprep.verify.files import check_pixels as decode_pixels
     from omniprep.verify.files import check_rows, check_shards, holds_files
 
@@ -56,7 +56,7 @@ def verify(
     total = sum(shard.bytes for shard in ds.record.shards)
     findings: list[str] = []
     checked, deeply = 0, None
-    with reporter(quiet=quiet) as progress:
+    with command_progress(quiet=quiet) as progress:
         progress.start("verify", total, "bytes")
         findings += check_shards(ds, lambda count: progress.advance("verify", count))
         progress.finish("verify")
@@ -76,6 +76,7 @@ def verify(
             )  # fmt: skip
             findings += deeply.findings
             progress.finish("encode")
+        progress.event("finished", {"out": dataset, "faults": len(findings)})
     for text in deeply.unread if deeply is not None else ():
         say(text, error=True)
     for finding in findings:

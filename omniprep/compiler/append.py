@@ -41,6 +41,7 @@ from omniprep.compiler.output.folder import (
 from omniprep.compiler.output.lease import Lease, hold
 from omniprep.compiler.output.manifest import Settled, fill, row_columns, settle
 from omniprep.compiler.output.ownfiles import APPEND_STATE, FOLDERS, canonical, remove_tagged, sweep
+from omniprep.compiler.output.progress_file import kept_progress
 from omniprep.compiler.parts import eval_dataset
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.tasks import Receipt
@@ -114,11 +115,12 @@ def _append(
         return before
     identity = replace(build_identity(config, family, listed), command="append")
     lease.generation = _begin(out, identity, next_tag(before), overwrite=overwrite)
-    with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
-        planned = plan(config, progress, lease, listed, existing=dataset)
-        first = len(before["shards"]), int(before["counts"]["rows"]["read"])
-        receipts = encode(config, planned, progress, lease, first_shard=first[0], first_row=first[1])
-    manifest = _finish(config, planned, receipts, dataset, before, lease)
+    with kept_progress(lease, "append", config.workers, progress) as shown:
+        with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
+            planned = plan(config, shown, lease, listed, existing=dataset)
+            first = len(before["shards"]), int(before["counts"]["rows"]["read"])
+            receipts = encode(config, planned, shown, lease, first_shard=first[0], first_row=first[1])
+        manifest = _finish(config, planned, receipts, dataset, before, lease)
     write_dataset_report(out, family, progress)
     sweep(out)
     _drop_plans(out, lease.generation, before)

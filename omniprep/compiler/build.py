@@ -35,6 +35,8 @@ from omniprep.compiler.output.folder import (
 )
 from omniprep.compiler.output.lease import Lease, LostLeaseError, hold
 from omniprep.compiler.output.manifest import finish
+from omniprep.compiler.output.ownfiles import RESULTS
+from omniprep.compiler.output.progress_file import kept_progress
 from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze, gather, placement
 from omniprep.compiler.parts import parts_of
 from omniprep.compiler.plan.probe import item_limits
@@ -46,7 +48,7 @@ from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
 from omniprep.data.dataset import PackedDataset
-from omniprep.errors import OmniprepError, UsageError, did_you_mean
+from omniprep.errors import OmniprepError, RejectCode, UsageError, did_you_mean
 from omniprep.families.context import FamilyContext
 from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
@@ -85,7 +87,7 @@ def _build_part(config: BuildConfig, progress: Reporter) -> tuple[dict[str, Any]
         config,
         identity,
         progress,
-        lambda lease: _build(config, listed, lease, progress, checked),
+        lambda lease, shown: _build(config, listed, lease, shown, checked),
         lambda: write_dataset_report(config.out, ctx, progress),
     )
     return manifest, config.template_date
@@ -97,8 +99,12 @@ def _build(
     with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
         planned = replace(plan(config, progress, lease, listed), checked=checked)
         receipts = encode(config, planned, progress, lease)
+    progress.start("commit", None, "files")
     manifest = finish(config, planned, receipts)
+    progress.advance("commit", len(RESULTS) - 1)
     write_dataset_report(config.out, planned.ctx, progress)
+    progress.advance("commit")
+    progress.finish("commit")
     return manifest
 
 
@@ -146,7 +152,7 @@ def plan(
         )
         for number, split in enumerate(splits)
     ]
-    errors = FirstErrors(progress.message, config, splits)
+    errors = FirstErrors(progress, config, splits)
     stage = Stage(name="plan", out=config.out, workers=config.workers, progress=progress, lease=lease, errors=errors)
     receipts = stage.run(tasks, plan_seconds(splits, listed.inputs) if config.workers else ())
     check_unchanged(config.out, listed)
@@ -175,12 +181,20 @@ def plan(
     progress.start("pack", int(rows.packed.sum()), "rows")
     assignment = assign_bins(rows, config)
     plan_hash = freeze(config.out, rows, assignment, config, generation)
-    progress.advance("pack", int(rows.packed.sum()))
-    progress.finish("pack")
-    return Planned(
+    planned = Planned(
         config, ctx, spec, splits, listed.inputs, receipts, rows, assignment, plan_hash, generation,
         duplicates=duplicates,
     )  # fmt: skip
+    repeated = len(duplicates) if duplicates is not None else 0
+    if repeated:
+        code = str(RejectCode.DUPLICATE)
+        progress.event("rows_rejected", {"stage": "pack", "rejects_by_code": {code: repeated}})
+        for where, message in planned.first_duplicates(repeated) if progress.wants_rejects() else ():
+            source, _, line = where.rpartition(":")
+            progress.event("reject", {"source": source, "line": int(line), "code": code, "message": message})
+    progress.advance("pack", int(rows.packed.sum()), rejects=repeated)
+    progress.finish("pack")
+    return planned
 
 
 def check_where(config: BuildConfig, receipts: Sequence[Receipt]) -> None:
@@ -203,8 +217,12 @@ def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
             identity = build_identity(config, family_of(config), listed)
             with hold(config.out, progress.message) as lease:
                 lease.generation = prepare(config, identity, lease.fence.token)
-                with ray_session(config.workers, config.ray_address), REGISTRY.frozen_while():
-                    return plan(config, progress, lease, listed)
+                with (
+                    kept_progress(lease, "plan", config.workers, progress) as shown,
+                    ray_session(config.workers, config.ray_address),
+                    REGISTRY.frozen_while(),
+                ):
+                    return plan(config, shown, lease, listed)
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
         config = replace(config, out=folder)
         io.make_folder(io.join(folder, "plan"))
@@ -238,7 +256,7 @@ def encode(
         for shard in range(assignment.shards)
     ]
     errors = FirstErrors(
-        progress.message, config, planned.splits, lambda row: (int(rows.split[row]), int(rows.facts["line"][row]))
+        progress, config, planned.splits, lambda row: (int(rows.split[row]), int(rows.facts["line"][row]))
     )
     for number, receipt in enumerate(planned.receipts):
         errors.record_line_count(number, receipt["lines"])

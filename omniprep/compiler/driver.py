@@ -13,13 +13,15 @@ from omniprep.compiler.output.folder import BuildIdentity, finished, generation_
 from omniprep.compiler.output.holder import LEASE
 from omniprep.compiler.output.lease import Lease, hold
 from omniprep.compiler.output.ownfiles import stale_objects, sweep
+from omniprep.compiler.output.progress_file import PROGRESS, kept_progress
 from omniprep.config import BuildConfig
 from omniprep.errors import Terminated
 from omniprep.progress import Reporter
 
 
 def run_in_folder(
-    config: BuildConfig, identity: BuildIdentity, progress: Reporter, work: Callable[[Lease], dict[str, Any]],
+    config: BuildConfig, identity: BuildIdentity, progress: Reporter,
+    work: Callable[[Lease, Reporter], dict[str, Any]],
     report: Callable[[], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a dataset into `config.out`, or go on with the one that is under way there; returns its manifest.
@@ -28,7 +30,7 @@ def run_in_folder(
         config: Options; `out` and `overwrite` are looked at here.
         identity: What makes this dataset this one (compiler/output/folder.py); a folder with another is refused.
         progress: Shows what was done before.
-        work: Does what is left and returns the manifest, which it writes last.
+        work: Does what is left and returns the manifest, which it writes last; given the reporter to use.
         report: Writes report.html, which `work` does too; called where a run was killed between the two.
 
     Raises:
@@ -45,11 +47,14 @@ def run_in_folder(
             if manifest is None:
                 lease.generation = prepare(config, identity, lease.fence.token)
                 stale = stale_objects(config.out, lease.generation)
-                manifest, done = work(lease), ""
+                # Not before `prepare`, which refuses folders of others: nothing is written there.
+                with kept_progress(lease, identity.command, config.workers, progress) as shown:
+                    manifest, done = work(lease, shown), ""
             else:
                 stale = stale_objects(config.out, generation_of(config.out))
                 if report is not None and not io.exists(io.join(config.out, "report.html")):
                     report()
+                io.remove(io.join(config.out, *PROGRESS))  # of a run that was killed at its very end
             sweep(config.out)
             for uri in stale:
                 io.remove(uri)

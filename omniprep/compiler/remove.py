@@ -34,6 +34,7 @@ from omniprep.compiler.output.folder import os_errors_as_one_line
 from omniprep.compiler.output.lease import Lease, hold
 from omniprep.compiler.output.manifest import fill
 from omniprep.compiler.output.ownfiles import APPEND_STATE, OWN, remove_tagged, sweep
+from omniprep.compiler.output.progress_file import kept_progress
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt
@@ -88,8 +89,8 @@ def remove(
             lease.generation = next_tag(before)
             sweep(out)
             remove_tagged(out, lease.generation)  # of a removal of other rows that was killed
-            with ray_session(workers, ray_address):
-                manifest = _remove(dataset, before, gone, workers, lease, progress)
+            with kept_progress(lease, "remove", workers, progress) as shown, ray_session(workers, ray_address):
+                manifest = _remove(dataset, before, gone, workers, lease, shown)
             _write_report_again(out, progress)
             _sweep_texts(out, manifest)
             return manifest

@@ -116,7 +116,7 @@ def repack(
         config,
         identity,
         progress,
-        lambda lease: _repack(datasets, config, chosen, identity, lease, progress, check_pixels),
+        lambda lease, shown: _repack(datasets, config, chosen, identity, lease, shown, check_pixels),
     )
 
 

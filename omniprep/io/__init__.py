@@ -9,6 +9,7 @@ and http_files.py the web.
 from omniprep.io.files import *  # noqa: F403
 from omniprep.io.fingerprints import fingerprint as fingerprint
 from omniprep.io.fingerprints import has_fingerprint as has_fingerprint
+from omniprep.io.fingerprints import listed as listed
 from omniprep.io.gate import Gate as Gate
 from omniprep.io.gate import changes_through as changes_through
 from omniprep.io.stores import *  # noqa: F403

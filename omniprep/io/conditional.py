@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from omniprep.io.stores import http_status
+from omniprep.io.stores import http_status, is_s3
 
 WHOLE_BYTES = 64 << 20
 """Up to here an object is sent with one request."""
@@ -30,7 +30,7 @@ def mark_of(fs: Any, path: str) -> str | None:
         info = fs.info(path)
     except FileNotFoundError:
         return None
-    return str(info.get("ETag") or "") if _is_s3(fs) else ""
+    return str(info.get("ETag") or "") if is_s3(fs) else ""
 
 
 def create(fs: Any, path: str, spool: BinaryIO, length: int) -> None:
@@ -79,11 +79,6 @@ def _conditionally(call: Callable[[], object], plain: Callable[[], object]) -> N
         if _NOT_IMPLEMENTED not in statuses:
             raise
         plain()  # a store that knows no conditions
-
-
-def _is_s3(fs: Any) -> bool:
-    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    return "s3" in protocols and hasattr(fs, "call_s3")
 
 
 def _can_create(fs: Any) -> bool:

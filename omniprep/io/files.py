@@ -18,6 +18,7 @@ from typing import BinaryIO, cast
 
 from omniprep.errors import did_you_mean
 from omniprep.io.gate import gate_of, remove_object, spooled, swap_object
+from omniprep.io.objects import read_object
 from omniprep.io.stores import REMOTE_MARK, call_store, filesystem, is_local, local_path
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "make_folder",
     "open_input",
     "read_bytes",
+    "read_head",
     "read_range",
     "remove",
     "size",
@@ -57,6 +59,15 @@ def size(uri: str) -> int:
         return os.stat(local_path(uri)).st_size
     fs, path = filesystem(uri)
     return call_store(uri, lambda: int(fs.size(path)))
+
+
+def read_head(uri: str, length: int) -> tuple[bytes, int]:
+    """The first `length` bytes of a file, and its size; one request on S3."""
+    if not is_local(uri):
+        part = read_object(uri, 0, length)
+        return part.data, part.size
+    with os.fdopen(_regular(local_path(uri)), "rb") as file:
+        return file.read(length), os.fstat(file.fileno()).st_size
 
 
 def _regular(path: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from omniprep.errors import OmniprepError
 from omniprep.io.retry import jittered, retry
 
-__all__ = ["REMOTE_MARK", "filesystem", "is_known_scheme", "is_local", "join", "local_path"]
+__all__ = ["REMOTE_MARK", "StoreUnavailableError", "filesystem", "is_known_scheme", "is_local", "join", "local_path"]
 
 REMOTE_MARK = "://"
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -35,7 +35,18 @@ _PACKAGES = {
 """What brings a protocol to fsspec."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 """RFC 3986: what may stand before "://" for a name to be a URI."""
+_CREDENTIALS = re.compile(
+    r"ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken|TokenRefreshRequired|RequestTimeTooSkewed"
+    r"|NoCredentials|Unable to locate credentials|[Tt]oken has expired|[Cc]redentials were refreshed"
+)
+"""How S3 and its client say that nothing of the store can be read with these credentials now, whatever the object."""
 T = TypeVar("T")
+
+
+class StoreUnavailableError(OSError):
+    """The store answers nobody now: after all tries, or since the credentials are not valid any more. No fault of the
+    object that was asked for, so no row is rejected for it.
+    """
 
 
 def is_local(uri: str) -> bool:
@@ -71,6 +82,12 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def is_s3(fs: Any) -> bool:
+    """Whether a filesystem of fsspec is s3fs, whose requests can be made one by one."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return "s3" in protocols and hasattr(fs, "call_s3")
+
+
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URI, and the path inside it; OmniprepError names an absent package."""
     protocol, path = ("file", local_path(uri)) if is_local(uri) else (uri.split(REMOTE_MARK, 1)[0], "")
@@ -81,7 +98,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
     try:
         # fsspec keeps instances itself, and knows about forks. Listings are not cached: other machines write here.
-        fs = fsspec.filesystem(protocol, use_listings_cache=False)
+        options = {"config_kwargs": _s3_settings()} if protocol in ("s3", "s3a") else {}
+        fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
     except ImportError as error:
         package = _PACKAGES.get(protocol, "")
         advice = f"pip install {package}" if package else str(error)
@@ -92,6 +110,15 @@ def filesystem(uri: str) -> tuple[Any, str]:
             f"a path on this machine that holds '://' is given as ./{protocol}://…"
         ) from error
     return fs, path or cast(str, fs._strip_protocol(uri))
+
+
+def _s3_settings() -> dict[str, Any]:
+    """Settings of the S3 client: the user's, and room for all requests of `omniprep.media.remote` at once (10 by
+    default, which at 50 ms an answer is 200 requests a second).
+    """
+    from fsspec.config import conf
+
+    return {"max_pool_connections": 64, **conf.get("s3", {}).get("config_kwargs", {})}
 
 
 @lru_cache(maxsize=2)
@@ -107,13 +134,17 @@ def call_store(uri: str, call: Callable[[], T]) -> T:
     connections).
 
     Raises:
-        OSError: The fault stays; names the URI. FileNotFoundError for 404, PermissionError for 401 and 403.
+        OSError: The fault stays; names the URI. FileNotFoundError for 404, PermissionError for 401 and 403,
+            StoreUnavailableError where it is no fault of the object.
     """
 
     def pause_after(error: Exception, attempts: int) -> float | None:
         reason = " ".join(str(error).split())  # some clients use several lines
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(errno.ENOENT, "no such object", uri) from error
+        if _CREDENTIALS.search(f"{type(error).__name__} {reason} {error.__cause__} {error.__context__}"):
+            advice = "give valid ones, and the same command goes on"
+            raise StoreUnavailableError(errno.EIO, f"the store does not take the credentials ({reason}); {advice}", uri)
         if isinstance(error, PermissionError) or http_status(error) in (401, 403):
             raise PermissionError(errno.EACCES, f"access denied ({reason})", uri) from error
         if not _may_pass(error):
@@ -121,7 +152,9 @@ def call_store(uri: str, call: Callable[[], T]) -> T:
                 raise OSError(errno.EIO, reason, uri) from error
             return None
         if attempts > len(WAITS):
-            raise OSError(errno.EIO, f"{reason} (after {attempts} tries)", uri) from error
+            # A server of the web has files of its own that fail; a store answers for all of its objects.
+            kind = OSError if uri.startswith(("http://", "https://")) else StoreUnavailableError
+            raise kind(errno.EIO, f"{reason} (after {attempts} tries)", uri) from error
         return jittered(WAITS[attempts - 1])
 
     return retry(call, pause_after)

@@ -19,7 +19,8 @@ from omniprep.errors import OmniprepError, Reject, RejectCode, did_you_mean
 from omniprep.io.tar import TAR_MARK, Member, MemberName, members_of
 from omniprep.lru import BoundedCache
 from omniprep.media.recognize import HEAD_BYTES, describe
-from omniprep.media.source import Source, file_type, is_inside, os_errors_as_rejects
+from omniprep.media.remote import Place
+from omniprep.media.source import Source, file_type, is_inside
 
 _DATA_URI = re.compile(r"data:(.*?);base64,(.+)", re.DOTALL)
 _MAX_PATH_LENGTH = 4096
@@ -55,7 +56,7 @@ class MediaRoots:
         if isinstance(value, MemberName):  # of an input that the user named, not of a path in a row
             local = io.is_local(value.tar)
             tar = Source(path=os.path.abspath(io.local_path(value.tar))) if local else Source(uri=value.tar)
-            return replace(tar, member=value.member)
+            return replace(tar, member=value.member).pinned()
         if not isinstance(value, str) or not value.strip():
             raise Reject(RejectCode.BAD_MEDIA, "a media item names nothing")
         text = value.strip()
@@ -80,6 +81,31 @@ class MediaRoots:
         if len(text) <= _MAX_PATH_TEXT or text.startswith("file://"):
             raise self._not_found(text)
         return self._read_base64(text)
+
+    def places(self, reference: Any) -> list[Place]:
+        """Where `locate` will look first for a media item, or for each of a list of frames, if that is in a store."""
+        if isinstance(reference, list | tuple):
+            return [place for part in reference for place in self.places(part)]
+        if isinstance(reference, dict):
+            reference = None if reference.get("bytes") else reference.get("path") or reference.get("url")
+        if isinstance(reference, MemberName):
+            return [] if io.is_local(reference.tar) else [Place(reference.tar, reference.member, "", -1)]
+        if not isinstance(reference, str) or TAR_MARK in reference[:_MAX_PATH_LENGTH]:
+            return []
+        text = reference.strip()
+        if not text or len(text) > _MAX_PATH_TEXT or text.startswith(("data:", "http://", "https://")):
+            return []
+        if io.REMOTE_MARK in text[:32] and not io.is_local(text):
+            return [Place(text, None, "", -1)] if self._allows(text) else []
+        base = self._folders()[0]
+        if io.is_local(base) or ".." in text.split("/") or text.startswith("/") or not _is_unicode(text):
+            return []
+        return [Place(io.join(base, text), None, "", -1)]
+
+    def _allows(self, uri: str) -> bool:
+        """Whether a URI lies in one of the allowed folders, by its spelling."""
+        roots = [root for root in self._folders() if not io.is_local(root)]
+        return ".." not in uri.split("/") and any(uri.startswith(root.rstrip("/") + "/") for root in roots)
 
     def _not_found(self, text: str) -> Reject:
         """The reject for a path that names no file; a folder or device of that name is mentioned."""
@@ -131,9 +157,12 @@ class MediaRoots:
             if not io.is_local(folder):
                 uri = io.join(folder, text)
                 if ".." not in text.split("/") and not text.startswith("/"):
-                    with os_errors_as_rejects(uri):
-                        if io.exists(uri):
-                            return Source(uri=uri)
+                    source = Source(uri=uri)
+                    try:
+                        return source.pinned()
+                    except Reject as reject:  # the next folder may have it
+                        if reject.code != RejectCode.MEDIA_NOT_FOUND:
+                            raise
                 continue
             path = self._joined(folder, text)
             try:
@@ -161,13 +190,12 @@ class MediaRoots:
                 f"{_short(uri)}: {scheme}:// is no kind of store that is known ({known}); a path that holds '://' is "
                 f"given as ./{scheme}://…",
             )
-        roots = [root for root in self._folders() if not io.is_local(root)]
-        if ".." in uri.split("/") or not any(uri.startswith(root.rstrip("/") + "/") for root in roots):
+        if not self._allows(uri):
             raise Reject(
                 RejectCode.MEDIA_OUTSIDE_ROOT,
                 f"{uri}: lies outside {', '.join(self._folders())}; allow its folder with --media-root",
             )
-        return Source(uri=uri)
+        return Source(uri=uri).pinned()
 
     def _fetch_url(self, url: str) -> Source:
         from omniprep.io.http_client import fetch_url, shown
@@ -201,7 +229,7 @@ def _member(tar: Source, name: str) -> Source:
     member = members[name]
     if member is None:
         raise Reject(RejectCode.BAD_MEDIA, f"{_short(f'{tar.label}!{name}')}: the tar has two members of that name")
-    return replace(tar, member=member)
+    return replace(tar, member=member).pinned()
 
 
 def _is_unicode(text: str) -> bool:

@@ -19,16 +19,16 @@ from typing import IO, Any, BinaryIO, cast
 
 from omniprep import io
 from omniprep.errors import OmniprepError, Reject, RejectCode
+from omniprep.io.objects import ChangedObjectError
 from omniprep.io.tar import Member
+from omniprep.media.remote import WHOLE_BYTES, Place, open_item, pieces, pin, read_whole
 
 MAX_MEDIA_BYTES = 8 << 30
 """Largest local file; decoders read it piece by piece."""
 MAX_REMOTE_BYTES = 1 << 30
 """Largest remote object; it is held in memory where it is opened without `Source.fetched`."""
-SPOOLED_BYTES = 16 << 20
+SPOOLED_BYTES = WHOLE_BYTES
 """Remote objects and parts of tars above this size are not held in memory while they are decoded, but on the disk."""
-_PIECE_BYTES = 32 << 20
-"""Bytes of a remote object in one request, which are in memory at once."""
 _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # without O_NONBLOCK, opening a pipe would hang
 _LINK_ERRORS = (errno.ELOOP, errno.ENOTDIR)
 """What `os.open` with O_NOFOLLOW raises for a link to a file, and for a link to a folder."""
@@ -46,6 +46,10 @@ class Source:
     """Folder that must contain `path` whenever it is opened; None for paths that do not come from a row."""
     member: Member | None = None
     """The part of the file that is meant, where that is a tar."""
+    mark: str = field(default="", compare=False)
+    """Of an object in a store: its ETag when it was planned. Later reads are of that object, or fail."""
+    length: int = field(default=-1, compare=False)
+    """Of an object in a store: its bytes when it was planned; -1 where they are not known yet."""
     note: str = field(default="", compare=False)
     """Added to the label of inline data: which text was decoded as base64."""
     name: str = field(default="", compare=False)
@@ -77,7 +81,26 @@ class Source:
         if self.member is not None:
             return self.member.size
         with os_errors_as_rejects(self.label):
-            return os.stat(self.path).st_size if self.path is not None else io.size(self.uri or "")
+            if self.path is not None:
+                return os.stat(self.path).st_size
+            return self.length if self.length >= 0 else pin(self.place).size
+
+    @property
+    def place(self) -> Place:
+        """Where an item in a store lies."""
+        assert self.uri is not None
+        return Place(self.uri, self.member, self.mark, self.size() if self.member is not None else self.length)
+
+    def pinned(self) -> "Source":
+        """The item with what tells its present content from a later one, if it lies in a store; one request there.
+
+        Rejects what cannot be read, as `size`.
+        """
+        if self.uri is None:
+            return self
+        with os_errors_as_rejects(self.label):
+            first = pin(self.place)
+        return replace(self, mark=first.mark, length=first.size)
 
     def read(self) -> bytes:
         """Read the whole item; rejects media_not_found, media_outside_root, media_too_large and bad_media (empty)."""
@@ -88,7 +111,8 @@ class Source:
                 data = file.read()
         else:
             self._check_size(self.size(), MAX_REMOTE_BYTES)
-            data = self._read_remote()
+            with os_errors_as_rejects(self.label):
+                data = read_whole(self.place)
         if not data:
             raise Reject(RejectCode.BAD_MEDIA, f"{self.label}: the file is empty")
         return data
@@ -103,18 +127,16 @@ class Source:
                 return file
             self._check_size(self.member.size, MAX_MEDIA_BYTES)
             return _io.BufferedReader(_FilePart(file, self.member.offset, self.member.size), 64 << 10)
+        if self.uri is not None and self.data is None:
+            self._check_size(self.size(), MAX_REMOTE_BYTES)
+            with os_errors_as_rejects(self.label):
+                return open_item(self.place)
         if isinstance(self.data, memoryview) and len(self.data):
             return _io.BufferedReader(_MemoryFile(self.data), 64 << 10)
         return _io.BytesIO(self.read())
 
     def head(self, length: int) -> bytes:
         """Read the first `length` bytes; rejects as `read`."""
-        if self.uri is not None and self.data is None and self.spooled is None:
-            with os_errors_as_rejects(self.label):
-                if self.member is not None:
-                    start = self.member.offset
-                    return io.read_range(self.uri, start, start + min(length, self.member.size))
-                return io.read_range(self.uri, 0, min(length, io.size(self.uri)))
         with self.open() as file:
             return file.read(length)
 
@@ -130,36 +152,27 @@ class Source:
         size = self.size()
         self._check_size(size, MAX_REMOTE_BYTES)
         if size <= SPOOLED_BYTES:
-            yield replace(self, data=memoryview(self._read_remote()))
+            with os_errors_as_rejects(self.label):
+                data = read_whole(self.place)
+            yield replace(self, data=memoryview(data))
             return
         with _temporary_folder_errors():
             file = tempfile.TemporaryFile(prefix="omniprep-")  # noqa: SIM115 - closed below
         with file:
-            self._download(size, file)
+            self._download(file)
             yield replace(self, spooled=file)
 
-    def _read_remote(self) -> bytes:
-        with os_errors_as_rejects(self.label):
-            if self.member is None:
-                return io.read_bytes(self.uri or "")
-            return io.read_range(self.uri or "", self.member.offset, self.member.offset + self.member.size)
-
-    def _download(self, size: int, file: BinaryIO) -> None:
-        """Write the remote item into a file, piece by piece; rejects one that changes meanwhile."""
-        assert self.uri is not None
-        start = self.member.offset if self.member is not None else 0
-        with os_errors_as_rejects(self.label):
-            before = io.fingerprint(self.uri)
-        for offset in range(start, start + size, _PIECE_BYTES):
+    def _download(self, file: BinaryIO) -> None:
+        """Write the item into a file, piece by piece; rejects one that changes meanwhile."""
+        parts = pieces(self.place)
+        while True:
             with os_errors_as_rejects(self.label):
-                piece = io.read_range(self.uri, offset, min(offset + _PIECE_BYTES, start + size))
+                piece = next(parts, None)
+            if piece is None:
+                return
             with _temporary_folder_errors():
                 file.write(piece)
                 file.flush()
-        with os_errors_as_rejects(self.label):
-            changed = io.fingerprint(self.uri) != before or file.tell() != size
-        if changed:
-            raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{self.label}: it changed while it was read")
 
     def _open_path(self, path: str) -> BinaryIO:
         with os_errors_as_rejects(self.label):
@@ -303,6 +316,11 @@ def os_errors_as_rejects(label: str) -> Iterator[None]:
         raise Reject(RejectCode.MEDIA_NOT_FOUND, f"{label}: no such file") from error
     except IsADirectoryError as error:
         raise Reject(RejectCode.BAD_MEDIA, f"{label}: a folder, not a file") from error
+    except ChangedObjectError as error:
+        raise Reject(RejectCode.DECODE_MISMATCH, f"{label}: was changed in the store since it was planned") from error
+    except io.StoreUnavailableError as error:
+        # Each row with media would be rejected from here on: the build stops, and goes on when the store answers.
+        raise OmniprepError(f"{label}: {error.strerror}") from error
     except OSError as error:
         reason = error.strerror or str(error)  # str(error) would repeat the path
         raise Reject(RejectCode.MEDIA_FETCH_FAILED, f"{label}: {reason}") from error

@@ -132,19 +132,21 @@ class _Recoder(_io.RawIOBase):
         return len(part)
 
 
-def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int) -> tuple[Form, str]:
-    """Find the form and encoding ("" for UTF-8) of a JSON file by its content, as the reference's loader does.
+def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"]) -> tuple[Form, str, int]:
+    """Find the form and encoding ("" for UTF-8) of a JSON file by its content, as the reference's loader does; and its
+    size (0 of compressed files, which are not cut).
 
     The form is "lines", or "values" (an array, or objects over several lines). The suffix decides unclear cases: a
     .json file has lines only if the first line is an object and more lines follow; a .jsonl file has none only if its
     first value is an array, goes on after the first line, or shares that line with the next value.
     """
+    size = 0
     if codec:
         with open_text(uri, codec) as file:
             head = file.read(_HEAD)
     else:
         with os_errors_named(uri):
-            head = io.read_range(uri, 0, min(size, _HEAD)) if size else b""
+            head, size = io.read_head(uri, _HEAD)
     for mark, name in _OTHER_FORMATS:
         if head.startswith(mark):
             raise OmniprepError(f"{uri}: is {name}")
@@ -154,9 +156,9 @@ def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"], size: int)
             head = file.read(_HEAD)
     text = head.removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n")
     if suffix == "jsonl":
-        return ("values" if text.startswith(b"[") or not _is_lines(text) else "lines"), encoding
+        return ("values" if text.startswith(b"[") or not _is_lines(text) else "lines"), encoding, size
     line, _, rest = text.partition(b"\n")
-    return ("lines" if rest.strip() and _is_object(line) else "values"), encoding
+    return ("lines" if rest.strip() and _is_object(line) else "values"), encoding, size
 
 
 def find_encoding(uri: str, codec: str) -> str:

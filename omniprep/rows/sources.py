@@ -21,7 +21,7 @@ from omniprep.rows.choosing import SKIPPED, Chooser, picked
 from omniprep.rows.formats import format_of
 from omniprep.rows.inputs import Input
 from omniprep.rows.jsontext import parse_row, read_values
-from omniprep.rows.opening import MAX_LINE_BYTES, find_form, next_line, open_file, open_text, os_errors_named
+from omniprep.rows.opening import MAX_LINE_BYTES, find_form, next_line, open_file, open_text
 from omniprep.rows.split import Split
 from omniprep.rows.where import Path
 
@@ -108,9 +108,7 @@ def _splits_of(entry: Input, split_bytes: int) -> Iterator[Split]:
     if entry.kind not in ("jsonl", "json"):
         yield from format_of(entry.kind).splits(entry)
     else:
-        with os_errors_named(uri):
-            size = 0 if entry.codec else io.size(uri)
-        form, encoding = find_form(uri, entry.codec, entry.kind, size)
+        form, encoding, size = find_form(uri, entry.codec, entry.kind)
         if form == "values" or entry.codec or encoding:
             yield Split(entry.source, form, 0, 0, uri, entry.base, entry.codec, encoding)
             return

@@ -13,13 +13,14 @@ from omniprep.compiler.isolate.crashing_rows import find_crashing_rows
 from omniprep.compiler.isolate.deadline import row_deadline, row_deadlines
 from omniprep.compiler.plan.file import PlanReader
 from omniprep.compiler.plan.placement import Placement, read_placement
-from omniprep.compiler.plan.rows import PlannedRow, unexpected
+from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.compiler.run.tasks import Receipt, ShardTask
 from omniprep.compiler.run.worker_status import report_progress
 from omniprep.config import BuildConfig
-from omniprep.errors import OmniprepError, Reject
+from omniprep.errors import OmniprepError, Reject, unexpected
 from omniprep.families.context import FamilyContext, FamilySpec, resolve
 from omniprep.families.errors import FamilyError
+from omniprep.media.remote import Place, ahead
 from omniprep.shards.schema import Bin
 from omniprep.shards.writer import serialize_bin
 
@@ -80,6 +81,12 @@ class _Encoding:
         self.cache = MediaCache(0)
         self.crashing = find_crashing_rows(task, task.config) if task.isolate else {}
         self.rejects: list[dict[str, Any]] = []
+        self.rows = ahead(self.read_rows(), _places, whole=True)
+
+    def read_rows(self) -> Iterator[PlannedRow]:
+        """The rows of the shard, in order."""
+        for split, number in zip(self.placed.splits.tolist(), self.placed.within.tolist(), strict=True):
+            yield self.plans.read(split, number)
 
     def run(self) -> Receipt:
         task, schema = self.task, shard_schema(self.family, self.task.config)
@@ -107,7 +114,7 @@ class _Encoding:
         """The rows of a bin that can be encoded, and their numbers in the plan."""
         task, placed, rows, ids = self.task, self.placed, [], []
         for index in range(int(placed.offsets[number]), int(placed.offsets[number + 1])):
-            planned = self.plans.read(int(placed.splits[index]), int(placed.within[index]))
+            planned = next(self.rows)
             row_id = int(placed.rows[index])
             shard.bound_memory()
             try:
@@ -137,6 +144,12 @@ class _Encoding:
 
     def reject(self, row_id: int, reject: Reject) -> None:
         self.rejects.append({"row": row_id, "code": str(reject.code), "message": reject.message})
+
+
+def _places(row: PlannedRow) -> list[Place]:
+    """The media of a row that lie in a store."""
+    sources = (source for items in row.items.values() for item in items for source in item.sources)
+    return [source.place for source in sources if source.uri is not None]
 
 
 def _encode_row(planned: PlannedRow, family: FamilyContext, config: BuildConfig, cache: MediaCache) -> Bin:

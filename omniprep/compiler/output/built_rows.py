@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from omniprep import io
 from omniprep.compiler.costs import QWEN_BYTES
 from omniprep.compiler.duplicates import Duplicates
 from omniprep.compiler.encode.stored_items import codec_columns
@@ -190,4 +191,5 @@ def lines_before(splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
 def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:
     """Each input with what tells cheaply that it changed."""
     first = {split.source: split for split in reversed(splits)}
-    return [{"source": source, **fingerprint(first[source])} for source in dict.fromkeys(s.source for s in splits)]
+    with io.listed(split.uri for split in first.values()):
+        return [{"source": source, **fingerprint(first[source])} for source in dict.fromkeys(s.source for s in splits)]

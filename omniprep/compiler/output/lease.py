@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omniprep import io
 from omniprep.compiler.output.fence import Fence, LostLeaseError
@@ -30,7 +30,7 @@ from omniprep.compiler.output.ownfiles import FOLDERS
 from omniprep.errors import OmniprepError
 from omniprep.shards.names import refuse_linked_folders
 
-__all__ = ["NAME", "Lease", "LostLeaseError", "hold"]
+__all__ = ["NAME", "Lease", "LostLeaseError", "hold", "liveness"]
 
 NAME = LEASE
 BEAT = 20.0
@@ -47,11 +47,12 @@ class Lease:
     Attributes:
         fence: The right that goes with it; workers need it too.
         generation: Part of the names of the files that this run writes (compiler/output/folder.py); set by `prepare`.
+        previous: Whose dead lease this one took the place of.
     """
 
-    def __init__(self, fence: Fence, entry: dict[str, Any]) -> None:
+    def __init__(self, fence: Fence, entry: dict[str, Any], previous: Holder | None = None) -> None:
         """Begin to give signs of life."""
-        self.fence, self.generation = fence, ""
+        self.fence, self.generation, self.previous = fence, "", previous
         self._uri, self._entry = io.join(fence.out, NAME), entry
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="omniprep-lease", daemon=True)
@@ -115,7 +116,7 @@ def hold(out: str, say: Callable[[str], None] = lambda text: None) -> Iterator[L
     fence.open()
     try:
         _take(uri, fence, entry, dead)
-        lease = Lease(fence, entry)
+        lease = Lease(fence, entry, dead)
     except BaseException:
         fence.close()
         raise
@@ -202,16 +203,14 @@ def _lost_race(uri: str) -> OmniprepError:
 
 def _wait_for_death(uri: str, holder: Holder, say: Callable[[str], None]) -> Holder | None:
     """Return the holder of a lease when it is dead, None when its lease has gone; refuse a live one."""
-    ours = process_identity()
-    same_machine = (holder.host, holder.boot, holder.pidns) == (ours["host"], ours["boot"], ours["pidns"])
-    if ours["pidns"] and same_machine:
-        if (started := _started(holder.pid)) and started == holder.started:
-            raise OmniprepError(
-                f"{_folder(uri)}: another build is at work there ({holder}); wait for it, or choose another --out"
-            )
+    found, age = liveness(holder), time.time() - holder.time
+    if found == "alive":
+        raise OmniprepError(
+            f"{_folder(uri)}: another build is at work there ({holder}); wait for it, or choose another --out"
+        )
+    if found == "dead":
         return holder
-    age = time.time() - holder.time
-    if 0 <= age < STALE:
+    if found == "fresh":
         raise OmniprepError(
             f"{_folder(uri)}: another build is at work there ({holder}; its last sign of life is {age:.0f} s old). "
             f"If that machine is gone, try again in {STALE - age:.0f} s"
@@ -226,6 +225,18 @@ def _wait_for_death(uri: str, holder: Holder, say: Callable[[str], None]) -> Hol
         if now.content != holder.content:
             raise OmniprepError(f"{_folder(uri)}: another build is at work there ({now})")
     return holder
+
+
+def liveness(holder: Holder) -> Literal["alive", "dead", "fresh", "stale"]:
+    """Whether the process of a lease lives: alive or dead where it can be looked up, which is on its own machine; else
+    fresh or stale, by the age of its last sign of life.
+    """
+    ours = process_identity()
+    same_machine = (holder.host, holder.boot, holder.pidns) == (ours["host"], ours["boot"], ours["pidns"])
+    if ours["pidns"] and same_machine:
+        started = _started(holder.pid)
+        return "alive" if started and started == holder.started else "dead"
+    return "fresh" if 0 <= time.time() - holder.time < STALE else "stale"
 
 
 def process_identity() -> dict[str, Any]:

@@ -20,7 +20,7 @@ OWN = {
     "receipts": re.compile(rf"\d{{5,}}{_TAG}\.json"),
     "shards": re.compile(rf"\d{{5,}}{_TAG}\.arrow"),
     "plan": re.compile(
-        rf"(split-\d{{6,}}|(plan|encode)-\d{{6,}}|placement|bins|plan|repack|build|append){_TAG}\.(arrow|json|begun)"
+        rf"(split-\d{{6,}}|(plan|encode)-\d{{6,}}|placement|bins|plan|repack|build|append|progress){_TAG}\.(arrow|json|begun)"
     ),
 }
 """Names that a build or a repack gives to its files, by folder; plan/repack.json is of earlier versions."""

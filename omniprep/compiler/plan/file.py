@@ -35,6 +35,8 @@ _SOURCE = pa.struct(
         ("data", pa.large_binary()),
         ("root", pa.string()),
         ("member", pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])),
+        ("mark", pa.string()),
+        ("length", pa.int64()),
     ]
 )
 _ITEM = pa.struct(
@@ -171,7 +173,9 @@ def _media(rows: list[PlannedRow | None]) -> pa.Array:
 
 
 def _source(source: Source) -> dict[str, Any]:
-    plain = {"path": source.path, "uri": source.uri, "data": source.data, "root": source.root}
+    plain: dict[str, Any] = {"path": source.path, "uri": source.uri, "data": source.data, "root": source.root}
+    if source.uri is not None:
+        plain |= {"mark": source.mark, "length": source.length}
     return plain if source.member is None else {**plain, "member": dataclasses.asdict(source.member)}
 
 
@@ -335,7 +339,10 @@ def _items(media: pa.StructArray) -> Iterator[Item]:
     offsets, values = offsets - offsets[0], media.field("sources").values.slice(offsets[0], offsets[-1] - offsets[0])
     paths, uris, roots = (values.field(name).to_pylist() for name in ("path", "uri", "root"))
     members = [entry and Member(**entry) for entry in values.field("member").to_pylist()]
-    sources = [Source(*facts) for facts in zip(paths, uris, _views(values.field("data")), roots, members, strict=True)]
+    marks = [mark or "" for mark in values.field("mark").to_pylist()]
+    lengths = [-1 if length is None else length for length in values.field("length").to_pylist()]
+    data = _views(values.field("data"))
+    sources = [Source(*facts) for facts in zip(paths, uris, data, roots, members, marks, lengths, strict=True)]
     modalities = tuple(MODALITIES)
     facts = (media.field(name).to_pylist() for name in ("modality", "tokens", "audio", "meta"))
     for number, (modality, tokens, audio, meta) in enumerate(zip(*facts, strict=True)):

@@ -13,6 +13,7 @@ from omniprep.families.kinds import Item, MediaMeta
 from omniprep.media.audio import probe_audio
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.image import read_header
+from omniprep.media.remote import Place
 from omniprep.media.source import Source
 from omniprep.media.video import MAX_READ_BYTES, has_sound, probe_video
 from omniprep.modalities import MODALITIES
@@ -38,6 +39,13 @@ class _Setting:
         """An item of one modality, counted where its own facts suffice."""
         counted_later = self.ctx.by_row or (meta.kind == "audio" and self.ctx.pads_clips)  # by find_media's end
         return Item(meta.kind, meta, 0 if counted_later else self.ctx.count(meta.kind, meta), sources=sources)
+
+
+def places_of(media_roots: MediaRoots, row: Row | Reject) -> list[Place]:
+    """The media of a row that lie in a store, as far as that is known before they are looked for."""
+    if isinstance(row, Reject):
+        return []
+    return [place for media in row.media.values() for medium in media for place in media_roots.places(medium)]
 
 
 def find_media(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots) -> Probed:

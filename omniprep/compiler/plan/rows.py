@@ -4,11 +4,9 @@ No media is decoded, except where no header gives an exact length (the sound of 
 Rows are planned in chunks, so that the tokenizer gets the texts of many rows in one call.
 """
 
-import os
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -19,15 +17,16 @@ from omniprep.compiler.costs import file_bytes, pixel_share
 from omniprep.compiler.encode.stored_items import file_columns
 from omniprep.compiler.isolate.deadline import row_deadline
 from omniprep.compiler.plan.padding import with_pad_tokens
-from omniprep.compiler.plan.probe import find_media
+from omniprep.compiler.plan.probe import find_media, places_of
 from omniprep.compiler.plan.rendered_rows import TokenizedRow, WholeText, render_row, tokenize_rows
 from omniprep.compiler.plan.text_checks import check_text, check_unicode
 from omniprep.config import BuildConfig
-from omniprep.errors import OmniprepError, Reject, RejectCode
+from omniprep.errors import OmniprepError, Reject, RejectCode, unexpected
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
 from omniprep.families.kinds import Item, MediaMeta, Sample
 from omniprep.media.fetch import MediaRoots
+from omniprep.media.remote import ahead
 from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import Note, parse_columns
 from omniprep.rows.normalize import THOUGHTS, Row, normalize
@@ -80,9 +79,13 @@ def plan_rows(
 
     `generate` leaves the last answer open (inference). A FamilyError has the number of the row in the chunk as `row`.
     """
-    drafts = [
-        raw if isinstance(raw, Reject) else _or_reject(number, _render, raw, ctx, config, media_roots, generate)
+    rows = (
+        raw if isinstance(raw, Reject) else _or_reject(number, _normalized, raw, ctx, config)
         for number, raw in enumerate(raws)
+    )
+    drafts = [
+        row if isinstance(row, Reject) else _or_reject(number, _render, row, ctx, config, media_roots, generate)
+        for number, row in enumerate(ahead(rows, partial(places_of, media_roots), whole=False))
     ]
     tokenized = _tokenized([draft[1] for draft in drafts if not isinstance(draft, Reject)], ctx, config)
     result: list[PlannedRow | Reject] = []
@@ -151,18 +154,6 @@ def _without_traceback(reject: Reject) -> Reject:
     return Reject(reject.code, reject.message)
 
 
-def unexpected(error: Exception) -> Reject:
-    """The reject for an exception that no code expects: a defect of omniprep, a decoder or a family's callback.
-
-    One row must not end a build of millions; the code and the message say that it is a defect, and where.
-    """
-    if isinstance(error, MemoryError):
-        return Reject(RejectCode.DECODE_MEMORY, f"there is not enough memory for the row ({error})")
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno} {frames[-1].name})" if frames else ""
-    return Reject(RejectCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}{where}")
-
-
 @lru_cache(maxsize=8)
 def _template(ctx: FamilyContext, use_chat_template: bool) -> TemplateMeta:
     return ctx.template if use_chat_template else without_roles(ctx.template, ctx.tokenizer.eos_token)
@@ -192,8 +183,11 @@ def _drop_read_keys(row: Row) -> None:
         row.notes &= ~Note.UNREAD_COLUMNS
 
 
-def _render(raw: Any, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> Draft:
-    row = normalize(raw, parse_columns(config.columns), template_keys=ctx.renderer is not None)
+def _normalized(raw: Any, ctx: FamilyContext, config: BuildConfig) -> Row:
+    return normalize(raw, parse_columns(config.columns), template_keys=ctx.renderer is not None)
+
+
+def _render(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> Draft:
     _apply_row_options(row, ctx, config)
     if ctx.renderer is not None:
         _drop_read_keys(row)

@@ -106,6 +106,11 @@ class PlanTask(Task):
         tokens: int = receipt["tokens"]
         return tokens
 
+    def row_count(self, receipt: Receipt) -> int:
+        """As `Task.row_count`."""
+        rows: int = receipt["rows"]
+        return rows
+
     def reject_counts(self, receipt: Receipt) -> Counter[str]:
         """As `Task.reject_counts`."""
         return Counter(receipt["codes"])

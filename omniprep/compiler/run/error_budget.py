@@ -7,6 +7,7 @@ from omniprep.compiler.run.tasks import Receipt, RejectedRow, RowPosition, Task
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError
 from omniprep.families.errors import FamilyError
+from omniprep.progress import Reporter
 from omniprep.rows.sources import count_lines
 from omniprep.rows.split import Split
 
@@ -21,16 +22,16 @@ class FirstErrors:
     """
 
     def __init__(
-        self, say: Callable[[str], None], config: BuildConfig, splits: Sequence[Split],
+        self, progress: Reporter, config: BuildConfig, splits: Sequence[Split],
         locate: Callable[[int], tuple[int, int]] = lambda row: (0, row),
     ) -> None:  # fmt: skip
-        self._say, self._splits, self._locate = say, splits, locate
+        self._progress, self._splits, self._locate = progress, splits, locate
         self._fail = config.on_error == "fail"
         self._shown: Counter[str] = Counter()
         self._line_counts: dict[int, int] = {}
         self._counted = 0
         """Splits from the first on whose lines are counted."""
-        self._later: dict[int, tuple[Task, Receipt]] = {}
+        self._later: dict[int, tuple[Task, Receipt, bool]] = {}
 
     def record_line_count(self, split: int, lines: int) -> None:
         """Learn how many lines a split has."""
@@ -38,35 +39,48 @@ class FirstErrors:
         while self._counted in self._line_counts:
             self._counted += 1
 
-    def show(self, task: Task, receipt: Receipt) -> None:
-        """Show rejects of a task, a split's when the lines before it are counted; end where --on-error is fail."""
+    def show(self, task: Task, receipt: Receipt, *, wanted: bool = False) -> None:
+        """Show rejects of a task, a split's when the lines before it are counted; end where --on-error is fail.
+
+        `wanted`: each of them is an event too, whatever is shown.
+        """
         if "lines" in receipt:
             self.record_line_count(task.number, receipt["lines"])
         # The rejects of a split are read from its plan, so not where all their codes have been shown.
-        if any(self._fail or self._shown[code] < EXAMPLES for code in task.reject_counts(receipt)):
-            self._later[task.number] = task, receipt
+        if any(wanted or self._fail or self._shown[code] < EXAMPLES for code in task.reject_counts(receipt)):
+            self._later[task.number] = task, receipt, wanted
         for number in sorted(self._later):
             if self._fail or number <= self._counted or self._counted == len(self._splits):
-                finished, its_receipt = self._later.pop(number)
+                finished, its_receipt, as_events = self._later.pop(number)
                 for reject in finished.rejects(its_receipt):
-                    self._show(reject)
+                    self._show(reject, as_event=as_events)
 
-    def _show(self, reject: RejectedRow) -> None:
+    def _show(self, reject: RejectedRow, *, as_event: bool) -> None:
         code = reject.code
-        if not self._fail and self._shown[code] == EXAMPLES:
+        for_people = self._fail or self._shown[code] < EXAMPLES
+        if not for_people and not as_event:
             return
-        text = f"{self._source_line(reject.position)}: {code}: {reject.message}"
+        source, line = self._source_line(reject.position)
+        if as_event:
+            facts = {"source": source, "line": line, "code": code, "message": reject.message}
+            self._progress.event("reject", facts)
+        if not for_people:
+            return
+        text = f"{source}:{line}: {code}: {reject.message}"
         if self._fail:
             raise OmniprepError(f"{text} (--on-error fail)")
         self._shown[code] += 1
         more = " (more of this code are not shown)" if self._shown[code] == EXAMPLES else ""
-        self._say(f"rejected: {text}{more}")
+        self._progress.show_reject(f"rejected: {text}{more}")
 
     def with_source_line(self, error: FamilyError) -> FamilyError:
         """A fault of the family with the source and line of the row that showed it."""
-        return error if error.row is None else error.within(self._source_line(error.row))
+        if error.row is None:
+            return error
+        source, line = self._source_line(error.row)
+        return error.within(f"{source}:{line}")
 
-    def _source_line(self, position: RowPosition) -> str:
+    def _source_line(self, position: RowPosition) -> tuple[str, int]:
         """Source and line (from 1) of a row."""
         split, line = position if isinstance(position, tuple) else self._locate(position)
         source = self._splits[split].source
@@ -76,7 +90,7 @@ class FirstErrors:
             if number not in self._line_counts:  # the build ends here, so it may take a while
                 self._line_counts[number] = count_lines(self._splits[number])
             line += self._line_counts[number]
-        return f"{source}:{line + 1}"
+        return source, line + 1
 
 
 def check_error_rate(config: BuildConfig, rejected: int, read: int, advice: str) -> None:

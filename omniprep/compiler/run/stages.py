@@ -51,9 +51,11 @@ class Stage:
         waiting.sort(key=lambda number: -efforts[number] if efforts else 0.0)
         unit = "splits" if self.name == "plan" else "shards"
         self.progress.start(self.name, len(tasks), unit)
+        self.progress.event("workers", {"stage": self.name, "workers": workers})
         for number, receipt in receipts.items():
-            self._count(tasks[number], receipt)
+            self._count(tasks[number], receipt, before=True)
         if receipts:
+            self.progress.event("resumed", self._resumed([(tasks[number], r) for number, r in receipts.items()]))
             self.progress.message(f"{self.name}: {len(receipts)} of {len(tasks)} {unit} were done before")
         folder = io.join(self.out, "plan")
         stale_marks = [
@@ -75,7 +77,7 @@ class Stage:
                 if self.lease is not None:
                     self.lease.check()
                 receipts[waiting[index]] = receipt
-                self._count(pending[index], receipt)
+                self._count(pending[index], receipt, before=False)
         except FamilyError as error:
             raise (self.errors.with_source_line(error) if self.errors is not None else error) from error
         for name in stale_marks:  # of tasks that ended before their mark was removed, or that Ray did
@@ -83,8 +85,28 @@ class Stage:
         self.progress.finish(self.name)
         return [receipts[number] for number in range(len(tasks))]
 
-    def _count(self, task: Task, receipt: Receipt) -> None:
-        rejects = task.reject_counts(receipt).total()
-        self.progress.advance(self.name, 1, tokens=task.tokens(receipt), rejects=rejects)
+    def _count(self, task: Task, receipt: Receipt, *, before: bool) -> None:
+        rejects = task.reject_counts(receipt)
+        facts = {
+            "stage": self.name,
+            "number": task.number,
+            "rows": task.row_count(receipt),
+            "tokens": task.tokens(receipt),
+            "bytes": receipt["bytes"],
+            "seconds": receipt["seconds"],
+            "rejects_by_code": dict(rejects),
+            "before": before,
+        }
+        self.progress.event("task", {**facts, "path": receipt["path"]} if "path" in receipt else facts)
+        self.progress.advance(self.name, 1, tokens=facts["tokens"], rejects=rejects.total())
         if self.errors is not None:
-            self.errors.show(task, receipt)
+            self.errors.show(task, receipt, wanted=bool(rejects) and not before and self.progress.wants_rejects())
+
+    def _resumed(self, done: Sequence[tuple[Task, Receipt]]) -> dict[str, int | str]:
+        """What an earlier run left done, for the event of that name."""
+        return {
+            "stage": self.name,
+            "done": len(done),
+            "rows": sum(task.row_count(receipt) for task, receipt in done),
+            "tokens": sum(task.tokens(receipt) for task, receipt in done),
+        }

@@ -67,6 +67,10 @@ class Task(ABC):
         """Tokens of the rows that were kept."""
 
     @abstractmethod
+    def row_count(self, receipt: Receipt) -> int:
+        """Rows that were read, or kept in shards."""
+
+    @abstractmethod
     def reject_counts(self, receipt: Receipt) -> Counter[str]:
         """Rejected rows of each code."""
 
@@ -115,6 +119,10 @@ class ShardTask(Task):
     def tokens(self, receipt: Receipt) -> int:
         """As `Task.tokens`."""
         return sum(entry["tokens"] for entry in receipt["bins"])
+
+    def row_count(self, receipt: Receipt) -> int:
+        """As `Task.row_count`."""
+        return sum(entry["rows"] for entry in receipt["bins"])
 
     def reject_counts(self, receipt: Receipt) -> Counter[str]:
         """As `Task.reject_counts`."""
