@@ -178,6 +178,14 @@ def test_other_parameters_halfway_are_left_to_decord(second: Clip) -> None:
     assert facts.reader == DECORD and facts.reason.startswith("several parameter sets"), facts.reason
 
 
+@pytest.mark.parametrize("matrix", [8, 10], ids=["YCgCo", "BT.2020 constant luminance"])
+def test_matrices_that_libswscale_refuses_are_left_to_decord(matrix: int) -> None:
+    file = Source(data=Clip(matrix=matrix).make())
+    facts = probe_video(file)
+    assert facts.reader == DECORD and str(matrix) in facts.reason, facts.reason
+    assert same(ours(file, facts, [0, 7]), by_decord(file.read(), [0, 7]))
+
+
 def test_colors_that_change_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Should the packets not tell."""
     file, of, seen = source("H.264: groups of 8"), conversion.Colors.of, []

@@ -122,7 +122,10 @@ def unequal(colors: Colors) -> str:
         theirs = _by_decord(_stored(frame, colors))
     except (av.FFmpegError, RuntimeError) as error:  # RuntimeError: decord's own errors
         return f"noise cannot be stored as {colors.format}: {type(error).__name__}"
-    same = np.array_equal(theirs, Converter().rgb(frame))
+    try:
+        same = np.array_equal(theirs, Converter().rgb(frame))
+    except av.FFmpegError as error:  # newer builds of libswscale refuse some matrices, YCgCo among them
+        return f"libswscale refuses matrix {colors.matrix}: {error.strerror}"
     return "" if same else f"other colors for {colors.width}x{colors.height} {colors.format}"
 
 
