@@ -300,12 +300,11 @@ def _assemble(draft: Draft, tokens: TokenizedRow, ctx: FamilyContext, config: Bu
     if len(ids) + grown > config.row_limit:
         keep = _fit(ids, placeholders, items, ctx, config)
         ids, weights = ids[keep], weights[keep]
-    length = len(ids) + grown  # truncation keeps every placeholder
     if len(weights):
         # The reference clears the first label before it cuts. A row that was cut on the left would then begin with a
         # label that is predicted from the row before it in the bin, so it is cleared after the cut as well.
         weights[0] = 0.0
-    ids, weights, length = with_pad_tokens(ids, weights, length, ctx, config)
+    ids, weights, length = with_pad_tokens(ids, weights, len(ids) + grown, ctx, config)
     if config.bin_length and length > config.bin_length:
         raise Reject(RejectCode.ROW_EXCEEDS_BIN, f"{length} tokens, the bin holds {config.bin_length}")
     # Weights are kept as runs: a chat has a few, where single weights would double the plan.
