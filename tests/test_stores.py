@@ -61,8 +61,8 @@ class HttpError(Exception):
         (HttpError(400), OSError, 1),
         (HttpError(401), PermissionError, 1),
         (OSError("Forbidden: http://there\ninjected"), PermissionError, 1),
-        (HttpError(429), OSError, 6),
-        (HttpError(503), OSError, 6),
+        (HttpError(429), io.StoreUnavailableError, 6),
+        (HttpError(503), io.StoreUnavailableError, 6),
     ],
     ids=["400", "401", "403 in words", "429", "503"],
 )
