@@ -3,8 +3,12 @@
 from typing import Any
 
 from llvmlite import ir
+from numba import config
 from numba.core import types
 from numba.extending import intrinsic
+
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set by users who debug; Python itself runs no intrinsics
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 SIDE = 16
 """Rows and columns that are transposed at once: the bytes of a vector register that every processor has."""

@@ -71,8 +71,8 @@ class _Watch:
                 row = self._row
                 if row is None:
                     self._cancel_alarm()
-            if row is not None and time.monotonic() - row[1] > self._seconds:
-                _end(row[0], self._seconds)
+                elif time.monotonic() - row[1] > self._seconds:  # with the lock held: it cannot end meanwhile
+                    _end(row[0], self._seconds)
 
     def _cancel_alarm(self) -> None:
         """Cancel the alarm of C, if one is set; with the lock held."""

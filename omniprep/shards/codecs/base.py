@@ -109,7 +109,9 @@ class PictureCodec(PatchCodec):
     def compress_item(self, column: Column, part: np.ndarray, size: Any) -> list[StoredPicture]:
         """The pictures of an item, by its value in the column that holds its size."""
         stored = []
-        for patches, shape in pictures_of_item(column, np.ascontiguousarray(part), size):
+        # As `decode_items` has them: a family may give one unit without its axis, or the values of all in a row.
+        units = np.ascontiguousarray(part if column.varies else part.reshape(-1, *column.shape))
+        for patches, shape in pictures_of_item(column, units, size):
             if shape is None or max(shape.frames * shape.height, shape.width) > self.longest_side:
                 stored.append(StoredPicture(patches.tobytes(), 0, 0))
             else:

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from omniprep.errors import UsageError
 from omniprep.shards.codecs.base import PictureCodec
-from omniprep.shards.codecs.picture import PictureShape
+from omniprep.shards.codecs.picture import PictureShape, load_kernels
 
 KERNELS_AFTER = 128
 """Pictures of a process that numpy does before numba is imported. Loading the compiled code takes 0.6 s, compiling it
@@ -38,6 +39,7 @@ class Codec(PictureCodec):
 
     def encode(self, patches: np.ndarray, shape: PictureShape) -> bytes:
         """Residuals, then zstd."""
+        assert patches.dtype == np.uint8 and patches.size == shape.size, (patches.dtype, patches.shape, shape)
         residuals = np.empty(shape.size, np.uint8)
         kernels = _kernels(shape)
         if kernels is None:
@@ -50,6 +52,7 @@ class Codec(PictureCodec):
 
     def decode(self, blob: memoryview, shape: PictureShape, patches: np.ndarray) -> None:
         """zstd, then two prefix sums mod 256 into the patches."""
+        assert patches.flags.c_contiguous and patches.size == shape.size, (patches.shape, shape)
         # The size comes from the grid, never from the blob: a blob that unpacks to more or to less is refused by zstd.
         buffer = pa.Codec("zstd").decompress(pa.py_buffer(blob), decompressed_size=shape.size)
         residuals = np.frombuffer(buffer, np.uint8)
@@ -86,11 +89,7 @@ def _kernels(shape: PictureShape) -> ModuleType | None:
     if _done_by_numpy < KERNELS_AFTER and "omniprep.shards.codecs.delta_kernels" not in sys.modules:
         _done_by_numpy += 1
         return None
-    try:
-        from omniprep.shards.codecs import delta_kernels
-    except (ImportError, RuntimeError, OSError):  # RuntimeError: numba has no folder for compiled code
-        return None
-    return delta_kernels
+    return load_kernels()
 
 
 _LITERAL_COMPRESSION = 1002
@@ -101,8 +100,18 @@ _of_thread = threading.local()
 
 
 def zstd_module() -> ModuleType:
-    """Python 3.14's module, or its backport."""
-    return import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    """Python 3.14's module, or its backport; UsageError says what to do where it is absent."""
+    in_python = sys.version_info >= (3, 14)
+    try:
+        return import_module("compression.zstd" if in_python else "backports.zstd")
+    except ImportError as error:
+        advice = (
+            "this Python was built without zstd: install one with it" if in_python else "pip install backports.zstd"
+        )
+        raise UsageError(
+            f"--pixel-codec delta compresses with zstd, which cannot be loaded ({error}): {advice}; or choose "
+            "--pixel-codec webp"
+        ) from error
 
 
 def _compressor() -> Any:

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -59,17 +60,44 @@ class PictureShape:
 
     def fill_patches(self, patches: np.ndarray, pixels: np.ndarray) -> None:
         """Pixels uint8 (frames, height, width, 3) into the bytes of a picture; undoes `pixels`."""
+        assert patches.flags.c_contiguous  # else they would be filled in a copy
         if self.channels_last:
             patches.reshape(pixels.shape)[...] = pixels
             return
         # Compiled where that is loaded already and the rows are as `resize` leaves them: 0.2 ms a photograph for 0.6.
         rows = pixels.transpose(0, 1, 3, 2)
-        kernels = sys.modules.get("omniprep.shards.codecs.delta_kernels")
-        if kernels is not None and self.patch_width >= 8 and rows.flags.c_contiguous and patches.flags.c_contiguous:
+        kernels = loaded_kernels() if self._fits_compiled(patches, rows) else None
+        if kernels is not None:
             kernels.cut_into_patches(rows.reshape(-1), *self.cut, patches.reshape(-1))
             return
         view = pixels.reshape(self._axes).transpose(1, 4, 2, 5, 7, 0, 3, 6)
         patches.reshape(view.shape)[...] = view
+
+    def _fits_compiled(self, patches: np.ndarray, rows: np.ndarray) -> bool:
+        """Whether compiled functions, which check nothing, may cut these rows; numpy refuses what does not fit."""
+        return (
+            self.patch_width >= 8
+            and rows.dtype == patches.dtype == np.uint8
+            and rows.shape == (self.frames, self.height, 3, self.width)
+            and patches.size == self.size
+            and self.height % (self.merge * self.patch_height) == 0
+            and self.width % (self.merge * self.patch_width) == 0
+            and rows.flags.c_contiguous
+        )
+
+
+def load_kernels() -> ModuleType | None:
+    """The compiled arithmetic, imported now; None where numba is absent or cannot be used."""
+    try:
+        from omniprep.shards.codecs import delta_kernels
+    except (ImportError, RuntimeError, OSError):  # RuntimeError: numba has no folder for compiled code
+        return None
+    return delta_kernels
+
+
+def loaded_kernels() -> ModuleType | None:
+    """As `load_kernels`, but None where this process has not imported it; where a thread just does, that is awaited."""
+    return load_kernels() if "omniprep.shards.codecs.delta_kernels" in sys.modules else None
 
 
 def picture_shapes(column: Column, units: int, size: Any) -> tuple[int, PictureShape | None]:
@@ -87,6 +115,8 @@ def picture_shapes(column: Column, units: int, size: Any) -> tuple[int, PictureS
         height, width = item_shape[-2:] if column.picture == "chw" else item_shape[-3:-1]
         crops = math.prod(item_shape[:-3])  # a picture for each unit, or for each frame that a unit holds
         return crops, PictureShape(1, height, width, height, width, channels_last=column.picture == "hwc")
+    if not units:  # a grid may say 0 patches in 2**31 steps
+        return 0, None
     side, merge = int(column.params["patch_size"]), int((DEFAULTS | column.params)["merge_size"])
     frames = max(column.unit // (3 * side * side), 1)
     if np.size(size) != 3:

@@ -7,8 +7,12 @@ nor prefix sums. LLVM splits the vectors of `CHUNK` bytes into what the processo
 from typing import Any
 
 from llvmlite import ir
+from numba import config
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set by users who debug; Python itself runs no intrinsics
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 CHUNK = 64
 """Bytes of a row that `undo_chunk` takes at once. With AVX-512 a row takes 0.9 of the time of 32; with AVX2 alone
