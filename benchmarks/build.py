@@ -54,6 +54,9 @@ def worker(model: str) -> None:
     from omniprep.config import BuildConfig
     from omniprep.progress import reporter
 
+    from omniprep.garbage import collect_seldom
+
+    collect_seldom()  # as the command does
     leave_out_report()
     load_kernels()
     print(json.dumps({"ready": True}), file=answers, flush=True)

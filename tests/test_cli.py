@@ -87,6 +87,18 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert fresh_python(code).strip().endswith("[]")
 
 
+@pytest.mark.parametrize("command, seldom", [("plan", True), ("train", False)])
+def test_cycles_are_searched_seldom_but_in_training(command, seldom, fresh_python):
+    code = f"""
+import gc
+from omniprep.cli.main import run
+before = gc.get_threshold()[0]
+run(["{command}", "--help"])
+print(gc.get_threshold()[0] > before)
+"""
+    assert fresh_python(code).splitlines()[-1] == str(seldom)
+
+
 def test_help_takes_a_fifth_of_a_second_at_most():
     """Processor time of the best of five runs, less that of an interpreter alone: other programs do not count."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "omniprep"
 
 LAYERS = (
-    "errors lru modalities printable",
+    "errors garbage lru modalities printable",
     "io",
     "rows",  # below the options, which check --columns by the names that rows may have
     "config progress",

@@ -17,6 +17,7 @@ import click
 from omniprep import __version__
 from omniprep.cli.command import write_examples
 from omniprep.errors import OmniprepError, Terminated, UsageError, did_you_mean
+from omniprep.garbage import collect_seldom
 from omniprep.observe.command import LOG_JSON, this_command
 from omniprep.printable import printable, quote_libraries
 from omniprep.progress import PLAIN
@@ -99,6 +100,8 @@ def cli(ctx: click.Context, plain: bool, log_json: bool) -> None:
         if enabled:
             os.environ[variable] = "1"
     this_command.name = ctx.invoked_subcommand or ""
+    if ctx.invoked_subcommand not in ("train", "infer"):
+        collect_seldom()
     if os.environ.get(LOG_JSON):
         this_command.write_json()
 

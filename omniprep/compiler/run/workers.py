@@ -26,6 +26,7 @@ from omniprep.compiler.run.cluster import UnmetDemand, cluster_cpus, is_local, l
 from omniprep.compiler.run.tasks import Receipt, Task
 from omniprep.compiler.run.worker_status import SECONDS, ProgressPoller, Show, progress_listener, ray_listener
 from omniprep.errors import OmniprepError, unforeseen
+from omniprep.garbage import collect_seldom
 from omniprep.progress import WorkerStatus
 
 TRIES = 4
@@ -227,6 +228,7 @@ def _worker_function() -> Callable[[Task, int, Any], Receipt]:
     driver_folder, wanted = Path.cwd(), dict(versions())
 
     def run(task: Task, index: int, actor: Any) -> Receipt:
+        collect_seldom()
         check_versions(wanted)
         if driver_folder.is_dir():  # relative paths mean the same on a cluster whose nodes have the driver's folder
             os.chdir(driver_folder)
