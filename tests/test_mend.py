@@ -47,6 +47,27 @@ def test_keys_of_messages_are_named() -> None:
         normalize({"messages": [{"speaker": "user", "text": "Hi"}]})
 
 
+@pytest.mark.parametrize(
+    ("role", "meant"),
+    [("asistant", "assistant"), ("User", "user"), ("tool-respons", "tool_response"), ("Human", "human")],
+)
+def test_a_misspelt_role_is_told_which_one_was_meant(role: str, meant: str) -> None:
+    for message in ({"role": role, "content": "Hi"}, {"from": role, "value": "Hi"}):
+        with pytest.raises(Reject) as caught:
+            normalize({"messages": [message, *CHAT]})
+        assert caught.value.code == "bad_role" and f"message 1 has role {role!r}; known: " in caught.value.message
+        assert caught.value.message.endswith(f"; did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize(
+    "messages", [[{"role": "narrator", "content": "Hi"}], [*CHAT, {"role": "system", "content": "x"}]]
+)
+def test_a_role_that_resembles_none_or_has_no_place_gets_no_hint(messages: list[dict[str, Any]]) -> None:
+    with pytest.raises(Reject) as caught:
+        normalize({"messages": messages})
+    assert caught.value.code == "bad_role" and "did you mean" not in caught.value.message
+
+
 ODD = ["<img>", "<|image|>", "[image]", "{image}", "{{image}}", "<Image>", "<image_1>", "<picture>", "<image placeholder>", "[IMG]", "<image/>"]  # fmt: skip
 
 

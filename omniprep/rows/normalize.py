@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from omniprep.errors import Reject, RejectCode
+from omniprep.errors import Reject, RejectCode, did_you_mean
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 from omniprep.rows.columns import (
     MESSAGE_ALIASES,
@@ -186,7 +186,8 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
         role = _ROLE_ALIASES.get(role.replace("-", "_"), role)
         if role not in ROLES or (role == "system" and position > 1):
             known = "system (first message only)" if role == "system" else ", ".join(sorted(ROLES))
-            raise Reject(RejectCode.BAD_ROLE, f"message {position} has role {role!r}; known: {known}")
+            hint = "" if role == "system" else did_you_mean(role, (*ROLES, *_ROLE_ALIASES))
+            raise Reject(RejectCode.BAD_ROLE, f"message {position} has role {role!r}; known: {known}{hint}")
         content = message.get("content", message.get("value"))
         # template.encode writes the content of tool messages as JSON, null too; the dataset path refuses any null.
         calls = message.get("tool_calls") if role == "assistant" else None
