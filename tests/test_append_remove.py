@@ -87,9 +87,10 @@ def test_appended_rows_are_those_of_a_build_and_old_shards_stay(tmp_path: Path, 
     out = make(first)
     before = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
     assert len(before) > 1
-    said = run(omniprep, "append", out, second)
+    done = omniprep("append", out, second)
+    assert done.code == 0, done.err
     fill = json.loads((out / "manifest.json").read_text())["generations"][1]["fill"]
-    assert f"{100 * fill:.1f} % full; omniprep repack packs all rows anew" in said
+    assert f"{100 * fill:.1f} % full; omniprep repack packs all rows anew" in done.err
     assert {name: (out / "shards" / name).read_bytes() for name in before} == before
     run(omniprep, "verify", out, "--deep", "--sample", 40)
     alone = PackedDataset(str(make(second, name="alone")))
@@ -125,6 +126,7 @@ def test_what_a_dataset_has_is_left_out_and_a_changed_input_stops(tmp_path: Path
     same = content(out)
     done = omniprep("append", out, tmp_path / "*.jsonl")
     assert done.code == 0 and "nothing to do" in done.err and content(out) == same
+    assert "this append wrote" not in done.err + done.out  # which would be of an earlier append
     second.write_text(second.read_text() + "\n")
     error = run(omniprep, "append", out, tmp_path / "*.jsonl", code=1)
     assert "2.jsonl: was changed since" in error and content(out) == same

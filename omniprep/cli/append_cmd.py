@@ -9,7 +9,6 @@ import click
 from omniprep.cli.command import Command, command_progress, observed
 from omniprep.cli.options import make_config, options_of
 from omniprep.config import BuildConfig, RowOptions, Trust
-from omniprep.printable import counted, say
 
 _FIXED = tuple(field.name for field in dataclasses.fields(RowOptions))
 """Options that are those of the dataset."""
@@ -53,12 +52,3 @@ def append(dataset: str, inputs: tuple[str, ...], config: str | None, quiet: boo
     if (other := eval_dataset(PackedDataset(dataset))) is not None:
         print_summary(other.uri, other.manifest, time.monotonic() - began)
     print_summary(dataset, manifest, time.monotonic() - began)
-    _say_fill(dataset, manifest)
-
-
-def _say_fill(dataset: str, manifest: dict[str, Any]) -> None:
-    """Say how full the bins of the last append are: what room its last bin has, no later append fills."""
-    entry = next((entry for entry in reversed(manifest.get("generations", ())) if entry["command"] == "append"), None)
-    if entry is not None and entry["bins"]:
-        fill = f"{100 * entry['fill']:.1f} % full"
-        say(f"the last append wrote {counted(entry['bins'], 'bin')}, {fill}; omniprep repack packs all rows anew")

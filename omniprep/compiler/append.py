@@ -51,6 +51,7 @@ from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.families.registry import REGISTRY
 from omniprep.inspect.trust import model_of_dataset, with_missing_flags
 from omniprep.media.track import sound_decoder
+from omniprep.printable import counted
 from omniprep.progress import Reporter
 from omniprep.shards.index import INDEX_SCHEMA, index_table, read_index, write_index_table, write_rows
 from omniprep.shards.typed import parse_json, typed_record
@@ -121,10 +122,18 @@ def _append(
             first = len(before["shards"]), int(before["counts"]["rows"]["read"])
             receipts = encode(config, planned, shown, lease, first_shard=first[0], first_row=first[1])
         manifest = _finish(config, planned, receipts, dataset, before, lease)
+    _tell_fill(out, manifest["generations"][-1], progress)
     write_dataset_report(out, family, progress)
     sweep(out)
     _drop_plans(out, lease.generation, before)
     return manifest
+
+
+def _tell_fill(out: str, entry: dict[str, Any], progress: Reporter) -> None:
+    """Say how full the bins of this append are: what room its last bin has, no later append fills."""
+    if entry["bins"]:  # none where every row was rejected or left out
+        bins, full = counted(entry["bins"], "bin"), f"{100 * entry['fill']:.1f} % full"
+        progress.message(f"{out}: this append wrote {bins}, {full}; omniprep repack packs all rows anew")
 
 
 def _end_what_was_killed(out: str, manifest: dict[str, Any], progress: Reporter) -> None:
