@@ -3,11 +3,14 @@ request a bin."""
 
 import itertools
 import json
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,14 +62,20 @@ def build(omniprep, model_dir: Path, out: str, *more: object):
     return omniprep(*args, f"s3://{BUCKET}/in/*.jsonl")
 
 
-def test_from_s3_to_s3(omniprep, model_dir: Path, local, store: Store, tmp_path: Path) -> None:
-    spools = set(Path(tempfile.gettempdir()).glob("omniprep-*"))
+def test_from_s3_to_s3(
+    omniprep, model_dir: Path, local, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A folder for temporary files of its own: others may come and go in the machine's meanwhile.
+    spools = tmp_path / "spools"
+    spools.mkdir()
+    monkeypatch.setenv("TMPDIR", str(spools))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # else the folder that was found before is kept
     out = f"s3://{BUCKET}/built"
     done = build(omniprep, model_dir, out)
     assert done.code == 0, done.err
     same_but_for_sources(out, local[1], tmp_path)
     assert not [name for name in store.names("built") if name.endswith((".tmp", ".begun", "lease.json"))]
-    assert set(Path(tempfile.gettempdir()).glob("omniprep-*")) <= spools
+    assert tempfile.gettempdir() == str(spools) and not list(spools.iterdir())
     written = len([r for r in store.requests if r[0] == "PUT"])
     again = build(omniprep, model_dir, out)
     assert again.code == 0 and "already built" in again.err
@@ -89,6 +98,54 @@ def test_resume(omniprep, model_dir: Path, local, store: Store, tmp_path: Path) 
     assert build(omniprep, model_dir, out).code == 0
     assert {n: io.fingerprint(f"s3://{BUCKET}/{n}") for n in finished} == finished
     same_but_for_sources(out, local[1], tmp_path)
+
+
+def test_status_of_a_build_in_a_store(omniprep, model_dir: Path, local, store: Store, monkeypatch) -> None:
+    """Asked while the build runs, after the store refused it, and at its end: from the objects of the store alone."""
+    monkeypatch.setattr("omniprep.compiler.output.progress_file.SECONDS", 0.01)
+    out, seen = f"s3://{BUCKET}/watched", []
+    writes = itertools.count()
+
+    def status() -> dict[str, Any]:
+        done = omniprep("status", out, "--json")
+        assert done.code == 0, done.err
+        return json.loads(done.out)
+
+    def fault(method: str, path: str) -> int | None:
+        if method != "PUT" or "/watched/shards/" not in path:
+            return None
+        if (number := next(writes)) == 1:  # the first shard is there; its count is in the file a moment later
+            time.sleep(0.5)
+            store.fault = lambda method, path: None
+            asked = subprocess.run(
+                [sys.executable, "-m", "omniprep", "status", out, "--json"], capture_output=True, text=True
+            )
+            seen.append(json.loads(asked.stdout) if asked.returncode == 0 else {"state": asked.stderr})
+            store.fault = fault
+        return 403 if number > 1 else None
+
+    nothing = omniprep("status", out)
+    assert nothing.code == 1 and f"{out} holds no dataset" in nothing.err.replace(": ", " "), nothing.err
+    store.fault = fault
+    assert build(omniprep, model_dir, out).code == 1
+    store.fault = lambda method, path: None
+    (running,) = seen
+    assert running["state"] == "running" and running["lease"]["liveness"] == "alive"
+    assert running["stages"][-1]["stage"] == "encode" and running["stages"][-1]["done"] == 1
+    failed = status()
+    assert failed["state"] == "failed" and failed["lease"] is None and failed["stages"][-1]["done"] == 2
+    assert "denied" in failed["progress"]["error"]["message"] and "goes on from here" in failed["advice"]
+    puts = len([request for request in store.requests if request[0] != "GET" and request[0] != "HEAD"])
+    shown = omniprep("status", out)
+    assert shown.code == 0 and shown.out.startswith(f"{out}: build failed\n")
+    assert len([request for request in store.requests if request[0] not in ("GET", "HEAD")]) == puts
+    assert build(omniprep, model_dir, out).code == 0
+    finished = status()
+    assert finished["state"] == "finished" and finished["finished"]["rows"]["packed"] == 24
+    assert not io.exists(f"{out}/plan/progress.json")
+    store.fault = lambda method, path: 403 if "/watched/" in path else None
+    denied = omniprep("status", out)
+    assert denied.code == 1 and "denied" in denied.err and out in denied.err and denied.err.count("\n") == 1
 
 
 def test_faults_that_pass(omniprep, model_dir: Path, local, store: Store, tmp_path: Path) -> None:
