@@ -52,9 +52,8 @@ def worker(model: str) -> None:
     os.dup2(2, 1)
     import omniprep.compiler.build as run
     from omniprep.config import BuildConfig
-    from omniprep.progress import reporter
-
     from omniprep.garbage import collect_seldom
+    from omniprep.progress import reporter
 
     collect_seldom()  # as the command does
     leave_out_report()
