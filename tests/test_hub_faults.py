@@ -262,7 +262,7 @@ def test_which_faults_are_tried_again(make: Callable[[], Exception], passing: bo
 
 def test_a_checkpoint_whose_connection_breaks_is_one_line(monkeypatch):
     from omniprep.errors import OmniprepError
-    from omniprep.families.checkpoint import checkpoint_file
+    from omniprep.families.checkpoint import _hub_file, checkpoint_file
     from omniprep.inspect.vocabulary import load_vocabulary
 
     for make in (transport_error, lambda: http_error(503), lambda: ConnectionResetError("reset")):
@@ -271,7 +271,7 @@ def test_a_checkpoint_whose_connection_breaks_is_one_line(monkeypatch):
             raise make()
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-        checkpoint_file.cache_clear()
+        _hub_file.cache_clear()
         for call in (lambda: checkpoint_file("org/model", "config.json"), lambda: load_vocabulary("org/model")):
             with pytest.raises(OmniprepError, match="org/model"):
                 call()

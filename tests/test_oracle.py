@@ -1,6 +1,7 @@
 """A family that makes another row than the checkpoint's own processor is named by doctor and refused by build."""
 
 import json
+import os
 import re
 import shutil
 
@@ -12,7 +13,7 @@ from omniprep.compiler.oracle import quick
 from omniprep.compiler.oracle.chats import dummy_chats
 from omniprep.compiler.oracle.trial import chats_for, family_without_options, oracle_of, try_chats
 from omniprep.errors import OmniprepError
-from omniprep.families.context import resolve_family
+from omniprep.families.context import resolve, resolve_family
 from omniprep.testing.init_model import init_model
 
 FAMILIES = {
@@ -204,6 +205,32 @@ def test_another_checkpoint_at_the_same_path_is_checked_again(vision_model, tmp_
     (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "note": 1}))
     quick.check_family(resolve_family(str(folder)), print)
     assert len(set(own_cache.iterdir())) == 2
+
+
+def test_settings_that_change_within_a_process_are_read_again(vision_model, tmp_path, own_cache):
+    """As between two builds of a notebook; also where size and time of the file are as they were."""
+    folder = tmp_path / "model"
+    shutil.copytree(vision_model, folder)
+
+    def change(name, key, value):
+        path = folder / name
+        before, settings = path.stat(), json.loads(path.read_text())
+        path.write_text(json.dumps({**settings, key: value}))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    change("preprocessor_config.json", "max_pixels", 500_000)
+    change("tokenizer_config.json", "model_max_length", 500)
+    family = resolve_family(str(folder))
+    assert (family.preprocessor["max_pixels"], family.tokenizer.model_max_length) == (500_000, 500)
+    quick.check_family(family, print)
+    assert resolve_family(str(folder)) is family
+    change("preprocessor_config.json", "max_pixels", 400_000)
+    change("tokenizer_config.json", "model_max_length", 400)
+    assert resolve(family.spec) is family, "a build keeps the family that it began with"
+    family = resolve_family(str(folder))
+    assert (family.preprocessor["max_pixels"], family.tokenizer.model_max_length) == (400_000, 400)
+    quick.check_family(family, print)
+    assert len(list(own_cache.iterdir())) == 2
 
 
 def test_settings_that_a_hand_written_family_does_not_read_are_named(vision_model, tmp_path, own_cache):

@@ -6,7 +6,7 @@ from typing import Any
 
 from omniprep.config import BuildConfig
 from omniprep.errors import UsageError
-from omniprep.families.context import FamilyContext, FamilySpec, resolve
+from omniprep.families.context import FamilyContext, FamilySpec, resolve_current
 
 # Options of a build that are options of families; a family without one refuses it.
 FAMILY_OPTIONS = (
@@ -57,4 +57,4 @@ def _value(text: str) -> Any:
 
 def family_of(config: BuildConfig) -> FamilyContext:
     """The family of a build, ready to work."""
-    return resolve(family_spec(config))
+    return resolve_current(family_spec(config))

@@ -12,6 +12,9 @@ from omniprep.families.guess import guess_model
 from omniprep.template.identity import tokenizer_sha256
 from omniprep.template.tokens import Encoder
 
+SHAPING_SUFFIXES = {".json", ".jinja", ".py", ".model", ".txt"}
+"""Of the files of a checkpoint that its tokenizer and its processor are made of; weights are not."""
+
 
 class Checkpoint:
     """A checkpoint that a family is on: its settings and its tokenizer.
@@ -34,10 +37,7 @@ class Checkpoint:
     @cached_property
     def encoder(self) -> Encoder:
         """Batched tokenization; families on one checkpoint share it, whatever their options."""
-        # The time of change is part of the key, so that another checkpoint at the same path is not taken for this one.
-        path = Path(self._model) / "tokenizer.json"
-        changed_ns = path.stat().st_mtime_ns if path.is_file() else 0
-        return _load_encoder(self._model, self._trust_remote_code, changed_ns)
+        return _load_encoder(self._model, self._trust_remote_code, checkpoint_state(self._model))
 
     @property
     def tokenizer(self) -> Any:
@@ -144,13 +144,34 @@ def processor_settings(model: str) -> dict[str, dict[str, Any]]:
     }
 
 
-@lru_cache(maxsize=16)
+FileState = tuple[str, int, int, int, int]
+"""Name, inode, size, and times of the content and of the inode in ns."""
+
+
+def file_state(path: Path) -> FileState:
+    """What tells that a file changed. The time of the inode counts too: no program can set it back."""
+    status = path.stat()
+    return path.name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def checkpoint_state(model: str) -> tuple[FileState, ...]:
+    """What tells that a checkpoint's folder changed, so that what is kept of it is made anew; () of a Hub name."""
+    folder = Path(model)
+    files = folder.iterdir() if folder.is_dir() else ()
+    return tuple(sorted(file_state(path) for path in files if path.suffix in SHAPING_SUFFIXES and path.is_file()))
+
+
 def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
     """A JSON file of a checkpoint, None where the checkpoint has no such file."""
     folder = Path(model)
     if folder.is_dir():
         path = folder / name
         return _read_json(path) if path.is_file() else None
+    return _hub_file(model, name)
+
+
+@lru_cache(maxsize=16)
+def _hub_file(model: str, name: str) -> dict[str, Any] | None:
     if not _is_hub_name(model):
         raise OmniprepError(f"model {model!r}: no such folder, and not a Hub name (ORG/NAME){guess_model(model)}")
     from huggingface_hub import hf_hub_download
@@ -196,7 +217,7 @@ def _is_hub_name(model: str) -> bool:
 
 
 @lru_cache(maxsize=2)
-def _load_encoder(model: str, trust_remote_code: bool, changed_ns: int) -> Encoder:
+def _load_encoder(model: str, trust_remote_code: bool, state: tuple[FileState, ...]) -> Encoder:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

@@ -6,16 +6,32 @@ from typing import Any
 
 from omniprep.errors import OmniprepError
 from omniprep.families.base import Family
-from omniprep.families.checkpoint import checkpoint_file
+from omniprep.families.checkpoint import FileState, checkpoint_file, checkpoint_state
 from omniprep.families.guess import guess_model
 from omniprep.families.loading import load_families, plugin_texts
 from omniprep.families.records import FamilySpec
 from omniprep.families.registry import REGISTRY
 
-__all__ = ["FamilyContext", "FamilySpec", "resolve", "resolve_family"]
+__all__ = ["FamilyContext", "FamilySpec", "resolve", "resolve_current", "resolve_family"]
 
 FamilyContext = Family
 """A family on one checkpoint; what functions that are registered get as `ctx`."""
+
+
+_states: dict[str, tuple[FileState, ...]] = {}
+"""Of the checkpoints that `_resolve` may have families of."""
+
+
+def resolve_current(spec: FamilySpec) -> FamilyContext:
+    """As `resolve`, at the start of a command: made anew where files of the checkpoint changed since the last one.
+
+    A notebook builds, has a setting changed and builds again. Within a build the family stays the same.
+    """
+    state = checkpoint_state(spec.model)
+    if _states.setdefault(spec.model, state) != state:
+        _resolve.cache_clear()
+        _states[spec.model] = state
+    return resolve(spec)
 
 
 def resolve(spec: FamilySpec) -> FamilyContext:
@@ -60,7 +76,7 @@ def resolve_family(
         FamilyError: No family is found, a plug-in cannot be imported, or the family lacks something.
     """
     given = tuple(sorted((name, value) for name, value in (options or {}).items() if value is not None))
-    return resolve(
+    return resolve_current(
         FamilySpec(
             model=model, family=family, plugins=tuple(plugins), options=given, trust_remote_code=trust_remote_code
         )

@@ -26,10 +26,8 @@ from omniprep.compiler.oracle.trial import (
 from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.run.workers import single_threaded
 from omniprep.errors import OmniprepError
+from omniprep.families.checkpoint import SHAPING_SUFFIXES, FileState, file_state
 from omniprep.families.context import FamilyContext
-
-SHAPING_SUFFIXES = {".json", ".jinja", ".py", ".model", ".txt"}
-"""Of the files of a checkpoint that its processor is made of; weights are not."""
 
 
 class FamilyDiffersError(OmniprepError):
@@ -118,12 +116,11 @@ def _identity(ctx: FamilyContext) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    status = path.stat()
-    return _content_digest(str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+    return _content_digest(str(path), file_state(path))
 
 
 @lru_cache(maxsize=256)
-def _content_digest(path: str, inode: int, size: int, changed_ns: int) -> str:
+def _content_digest(path: str, state: FileState) -> str:
     """SHA-256 of a file, read again only once it was changed: the 11 MB of a tokenizer take 7 ms a build."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
