@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,3 +239,27 @@ def test_without_zstd_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match=r"^--pixel-codec delta compresses with zstd, .*install.* or choose"):
         delta.Codec().library()
+
+
+def test_compiled_code_that_cannot_be_kept_is_used_all_the_same(
+    fresh_python: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk without room, here a limit of the size of files: rows were rejected, and pixels called damaged."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    code = """
+import resource
+import numpy as np
+from omniprep.shards.codecs import delta
+from omniprep.shards.codecs.picture import PictureShape
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+delta.KERNELS_AFTER = 0
+shape = PictureShape(1, 28, 56, 14, 14, 2)
+patches = np.random.default_rng(0).integers(0, 256, shape.size, np.uint8)
+back, codec = np.zeros_like(patches), delta.Codec()
+codec.decode(memoryview(codec.encode(patches, shape)), shape, back)
+shape.fill_patches(back, np.moveaxis(np.zeros((1, 28, 3, 56), np.uint8), 2, 3))
+print(not back.any())
+"""
+    assert fresh_python(code).split() == ["True"]
+    assert all(path.stat().st_size <= 2048 for path in tmp_path.rglob("*") if path.is_file())

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from omniprep.media.compiled import call_compiled
+
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
 """(width, height)."""
@@ -119,7 +121,7 @@ def _resize_image(image: Any, across: PillowPass | None, down: PillowPass | None
         assert down is not None
         pixels = np.asarray(image, np.uint8)
         result = np.empty((len(down[0]), *pixels.shape[1:]), np.uint8)
-        kernels.whole_down(pixels.reshape(len(pixels), -1), *down, 0, result.reshape(len(result), -1))
+        call_compiled(kernels.whole_down, pixels.reshape(len(pixels), -1), *down, 0, result.reshape(len(result), -1))
         return result
     top, bottom = 0, image.height
     if down is not None:  # the vertical pass may not need all rows
@@ -129,7 +131,7 @@ def _resize_image(image: Any, across: PillowPass | None, down: PillowPass | None
     if down is None:
         return _channels_last(between[:, :row_bytes])
     result = np.empty((len(down[0]), row_bytes), np.uint8)
-    kernels.whole_down(between, *down, top, result)
+    call_compiled(kernels.whole_down, between, *down, top, result)
     return _channels_last(result)
 
 
@@ -140,13 +142,13 @@ def _pass_across(image: Any, weights: PillowPass, top: int, bottom: int) -> Pixe
     result = np.empty((-(-rows // kernels.ROWS) * kernels.ROWS, -(-3 * len(weights[0]) // 8) * 8), np.uint8)
     words = result.view(np.uint64)
     if image.width * image.height <= STRIP_PIXELS:
-        kernels.whole_across(_pixel_words(image), *weights, top, rows, words)
+        call_compiled(kernels.whole_across, _pixel_words(image), *weights, top, rows, words)
         return result[:rows]
     step = max(STRIP_PIXELS // image.width // kernels.ROWS, 1) * kernels.ROWS
     for start in range(0, rows, step):
         end = min(start + step, rows)
         strip = image.crop((0, top + start, image.width, top + end))
-        kernels.whole_across(_pixel_words(strip), *weights, 0, end - start, words[start:])
+        call_compiled(kernels.whole_across, _pixel_words(strip), *weights, 0, end - start, words[start:])
     return result[:rows]
 
 
@@ -229,9 +231,9 @@ class FrameResizer:
         out = self._rows[first]
         if self._passes is not None:
             kernels = _kernels()
-            kernels.across(frame.reshape(len(frame), -1), *self._passes[0], self._between)
-            kernels.down(self._between, *self._passes[1], self._total)
-            kernels.to_bytes(self._total, out)
+            call_compiled(kernels.across, frame.reshape(len(frame), -1), *self._passes[0], self._between)
+            call_compiled(kernels.down, self._between, *self._passes[1], self._total)
+            call_compiled(kernels.to_bytes, self._total, out)
         else:
             pixels = frame if self._same else _resize_with_torchvision(frame[None], self._new)[0]
             out[:] = pixels.reshape(out.shape)
@@ -271,8 +273,8 @@ def _torch_passes(old: Size, new: Size) -> tuple[TorchPass, TorchPass] | None:
     )
     ours = np.empty((new[1], 3 * new[0]), np.float32)
     between = np.empty((old[1], 3 * new[0]), np.float32)
-    kernels.across(noise.reshape(old[1], -1), *across, between)
-    kernels.down(between, *down, ours)
+    call_compiled(kernels.across, noise.reshape(old[1], -1), *across, between)
+    call_compiled(kernels.down, between, *down, ours)
     same = np.array_equal(_channels_last(ours), theirs[0].permute(1, 2, 0).numpy())
     return (across, down) if same else None
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from omniprep.errors import UsageError
+from omniprep.media.compiled import call_compiled
 from omniprep.shards.codecs.base import PictureCodec
 from omniprep.shards.codecs.picture import PictureShape, load_kernels
 
@@ -45,7 +46,7 @@ class Codec(PictureCodec):
         if kernels is None:
             residuals[...] = residuals_of_pixels(shape.pixels(patches)).reshape(-1)
         else:
-            kernels.residuals_of_patches(patches.reshape(-1), *shape.cut, residuals)
+            call_compiled(kernels.residuals_of_patches, patches.reshape(-1), *shape.cut, residuals)
         compressor = _compressor()
         compressed: bytes = compressor.compress(residuals.data, compressor.FLUSH_FRAME)
         return compressed
@@ -63,7 +64,7 @@ class Codec(PictureCodec):
             planes = residuals.reshape(shape.frames, 3, shape.height, shape.width)
             shape.fill_patches(patches, pixels_of_residuals(planes))
         else:
-            kernels.undo_into_patches(residuals, *shape.cut, patches.reshape(-1))
+            call_compiled(kernels.undo_into_patches, residuals, *shape.cut, patches.reshape(-1))
 
 
 def residuals_of_pixels(pixels: np.ndarray) -> np.ndarray:

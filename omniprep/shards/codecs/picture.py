@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from omniprep.media.compiled import call_compiled
 from omniprep.shards.forms import DEFAULTS
 from omniprep.shards.schema import Column
 
@@ -68,7 +69,7 @@ class PictureShape:
         rows = pixels.transpose(0, 1, 3, 2)
         kernels = loaded_kernels() if self._fits_compiled(patches, rows) else None
         if kernels is not None:
-            kernels.cut_into_patches(rows.reshape(-1), *self.cut, patches.reshape(-1))
+            call_compiled(kernels.cut_into_patches, rows.reshape(-1), *self.cut, patches.reshape(-1))
             return
         view = pixels.reshape(self._axes).transpose(1, 4, 2, 5, 7, 0, 3, 6)
         patches.reshape(view.shape)[...] = view
