@@ -37,6 +37,8 @@ CLAIMS: list[tuple[str, str, str, Callable[[Rows], tuple[Any, str]]]] = [
     ("bytes stored, of bf16, raw", "≤ 0.25", "storage", lambda r: (row(r, rows="all", codec="raw")["of_bf16"], "")),
     ("bytes stored, of bf16, delta", "≤ 0.10", "storage", lambda r: (row(r, rows="all", codec="delta")["of_bf16"], "")),
     ("bytes stored, of bf16, webp", "≤ 0.10", "storage", lambda r: (row(r, rows="all", codec="webp")["of_bf16"], "")),
+    ("bytes stored, source, of the files of photographs", "≤ 1.15", "storage", lambda r: _of_files(r, "image")),
+    ("bytes stored, source, of the files of videos", "≤ 1.15", "storage", lambda r: _of_files(r, "video")),
     ("packing 1,000,000 rows, seconds", "≤ 3", "pack", lambda r: (row(r, method="omniprep.pack")["seconds"], "")),
     ("packing, fill", "≥ 0.999", "pack", lambda r: (row(r, method="omniprep.pack")["fill"], "")),
     ("most loaded of 8 ranks, of the mean", "≤ 1.05", "balance", lambda r: _balance(row(r, ranks=8, order="balanced"))),
@@ -82,6 +84,12 @@ def _codec(rows: Rows, column: str) -> tuple[Any, str]:
 def _small(rows: Rows, begins: str) -> tuple[Any, str]:
     found = next(r for r in rows if r["command"].startswith(begins))
     return found["seconds"], found["spread"]
+
+
+def _of_files(rows: Rows, kind: str) -> tuple[Any, str]:
+    found = row(rows, rows=kind, codec="source")
+    share = round(found["bytes_a_token"] / found["source_bytes_a_token"], 3)
+    return share, "ids, labels and positions: 20 bytes a token"
 
 
 def _load(rows: Rows, method: str) -> Any:
