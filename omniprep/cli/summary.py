@@ -38,6 +38,7 @@ def count_lines(totals: dict[str, Any], codes: dict[str, int]) -> list[tuple[str
         ("rows packed", f"{rows['packed']:,}"),
         ("rows rejected", f"{rows['rejected']:,}"),
         *((f"  {code}", f"{count:,}") for code, count in Counter(codes).most_common()),
+        *((("rows removed", f"{rows['removed']:,}"),) if rows.get("removed") else ()),
         ("media items", items or "none"),
         ("tokens", f"{tokens:,}, {100 * totals['trained'] / max(tokens, 1):.0f} % trained"),
         ("bins", f"{totals['bins']:,} of {totals['bin_length']:,} tokens"),

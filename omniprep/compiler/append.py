@@ -176,11 +176,14 @@ def new_inputs(dataset: PackedDataset, listed: Listed, progress: Reporter) -> Li
     for entry in listed.inputs:
         place = canonical(entry["source"])
         before = known.get(place)
-        if any(is_same_input(old, json_facts(entry)) for old in renamed.get(place, ())):
+        merged = next((old for old in renamed.get(place, ()) if is_same_input(old, json_facts(entry))), None)
+        if merged is not None:
+            _refuse_another_draw(dataset, merged, entry)
             left_out.append(entry["source"])
         elif before is None:
             fresh.append(entry)
         elif is_same_input(before, json_facts(entry)):
+            _refuse_another_draw(dataset, before, entry)
             left_out.append(entry["source"])
         else:
             raise OmniprepError(
@@ -200,6 +203,15 @@ def new_inputs(dataset: PackedDataset, listed: Listed, progress: Reporter) -> Li
             )
     names = {entry["source"] for entry in fresh}
     return Listed([split for split in listed.splits if split.source in names], fresh)
+
+
+def _refuse_another_draw(dataset: PackedDataset, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse other rows of an input of which INPUT#N drew some; some of them might be there twice."""
+    if before.get("drawn_sha256") not in (None, now.get("drawn_sha256")):
+        raise OmniprepError(
+            f"{now['source']}: {dataset.uri} has {before['drawn_rows']:,} rows of it, drawn by #N, and these would be "
+            "others; append the rows that are wanted as a file of their own, or build anew"
+        )
 
 
 def _content(entry: Mapping[str, Any]) -> tuple[Any, ...] | None:

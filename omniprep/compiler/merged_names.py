@@ -86,6 +86,27 @@ def _input_entry(dataset: PackedDataset, source: str) -> dict[str, Any] | None:
     return next((entry for entry in listed if entry["source"] == source), None)
 
 
+def names_of_one_file(datasets: Sequence[PackedDataset], renamed: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Names in the result that stand for the file of another one there, with that other name.
+
+    So it is where a dataset is merged again with one that it holds under a new name, or where one build was given a
+    path that another wrote differently (`./part.jsonl`).
+    """
+    files: defaultdict[str, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
+    first_name: dict[str, str] = {}
+    for dataset, names in zip(datasets, renamed, strict=True):
+        for entry in dataset.manifest.get("inputs", ()):
+            name, given = names.get(entry["source"], entry["source"]), entry.get("given") or entry["source"]
+            there = files[canonical(given)]
+            found = {**entry, "source": given}  # where the file lies, if its content has to be looked at
+            known = next((other for other, before in there if is_same_input(before, found)), None)
+            if known is None:
+                there.append((name, found))
+            elif known != name:
+                first_name[name] = known
+    return first_name
+
+
 def renamed_table(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
     """rows.parquet as it was read, its sources under their new names."""
     if not names:

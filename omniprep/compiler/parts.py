@@ -55,7 +55,7 @@ def eval_dataset(dataset: PackedDataset) -> PackedDataset | None:
     except OmniprepError as error:
         raise OmniprepError(
             f"{dataset.uri}: was built with --split-by rows, and an append grows {uri} too, which cannot be opened "
-            f"({error})"
+            f"({error}); of a repacked dataset, repack the one for evaluation into {uri} first, with the same options"
         ) from error
     if replace(other.record.config, part="train") != own:
         raise OmniprepError(f"{uri}: was built with other options than {dataset.uri}, so rows might be in both or none")

@@ -34,7 +34,7 @@ from omniprep.compiler.encode.copied_bins import (
     forget_copied,
     places_of,
 )
-from omniprep.compiler.merged_names import merged_names, refuse_repeated, renamed_table
+from omniprep.compiler.merged_names import merged_names, names_of_one_file, refuse_repeated, renamed_table
 from omniprep.compiler.named_rows import RowNames, exclusions
 from omniprep.compiler.output.copied_rows import Chosen, CopiedRows
 from omniprep.compiler.output.folder import BuildIdentity, os_errors_as_one_line
@@ -235,7 +235,8 @@ def choose(
     table = pa.concat_tables([part.cast(parts[0].schema) for part in parts]).unify_dictionaries().combine_chunks()
     dataset = np.repeat(np.arange(len(datasets)), [part.num_rows for part in parts])
     line = np.concatenate([np.arange(part.num_rows) for part in parts])
-    keep = ~np.asarray(pc.equal(table["status"], "removed").to_numpy(zero_copy_only=False), bool)
+    ended = np.asarray(pc.equal(table["status"], "removed").to_numpy(zero_copy_only=False), bool)
+    keep = ~ended
     if sources:
         column = table["source"].combine_chunks()
         given = column.dictionary.to_pylist()
@@ -254,10 +255,13 @@ def choose(
         column = table["source"].combine_chunks()
         numbers = {name: code for code, name in enumerate(column.dictionary.to_pylist())}
         keys = (numbers, column.indices.to_numpy(), table["line"].to_numpy())
-        keep &= ~exclude.find(keys, " and ".join(dataset.uri for dataset in datasets))
+        excluded = exclude.find(keys, " and ".join(dataset.uri for dataset in datasets))
+        ended |= excluded
+        keep &= ~excluded
         if not keep.any():
             raise UsageError("--exclude: no row is left")
-    chosen = Chosen(table.filter(pa.array(keep)), dataset[keep], line[keep], renamed)
+    known = frozenset(table["source"].filter(pa.array(ended)).unique().to_pylist())
+    chosen = Chosen(table.filter(pa.array(keep)), dataset[keep], line[keep], renamed, known)
     if len(datasets) > 1:
         _refuse_lines_of_two(datasets, chosen)
     return chosen
@@ -271,7 +275,12 @@ def has_hashes(datasets: Sequence[PackedDataset]) -> bool:
 def _refuse_lines_of_two(datasets: Sequence[PackedDataset], chosen: Chosen) -> None:
     """Refuse an input line that two datasets have: it would be trained twice, and its name would be of two rows."""
     column = chosen.table["source"].combine_chunks()
-    codes, lines = column.indices.to_numpy(), chosen.table["line"].to_numpy()
+    names = column.dictionary.to_pylist()
+    # A merge of before may have the file under a new name.
+    first_name = names_of_one_file(datasets, chosen.renamed)
+    numbers = {name: number for number, name in enumerate(names)}
+    file_of_name = np.array([numbers.get(first_name.get(name, name), numbers[name]) for name in names], np.int64)
+    codes, lines = file_of_name[column.indices.to_numpy()], chosen.table["line"].to_numpy()
     order = np.lexsort((lines, codes))
     same = (np.diff(codes[order]) == 0) & (np.diff(lines[order]) == 0)
     if same.any():

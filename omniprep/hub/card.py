@@ -29,6 +29,7 @@ def card(repo_id: str, data: Mapping[str, Any], plots: Iterable[str]) -> str:
     """The text of README.md; texts of `data` (from `omniprep.report.page.collect`) may be anyone's."""
     totals = data["totals"]
     rows = totals["rows"]
+    removed = f", {rows['removed']:,} removed" if rows.get("removed") else ""
     left_out = f", {rows['filtered']:,} left out by --where" if rows.get("filtered") else ""
     items = {name: count for name, count in totals["items"].items() if count}
     pictures = "\n".join(f"![{PLOT_TITLES[name]}](plots/{name}.png)" for name in plots if name in PLOT_TITLES)
@@ -52,7 +53,7 @@ packed bins of {totals["bin_length"]:,} tokens that a trainer only has to copy.
 
 | | |
 | --- | --- |
-| rows | {rows["packed"]:,} packed, {rows["rejected"]:,} rejected of {rows["read"]:,} read{left_out} |
+| rows | {rows["packed"]:,} packed, {rows["rejected"]:,} rejected{removed} of {rows["read"]:,} read{left_out} |
 | tokens | {totals["tokens"]:,}, {100 * totals["trained"] / max(totals["tokens"], 1):.1f} % trained |
 | bins | {totals["bins"]:,} of {totals["bin_length"]:,} tokens, {100 * totals["fill"]:.2f} % full |
 | media | {", ".join(f"{count:,} {as_code(name)}" for name, count in items.items()) or "none"} |

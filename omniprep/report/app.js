@@ -50,6 +50,8 @@ function showTotals() {
     [bytes(t.bytes), t.shards === 1 ? "in 1 shard" : `in ${whole(t.shards)} shards`, t.tokens ? `${(t.bytes / t.tokens).toFixed(0)} B a token` : ""],
     [items ? whole(Object.values(t.items).reduce((a, b) => a + b, 0)) : "0", "media items", items],
   ];
+  const apart = { removed: ["rows removed", "by omniprep remove"], filtered: ["rows left out", "by --where, not read"], other_part: ["rows of the other part", "--split-by, not read"] };
+  for (const [name, [what, note]] of Object.entries(apart)) if (t.rows[name]) cards.push([whole(t.rows[name]), what, note]);
   if (t.rows_without_labels) cards.push([whole(t.rows_without_labels), "rows teach nothing", "no trained token"]);
   const noted = { surplus_tags: ["rows with surplus tags", "more media tags than media"], ignored_options: ["rows with limits of their own", "ignored, as in the reference"] };
   for (const [name, [what, note]] of Object.entries(noted)) if (t.notes[name]) cards.push([whole(t.notes[name]), what, note]);

@@ -57,6 +57,10 @@ class InputEntry:
     """ETag or time of an object in a store."""
     state_sha256: str | None = None
     """Of a saved dataset: SHA-256 of its state.json, which holds a hash of its content."""
+    drawn_rows: int | None = None
+    """Of INPUT#N: how many rows of this input were drawn."""
+    drawn_sha256: str | None = None
+    """Of INPUT#N: a hash of which rows were drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

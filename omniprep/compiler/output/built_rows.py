@@ -191,5 +191,20 @@ def lines_before(splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
 def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:
     """Each input with what tells cheaply that it changed."""
     first = {split.source: split for split in reversed(splits)}
+    drawn: dict[str, list[Any]] = {}
+    for split in splits:
+        if split.chosen is not None:
+            drawn.setdefault(split.source, []).append((split.start, split.chosen))
     with io.listed(split.uri for split in first.values()):
-        return [{"source": source, **fingerprint(first[source])} for source in dict.fromkeys(s.source for s in splits)]
+        return [
+            {"source": source, **fingerprint(first[source]), **_draw_as_json(drawn.get(source))}
+            for source in dict.fromkeys(s.source for s in splits)
+        ]
+
+
+def _draw_as_json(drawn: list[Any] | None) -> dict[str, Any]:
+    """Which rows of an input INPUT#N drew: their number, and a hash of which."""
+    if drawn is None:
+        return {}
+    digest = hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
+    return {"drawn_rows": sum(len(chosen) for _, chosen in drawn), "drawn_sha256": digest}

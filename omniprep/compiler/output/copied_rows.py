@@ -39,6 +39,9 @@ class Chosen:
     """Its line in that dataset's rows.parquet."""
     renamed: Sequence[Mapping[str, str]] = field(default_factory=tuple)
     """Of each dataset, the new names of its inputs that have one (compiler/merged_names.py)."""
+    ended: frozenset[str] = frozenset()
+    """Inputs that stay known although none of their rows may go on: those of removed and of excluded rows. So an append
+    of the whole lake leaves them out, and does not bring such rows back."""
 
 
 @dataclass(slots=True)
@@ -63,7 +66,7 @@ class CopiedRows:
             for entry in ds.manifest["inputs"]
         )
         inputs = {entry["source"]: entry for entry in entries}
-        kept = set(self.chosen.table["source"].unique().to_pylist())
+        kept = set(self.chosen.table["source"].unique().to_pylist()) | self.chosen.ended
         first = self.datasets[0].manifest
         return {
             **{name: value for name, value in first.items() if name not in ("generations", "tables")},

@@ -26,6 +26,7 @@ from omniprep.compiler.output.ownfiles import (
     FOLDERS,
     RESULTS,
     STATE,
+    canonical,
     is_inside,
     refuse_foreign,
     remove_own,
@@ -35,7 +36,8 @@ from omniprep.compiler.output.ownfiles import (
 from omniprep.config import BuildConfig, shaping
 from omniprep.errors import DamagedDataError, OmniprepError, UsageError, unforeseen
 from omniprep.families.context import FamilyContext
-from omniprep.rows.inputs import find_inputs
+from omniprep.rows import saved
+from omniprep.rows.inputs import Input, find_inputs
 from omniprep.rows.sources import find_splits
 from omniprep.rows.split import Split
 from omniprep.shards.typed import parse_json, shown, typed_record
@@ -93,8 +95,27 @@ def list_inputs(config: BuildConfig, say: Callable[[str], None] = lambda text: N
     inputs = find_inputs(config.inputs, config.split, say)
     if config.split and not any(entry.split for entry in inputs):
         raise UsageError(f"--split {config.split}: none of the inputs has splits")
+    inputs = _files_once(inputs, say)
     splits = find_splits(inputs, seed=config.seed, say=say, where=config.where or "")
     return Listed(splits, describe_inputs(splits))
+
+
+def _files_once(inputs: list[Input], say: Callable[[str], None]) -> list[Input]:
+    """Leave out inputs that are another one by a second name (`./a.jsonl`, a link): each row would be there twice."""
+    first: dict[tuple[str, str, str], Input] = {}
+    for entry in inputs:
+        uri = entry.uri or entry.source
+        # A repository on the Hub, and a URL, have one spelling.
+        place = uri if saved.is_repository(uri) or uri.startswith(("http://", "https://")) else canonical(uri)
+        known = first.setdefault((place, entry.split, entry.version), entry)
+        if known is entry:
+            continue
+        if entry.draw is not None or known.draw is not None:
+            raise UsageError(
+                f"{entry.source}: is {known.source} by another name, and #N draws of each file once; give it once"
+            )
+        say(f"{entry.source}: is {known.source} by another name; left out")
+    return list(first.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +293,8 @@ def is_same_input(before: Mapping[str, Any] | None, now: Mapping[str, Any] | Non
         return before is now
     if "mtime_ns" in before and "sample_sha256" in now:
         return io.has_fingerprint(now["source"], before)
-    names = {"source": "", "given": ""}  # what a merge calls it says nothing of its content
+    # What a merge calls it says nothing of its content, and neither do the rows that were drawn of it.
+    names = {"source": "", "given": "", "drawn_rows": None, "drawn_sha256": None}
     return {**before, **names} == {**now, **names}
 
 
