@@ -5,7 +5,9 @@ Each command runs in a process of its own, as a user runs it, with report.html. 
 also given apart: `share` is of whole commands, `share_of_work` without that. Goals: 3 % of the work of a build; 5 s for
 the work of merging 150,000 and 50,000 text rows.
 
-    python benchmarks/append.py --model CHECKPOINT [--text 150000 --image 400]
+    python benchmarks/append.py --model CHECKPOINT [--text 150000 --image 4000] [--only image]
+
+With --only, the lines of the other kind stay in the record as they are.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from typing import Any
 
 import scale
 from corpus import make
-from record import record
+from record import RESULTS, record
 
 FEW, FEWER = 20, 2
 """Rows of a build, and of an append, that take no time beside the start of the command."""
@@ -94,24 +96,37 @@ def measure_merge(base: Path, second: Path, few: Path, folder: Path) -> dict[str
     }
 
 
+def measure_text(model: str, rows: int, folder: Path) -> list[dict[str, Any]]:
+    """An append of text rows, and a merge of what was built with a third as many rows of another day."""
+    folder.mkdir()
+    more, third = rows // 100, rows // 3
+    scale.corpus(folder / "all.jsonl", rows + more + third)
+    appended = measure_append(model, "text", folder / "all.jsonl", rows, folder)
+    build(model, cut(folder / "all.jsonl", "second.jsonl", rows + more, None), folder / "second")
+    return [appended, measure_merge(folder / "base", folder / "second", folder / "few", folder)]
+
+
+def measure_images(model: str, rows: int, folder: Path) -> list[dict[str, Any]]:
+    """An append of rows with a picture each."""
+    chats = make(folder, {"image": rows + rows // 100 + FEW})["image"]
+    return [measure_append(model, "image", chats, rows, folder)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--text", type=int, default=150_000)
-    parser.add_argument("--image", type=int, default=400)
+    parser.add_argument("--image", type=int, default=4000)
+    parser.add_argument("--only", choices=("text", "image"))
     options = parser.parse_args()
-    lines = []
+    before = json.loads((RESULTS / "append.json").read_text())["rows"] if options.only else []
+    lines = [line for line in before if "image" in line["what"]] if options.only == "text" else []
+    lines += [line for line in before if "text" in line["what"]] if options.only == "image" else []
     with tempfile.TemporaryDirectory(prefix="omniprep-append-") as name:
-        text, image = Path(name, "text"), Path(name, "image")
-        text.mkdir()
-        third = options.text // 3
-        scale.corpus(text / "all.jsonl", options.text + options.text // 100 + third)
-        lines.append(measure_append(options.model, "text", text / "all.jsonl", options.text, text))
-        last = cut(text / "all.jsonl", "second.jsonl", options.text + options.text // 100, None)
-        build(options.model, last, text / "second")
-        lines.append(measure_merge(text / "base", text / "second", text / "few", text))
-        chats = make(image, {"image": options.image + options.image // 100 + FEW})["image"]
-        lines.append(measure_append(options.model, "image", chats, options.image, image))
+        if options.only != "image":
+            lines[:0] = measure_text(options.model, options.text, Path(name, "text"))
+        if options.only != "text":
+            lines += measure_images(options.model, options.image, Path(name, "image"))
     record("append", lines, bin_length=8192)
 
 
