@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from omniprep.data.collate import collate as collate
     from omniprep.data.collate import stack as stack
     from omniprep.data.loader import loader as loader
+    from omniprep.data.prompts import read_prompts as read_prompts
+    from omniprep.export.prompts import export_prompts as export_prompts
     from omniprep.packing import pack as pack
 
 __version__ = "0.1.0"
@@ -27,8 +29,10 @@ _HOMES = {
     "PackedStream": "omniprep.data",
     "check_model": "omniprep.data",
     "collate": "omniprep.data",
+    "export_prompts": "omniprep.export.prompts",
     "loader": "omniprep.data.loader",
     "pack": "omniprep.packing",
+    "read_prompts": "omniprep.data.prompts",
     "stack": "omniprep.data",
     "to_model": "omniprep.data",
     "unpack_pixels": "omniprep.data",
@@ -42,8 +46,10 @@ __all__ = [
     "__version__",
     "check_model",
     "collate",
+    "export_prompts",
     "loader",
     "pack",
+    "read_prompts",
     "stack",
     "to_model",
     "unpack_pixels",

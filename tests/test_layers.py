@@ -24,6 +24,7 @@ LAYERS = (
     "report",
     "compiler",
     "verify",
+    "export",
     "doctor",
     "train",
     "hub",

@@ -30,6 +30,7 @@ COMMANDS = {
     "report": "Write report.html: what is in a dataset, on one page.",
     "stats": "The numbers of a dataset, as a table or JSON.",
     "sample": "Write rows back as readable JSONL with their media.",
+    "export": "Prompts for training by rewards: chats, or token ids for vLLM.",
     "status": "How far a build is, who works on it, and how to go on.",
     "verify": "Check a dataset's checksums and that no row was lost.",
     "repack": "Another bin length, seed or choice of rows, with no decode.",

@@ -16,16 +16,15 @@ import torch
 from torch.nn.functional import pad
 
 from omniprep import io
-from omniprep.compiler.encode.single_row import encode_prompt
+from omniprep.compiler.encode.single_row import encode_prompt, last_answer
 from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig, RowOptions, build_config
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
 from omniprep.inspect.trust import cached_folder
 from omniprep.progress import Reporter
-from omniprep.rows.columns import Columns, parse_columns
+from omniprep.rows.columns import parse_columns
 from omniprep.rows.inputs import find_inputs
-from omniprep.rows.normalize import normalize
 from omniprep.rows.sources import find_splits, numbered
 from omniprep.shards.manifest import TRUST_FLAGS, read_manifest
 from omniprep.shards.typed import parse_json
@@ -167,15 +166,6 @@ def encoded_rows(config: InferConfig, build: BuildConfig, ctx: FamilyContext) ->
         except Reject as reject:
             row |= {"error": str(reject.code), "message": reject.message}
         yield row
-
-
-def last_answer(row: Any, columns: Columns = ()) -> str | None:
-    """The text of the last assistant message, or None."""
-    messages = normalize(row, columns).messages
-    if not messages or messages[-1]["role"] != "assistant":
-        return None
-    content = messages[-1]["content"]
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

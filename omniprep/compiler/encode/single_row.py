@@ -1,8 +1,9 @@
 """One row as a bin or a batch of its own, by the functions of the build and without files.
 
-For tests, `verify --deep`, `doctor` and `infer`.
+For tests, `verify --deep`, `doctor`, `export` and `infer`.
 """
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from omniprep.errors import Reject
 from omniprep.families.context import FamilyContext
 from omniprep.media.fetch import MediaRoots
 from omniprep.modalities import MODALITIES
-from omniprep.rows.columns import parse_columns
+from omniprep.rows.columns import Columns, parse_columns
 from omniprep.rows.normalize import normalize
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin, read_layout
@@ -40,9 +41,15 @@ def encode_row(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str 
     return as_batch(encode_bin(row, ctx, config, base_dir), ctx, config)
 
 
-def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:
-    """The row's chat up to its last answer, where the model is to go on (inference); labels are all -100."""
-    chat = normalize(row, parse_columns(config.columns), template_keys=ctx.renderer is not None)
+def prompt_row(row: Any, columns: Columns = (), *, template_keys: bool = False) -> dict[str, Any]:
+    """A raw row without its last answer, and the calls that end in it, under the standard names of columns.
+
+    Args:
+        row: As it stands in the input.
+        columns: The build's `--columns`.
+        template_keys: Keep what a chat template of the checkpoint reads of messages.
+    """
+    chat = normalize(row, columns, template_keys=template_keys)
     while chat.messages and chat.messages[-1]["role"] in ("assistant", "tool_call"):
         chat.messages.pop()
     system = [] if chat.system is None else [{"role": "system", "content": chat.system}]
@@ -53,7 +60,21 @@ def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: s
         "tools": chat.tools,
         "chat_template_kwargs": chat.kwargs,
     }
-    prompt = {name: value for name, value in prompt.items() if value or name == "messages"}
+    return {name: value for name, value in prompt.items() if value or name == "messages"}
+
+
+def last_answer(row: Any, columns: Columns = ()) -> str | None:
+    """The text of the last assistant message, or None."""
+    messages = normalize(row, columns).messages
+    if not messages or messages[-1]["role"] != "assistant":
+        return None
+    content = messages[-1]["content"]
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def encode_prompt(row: Any, ctx: FamilyContext, config: BuildConfig, base_dir: str = ".") -> dict[str, torch.Tensor]:
+    """The row's chat up to its last answer, where the model is to go on (inference); labels are all -100."""
+    prompt = prompt_row(row, parse_columns(config.columns), template_keys=ctx.renderer is not None)
     # The columns have their standard names now; an answer goes on where the row ends, so no pad tokens.
     config = replace(config, columns=(), pad_rows_to=0)
     encoded = encode_bin(prompt, ctx, config, base_dir, generate=True)
