@@ -4,10 +4,13 @@ import json
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+import transformers
+from packaging import version
 from safetensors import safe_open
 from safetensors.torch import save_file
 from synthetic import write_bins
@@ -15,7 +18,6 @@ from transformers import Qwen2_5OmniConfig
 
 from omniprep.shards.index import write_rows
 from omniprep.shards.schema import Bin, Column
-from omniprep.train.qwen2_5_omni import Qwen2_5OmniForConditionalGeneration, load_model
 
 KINDS = ("text", "image", "audio", "video", "mixed")
 AUDIO, IMAGE, VIDEO = 901, 902, 903
@@ -80,7 +82,13 @@ def small_config(**text) -> Qwen2_5OmniConfig:
     return Qwen2_5OmniConfig(thinker_config=thinker, enable_audio_output=False)
 
 
-def small_model(seed: int = 0) -> Qwen2_5OmniForConditionalGeneration:
+def small_model(seed: int = 0) -> Any:
+    # Other trainers are tested with older transformers than omniprep.train takes.
+    if version.parse(transformers.__version__) < version.parse("5.23"):
+        from transformers import Qwen2_5OmniForConditionalGeneration
+    else:
+        from omniprep.train.qwen2_5_omni import Qwen2_5OmniForConditionalGeneration
+
     torch.manual_seed(seed)
     model = Qwen2_5OmniForConditionalGeneration(small_config())
     with torch.no_grad():  # the initial weights are so small that attention hardly matters
@@ -276,6 +284,8 @@ ARCH = SimpleNamespace(
 
 def small_family(model: Path) -> SimpleNamespace:
     """What the trainer asks of a family context."""
+    from omniprep.train.qwen2_5_omni import load_model
+
     config = json.loads((model / "config.json").read_text())
     return SimpleNamespace(
         name="small", config=config, arch=ARCH, load_model=load_model, tokenizer_sha256="1" * 64, tokenizer=range(1000),
