@@ -124,3 +124,13 @@ def test_a_repacked_dataset_that_was_split_says_what_an_append_lacks(tmp_path: P
     run("append", "even", "b.jsonl")
     counts = [PackedDataset(name).counts["rows"]["packed"] for name in ("even", "even-eval")]
     assert sum(counts) == 40 and min(counts) > 0
+
+
+def test_copies_of_a_removed_row_are_named(tmp_path: Path, run: Any) -> None:
+    write(tmp_path / "a.jsonl", ["one", "two", "one"])
+    run("build", "a.jsonl", "--out", "lake", "--dedup", "exact")
+    said = run("remove", "lake", "--row", "a.jsonl:1")
+    assert "remove them too where the text must go: a.jsonl:3" in said
+    assert "Say one" in Path("lake/rejected.jsonl").read_text()
+    assert "their copies" not in run("remove", "lake", "--row", "a.jsonl:2", "--row", "a.jsonl:3")
+    assert Path("lake/rejected.jsonl").read_text() == ""

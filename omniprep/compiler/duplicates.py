@@ -19,6 +19,18 @@ from omniprep.errors import OmniprepError, RejectCode
 HASH_COLUMNS = ("content_hash_high", "content_hash_low")
 """Columns of plans and rows.parquet: the two halves of a row's hash, as integers; zero where it has none."""
 
+_MESSAGE = "the same tokens and media as ", ", which is kept"
+
+
+def duplicate_message(kept: str) -> str:
+    """What rejected.jsonl says of a row that repeats the row SOURCE:LINE."""
+    return kept.join(_MESSAGE)
+
+
+def row_repeated(message: str) -> str:
+    """SOURCE:LINE of the row that a message of `duplicate_message` names."""
+    return message.removeprefix(_MESSAGE[0]).removesuffix(_MESSAGE[1])
+
 
 @dataclass(frozen=True, slots=True)
 class BuiltRows:

@@ -20,6 +20,7 @@ from omniprep import io
 from omniprep.compiler.build import write_dataset_report
 from omniprep.compiler.costs import bin_cost
 from omniprep.compiler.driver import stopped_by_signal
+from omniprep.compiler.duplicates import row_repeated
 from omniprep.compiler.encode.copied_bins import COPIED_BYTES, CopySource, CopyTask, forget_copied, places_of
 from omniprep.compiler.named_rows import RowNames
 from omniprep.compiler.output.commit import (
@@ -40,7 +41,7 @@ from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import Workers
 from omniprep.data.dataset import PackedDataset
-from omniprep.errors import OmniprepError
+from omniprep.errors import OmniprepError, RejectCode
 from omniprep.modalities import MODALITIES
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
@@ -155,15 +156,22 @@ def _remove(
         "shards": shards,
         "generations": add_generation(before, entry),
     }
+    copies: list[str] = []
     keys = {(row["source"], row["line"]) for row in table.filter(pa.array(gone)).select(["source", "line"]).to_pylist()}
     commit(
         out, manifest, lease.generation,
         {
             "index.parquet": lambda uri: write_index_table(uri, index),
             "rows.parquet": lambda uri: write_rows(uri, [new_rows]),
-            "rejected.jsonl": lambda uri: _write_rejects(dataset, uri, keys),
+            "rejected.jsonl": lambda uri: _write_rejects(dataset, uri, keys, copies),
         },
     )  # fmt: skip
+    if copies:
+        more = f" and {len(copies) - 5:,} more" if len(copies) > 5 else ""
+        progress.message(
+            f"{out}: rejected.jsonl still has the text of removed rows, in rows that --dedup rejected as their copies; "
+            f"remove them too where the text must go: {', '.join(copies[:5])}{more}"
+        )
     return manifest
 
 
@@ -297,8 +305,9 @@ def _counts(before: dict[str, Any], rows: pa.Table, index: pa.Table) -> dict[str
     return counts
 
 
-def _write_rejects(dataset: PackedDataset, uri: str, keys: set[tuple[str, int]]) -> None:
-    """rejected.jsonl without the lines of rows that go."""
+def _write_rejects(dataset: PackedDataset, uri: str, keys: set[tuple[str, int]], copies: list[str]) -> None:
+    """rejected.jsonl without the lines of rows that go; `copies` gets the names of rows that stay and repeat those."""
+    names = {f"{source}:{line}" for source, line in keys}
     with io.open_input(dataset.table_uri("rejected.jsonl")) as old, io.atomic_writer(uri) as new:
         for number, line in enumerate(old, 1):
             try:
@@ -306,8 +315,11 @@ def _write_rejects(dataset: PackedDataset, uri: str, keys: set[tuple[str, int]])
                 key = str(entry["source"]), int(entry["line"])
             except (ValueError, KeyError, TypeError) as error:
                 raise OmniprepError(f"{dataset.uri}: rejected.jsonl:{number} is no rejected row ({error})") from error
-            if key not in keys:
-                new.write(line)
+            if key in keys:
+                continue
+            new.write(line)
+            if entry.get("code") == RejectCode.DUPLICATE and row_repeated(str(entry.get("message"))) in names:
+                copies.append(f"{key[0]}:{key[1]}")
 
 
 def _write_report_again(out: str, progress: Reporter) -> None:

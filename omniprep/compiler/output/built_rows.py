@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from omniprep import io
 from omniprep.compiler.costs import QWEN_BYTES
-from omniprep.compiler.duplicates import Duplicates
+from omniprep.compiler.duplicates import Duplicates, duplicate_message
 from omniprep.compiler.encode.stored_items import codec_columns
 from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.output.paths import plan_path
@@ -146,7 +146,7 @@ class Planned:
                 first -= len(built.lines)
                 split = int(self.rows.split[first])
                 name = f"{self.splits[split].source}:{int(before[split] + self.rows.facts['line'][first] + 1)}"
-            message = f"the same tokens and media as {name}, which is kept"
+            message = duplicate_message(name)
             reject = {"row": number, "code": str(RejectCode.DUPLICATE), "message": message}
             rejects[int(self.rows.facts["line"][number])] = reject
         return rejects
