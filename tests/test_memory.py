@@ -11,6 +11,9 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omniprep.compiler.output import built_rows
+from omniprep.compiler.plan.split_task import CHUNK_BYTES, row_chunks
+from omniprep.report.numbers import _examples
+from omniprep.rows.sources import RawRow
+from omniprep.rows.split import Split
 from tests.reliability import command
 from tests.test_resume_kill import descendants
 
-pytestmark = pytest.mark.slow
 LIMIT = 1536 << 20
 SIDE = 7000  # 147 MB of pixels, 196 MB as base64
 
@@ -72,6 +79,7 @@ def is_worker(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_rows_of_200_mb(tmp_path: Path, model_dir: Path) -> None:
     path = write_rows(tmp_path)
     args = command([path], model_dir, tmp_path / "out", "--bin-length", 4096, "--max-pixels", 1_000_000, "--workers", 1)
@@ -90,3 +98,55 @@ def test_rows_of_200_mb(tmp_path: Path, model_dir: Path) -> None:
     rejected = [json.loads(line)["line"] for line in (tmp_path / "out" / "rejected.jsonl").open()]
     assert rejected == [2, 4, 6]
     assert 0 < peaks["driver"] < LIMIT and 0 < peaks["worker"] < LIMIT, peaks
+
+
+class Content:
+    """What a row holds, as far as it can be watched."""
+
+
+def test_no_row_of_an_earlier_chunk_is_held_while_the_next_is_read() -> None:
+    earlier: list[weakref.ref[Content]] = []
+
+    def rows() -> Iterator[RawRow]:
+        for line in range(4):
+            assert [ref for ref in earlier if ref() is not None] == []
+            content = Content()
+            earlier.append(weakref.ref(content))
+            yield RawRow(line, content, CHUNK_BYTES)
+            del content
+
+    for chunk in row_chunks(rows()):
+        chunk.clear()  # as who plans them does
+        del chunk
+    assert len(earlier) == 4
+
+
+def test_rejected_rows_are_read_again_up_to_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes behind it would be read beside it."""
+    given: list[int] = []
+
+    def read_split(*_: object, **more: object) -> Iterator[RawRow]:
+        for line in range(5):
+            given.append(line)
+            yield RawRow(line, {"line": line}, 1)
+
+    monkeypatch.setattr(built_rows, "read_split", read_split)
+    wanted = {line: {"row": line, "code": "decode_error", "message": ""} for line in (0, 2)}
+    again = built_rows._read_again(Split("x.jsonl", "lines", 0, 9, "x.jsonl", ""), wanted, 1 << 20)
+    assert [(row, bytes(raw)) for row, _, _, raw in again] == [(0, b'{"line": 0}'), (2, b'{"line": 2}')]
+    assert given == [0, 1, 2]
+
+
+def test_the_report_holds_one_line_of_a_reject_at_a_time(tmp_path: Path) -> None:
+    size, path = 8 << 20, tmp_path / "rejected.jsonl"
+    with path.open("w") as file:
+        for line in (1, 2, 3):
+            head = {"source": "x.jsonl", "line": line, "code": "bad_media", "message": "no picture"}
+            file.write(json.dumps(head)[:-1] + ', "row": "' + str(line) * size + '"}\n')
+    tracemalloc.start()
+    examples = _examples(str(path), {"bad_media": 3})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [example["line"] for example in examples] == [1, 2, 3]
+    assert examples[2]["row"].startswith('"333') and examples[2]["row"].endswith(f"… ({size + 2:,} bytes)")
+    assert peak < 2.5 * size, peak / size  # a line is joined from its blocks

@@ -177,19 +177,21 @@ def _examples(uri: str, counts: dict[str, int]) -> list[dict[str, Any]]:
     seen: Counter[str] = Counter()
     examples = []
     with io.open_input(uri) as file:
-        for line in file:
-            # The row is the last value. It is not parsed, since inline media may make it huge. No message can hold the
-            # key: its quotes would be escaped.
-            head, key, row = line.partition(_ROW_KEY)
-            reject = parse_json(head + b"}", uri) if key else None
+        while line := file.readline():
+            # The row is the last value. It is not parsed or copied, since inline media may make it huge. No message
+            # can hold the key: its quotes would be escaped.
+            row_start = line.find(_ROW_KEY)
+            reject = parse_json(line[:row_start] + b"}", uri) if row_start >= 0 else None
             if not isinstance(reject, dict) or not isinstance(reject.get("code"), str):
                 raise DamagedDataError(f"{uri}: a line that no build wrote")
             code = reject["code"]
             if seen[code] < wanted.get(code, 0):
                 seen[code] += 1
-                size = len(row) - len(b"}\n")
-                text = row[: min(size, EXAMPLE_CHARS)].decode(errors="ignore")
+                row_start += len(_ROW_KEY)
+                size = len(line) - row_start - len(b"}\n")
+                text = line[row_start : row_start + min(size, EXAMPLE_CHARS)].decode(errors="ignore")
                 examples.append({**reject, "row": text if size <= EXAMPLE_CHARS else f"{text}… ({size:,} bytes)"})
+            del line  # not held while the next is read
             if all(seen[code] >= count for code, count in wanted.items()):
                 break
     return examples

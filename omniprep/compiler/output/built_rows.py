@@ -129,6 +129,7 @@ class Planned:
                 head = {"source": split.source, "line": line, "code": code, "message": message}
                 yield json.dumps(head, ensure_ascii=False)[:-1].encode(errors="replace") + b', "row": '
                 yield raw
+                del raw
                 yield b"}\n"
             first_row += receipt["rows"]
 
@@ -175,6 +176,8 @@ def _read_again(
                 yield reject["row"], reject["code"], reject["message"], memoryview(content)
                 del content
             del raw  # not held while the next is read
+            if not missing:
+                break  # the rest of the split is not read, beside a row that is still held
     for reject in missing.values():
         yield reject["row"], reject["code"], reject["message"], memoryview(b"null")
 

@@ -208,6 +208,7 @@ def row_chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:
     for row in rows:
         chunk.append(row)
         size += row.size
+        del row  # not held while the next is read: with inline media each may have hundreds of MB
         if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
