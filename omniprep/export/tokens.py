@@ -26,8 +26,8 @@ TAKEN_BY_VLLM: dict[str, tuple[str, ...]] = {
     "qwen3_vl": ("image",),
 }
 """Families, and modalities of theirs, whose stored media are all that vLLM makes a prompt of. Of a video Qwen2.5-VL
-also needs the rate of its frames, and Qwen3-VL their times, which a shard holds as positions and text alone. Of
-Qwen2-Audio and Qwen3-Omni, vLLM's processors take waveforms, which no shard holds."""
+also needs the rate of its frames, and Qwen3-VL their times, which a shard holds as positions and text alone. What vLLM
+takes of Qwen2-Audio and Qwen3-Omni was not tried."""
 
 
 class SkippedRowError(Exception):
