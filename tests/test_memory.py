@@ -4,6 +4,7 @@ What is measured is the kernel's high-water mark of resident memory (VmHWM), whi
 """
 
 import base64
+import gc
 import io as _io
 import json
 import re
@@ -23,6 +24,7 @@ from PIL import Image
 
 from omniprep.compiler.output import built_rows
 from omniprep.compiler.plan.split_task import CHUNK_BYTES, row_chunks
+from omniprep.garbage import collect_seldom, collect_young
 from omniprep.report.numbers import _examples
 from omniprep.rows.sources import RawRow
 from omniprep.rows.split import Split
@@ -150,3 +152,18 @@ def test_the_report_holds_one_line_of_a_reject_at_a_time(tmp_path: Path) -> None
     assert [example["line"] for example in examples] == [1, 2, 3]
     assert examples[2]["row"].startswith('"333') and examples[2]["row"].endswith(f"… ({size + 2:,} bytes)")
     assert peak < 2.5 * size, peak / size  # a line is joined from its blocks
+
+
+def test_cycles_are_searched_for_when_asked_although_seldom_by_themselves() -> None:
+    before = gc.get_threshold()
+    try:
+        collect_seldom()
+        content, faults = Content(), []
+        held = weakref.ref(content)
+        faults.append((faults, content))  # as an exception whose frames hold it
+        del content, faults
+        assert held() is not None
+        collect_young()
+        assert held() is None
+    finally:
+        gc.set_threshold(*before)

@@ -20,6 +20,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, unexpected
 from omniprep.families.context import FamilyContext, FamilySpec, resolve
 from omniprep.families.errors import FamilyError
+from omniprep.garbage import collect_young
 from omniprep.media.remote import Place, ahead
 from omniprep.shards.schema import Bin
 from omniprep.shards.writer import serialize_bin
@@ -127,6 +128,7 @@ class _Encoding:
                 raise
             except Reject as reject:
                 self.reject(row_id, reject)
+                collect_young()
         return rows, ids
 
     def without_unwritable(self, rows: list[Bin], ids: list[int], schema: pa.Schema) -> tuple[list[Bin], list[int]]:

@@ -23,6 +23,7 @@ from omniprep.compiler.output.paths import plan_path
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.errors import DamagedDataError, Reject
 from omniprep.families.kinds import Item, as_json, from_json
+from omniprep.garbage import collect_young
 from omniprep.io.tar import Member
 from omniprep.lru import BoundedCache
 from omniprep.media.source import Source
@@ -187,6 +188,7 @@ def write_plan(uri: str, batches: Iterable[pa.RecordBatch]) -> None:
             large = batch.nbytes > _KEPT_BYTES // 4
             del batch  # not held while the next is made
             if large:  # Arrow's pool keeps what it was given for a while
+                collect_young()
                 pa.default_memory_pool().release_unused()
 
 

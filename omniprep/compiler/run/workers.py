@@ -26,7 +26,7 @@ from omniprep.compiler.run.cluster import UnmetDemand, cluster_cpus, is_local, l
 from omniprep.compiler.run.tasks import Receipt, Task
 from omniprep.compiler.run.worker_status import SECONDS, ProgressPoller, Show, progress_listener, ray_listener
 from omniprep.errors import OmniprepError, unforeseen
-from omniprep.garbage import collect_seldom
+from omniprep.garbage import collect_seldom, collect_young
 from omniprep.progress import WorkerStatus
 
 TRIES = 4
@@ -233,7 +233,10 @@ def _worker_function() -> Callable[[Task, int, Any], Receipt]:
         if driver_folder.is_dir():  # relative paths mean the same on a cluster whose nodes have the driver's folder
             os.chdir(driver_folder)
         with single_threaded(), progress_listener(ray_listener(actor, index)):
-            return _run(task)
+            try:
+                return _run(task)
+            finally:
+                collect_young()  # not beside what the next task holds
 
     return run
 
