@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omniprep.compiler.oracle import quick
+from omniprep.compiler.oracle import quick, trial
 from omniprep.compiler.oracle.chats import dummy_chats
 from omniprep.compiler.oracle.trial import chats_for, family_without_options, oracle_of, try_chats
 from omniprep.errors import OmniprepError
@@ -188,7 +188,7 @@ def test_a_check_is_made_once_and_stands_in_the_manifest(build, tmp_path, own_ca
     assert manifest["checked"]["against"].startswith("Qwen2_5_VLProcessor of transformers ")
     assert manifest["checked"]["rows"] == len([c for c in dummy_chats(["image", "video"]) if c.quick])
     assert len(list(own_cache.iterdir())) == 1
-    monkeypatch.setattr(quick, "oracle_of", lambda ctx: pytest.fail("the check was made again"))
+    monkeypatch.setattr(trial, "oracle_of", lambda ctx: pytest.fail("the check was made again"))
     assert build(out="again").code == 0
     again = json.loads((tmp_path / "again" / "manifest.json").read_text())
     assert again["checked"] == manifest["checked"]

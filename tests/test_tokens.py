@@ -40,7 +40,7 @@ def tokenizer(model_dir: Path) -> Any:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(PIECE, max_size=8).map("".join), min_size=1, max_size=6))
 def test_pieces_equal_whole(tokenizer: Any, texts: list[str]) -> None:
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer.backend_tokenizer)
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert encoder.encode(texts) == expected
     assert encoder.encode(texts) == expected  # remembered pieces too
@@ -58,7 +58,7 @@ def test_pieces_equal_whole(tokenizer: Any, texts: list[str]) -> None:
 )
 def test_any_text_equals_whole(tokenizer: Any, texts: list[str]) -> None:
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert Encoder(tokenizer).encode(texts) == expected
+    assert Encoder(tokenizer.backend_tokenizer).encode(texts) == expected
 
 
 def test_words_are_cut_as_the_tokenizer_cuts_them(tokenizer: Any) -> None:
@@ -81,7 +81,7 @@ def test_padding_and_limits_that_other_calls_left_on_change_nothing(tokenizer: A
     texts = ["<|im_end|><|im_end|>a long text", "b", "<|im_end|>"]
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     tokenizer(texts, padding=True, truncation=True, max_length=2)
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer.backend_tokenizer)
     assert encoder.encode(texts[:1]) == expected[:1]
     tokenizer(texts, padding=True, truncation=True, max_length=2)
     assert encoder.encode([*texts[1:], "c d e f g"])[:2] == expected[1:]
@@ -96,4 +96,4 @@ def test_tokenizers_that_put_a_space_before_the_first_word_are_not_cut_there(tmp
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     texts = ["<img><row>\nb<img>", "\n", "a b", "<|user|>a\n<row>", "x<row>\n<img>"]
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert Encoder(tokenizer).encode(texts) == expected
+    assert Encoder(tokenizer.backend_tokenizer).encode(texts) == expected

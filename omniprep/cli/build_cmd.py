@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from omniprep.cli.command import Command, command_progress, observed
+from omniprep.cli.command import Command, announce, command_progress, observed
 from omniprep.cli.options import make_config, options_of, require
 from omniprep.config import BuildConfig
 
@@ -33,12 +33,13 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
     options = make_config(BuildConfig, {"inputs": inputs, **given}, config)
     require("build", options, ("inputs", "model", "bin_length", "out"))
     began = time.monotonic()
-    from omniprep.cli.summary import check_something_packed, finished_facts, print_summary
-    from omniprep.compiler.build import build as run_build
-    from omniprep.compiler.parts import parts_of
-    from omniprep.data.dataset import PackedDataset
-
+    announce("build", options.inputs, options.model, quiet=quiet)
     with command_progress(quiet=quiet) as progress:
+        from omniprep.cli.summary import check_something_packed, finished_facts, print_summary
+        from omniprep.compiler.build import build as run_build
+        from omniprep.compiler.parts import parts_of
+        from omniprep.data.dataset import PackedDataset
+
         manifest = run_build(options, progress)
         progress.event("finished", finished_facts(options.out, manifest))
     for part in parts_of(options):

@@ -3,6 +3,7 @@ programs that follow a run.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -13,6 +14,7 @@ from omniprep.cli.options import OBSERVED, field_options, read_workers_option, w
 from omniprep.config import Workers
 from omniprep.observe.command import LOG_JSON, this_command
 from omniprep.observe.options import ObserveOptions
+from omniprep.printable import say
 
 if TYPE_CHECKING:
     from omniprep.progress import Reporter
@@ -80,6 +82,16 @@ def command_progress(*, quiet: bool = False) -> "Iterator[Reporter]":
         this_command.write_json()
     with command_reporter(ctx.info_name or "", options, quiet=quiet) as progress:
         yield progress
+
+
+def announce(command: str, inputs: Sequence[str], model: str, *, quiet: bool) -> None:
+    """Tell who watches a terminal what a command is about to read, before libraries are imported that take a second.
+
+    Logs do without: what fails leaves its one error line there, and --log-json events alone.
+    """
+    if sys.stderr.isatty() and not quiet and not click.get_current_context().meta.get(OBSERVED, {}).get("log_json"):
+        more = f" and {len(inputs) - 1:,} more" if len(inputs) > 1 else ""
+        say(f"{command} of {inputs[0]}{more} for {model}", error=True)
 
 
 class Command(click.Command):

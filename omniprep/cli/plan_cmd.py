@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omniprep.cli.command import Command, command_progress, observed
+from omniprep.cli.command import Command, announce, command_progress, observed
 from omniprep.cli.options import check_values, make_config, options_of, require, yaml_value
 from omniprep.cli.summary import note_lines
 from omniprep.config import BuildConfig
@@ -86,17 +86,18 @@ def plan(
 
     weighted = [parse_source(text) for text in mixture]
     began = time.monotonic()
-    from omniprep.compiler.build import plan_only
-    from omniprep.compiler.parts import parts_of
-    from omniprep.compiler.plan.estimate import estimate
-    from omniprep.compiler.plan.measure import measure as time_rows
-    from omniprep.compiler.plan.mixture import mixture_parts
-    from omniprep.compiler.run.cluster import planned_workers
-    from omniprep.progress import QuietReporter
-
-    silent = QuietReporter(io.StringIO())  # the other plans would repeat the messages of the first
+    announce("plan", options.inputs, options.model, quiet=quiet)
     with tempfile.TemporaryDirectory(prefix="omniprep-plan-") as folder:
         with command_progress(quiet=quiet) as progress:
+            from omniprep.compiler.build import plan_only
+            from omniprep.compiler.parts import parts_of
+            from omniprep.compiler.plan.estimate import estimate
+            from omniprep.compiler.plan.measure import measure as time_rows
+            from omniprep.compiler.plan.mixture import mixture_parts
+            from omniprep.compiler.run.cluster import planned_workers
+            from omniprep.progress import QuietReporter
+
+            silent = QuietReporter(io.StringIO())  # the other plans would repeat the messages of the first
             # With --split-by rows the part for evaluation is planned too, beside the one to train on (the last).
             *eval_parts, kept = parts_of(dataclasses.replace(options, out=options.out or str(Path(folder) / "out")))
             planned = plan_only(kept, progress)

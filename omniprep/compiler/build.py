@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omniprep import io
 from omniprep.compiler.costs import encode_memory, encode_seconds, unit_bytes
@@ -47,13 +47,15 @@ from omniprep.compiler.run.error_budget import FirstErrors, check_error_rate
 from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError, did_you_mean
 from omniprep.families.context import FamilyContext
 from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
 from omniprep.printable import counted
 from omniprep.progress import Reporter
+
+if TYPE_CHECKING:
+    from omniprep.data.dataset import PackedDataset  # imports torch, which a plan does not need
 
 
 def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def write_dataset_report(out: str, ctx: FamilyContext | None, progress: Reporter
     from omniprep.report.page import write_report
 
     try:
-        write_report(out, vocabulary=Vocabulary(ctx.tokenizer.backend_tokenizer) if ctx else None)
+        write_report(out, vocabulary=Vocabulary(ctx.encoder.backend) if ctx else None)
     except LostLeaseError:
         raise
     except Exception as error:  # the dataset is whole without its picture
@@ -123,7 +125,7 @@ def write_dataset_report(out: str, ctx: FamilyContext | None, progress: Reporter
 
 def plan(
     config: BuildConfig, progress: Reporter, lease: Lease | None = None, listed: Listed | None = None, *,
-    existing: PackedDataset | None = None,
+    existing: "PackedDataset | None" = None,
 ) -> Planned:  # fmt: skip
     """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0.
 

@@ -7,11 +7,14 @@ inputs shows there.
 """
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from omniprep import io
 from omniprep.config import BuildConfig
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, UsageError
+
+if TYPE_CHECKING:
+    from omniprep.data.dataset import PackedDataset  # imports torch, which a plan does not need
 
 _SUFFIX = "-eval"
 
@@ -34,7 +37,7 @@ def parts_of(config: BuildConfig) -> list[BuildConfig]:
     ]
 
 
-def eval_dataset(dataset: PackedDataset) -> PackedDataset | None:
+def eval_dataset(dataset: "PackedDataset") -> "PackedDataset | None":
     """The dataset for evaluation that an append has to grow too; None where rows are not split.
 
     Raises:
@@ -49,6 +52,8 @@ def eval_dataset(dataset: PackedDataset) -> PackedDataset | None:
             f"{dataset.uri}: holds the rows for evaluation of a build with --split-by rows; append to the dataset that "
             "they were split from, and both grow"
         )
+    from omniprep.data.dataset import PackedDataset
+
     uri = eval_folder(dataset.uri)
     try:
         other = PackedDataset(uri)

@@ -117,8 +117,10 @@ class PackedDataset(Dataset[dict[str, Any]]):
         """
         return self.load(index)
 
-    def load(self, index: int, pixels: Literal["arrays", "files"] = "arrays") -> dict[str, Any]:
-        """A bin as `ds[index]`; with "files", columns of files are not decoded (`omniprep.shards.reader.decode`)."""
+    def load(self, index: int, pixels: Literal["arrays", "files", "none"] = "arrays") -> dict[str, Any]:
+        """A bin as `ds[index]`; with "files", columns of files are not decoded (`omniprep.shards.reader.decode`), with
+        "none" no pixels in a codec are.
+        """
         number = int(index) + len(self) * (index < 0)
         if not 0 <= number < len(self):
             raise IndexError(f"bin {index} of {len(self)}")
@@ -145,7 +147,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
             arrays = decode(data, schema, layout, before=before, check=unchecked, pixels=pixels)
         except DamagedDataError as error:
             raise type(error)(f"bin {number}: {self._shards[shard]}: {error}") from error
-        self._seen[number] = True
+        self._seen[number] |= pixels != "none"  # which compares none of them with the build's
         return arrays
 
     def _is_replaced(self, shard: int) -> bool:

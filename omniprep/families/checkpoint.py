@@ -1,7 +1,9 @@
 """What is read of a checkpoint, a folder or a Hub name: its JSON files, its tokenizer, its processors."""
 
 import json
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -9,11 +11,16 @@ from typing import Any, cast
 from omniprep.errors import OmniprepError
 from omniprep.families.errors import UnknownTokenError
 from omniprep.families.guess import guess_model
+from omniprep.families.tokenizer_cache import (
+    SHAPING_SUFFIXES,
+    FileState,
+    SpecialTokens,
+    file_state,
+    keep_tokenizer,
+    read_tokenizer,
+)
 from omniprep.template.identity import tokenizer_sha256
 from omniprep.template.tokens import Encoder
-
-SHAPING_SUFFIXES = {".json", ".jinja", ".py", ".model", ".txt"}
-"""Of the files of a checkpoint that its tokenizer and its processor are made of; weights are not."""
 
 
 class Checkpoint:
@@ -37,12 +44,21 @@ class Checkpoint:
     @cached_property
     def encoder(self) -> Encoder:
         """Batched tokenization; families on one checkpoint share it, whatever their options."""
-        return _load_encoder(self._model, self._trust_remote_code, checkpoint_state(self._model))
+        return self._loaded.encoder
 
-    @property
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """The tokens that the tokenizer has names for."""
+        return self._loaded.special_tokens
+
+    @cached_property
     def tokenizer(self) -> Any:
-        """The checkpoint's fast tokenizer (loaded at first use)."""
-        return self.encoder.tokenizer
+        """The checkpoint's fast tokenizer as transformers makes it; `encoder` needs not even its import."""
+        return _load_tokenizer(self._model, self._trust_remote_code, checkpoint_state(self._model))
+
+    @cached_property
+    def _loaded(self) -> "LoadedTokenizer":
+        return _load_encoder(self._model, self._trust_remote_code, checkpoint_state(self._model))
 
     @cached_property
     def processor(self) -> Any:
@@ -85,13 +101,13 @@ class Checkpoint:
     @cached_property
     def tokenizer_sha256(self) -> str:
         """Hash of what the tokenizer does, whatever wrote it."""
-        return tokenizer_sha256(self.tokenizer.backend_tokenizer)
+        return self._loaded.sha256 or tokenizer_sha256(self.encoder.backend)
 
     def token_id(self, token: str) -> int:
         """The id of one token; UnknownTokenError where the text is not exactly one."""
         if token not in self._token_ids:
-            ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
-            unknown = len(ids) == 1 and ids[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token
+            (ids,), names = self.encoder.encode([token]), self.special_tokens
+            unknown = len(ids) == 1 and ids[0] == names.unk_token_id and token != names.unk_token
             if len(ids) != 1 or unknown:
                 fault = "unknown to the tokenizer" if unknown else f"{len(ids)} tokens"
                 raise UnknownTokenError(
@@ -107,8 +123,9 @@ class Checkpoint:
         Raises:
             UnknownTokenError: The tokenizer has none, or its text is not exactly that token.
         """
-        number = int(name) if name.isdigit() else getattr(self.tokenizer, name, None)
-        text = self.tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) else None
+        owner = self.special_tokens if hasattr(self.special_tokens, name) else self.tokenizer
+        number = int(name) if name.isdigit() else getattr(owner, name, None)
+        text = self.encoder.backend.id_to_token(number) if isinstance(number, int) else None
         if text is None or self.token_id(text) != number:
             raise UnknownTokenError(
                 f"family {self.name!r}: the chat template has the token [{name!r}], which the tokenizer of "
@@ -142,16 +159,6 @@ def processor_settings(model: str) -> dict[str, dict[str, Any]]:
         "audio": whole.get("feature_extractor") or whole.get("audio_processor") or both,
         "video": whole.get("video_processor") or checkpoint_file(model, "video_preprocessor_config.json") or {},
     }
-
-
-FileState = tuple[str, int, int, int, int]
-"""Name, inode, size, and times of the content and of the inode in ns."""
-
-
-def file_state(path: Path) -> FileState:
-    """What tells that a file changed. The time of the inode counts too: no program can set it back."""
-    status = path.stat()
-    return path.name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def checkpoint_state(model: str) -> tuple[FileState, ...]:
@@ -216,8 +223,29 @@ def _is_hub_name(model: str) -> bool:
     return len(parts) <= 2 and all(parts) and not model.startswith((".", "~"))
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedTokenizer:
+    """What families on one checkpoint share."""
+
+    encoder: Encoder
+    special_tokens: SpecialTokens
+    sha256: str = ""
+    """Of a tokenizer that was remembered: its `tokenizer_sha256`."""
+
+
 @lru_cache(maxsize=2)
-def _load_encoder(model: str, trust_remote_code: bool, state: tuple[FileState, ...]) -> Encoder:
+def _load_encoder(model: str, trust_remote_code: bool, state: tuple[FileState, ...]) -> LoadedTokenizer:
+    if not trust_remote_code and (stored := read_tokenizer(model)):
+        return LoadedTokenizer(Encoder(stored.backend), stored.special_tokens, stored.sha256)
+    is_unchanged = "transformers" not in sys.modules  # else a plug-in may have changed its classes
+    tokenizer = _load_tokenizer(model, trust_remote_code, state)
+    if is_unchanged and not trust_remote_code:
+        keep_tokenizer(model, tokenizer)
+    return LoadedTokenizer(Encoder(tokenizer.backend_tokenizer), SpecialTokens.of(tokenizer))
+
+
+@lru_cache(maxsize=2)
+def _load_tokenizer(model: str, trust_remote_code: bool, state: tuple[FileState, ...]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -232,7 +260,7 @@ def _load_encoder(model: str, trust_remote_code: bool, state: tuple[FileState, .
             raise OmniprepError(f"model {model!r}: its tokenizer cannot be loaded: {reason}") from error
     if not tokenizer.is_fast:
         raise OmniprepError(f"model {model!r}: only fast tokenizers (tokenizer.json) are supported")
-    return Encoder(tokenizer)
+    return tokenizer
 
 
 def with_chat_template(processor: Any) -> Any:

@@ -6,11 +6,12 @@ from typing import Any
 
 from omniprep.errors import OmniprepError
 from omniprep.families.base import Family
-from omniprep.families.checkpoint import FileState, checkpoint_file, checkpoint_state
+from omniprep.families.checkpoint import checkpoint_file, checkpoint_state
 from omniprep.families.guess import guess_model
 from omniprep.families.loading import load_families, plugin_texts
 from omniprep.families.records import FamilySpec
 from omniprep.families.registry import REGISTRY
+from omniprep.families.tokenizer_cache import FileState
 
 __all__ = ["FamilyContext", "FamilySpec", "resolve", "resolve_current", "resolve_family"]
 

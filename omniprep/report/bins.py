@@ -56,12 +56,13 @@ def scan(dataset: PackedDataset, vocabulary: Vocabulary | None, most: int = SCAN
     tokens: Counter[int] = Counter()
     trained = 0
     for number in chosen:
-        item = dataset[number]
+        item = dataset.load(number, "none")  # sizes stand beside the pixels, which need not be decoded for them
         ids, counts = np.unique(item["input_ids"], return_counts=True)
         tokens.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
         trained += int((item["labels"] != -100).sum())
         for column in item["columns"]:
-            if column.name not in item:
+            is_coded = "codec" in column.params and column.size_source()[0] in item
+            if column.name not in item and not is_coded:
                 continue
             if column.load == "mel":
                 audio_seconds += (item_sizes(column, item) / (DEFAULTS | column.params)["frames_per_second"]).tolist()

@@ -7,7 +7,7 @@ _concat_context_list, _add_default_tags).
 import re
 from typing import Any
 
-from omniprep.errors import Reject, RejectCode
+from omniprep.errors import Reject, RejectCode, UsageError
 from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import Note
 from omniprep.rows.mend import odd_tags, unread_hint
@@ -25,8 +25,14 @@ CHATML_MESSAGE = re.compile(r"<\|im_start\|>([^\n]*)\n(.*?)(?:<\|im_end\|>|\Z)",
 """Role and content of a message that the default template (ChatML) wrote."""
 
 
-def without_roles(meta: TemplateMeta, end_of_text: str) -> TemplateMeta:
-    """The template of --no-use-chat-template: only the text and an end token (ms-swift: to_generate_template_meta)."""
+def without_roles(meta: TemplateMeta, end_of_text: str | None) -> TemplateMeta:
+    """The template of --no-use-chat-template: only the text and an end token (ms-swift: to_generate_template_meta).
+
+    Raises:
+        UsageError: The tokenizer has no end token.
+    """
+    if end_of_text is None:
+        raise UsageError("--no-use-chat-template ends each row with the tokenizer's eos_token, and it has none")
     return TemplateMeta(
         system_prefix=(),
         prompt=("{{QUERY}}",),

@@ -70,7 +70,7 @@ def render_chat(family: HasChatTemplate, row: Row, strategy: Strategy, *, genera
 
 def render_plain(family: Any, row: Row, meta: TemplateMeta, strategy: Strategy, *, generate: bool = False) -> Rendered:
     """A row as text without roles and with an end token (--no-use-chat-template)."""
-    plain = without_roles(meta, family.tokenizer.eos_token)
+    plain = without_roles(meta, family.special_tokens.eos_token)
     pieces = contexts(row, plain, strategy, default_system=None, generate=generate)
     counts = {modality: len(items) for modality, items in row.media.items()}
     pieces = replace_tags(

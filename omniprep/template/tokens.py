@@ -9,12 +9,15 @@ equal those of tokenizing each run whole: tests/test_tokens.py.
 import re
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.template.words import Words, is_supported_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Ids = NDArray[np.int32]
 _MAX_CACHED_PIECES = 65_536
@@ -25,13 +28,12 @@ _MAX_CACHED_LENGTH = 256
 class Encoder:
     """Tokenizes texts; caches the ids of short pieces and of words."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Take a transformers fast tokenizer."""
-        self.tokenizer = tokenizer
-        self._backend = tokenizer.backend_tokenizer
-        added = tokenizer.added_tokens_decoder
+    def __init__(self, backend: "Tokenizer") -> None:
+        """Take a tokenizer of the tokenizers library; of a transformers tokenizer its `backend_tokenizer`."""
+        self.backend = backend
+        added = backend.get_added_tokens_decoder()
         # Text is cut only at tokens that the tokenizer matches exactly and before normalization.
-        normalizes = self._backend.normalizer is not None
+        normalizes = self.backend.normalizer is not None
         plain = {
             number: token.content
             for number, token in added.items()
@@ -43,10 +45,10 @@ class Encoder:
         self.special_tokens = frozenset(token.content for token in special)
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         # Normalized tokens are matched after normalization, so a full-width "＜s＞" may be one.
-        self._normalizer = self._backend.normalizer if any(token.normalized for token in special) else None
+        self._normalizer = self.backend.normalizer if any(token.normalized for token in special) else None
         self._cut = re.compile("(" + "|".join(map(re.escape, cutters)) + ")") if cutters else None
         self._parts_alone = bool(cutters) and self._tokenizes_parts_alone(cutters[0])
-        by_word = len(plain) == len(added) and is_supported_tokenizer(self._backend)
+        by_word = len(plain) == len(added) and is_supported_tokenizer(self.backend)
         self._words = Words(self._whole) if by_word else None
 
     @cached_property
@@ -66,7 +68,7 @@ class Encoder:
         """Added tokens that take the white space beside them along or are matched after normalization, of those that
         are matched side by side: what stands between two of them is cut off as well.
         """
-        added = self.tokenizer.added_tokens_decoder.items()
+        added = self.backend.get_added_tokens_decoder().items()
         cutters = set(self._cutters)
         loose = [(number, t.content) for number, t in added if not t.single_word and t.content not in cutters]
         encoded = self.with_offsets([content * 2 for _, content in loose], special_tokens=False)
@@ -79,7 +81,7 @@ class Encoder:
     @cached_property
     def _stripping(self) -> dict[int, str]:
         """Added tokens that take the white space beside them along."""
-        added = self.tokenizer.added_tokens_decoder.items()
+        added = self.backend.get_added_tokens_decoder().items()
         return {number: token.content for number, token in added if token.lstrip or token.rstrip}
 
     def own_characters(self, text: str, ids: Ids, offsets: Ids) -> Ids:
@@ -114,7 +116,7 @@ class Encoder:
         """
         self._lift_limits()
         result = []
-        for encoding in self._backend.encode_batch(texts, add_special_tokens=special_tokens):
+        for encoding in self.backend.encode_batch(texts, add_special_tokens=special_tokens):
             ids = np.array(encoding.ids, np.int32)
             # Three times as fast as an array of pairs.
             offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * len(ids))
@@ -137,7 +139,7 @@ class Encoder:
         (Metaspace, prepend_scheme "first").
         """
         self._lift_limits()
-        together, first, second = self._backend.encode_batch_fast([f"{token}a", token, "a"], add_special_tokens=False)
+        together, first, second = self.backend.encode_batch_fast([f"{token}a", token, "a"], add_special_tokens=False)
         return bool(together.ids == first.ids + second.ids)
 
     def _fresh(self, parts: list[str]) -> list[bytes]:
@@ -151,15 +153,15 @@ class Encoder:
         if not texts:
             return []
         self._lift_limits()
-        batch = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        batch = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32).tobytes() for encoding in batch]
 
     def _lift_limits(self) -> None:
         """Neither cut texts nor pad them: a tokenizer.json may hold limits of its maker's, and a processor that pads
         leaves that on. transformers sets both before each call of its own.
         """
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.no_padding()
 
 
 def _any_of(texts: list[str]) -> re.Pattern[str]:

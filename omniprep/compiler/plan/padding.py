@@ -30,7 +30,7 @@ def with_pad_tokens(
 def _pad_token(ctx: FamilyContext) -> int:
     """Id of the tokenizer's pad token, else of the one that ends a text; never one that stands for media."""
     media = {ctx.placeholder_id(modality) for modality in ctx.modalities}
-    for token in (ctx.tokenizer.pad_token_id, ctx.tokenizer.eos_token_id):
+    for token in (ctx.special_tokens.pad_token_id, ctx.special_tokens.eos_token_id):
         if isinstance(token, int) and token not in media:
             return token
     raise UsageError(f"--pad-rows-to: the tokenizer of {ctx.spec.model} has no pad_token and no eos_token")

@@ -156,7 +156,7 @@ def _without_traceback(reject: Reject) -> Reject:
 
 @lru_cache(maxsize=8)
 def _template(ctx: FamilyContext, use_chat_template: bool) -> TemplateMeta:
-    return ctx.template if use_chat_template else without_roles(ctx.template, ctx.tokenizer.eos_token)
+    return ctx.template if use_chat_template else without_roles(ctx.template, ctx.special_tokens.eos_token)
 
 
 def _apply_row_options(row: Row, ctx: FamilyContext, config: BuildConfig) -> None:

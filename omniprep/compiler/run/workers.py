@@ -13,11 +13,16 @@ import dataclasses
 import os
 import re
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from omniprep import io
@@ -44,16 +49,59 @@ LOOK_SECONDS = 5.0
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """One thread for torch's kernels inside the block."""
-    import torch
-
-    before = torch.get_num_threads()
+    """One thread for torch's kernels inside the block, also where torch is first imported there."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    torch.set_num_threads(1)
+    on_import = _LimitTorch()
+    if "torch" in sys.modules:
+        on_import.limit()
+    else:  # rows of text and pictures may not need it, and its import takes longer than planning a small input
+        sys.meta_path.insert(0, on_import)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if on_import in sys.meta_path:
+            sys.meta_path.remove(on_import)
+        on_import.restore()
+
+
+class _LimitTorch(MetaPathFinder):
+    """Sets torch to one thread as soon as it is imported."""
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find torch as Python would, and limit it once its module has run."""
+        if fullname != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        run = spec.loader.exec_module
+
+        def run_and_limit(module: ModuleType) -> None:
+            run(module)
+            self.limit()
+
+        spec.loader.exec_module = run_and_limit  # type: ignore[method-assign]
+        return spec
+
+    def limit(self) -> None:
+        """One thread from now on."""
+        import torch
+
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def restore(self) -> None:
+        """As many threads as torch had."""
+        if self._before is not None:
+            import torch
+
+            torch.set_num_threads(self._before)
 
 
 def run_tasks(

@@ -42,10 +42,12 @@ from omniprep.families.kinds import Array, Decoded, Field, MediaMeta, Sample
 from omniprep.families.records import FamilyRecord, FamilySpec
 from omniprep.families.registry import REGISTRY
 from omniprep.families.rowwise import Metas
+from omniprep.families.tokenizer_cache import SpecialTokens
 from omniprep.media.source import Source
 from omniprep.modalities import MODALITIES
 from omniprep.rows.normalize import Row
 from omniprep.template.chat_renderer import render_chat
+from omniprep.template.identity import tokenizer_sha256
 from omniprep.template.jinja import ChatTemplate
 from omniprep.template.loss import Strategy
 from omniprep.template.rendered import Rendered
@@ -143,8 +145,23 @@ class HF(Family):
 
     @cached_property
     def encoder(self) -> Encoder:
+        """Batched tokenization by `tokenizer`."""
+        return Encoder(self.tokenizer.backend_tokenizer)
+
+    @cached_property
+    def tokenizer(self) -> Any:
         """The tokenizer as the processor has it, which may have added tokens to it."""
-        return Encoder(self.processor.tokenizer if self.has_processor else self.processor)
+        return self.processor.tokenizer if self.has_processor else self.processor
+
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """The tokens that the processor's tokenizer has names for."""
+        return SpecialTokens.of(self.tokenizer)
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Hash of what the processor's tokenizer does."""
+        return tokenizer_sha256(self.encoder.backend)
 
     @cached_property
     def runner(self) -> Runner:

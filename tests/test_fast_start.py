@@ -1,0 +1,92 @@
+"""What a plan imports, and the tokenizer that is remembered so that it need import neither transformers nor torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omniprep.families import tokenizer_cache
+
+SLOW = ("torch", "torchvision", "transformers", "ray", "matplotlib")
+PLAN = f"""
+import sys
+from omniprep.cli.main import run
+code = run(sys.argv[1:])
+print(code, [name for name in {SLOW!r} if name in sys.modules])
+"""
+TEXTS = ["<|im_start|>user\nHello  world<|im_end|>", "naïve ＡＢ 你好 123 <|image_pad|>", "x\n\n y"]
+IDS = f"""
+import json, sys
+from omniprep.families.context import resolve_family
+family = resolve_family(sys.argv[1])
+ids = family.encoder.encode({TEXTS!r})
+print(json.dumps(["transformers" in sys.modules, ids, str(family.special_tokens), family.tokenizer_sha256]))
+"""
+THREADS = """
+import sys
+from omniprep.compiler.run.workers import single_threaded
+with single_threaded():
+    before = "torch" in sys.modules
+    import torch
+    within = torch.get_num_threads()
+print(before, within, torch.get_num_threads())
+"""
+
+
+def last_line(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "omniprep" / "tokenizers"
+
+
+def test_a_second_plan_of_text_and_images_imports_no_slow_library(model_dir, tmp_path, own_cache):
+    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    answer = {"role": "assistant", "content": "Gray."}
+    rows = [
+        {"messages": [{"role": "user", "content": "Which color?"}, answer]},
+        {"messages": [{"role": "user", "content": "<image>Which color?"}, answer], "images": ["a.png"]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("plan", path, "--model", model_dir, "--bin-length", 2048, "--workers", 0)
+    assert last_line(PLAN, *command).startswith("0 ")
+    assert last_line(PLAN, *command) == "0 []"
+
+
+def test_a_remembered_tokenizer_is_that_of_transformers_and_of_these_files_alone(
+    model_dir: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((model_dir / name).read_bytes())
+    first, again = (json.loads(last_line(IDS, folder)) for _ in range(2))
+    assert (first[0], again[0]) == (True, False) and first[1:] == again[1:]
+
+    (kept,) = own_cache.iterdir()
+    kept.write_bytes(kept.read_bytes().replace(b"im_start", b"im_begin"))
+    assert json.loads(last_line(IDS, folder)) == first, "a damaged file is written again"
+
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<|endoftext|>"}))
+    changed = json.loads(last_line(IDS, folder))
+    assert changed[0] and "eos_token='<|endoftext|>'" in changed[2] and len(list(own_cache.iterdir())) == 2
+
+
+def test_once_transformers_is_imported_nothing_is_taken_from_the_cache(model_dir, own_cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", sys)
+    assert tokenizer_cache.read_tokenizer(str(model_dir)) is None
+
+
+def test_torch_that_is_imported_while_rows_are_made_has_one_thread():
+    before, within, _ = last_line(THREADS).split()
+    assert (before, within) == ("False", "1")
