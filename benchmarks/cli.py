@@ -82,6 +82,7 @@ def main() -> None:
     rows += first_batch()
     if options.model:
         rows += small_build(options.model)
+        rows += whole_commands(options.model, options.rounds)
     record("cli", rows, import_of_data_loads_transformers_or_ray=False)
 
 
@@ -93,6 +94,27 @@ def small_build(model: str) -> list[dict[str, Any]]:
             answers.append(run(BUILD, model, f"{folder}/out", *inputs))
     what = f"build of {answers[0][2]} rows after them"
     return timed(("imports of a build", what), answers[1:])  # the first compiled the kernels, perhaps
+
+
+def whole_commands(model: str, rounds: int) -> list[dict[str, Any]]:
+    """`plan` of 6 rows and `build` of some 40, imports and report included, after a first run that fills the cache."""
+    inputs = [str(path) for path in sorted(SAMPLES.glob("*.json*")) if path.stem != "broken"]
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="omniprep-whole-") as folder:
+        few = SAMPLES / "text.jsonl"
+        plan = ["plan", str(few), "--model", model, "--bin-length", "4096"]
+        build = ["build", *inputs, "--model", model, "--bin-length", "4096", "--overwrite", "--out", f"{folder}/out"]
+        for name, command, goal in (("plan of text.jsonl", plan, 1.5), ("build of 40 rows, whole command", build, 4.0)):
+            times = []
+            for _ in range(rounds + 1):
+                begin, cpu = time.perf_counter(), _children()
+                subprocess.run([sys.executable, "-m", "omniprep", *command], check=True, capture_output=True)
+                times.append((time.perf_counter() - begin, _children() - cpu))
+            walls, cpus = zip(*times[1:], strict=True)
+            spread = f"{min(walls):.2f} to {max(walls):.2f}"
+            numbers = {"seconds": round(median(walls), 3), "cpu_seconds": round(median(cpus), 3)}
+            rows.append({"command": name, **numbers, "spread": spread, "goal": goal})
+    return rows
 
 
 def first_batch() -> list[dict[str, Any]]:
