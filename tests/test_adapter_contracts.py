@@ -4,6 +4,7 @@ What runs in every environment compares the batches with those of `omniprep.coll
 sources, which are named; where a trainer's package is installed, its own code makes the comparison.
 """
 
+import importlib
 import importlib.util
 import sys
 
@@ -162,6 +163,11 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(OmniprepError, match=r"veomni.*pip install veomni==0\.1\.12"):
         register(TYPE)
+    for module in ("llamafactory", "axolotl"):
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delitem(sys.modules, f"omniprep.adapters.{module}", raising=False)
+        with pytest.raises(OmniprepError, match=f"pip install {module}=="):
+            importlib.import_module(f"omniprep.adapters.{module}")
     with pytest.raises(OmniprepError, match=r"nemo_automodel.*pip install nemo-automodel==0\.7\.0"):
         packed_collate([{}])
 

@@ -5,10 +5,13 @@ Each runs 20 steps in float32 on the CPU, with the class of transformers as it i
 """
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from train_helpers import small_family, write_dataset, write_model
 from transformers import Qwen2_5OmniForConditionalGeneration, TrainingArguments
 
@@ -16,8 +19,6 @@ import omniprep
 from omniprep import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.progress import QuietReporter
-from omniprep.train import run as run_module
-from omniprep.train.config import TrainConfig
 
 STEPS, RATE = 20, 1e-4
 TYPES = {"model_types": ["qwen2_5_omni", "qwen2_5_omni_thinker"]}
@@ -36,7 +37,12 @@ def data(request, tmp_path_factory) -> PackedDataset:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint, data, tmp_path_factory) -> list[float]:
-    """The losses of `omniprep train`."""
+    """The losses of `omniprep train`; of a plain loop where transformers is too old for it, as some trainers want."""
+    if version.parse(transformers.__version__) < version.parse("5.23"):
+        return plain_losses(thinker_of(checkpoint), data, [data.collate([data[n]]) for n in range(len(data))])
+    from omniprep.train import run as run_module
+    from omniprep.train.config import TrainConfig
+
     out = tmp_path_factory.mktemp("run") / "run"
     config = TrainConfig(
         model=str(checkpoint), data=(data.uri,), out=str(out), max_steps=STEPS, learning_rate=RATE, schedule="constant", seed=0,
@@ -52,6 +58,10 @@ def expected(checkpoint, data, tmp_path_factory) -> list[float]:
 
 @pytest.fixture
 def model(checkpoint):
+    return thinker_of(checkpoint)
+
+
+def whole_of(checkpoint):
     """The class that a user loads, its towers frozen as `omniprep train` freezes them."""
     # Without the talker, which has the size of the real one: 14 GB.
     whole = Qwen2_5OmniForConditionalGeneration.from_pretrained(
@@ -61,7 +71,31 @@ def model(checkpoint):
         parameter.requires_grad = not name.startswith(
             ("visual.", "audio_tower.", "model.visual.", "model.audio_tower.")
         )
-    return whole.thinker
+    return whole
+
+
+def thinker_of(checkpoint):
+    return whole_of(checkpoint).thinker
+
+
+def plain_losses(model, data, batches, loss_of=None):
+    """Losses of a loop that takes batch n for bin n, in the order of `BinSampler`."""
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=RATE, betas=(0.9, 0.95), weight_decay=0
+    )
+    sampler, losses = omniprep.BinSampler(len(data), costs=data.costs), []
+    model.train()
+    for epoch in range(STEPS):
+        sampler.set_epoch(epoch)
+        for number in islice(sampler, STEPS - len(losses)):
+            batch = dict(batches[number])
+            loss = omniprep.weighted_loss(model(**batch).logits, batch) if loss_of is None else loss_of(model, batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return losses
 
 
 def close(losses, expected):
@@ -231,6 +265,38 @@ def test_trl(model, data, expected, tmp_path, checkpoint):
             model=model, args=arguments(tmp_path, trl.SFTConfig, padding_free=True, max_length=None),
             train_dataset=data, processing_class=tokenizer,
         )  # fmt: skip
+
+
+def test_llamafactory(model, data, expected, tmp_path):
+    pytest.importorskip("llamafactory", reason="it needs transformers 5.6 and trl 0.24: an environment of its own")
+    from llamafactory.hparams import FinetuningArguments
+    from llamafactory.hparams.training_args import TrainingArguments as LlamaFactoryArguments
+
+    from omniprep.adapters.llamafactory import PackedLlamaFactoryTrainer
+
+    options = arguments(tmp_path, LlamaFactoryArguments)
+    trainer = PackedLlamaFactoryTrainer(
+        FinetuningArguments(), None, model=model, args=options, train_dataset=data, tokenizer=None
+    )
+    trainer.train()
+    close(losses_of(trainer), expected)
+    trainer.finetuning_args.disable_shuffling = True
+    with pytest.raises(OmniprepError, match="disable_shuffling"):
+        trainer.get_train_dataloader()
+
+
+def test_axolotl(model, data, expected, tmp_path):
+    pytest.importorskip("axolotl", reason="it pins versions of torch's and HF's packages: an environment of its own")
+    from axolotl.core.training_args import AxolotlTrainingArguments
+
+    from omniprep.adapters.axolotl import PackedAxolotlTrainer
+
+    trainer = PackedAxolotlTrainer(model=model, args=arguments(tmp_path, AxolotlTrainingArguments), train_dataset=data)
+    trainer.train()
+    close(losses_of(trainer), expected)
+    trainer.args.sample_packing = True
+    with pytest.raises(OmniprepError, match="sample_packing"):
+        trainer.get_train_dataloader()
 
 
 def _words():

@@ -62,14 +62,20 @@ class PackedBins:
             raise OmniprepError(f"{dataset.uri}: no bins")
         if self.args.n_gpu > 1:
             raise OmniprepError("several GPUs in one process (DataParallel) would cut bins apart: launch by torchrun")
-        if self.args.train_sampling_strategy != "random":
+        # Before transformers 5 the option was group_by_length, of which True is no strategy here either.
+        strategy = getattr(self.args, "train_sampling_strategy", "random")
+        if strategy != "random" or getattr(self.args, "group_by_length", False):
             raise OmniprepError(
-                f"train_sampling_strategy={self.args.train_sampling_strategy!r} does nothing here: bins are "
+                f"train_sampling_strategy={strategy!r} or group_by_length does nothing here: bins are "
                 "balanced by their cost; leave it at 'random'"
             )
         if self.label_smoother is not None:
             raise OmniprepError("label_smoothing_factor: the loss of packed bins has none; leave it at 0")
-        self._left_out = check_model(dataset, self.model)
+        self._left_out = check_model(dataset, self.trained_model())
+
+    def trained_model(self) -> Any:
+        """The part of the model that gets the batches."""
+        return self.model
 
     def _prepared(self, dataset: PackedDataset, sampler: BinSampler | None, batch_size: int, drop_last: bool) -> Any:
         args = self.args
