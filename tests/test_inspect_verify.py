@@ -361,7 +361,7 @@ def test_deep_notices_changed_inputs(built, omniprep, tmp_path):
     (copy / "in" / "media" / "receipt.png").unlink()
     result = omniprep("verify", copy / "out", "--deep", "--sample", 100)
     assert result.code == 1 and "differs" not in result.out + result.err
-    assert f"{text}: not read: its size or time is not what it was" in result.err and f"--input {text}" in result.err
+    assert f"{text}: not read: its size or content is not what it was" in result.err and f"--input {text}" in result.err
     result = omniprep("verify", copy / "out", "--deep", "--sample", 100, "--input", copy / "in")
     assert result.code == 1
     assert "text.jsonl:1: differs from what it encodes to now: input_ids, labels" in result.out

@@ -14,10 +14,11 @@ from omniprep.train.stream import Mixture
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> list[Path]:
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    monkeypatch.chdir(tmp_path)  # short names: a table breaks long ones into lines
     paths = []
     for name, count, words in (("a", 60, 5), ("b", 20, 30), ("c", 5, 3)):
-        path = tmp_path / f"{name}.jsonl"
+        path = Path(f"{name}.jsonl")
         path.write_text("".join(json.dumps({"query": f"{name} {n} " + "word " * words, "response": "yes"}) + "\n" for n in range(count)))  # fmt: skip
         paths.append(path)
     return paths

@@ -211,8 +211,8 @@ def test_partitions_of_delta_are_left_out_by_their_folder(tmp_path: Path, monkey
         rows = pa.table({"query": ["a", "b"], "response": ["x", "y"], "day": [day, day]})
         deltalake.write_deltalake(table, rows, partition_by=["day"], mode="append")
     opened: list[Any] = []
-    real = choosing.read_table
-    monkeypatch.setattr("omniprep.rows.formats.delta.read_table", lambda *a: opened.append(a[3]) or real(*a))
+    real = choosing.rows_of_table
+    monkeypatch.setattr("omniprep.rows.formats.delta.rows_of_table", lambda *a: opened.append(a[3]) or real(*a))
     rows, filtered = read(table, "day > '2026-11-25'")
     assert [query for _, query in rows] == ["a", "b"] and filtered == 2 and len(opened) == 2  # numbered, then counted
 

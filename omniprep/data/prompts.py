@@ -55,7 +55,7 @@ def read_prompts(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         OmniprepError: The file is not such a file.
     """
     try:
-        file = pq.ParquetFile(os.fspath(path))
+        file = pq.ParquetFile(os.fspath(path), pre_buffer=False)
     except (pa.ArrowInvalid, FileNotFoundError) as error:
         raise OmniprepError(f"{path}: no file of prompts ({' '.join(str(error).split())[:200]})") from error
     with file:

@@ -84,7 +84,7 @@ def picked(chooser: Chooser | None, row: Any) -> Any:
     return row if decision is True else decision if isinstance(decision, Reject) else SKIPPED
 
 
-def read_table(
+def rows_of_table(
     chooser: Chooser | None, batches: Callable[[list[str] | None], Iterable[Any]], schema: pa.Schema, uri: str
 ) -> Iterator[Any]:
     """The rows of a table's part.

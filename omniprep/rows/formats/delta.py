@@ -6,10 +6,10 @@ from functools import lru_cache, partial
 from itertools import repeat
 from typing import Any
 
-import pyarrow.dataset as pa_dataset
+from pyarrow.dataset import get_partition_keys
 
 from omniprep.errors import OmniprepError
-from omniprep.rows.choosing import SKIPPED, Chooser, parquet_bounds, read_table
+from omniprep.rows.choosing import SKIPPED, Chooser, parquet_bounds, rows_of_table
 from omniprep.rows.formats import faults_named, few_rows, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
@@ -42,7 +42,7 @@ def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) 
                 chooser.see_schema(schema, split.uri)
                 yield from repeat(SKIPPED, groups.row_group(group).num_rows)
             else:
-                yield from read_table(chooser, partial(_batches, part, schema, rows), schema, split.uri)
+                yield from rows_of_table(chooser, partial(_batches, part, schema, rows), schema, split.uri)
 
 
 def _batches(part: Any, schema: Any, rows: int, columns: list[str] | None) -> Iterator[Any]:
@@ -56,7 +56,7 @@ def _bounds(fragment: Any, group: int) -> Callable[[Path], Bounds | None]:
     file's statistics.
     """
     stored = parquet_bounds(fragment.metadata, group)
-    partition = pa_dataset.get_partition_keys(fragment.partition_expression)
+    partition = get_partition_keys(fragment.partition_expression)
 
     def bounds(path: Path) -> Bounds | None:
         if len(path) != 1 or path[0] not in partition:

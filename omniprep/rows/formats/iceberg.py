@@ -12,7 +12,7 @@ from typing import Any
 
 from omniprep import io
 from omniprep.errors import OmniprepError
-from omniprep.rows.choosing import Chooser, read_table
+from omniprep.rows.choosing import Chooser, rows_of_table
 from omniprep.rows.formats import faults_named, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
@@ -39,7 +39,7 @@ def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) 
     """As `Format.read_rows`."""
     with _faults(split.uri):
         schema = _table_with(split.uri, split.version).scan(snapshot_id=int(split.version)).projection().as_arrow()
-        yield from read_table(chooser, lambda columns: _batches(split, columns), schema, split.uri)
+        yield from rows_of_table(chooser, lambda columns: _batches(split, columns), schema, split.uri)
 
 
 def fingerprint(split: Split) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from omniprep.errors import OmniprepError
-from omniprep.rows.choosing import Chooser, read_table
+from omniprep.rows.choosing import Chooser, rows_of_table
 from omniprep.rows.formats import faults_named, few_rows, library
 from omniprep.rows.inputs import Input
 from omniprep.rows.split import Split
@@ -38,7 +38,7 @@ def read_rows(split: Split, max_row_bytes: int, chooser: Chooser | None = None) 
             scanner = fragment.scanner(columns=columns, batch_size=rows, blob_handling="all_binary")
             yield from scanner.to_batches()
 
-        yield from read_table(chooser, batches, fragment.schema, split.uri)
+        yield from rows_of_table(chooser, batches, fragment.schema, split.uri)
 
 
 def fingerprint(split: Split) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omniprep import io
 from omniprep.errors import OmniprepError
-from omniprep.rows.choosing import SKIPPED, Chooser, parquet_bounds, read_table
+from omniprep.rows.choosing import SKIPPED, Chooser, parquet_bounds, rows_of_table
 from omniprep.rows.formats import few_rows
 from omniprep.rows.inputs import Input
 from omniprep.rows.opening import open_file
@@ -47,7 +47,7 @@ def read_group(table: Any, number: int, chooser: Chooser | None, uri: str) -> It
         rows = few_rows(group.total_byte_size, group.num_rows) if columns is None else MANY_ROWS
         yield from table.iter_batches(rows, row_groups=[number], columns=columns, use_threads=False)
 
-    yield from read_table(chooser, batches, table.schema_arrow, uri)
+    yield from rows_of_table(chooser, batches, table.schema_arrow, uri)
 
 
 def fingerprint(split: Split) -> dict[str, Any]:
