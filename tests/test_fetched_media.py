@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 
@@ -24,7 +23,7 @@ from omniprep.media.audio import decode_audio, probe_audio
 from omniprep.media.source import Source
 from omniprep.media.video import has_sound, probe_video, read_frames
 from tests.media_files import video
-from tests.video_clips import Clip
+from tests.video_clips import Clip, with_unit
 
 LIMIT = 1000
 """Bytes above which media are "large" here."""
@@ -280,18 +279,7 @@ def with_filler(path: Path, frames: int, filler: int) -> None:
     """An H.264 video whose packets each hold so many bytes of filler data, which decoders pass over."""
     unit = b"\x0c" + b"\xff" * (filler - 2) + b"\x80"
     data = Clip(frames=frames, options=(("x264-params", "keyint=30:scenecut=0"),)).make()
-    with av.open(std_io.BytesIO(data)) as source, av.open(str(path), "w", format="mp4") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in (p for p in source.demux(video=0) if p.size):
-            copy = av.Packet(len(unit).to_bytes(4, "big") + unit + bytes(packet))
-            copy.pts, copy.dts, copy.time_base, copy.duration = (
-                packet.pts,
-                packet.dts,
-                packet.time_base,
-                packet.duration,
-            )
-            copy.is_keyframe, copy.stream = packet.is_keyframe, stream
-            target.mux(copy)
+    with_unit(data, str(path), unit, lambda number: True)
 
 
 @pytest.mark.slow

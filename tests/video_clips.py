@@ -197,23 +197,26 @@ def message(kind: int, payload: bytes, header: bytes) -> bytes:
     return bytes(unit)
 
 
+def with_unit(data: bytes, target: str | io.BytesIO, unit: bytes, is_before: Callable[[int], bool]) -> None:
+    """Write the first stream of a video as an MP4 with `unit` before the picture of each packet whose number (from 0)
+    `is_before` is true of.
+    """
+    prefix = len(unit).to_bytes(4, "big") + unit
+    with av.open(io.BytesIO(data)) as source, av.open(target, "w", format="mp4") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            copy = av.Packet((prefix if is_before(number) else b"") + bytes(packet))
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.duration, copy.is_keyframe, copy.stream = packet.duration, packet.is_keyframe, stream
+            container.mux(copy)
+
+
 def _halfway(unit: bytes) -> Callable[[bytes], bytes]:
     """An MP4 with a unit more before the picture of packet 20."""
 
     def change(data: bytes) -> bytes:
         file = io.BytesIO()
-        with av.open(io.BytesIO(data)) as source, av.open(file, "w", format="mp4") as target:
-            stream = target.add_stream_from_template(source.streams.video[0])
-            for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
-                copy = av.Packet((len(unit).to_bytes(4, "big") + unit if number == 20 else b"") + bytes(packet))
-                copy.pts, copy.dts, copy.time_base, copy.duration = (
-                    packet.pts,
-                    packet.dts,
-                    packet.time_base,
-                    packet.duration,
-                )
-                copy.is_keyframe, copy.stream = packet.is_keyframe, stream
-                target.mux(copy)
+        with_unit(data, file, unit, lambda number: number == 20)
         return file.getvalue()
 
     return change

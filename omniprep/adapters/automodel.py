@@ -10,9 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
-from omniprep.adapters.contracts import check_dataset, mrope_positions, next_labels, not_installed, whole_bin
+from omniprep.adapters.contracts import (
+    BinDataset,
+    check_dataset,
+    mrope_positions,
+    next_labels,
+    not_installed,
+    whole_bin,
+)
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 
@@ -21,7 +27,7 @@ GRIDS = ("image_grid_thw", "video_grid_thw")
 SOUNDS = ("input_features", "feature_attention_mask")
 
 
-class AutomodelDataset(Dataset[dict[str, Any]]):
+class AutomodelDataset(BinDataset[dict[str, Any]]):
     """Item i is bin i as a pack of Automodel's neat packing.
 
     Args:
@@ -33,12 +39,8 @@ class AutomodelDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, dataset: PackedDataset | str, model_type: str) -> None:
-        self.bins = dataset if isinstance(dataset, PackedDataset) else PackedDataset(dataset)
+        super().__init__(dataset)
         check_dataset(self.bins, "NeMo Automodel", model_type, (*PIXELS, *GRIDS, *SOUNDS))
-
-    def __len__(self) -> int:
-        """Bins."""
-        return len(self.bins)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The pack of a bin of L tokens.

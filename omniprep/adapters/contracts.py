@@ -5,16 +5,29 @@ without a word is refused before the first step.
 """
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from omniprep.data import PackedDataset, collate
 from omniprep.errors import OmniprepError
 
 IGNORED = -100
 """Label of a token that nothing is learned from."""
+Item = TypeVar("Item")
+
+
+class BinDataset(Dataset[Item]):
+    """A dataset with an item for each bin of a packed one, `bins`, which may be given as its folder."""
+
+    def __init__(self, dataset: PackedDataset | str) -> None:
+        self.bins = dataset if isinstance(dataset, PackedDataset) else PackedDataset(dataset)
+
+    def __len__(self) -> int:
+        """Bins."""
+        return len(self.bins)
 
 
 def not_installed(trainer: str, command: str, error: ModuleNotFoundError) -> OmniprepError:

@@ -16,9 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
-from omniprep.adapters.contracts import IGNORED, check_dataset, next_labels, whole_bin
+from omniprep.adapters.contracts import IGNORED, BinDataset, check_dataset, next_labels, whole_bin
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 
@@ -34,7 +33,7 @@ class VisualInputs(SimpleNamespace):
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-class MegatronDataset(Dataset[dict[str, Any]]):
+class MegatronDataset(BinDataset[dict[str, Any]]):
     """Item i is the micro-batch of bin i; its DataLoader takes `collate` and micro-batch size 1.
 
     Args:
@@ -55,7 +54,7 @@ class MegatronDataset(Dataset[dict[str, Any]]):
         context_parallel_size: int = 1,
         tensor_parallel_size: int = 1,
     ) -> None:
-        self.bins = dataset if isinstance(dataset, PackedDataset) else PackedDataset(dataset)
+        super().__init__(dataset)
         taken = ARGUMENTS if self.bins.layout.mrope else (*ARGUMENTS, *VIDEO_ARGUMENTS)
         check_dataset(self.bins, "Megatron-Bridge's vlm_step", model_type, taken)
         cp, tp = context_parallel_size, tensor_parallel_size
@@ -64,10 +63,6 @@ class MegatronDataset(Dataset[dict[str, Any]]):
         # Without context parallelism a row is not cut; sequence parallelism cuts the bin alone.
         self.row_multiple = math.lcm(2 * cp, cp * tp) if cp > 1 else 1
         self.bin_multiple = math.lcm(self.row_multiple, tp)
-
-    def __len__(self) -> int:
-        """Bins."""
-        return len(self.bins)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The micro-batch of a bin of L tokens and R rows.

@@ -10,9 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from omniprep.adapters.contracts import check_dataset, mrope_positions, not_installed, placeholder_mask, whole_bin
+from omniprep.adapters.contracts import (
+    BinDataset,
+    check_dataset,
+    mrope_positions,
+    not_installed,
+    placeholder_mask,
+    whole_bin,
+)
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
 
@@ -20,7 +26,7 @@ ARGUMENTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_gri
 """Media that its collator and its Qwen models know."""
 
 
-class VeOmniDataset(Dataset[list[dict[str, Tensor]]]):
+class VeOmniDataset(BinDataset[list[dict[str, Tensor]]]):
     """Item i is bin i, as the one sample of a list, which is what VeOmni's transforms give.
 
     Args:
@@ -32,12 +38,8 @@ class VeOmniDataset(Dataset[list[dict[str, Tensor]]]):
     """
 
     def __init__(self, dataset: PackedDataset | str, model_type: str) -> None:
-        self.bins = dataset if isinstance(dataset, PackedDataset) else PackedDataset(dataset)
+        super().__init__(dataset)
         check_dataset(self.bins, "VeOmni", model_type, ARGUMENTS)
-
-    def __len__(self) -> int:
-        """Bins."""
-        return len(self.bins)
 
     def __getitem__(self, index: int) -> list[dict[str, Tensor]]:
         """The sample of a bin of L tokens.
