@@ -12,7 +12,7 @@ help:
 	@echo "make test    the tests (make test-slow: the long ones)"
 	@echo "make check   ruff, mypy, generated files up to date"
 	@echo "make bench   the benchmarks, each against its rival"
-	@echo "make docs    generated pages, and the API reference in build/api"
+	@echo "make docs    generated pages, and the documentation as a site in build/site"
 
 install: $(STAMP)
 
@@ -48,7 +48,7 @@ bench: $(STAMP)
 	@echo "== goals"; $(BIN)/python benchmarks/summary.py
 	@$(BIN)/python docs/make_tables.py
 
-# What programs import, with its docstrings; build/api/index.html.
+# What programs import, with its docstrings: build/api, which the site has as its page "Python API".
 API := omniprep omniprep.data.dataset omniprep.data.sampler omniprep.data.collate omniprep.data.device omniprep.packing \
   omniprep.registry omniprep.config omniprep.train.config omniprep.errors omniprep.shards.schema omniprep.shards.writer \
   omniprep.shards.index omniprep.compiler.build omniprep.compiler.encode.single_row omniprep.compiler.repack omniprep.hub.upload omniprep.report.page
@@ -57,6 +57,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_rejects.py
 	$(BIN)/python docs/make_tables.py
 	$(BIN)/python -m pdoc --docformat google --output-directory build/api $(API)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict  # with --quiet it would count no warnings
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@ Pages that take long (training, Ray, a Hub) are slow tests; the first dataset an
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,11 +162,54 @@ def test_format_page_names_the_format_version():
     assert f"format version {FORMAT}" in (ROOT / "docs" / "format.md").read_text()
 
 
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as GitHub makes them."""
+    text = re.sub(r"```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line) for line in re.findall(r"^#+ +(.+)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
-        assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", text):
+        path = (ROOT / page).parent.joinpath(target) if target else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        assert not anchor or anchor in anchors(path), f"{page}: {target}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    """mkdocs only mentions one that is not."""
+    nav = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\ntheme:")[0]
+    named = re.findall(r": (\S+\.md)$", nav, re.MULTILINE)
+    assert sorted(named) == sorted({*(Path(page).name for page in PAGES if page != "README.md"), "index.md"})
+
+
+def test_the_site_is_built_strictly(tmp_path):
+    """`make docs` builds it; here from a copy, whole, and with a link and an anchor that lead nowhere."""
+    for name in ("docs", "mkdocs.yml", *(page.name for page in ROOT.glob("*.md"))):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    for name in ("omniprep", "pipelines", "tests", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "build" / "api").mkdir(parents=True)
+    (tmp_path / "build" / "api" / "index.html").write_text("written by pdoc")
+
+    def build() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+        env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    done = build()
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "build" / "site"
+    assert (site / "api" / "index.html").read_text() == "written by pdoc"
+    assert 'href="first-dataset.html"' in (site / "index.html").read_text()
+    assert list((site / "source").rglob("*.html"))
+    with (tmp_path / "README.md").open("a") as file:
+        file.write("\n[a](docs/absent.md) and [b](docs/inputs.md#absent)\n")
+    done = build()
+    assert done.returncode == 1 and "absent.md" in done.stderr and "#absent" in done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES)
