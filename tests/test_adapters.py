@@ -5,6 +5,7 @@ Each runs 20 steps in float32 on the CPU, with the class of transformers as it i
 """
 
 import json
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -297,6 +298,38 @@ def test_axolotl(model, data, expected, tmp_path):
     trainer.args.sample_packing = True
     with pytest.raises(OmniprepError, match="sample_packing"):
         trainer.get_train_dataloader()
+
+
+def test_ms_swift(checkpoint, data, expected, tmp_path):
+    swift = pytest.importorskip("swift.llm", reason="ms-swift 3.9.3 needs transformers 4.57: an environment of its own")
+    from swift.llm.model.utils import ModelInfo, use_submodel_func
+    from swift.trainers import Seq2SeqTrainingArguments
+
+    from omniprep.adapters.ms_swift import PackedSwiftTrainer
+
+    # As its get_model_tokenizer makes a model, but for the tokenizer, which a checkpoint of 1,000 words has not.
+    whole = whole_of(checkpoint)
+    use_submodel_func(whole, "thinker")
+    whole.model_meta = swift.MODEL_MAPPING["qwen2_5_omni"]
+    whole.model_info = ModelInfo("qwen2_5_omni", str(checkpoint), torch.float32, 4096, None, None)
+    _, processor = swift.get_model_tokenizer(
+        os.environ["OMNIPREP_TEST_MODEL"], load_model=False, model_type="qwen2_5_omni"
+    )
+    template = swift.get_template("qwen2_5_omni", processor, padding_free=True)
+    template.set_mode("train")
+    # Its own defaults: 16 bins a step, weight decay 0.1.
+    options = arguments(tmp_path, Seq2SeqTrainingArguments, gradient_accumulation_steps=1, weight_decay=0)
+    trainer = PackedSwiftTrainer(model=whole, args=options, template=template, train_dataset=data)
+    trainer.train()
+    close(losses_of(trainer), expected)
+    for owner, name, value, fault in (
+        (options, "train_dataloader_shuffle", False, "order of BinSampler"),
+        (options, "router_aux_loss_coef", 0.1, "router_aux_loss_coef: does nothing"),
+        (template, "padding_free", False, "padding_free=True"),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(OmniprepError, match=fault):
+            patch.setattr(owner, name, value)
+            trainer.get_train_dataloader()
 
 
 def _words():
