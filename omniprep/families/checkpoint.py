@@ -1,7 +1,6 @@
 """What is read of a checkpoint, a folder or a Hub name: its JSON files, its tokenizer, its processors."""
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,8 +15,7 @@ from omniprep.families.tokenizer_cache import (
     FileState,
     SpecialTokens,
     file_state,
-    keep_tokenizer,
-    read_tokenizer,
+    stored_tokenizer,
 )
 from omniprep.template.identity import tokenizer_sha256
 from omniprep.template.tokens import Encoder
@@ -235,17 +233,19 @@ class LoadedTokenizer:
 
 @lru_cache(maxsize=2)
 def _load_encoder(model: str, trust_remote_code: bool, state: tuple[FileState, ...]) -> LoadedTokenizer:
-    if not trust_remote_code and (stored := read_tokenizer(model)):
+    if not trust_remote_code and (stored := stored_tokenizer(model)):
         return LoadedTokenizer(Encoder(stored.backend), stored.special_tokens, stored.sha256)
-    is_unchanged = "transformers" not in sys.modules  # else a plug-in may have changed its classes
     tokenizer = _load_tokenizer(model, trust_remote_code, state)
-    if is_unchanged and not trust_remote_code:
-        keep_tokenizer(model, tokenizer)
     return LoadedTokenizer(Encoder(tokenizer.backend_tokenizer), SpecialTokens.of(tokenizer))
 
 
 @lru_cache(maxsize=2)
 def _load_tokenizer(model: str, trust_remote_code: bool, state: tuple[FileState, ...]) -> Any:
+    return load_tokenizer(model, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
+    """The fast tokenizer of a checkpoint, made by transformers; OmniprepError where it has none."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

@@ -1,25 +1,27 @@
 """Tokenizers as transformers makes them, remembered so that the next command need import neither it nor torch.
 
 transformers builds a fast tokenizer from several files of a checkpoint by rules that change with its version, and its
-import takes longer than planning a small input. What it made is therefore kept in the user's cache folder
-(`$XDG_CACHE_HOME/omniprep/tokenizers`, else below `~/.cache`) as the tokenizers library writes it, under a hash of all
-that it was made of: the checkpoint's files (of a Hub name also the commit) and the versions that shape bytes. Only what
-reads back exactly as it was written is kept. Not kept and not used: tokenizers of a checkpoint's own code, and any once
-transformers was imported, since a plug-in may have changed its classes; its import is paid by then anyway.
+import takes longer than planning a small input. So a process of its own makes it, once a checkpoint (`make_apart`):
+this process never holds transformers, torch and a second tokenizer, 600 MiB. What that process made is kept in the
+user's cache folder (`$XDG_CACHE_HOME/omniprep/tokenizers`, else below `~/.cache`) as the tokenizers library writes it,
+under a hash of all that it was made of: the checkpoint's files (of a Hub name also the commit) and the versions that
+shape bytes. Only what reads back exactly as it was written is used or kept. Not kept and not used: tokenizers of a
+checkpoint's own code, and any once transformers was imported, since a plug-in may have changed its classes; its import
+is paid by then anyway.
 """
 
 import hashlib
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniprep import io
-from omniprep.template.identity import tokenizer_sha256
+from omniprep.child_process import call_in_child
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,6 +30,8 @@ SHAPING_SUFFIXES = {".json", ".jinja", ".py", ".model", ".txt"}
 """Of the files of a checkpoint that its processor and tokenizer are made of; weights are not."""
 PACKAGES = ("omniprep", "transformers", "tokenizers", "huggingface_hub", "sentencepiece", "protobuf", "tiktoken")
 """Packages that a tokenizer is read or converted by."""
+MODULES = ("tokenizer_cache", "tokenizer_child", "checkpoint")
+"""Our modules that decide what is kept, beside this one."""
 FileState = tuple[str, int, int, int, int]
 """Name, inode, size, and times of the content and of the inode in ns."""
 KEPT = 8
@@ -60,49 +64,60 @@ class StoredTokenizer:
     """As `omniprep.template.identity.tokenizer_sha256`."""
 
 
-def read_tokenizer(model: str) -> StoredTokenizer | None:
-    """The tokenizer of a checkpoint, if it was remembered and is still what transformers would make."""
-    if "transformers" in sys.modules or (path := _path(model)) is None:
+def stored_tokenizer(model: str) -> StoredTokenizer | None:
+    """The tokenizer of a checkpoint as transformers makes it: the remembered one, or made by a process of its own.
+
+    None where this process must make it: transformers may have been changed here, or the tokenizers library cannot
+    write that tokenizer, or it cannot be made at all, which transformers itself then says.
+    """
+    if "transformers" in sys.modules:
         return None
+    return _read(model) or _make_apart(model)
+
+
+def _read(model: str) -> StoredTokenizer | None:
+    """The tokenizer that is kept for what the checkpoint is now."""
+    if (path := _path(model)) is None:
+        return None
+    try:
+        tokenizer = _loaded(path.read_bytes())
+        os.utime(path)  # what is used is removed last
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, or damaged: it is made again, and written over
+    return tokenizer
+
+
+def _loaded(content: bytes) -> StoredTokenizer:
+    """A tokenizer from the bytes of its file; ValueError, KeyError or TypeError where they are damaged."""
     from tokenizers import Tokenizer
 
-    try:
-        head, _, text = path.read_bytes().partition(b"\n")
-        facts = json.loads(head)
-        if hashlib.sha256(text).hexdigest() != facts["content_sha256"]:
-            return None  # damaged: transformers makes it again, and it is written over
-        os.utime(path)  # what is used is removed last
-        special_tokens = SpecialTokens(**facts["special_tokens"])
-        return StoredTokenizer(Tokenizer.from_buffer(text), special_tokens, facts["tokenizer_sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    head, _, text = content.partition(b"\n")
+    facts = json.loads(head)
+    if hashlib.sha256(text).hexdigest() != facts["content_sha256"]:
+        raise ValueError("not the content that was written")
+    special_tokens = SpecialTokens(**facts["special_tokens"])
+    return StoredTokenizer(Tokenizer.from_buffer(text), special_tokens, facts["tokenizer_sha256"])
+
+
+def _make_apart(model: str) -> StoredTokenizer | None:
+    """Have a process make the tokenizer, and keep it; a cache folder that cannot be written only costs time."""
+    content = call_in_child("omniprep.families.tokenizer_child:write_tokenizer", {"model": model, "hides_torch": True})
+    if content is None:
         return None
-
-
-def keep_tokenizer(model: str, tokenizer: Any) -> None:
-    """Remember a tokenizer that transformers made; a cache folder that cannot be written only costs time."""
+    tokenizer = _loaded(content)
+    if tokenizer.backend.to_str().encode() != content.partition(b"\n")[2]:
+        return None  # it does not read back as it was written
     if (path := _path(model)) is None:
-        return
-    backend = tokenizer.backend_tokenizer
-    try:
-        written = backend.to_str()
-        if type(backend).from_str(written).to_str() != written:
-            return
-    except Exception:  # tokenizers raises nothing narrower for parts in Python, which it cannot write
-        return
-    text = written.encode()
-    facts = {
-        "content_sha256": hashlib.sha256(text).hexdigest(),
-        "special_tokens": asdict(SpecialTokens.of(tokenizer)),
-        "tokenizer_sha256": tokenizer_sha256(backend),
-    }
+        return tokenizer
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        io.write_atomic(str(path), json.dumps(facts).encode() + b"\n" + text)
+        io.write_atomic(str(path), content)
         by_use = sorted(path.parent.glob("*.tokenizer"), key=lambda kept: kept.stat().st_mtime_ns, reverse=True)
         for old in by_use[KEPT:]:
             old.unlink(missing_ok=True)
     except OSError:
-        return
+        return tokenizer
+    return tokenizer
 
 
 def cache_folder(name: str) -> Path:
@@ -154,7 +169,7 @@ def _path(model: str) -> Path | None:
         # A file that a snapshot lacks may only not have been downloaded, but of one commit that does not change.
         "commit": "" if folder == Path(model) else folder.name,
         "versions": {name: _version(name) for name in PACKAGES},
-        "code": [file_digest(Path(__file__)), file_digest(Path(__file__).with_name("checkpoint.py"))],
+        "code": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in MODULES],
     }
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return cache_folder("tokenizers") / f"{name}.tokenizer"

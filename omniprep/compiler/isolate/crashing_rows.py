@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from omniprep.child_process import child_environment
 from omniprep.compiler.run.tasks import Task
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, RejectCode
@@ -94,7 +95,7 @@ def _start(task: Task, start: int) -> _Child:
         stdout=errors,
         stderr=errors,
         pass_fds=(childs_end,),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+        env=child_environment(),
     )
     os.close(childs_end)
     assert process.stdin is not None

@@ -7,16 +7,19 @@ What was found equal is remembered in the user's cache folder (`$XDG_CACHE_HOME/
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniprep import io
+from omniprep.child_process import call_in_child
 from omniprep.compiler.oracle.processor import NoOracleError, quiet_transformers
 from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.run.workers import single_threaded
 from omniprep.errors import OmniprepError
-from omniprep.families.context import FamilyContext
+from omniprep.families.context import FamilyContext, FamilySpec, resolve
 from omniprep.families.tokenizer_cache import cache_folder, checkpoint_folder, file_digest, shaping_files
 
 if TYPE_CHECKING:
@@ -47,6 +50,57 @@ def check_family(ctx: FamilyContext, say: Callable[[str], None]) -> dict[str, An
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             say(f"{path}: cannot be read, so family {ctx.name} is checked again")
+    result = _compare_apart(ctx, say)
+    if result is None:
+        result = _compare(ctx, say)
+    if "not_compared" in result:
+        return result
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        io.write_atomic(str(path), json.dumps(result, ensure_ascii=False, indent=1).encode())
+    except OSError as error:
+        say(f"{path}: that family {ctx.name} was checked cannot be remembered: {error}")
+    return result
+
+
+def _compare_apart(ctx: FamilyContext, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """As `_compare`, in a process of its own: transformers, torch and the processor are 900 MiB, which a driver then
+    never holds. None where it must be done here: transformers is imported by now, or the family was registered by this
+    process alone.
+    """
+    origin = ctx.record.origin
+    is_known = origin.startswith(("omniprep.families.", "entry point ")) or origin in {
+        f"--plugin {path}" for path in ctx.spec.plugins
+    }
+    if "transformers" in sys.modules or not is_known:
+        return None
+    answer = call_in_child(f"{__name__}:compare_in_child", {"spec": asdict(ctx.spec)})
+    if answer is None:
+        return None
+    content = json.loads(answer)
+    for line in content["said"]:
+        say(line)
+    if "differs" in content:
+        raise FamilyDiffersError(content["differs"])
+    return dict(content["result"])
+
+
+def compare_in_child(argument: dict[str, Any]) -> bytes:
+    """The child of `_compare_apart`: what came of it, as JSON."""
+    said: list[str] = []
+    answer: dict[str, Any] = {"said": said}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in argument["spec"].items()
+    }
+    try:
+        answer["result"] = _compare(resolve(FamilySpec(**fields)), said.append)
+    except FamilyDiffersError as error:
+        answer["differs"] = str(error)
+    return json.dumps(answer).encode()
+
+
+def _compare(ctx: FamilyContext, say: Callable[[str], None]) -> dict[str, Any]:
+    """The result of `check_family`, afresh."""
     # These import torch, which a build that needs no check may not need either.
     from omniprep.compiler.oracle.trial import (
         chats_for,
@@ -75,13 +129,7 @@ def check_family(ctx: FamilyContext, say: Callable[[str], None]) -> dict[str, An
             f"it; {_advice(ctx)}"
         )
     meant = {name: reason for trial in trials for name, reason in trial.comparison.meant.items()}
-    result = {"against": oracle.name, "rows": len(trials), "meant": meant}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        io.write_atomic(str(path), json.dumps(result, ensure_ascii=False, indent=1).encode())
-    except OSError as error:
-        say(f"{path}: that family {ctx.name} was checked cannot be remembered: {error}")
-    return result
+    return {"against": oracle.name, "rows": len(trials), "meant": meant}
 
 
 def first_fault(trials: list["Trial"]) -> str:

@@ -98,13 +98,17 @@ def _try(ctx: FamilyContext, oracle: Oracle, chat: Chat, folder: Path) -> Trial:
         oracle.positions(theirs) if ctx.mrope else None,
         departures=[
             *(d for d in ctx.departures if d.modality in ("", *chat.modalities)),
-            *(_other_borders(ctx, ours["input_ids"][0], theirs["input_ids"][0]) if "text" in meant else ()),
+            *(
+                _other_borders(ctx, _tokenizer(ctx, oracle), ours["input_ids"][0], theirs["input_ids"][0])
+                if "text" in meant
+                else ()
+            ),
         ],
         may_end_early=ctx.renderer is None,
         forward_names=oracle.forward_names,
         position_names=oracle.position_names,
         rounded={column.name for column in ctx.columns if column.dtype == "bfloat16"},
-        decode=ctx.tokenizer.decode,
+        decode=_tokenizer(ctx, oracle).decode,
     )
     comparison.meant |= meant
     return Trial(chat.name, ours["input_ids"].shape[1], comparison)
@@ -122,8 +126,13 @@ def _other_text(ctx: FamilyContext, oracle: Oracle, chat: Chat, config: BuildCon
         return ""
     planned = plan_rows([as_row(chat)], ctx, config, MediaRoots(str(folder), (), False))[0]
     assert not isinstance(planned, Reject)  # the row was encoded just now
-    text = str(ctx.tokenizer.decode(planned.ids))
+    text = str(_tokenizer(ctx, oracle).decode(planned.ids))
     return "" if oracle.template_text(chat).startswith(text) else text
+
+
+def _tokenizer(ctx: FamilyContext, oracle: Oracle) -> Any:
+    """The checkpoint's tokenizer: the processor's, which is loaded already, where it has one (another takes 0.9 s)."""
+    return getattr(oracle.processor, "tokenizer", None) or ctx.tokenizer
 
 
 def _own_text(ctx: FamilyContext) -> str:
@@ -131,13 +140,9 @@ def _own_text(ctx: FamilyContext) -> str:
     return next((departure.reason for departure in ctx.departures if departure.what == "text"), "")
 
 
-def _other_borders(ctx: FamilyContext, ours: Any, theirs: Any) -> list[Departure]:
+def _other_borders(ctx: FamilyContext, tokenizer: Any, ours: Any, theirs: Any) -> list[Departure]:
     """What differs where the same text was tokenized whole: a `TemplateMeta` keeps answers apart from its own texts."""
-    if (
-        not _own_text(ctx)
-        or ours.tolist() == theirs.tolist()
-        or ctx.tokenizer.decode(ours) != ctx.tokenizer.decode(theirs)
-    ):
+    if not _own_text(ctx) or ours.tolist() == theirs.tolist() or tokenizer.decode(ours) != tokenizer.decode(theirs):
         return []
     reason = "the template's texts and the answers are tokenized apart, as ms-swift does"
     return [Departure(what=what, reason=reason) for what in ("input_ids", "positions")]
