@@ -51,9 +51,9 @@ def worker(model: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import omniprep.compiler.build as run
+    from omniprep.bars import reporter
     from omniprep.config import BuildConfig
     from omniprep.garbage import collect_seldom
-    from omniprep.progress import reporter
 
     collect_seldom()  # as the command does
     leave_out_report()

@@ -32,7 +32,7 @@ begin = time.perf_counter()
 import torch, torchvision, transformers, librosa
 from omniprep.compiler.build import build
 from omniprep.config import BuildConfig
-from omniprep.progress import reporter
+from omniprep.bars import reporter
 imported = time.perf_counter()
 with reporter(quiet=True) as progress:
     model, out, *inputs = sys.argv[1:]

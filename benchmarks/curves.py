@@ -29,8 +29,8 @@ FIRST = 40
 def build(inputs: list[Path], model: str, length: int, row_length: int | None) -> tuple[float, dict[str, Any], int]:
     """CPU seconds of a build, its manifest, bytes of its largest bin."""
     import omniprep.compiler.build as run
+    from omniprep.bars import reporter
     from omniprep.config import BuildConfig
-    from omniprep.progress import reporter
     from omniprep.shards.index import read_index
 
     leave_out_report()

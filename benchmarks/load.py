@@ -25,10 +25,10 @@ from corpus import make
 from record import leave_out_report, load_kernels, record
 from torch.utils.data import DataLoader
 
+from omniprep.bars import reporter
 from omniprep.compiler.build import build
 from omniprep.config import BuildConfig
 from omniprep.data import PackedDataset, stack
-from omniprep.progress import reporter
 from omniprep.shards.schema import Bin, Column
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for the writer of hand-made bins

@@ -52,11 +52,11 @@ def receipts(tasks: list, lengths: np.ndarray) -> list[dict]:
 
 
 def worker(model: str, folder: Path, splits: int) -> None:
+    from omniprep.bars import reporter
     from omniprep.compiler import build as run
     from omniprep.compiler.output.paths import plan_path
     from omniprep.compiler.run.stages import Stage
     from omniprep.config import BuildConfig
-    from omniprep.progress import reporter
 
     source = folder / "rows.jsonl"
     corpus(source, ROWS)

@@ -88,9 +88,9 @@ def profile(path: Path, model: str, rounds: int) -> tuple[Any, float]:
     """Statistics of the lines over some builds of a file, and their seconds."""
     from line_profiler import LineProfiler
 
+    from omniprep.bars import reporter
     from omniprep.compiler.build import build
     from omniprep.config import BuildConfig
-    from omniprep.progress import reporter
 
     profiler = LineProfiler(*functions().values())
     seconds = 0.0

@@ -59,9 +59,9 @@ def corpus(path: Path, rows: int) -> None:
 
 
 def worker(model: str, path: str) -> None:
+    from omniprep.bars import reporter
     from omniprep.compiler import build as run
     from omniprep.config import BuildConfig
-    from omniprep.progress import reporter
 
     leave_out_report()
     warm = Path(path).with_name("warm.jsonl")

@@ -29,11 +29,11 @@ from typing import Any
 from corpus import make
 from record import record
 
+from omniprep.bars import reporter
 from omniprep.compiler.build import build
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.workers import run_tasks
 from omniprep.config import BuildConfig
-from omniprep.progress import reporter
 
 ROWS = {"text": 4000, "image": 320, "audio": 80, "video": 40}
 SESSIONS = 1

@@ -21,10 +21,10 @@ import numpy as np
 from corpus import make
 from record import leave_out_report, load_kernels, record
 
+from omniprep.bars import reporter
 from omniprep.compiler.build import build
 from omniprep.config import BuildConfig
 from omniprep.data import PackedDataset
-from omniprep.progress import reporter
 
 ROWS = {"text": 200, "image": 12, "audio": 6, "video": 4}
 CLIP = 128 * 30_000

@@ -79,8 +79,8 @@ def status(name: str) -> int:
 def measure(model: str, folder: Path, small: str, large: str) -> None:
     """Build a row with each video; print the process's memory between both builds and at the peak of the second."""
     import omniprep.compiler.build as run
+    from omniprep.bars import reporter
     from omniprep.config import BuildConfig
-    from omniprep.progress import reporter
 
     leave_out_report()
     before, tokens = 0, 0

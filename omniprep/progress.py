@@ -1,23 +1,20 @@
-"""Progress of long work: a small base class, and three ways of showing it to people on standard error.
+"""Progress of long work: a small base class, and ways of showing it to people on standard error.
 
 A stage has a name, a unit and perhaps a total; the worker functions know nothing of it, the driver that collects their
-results calls `advance`. A terminal gets one bar a stage with its rates and the time left, anything else gets a plain
-line every few seconds, `--quiet` gets nothing but messages. Results never go here: they belong to standard output.
-What programs read of a run (JSON lines, metrics) is in omniprep/observe/.
+results calls `advance`. A terminal gets bars (omniprep/bars.py), anything else gets a plain line every few seconds,
+`--quiet` gets nothing but messages. Results never go here: they belong to standard output. What programs read of a run
+(JSON lines, metrics) is in omniprep/observe/.
 """
 
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TextIO
 
 from omniprep.printable import printable
 
 PLAIN_SECONDS = 5.0
-WORKERS = 8
 PLAIN = "OMNIPREP_PLAIN"
 """Environment variable that asks for `PlainReporter` on a terminal too; `omniprep --plain` sets it."""
 
@@ -79,7 +76,12 @@ class Stage:
     before: int = 0
     """Of `done`, what a run before this one did: no part of this run's rate."""
     tokens_before: int = 0
+    under_way: float = 0.0
+    """What workers have done of units that are not `done` yet, such as 1.5 of three shards."""
     began: float = field(default_factory=time.monotonic)
+    moved: float = 0.0
+    """When `done` or `under_way` last grew; 0: not yet."""
+    ended: float | None = None
 
     def resume(self, facts: Mapping[str, Any]) -> None:
         """Take what the event "resumed" says."""
@@ -90,20 +92,39 @@ class Stage:
         self.done += n
         self.tokens += tokens
         self.rejects += rejects
+        self.moved = time.monotonic()
+
+    def take_status(self, statuses: Sequence[WorkerStatus]) -> None:
+        """Count the parts of unfinished units, where the workers' tasks are the units of this stage."""
+        under_way = sum(min(status.done / status.total, 1.0) for status in statuses if status.total)
+        if under_way != self.under_way:
+            self.under_way, self.moved = under_way, time.monotonic()
+
+    def end(self) -> None:
+        """The stage is over: its time stands still."""
+        self.ended, self.under_way = time.monotonic(), 0.0
 
     @property
     def seconds(self) -> float:
-        """Time since the stage began; never 0."""
-        return max(time.monotonic() - self.began, 1e-9)
+        """Time since the stage began, until it ended; never 0."""
+        return max((self.ended or time.monotonic()) - self.began, 1e-9)
 
-    def facts(self) -> str:
-        """Rates and rejects, such as "1.2k rows/s, 310k tokens/s, 3 rejected"."""
+    def rates(self) -> list[str]:
+        """Rates, such as ["1.2k rows/s", "310k tokens/s"]."""
         parts = [f"{short((self.done - self.before) / self.seconds)} {self.unit}/s"]
         if self.tokens > self.tokens_before:
             parts.append(f"{short((self.tokens - self.tokens_before) / self.seconds)} tokens/s")
-        if self.rejects:
-            parts.append(f"{self.rejects:,} rejected")
-        return ", ".join(parts)
+        return parts
+
+    def facts(self) -> str:
+        """Rates and rejects, such as "1.2k rows/s, 310k tokens/s, 3 rejected"."""
+        return ", ".join([*self.rates(), *((f"{self.rejects:,} rejected",) if self.rejects else ())])
+
+    def count(self) -> str:
+        """How far it is, such as "12/40 shards" or "1 row"."""
+        if self.total is not None and self.ended is None:
+            return f"{self.done:,}/{self.total:,} {self.unit}"
+        return f"{self.done:,} {self.unit.removesuffix('s') if self.done == 1 else self.unit}"
 
     def remaining(self) -> str:
         """Time left at the rate so far, such as ", 12 s left", or "" where it cannot be known."""
@@ -111,10 +132,17 @@ class Stage:
         return "" if left is None else f", {duration(left)} left"
 
     def seconds_left(self) -> float | None:
-        """Time left at the rate of this run so far; None where it cannot be known."""
-        if not self.total or self.done <= self.before or self.done >= self.total:
+        """Time left at the rate of this run so far; None where it cannot be known.
+
+        It runs down between two reports; when the next is overdue, the rate is what it has become since.
+        """
+        progress = self.done - self.before + self.under_way
+        if not self.total or progress <= 0 or self.done >= self.total or self.ended is not None:
             return None
-        return self.seconds / (self.done - self.before) * (self.total - self.done)
+        units = max(self.total - self.done - self.under_way, 0.0)
+        moved = self.moved or time.monotonic()
+        left = (moved - self.began) / progress * units - (time.monotonic() - moved)
+        return left if left > 0 else self.seconds / progress * units
 
 
 def short(number: float) -> str:
@@ -192,95 +220,9 @@ class PlainReporter(QuietReporter):
 
     def print_progress(self, state: Stage) -> None:
         """Print a line of a stage under way."""
-        total = f"/{state.total:,}" if state.total else ""
-        self.message(f"{state.name}: {state.done:,}{total} {state.unit}, {state.facts()}{state.remaining()}")
+        self.message(f"{state.name}: {state.count()}, {state.facts()}{state.remaining()}")
 
     def print_finish(self, state: Stage) -> None:
         """Print the last line of a stage."""
-        self.message(f"{state.name}: {state.done:,} {state.unit} in {duration(state.seconds)}, {state.facts()}")
-
-
-class RichReporter(Reporter):
-    """One bar a stage on a terminal, and below the stage under way a bar for each worker (the first `WORKERS`)."""
-
-    nested = True
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.stages: dict[str, Stage] = {}
-        self.tasks: dict[str, Any] = {}
-        self.slots: list[Any] = []
-        """Lines of the workers, used again from task to task so that they stand still."""
-        self.console = Console(stderr=True, highlight=False)
-        self.progress = Progress(
-            TextColumn("{task.description:<11}", style="bold", markup=False),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[facts]}", style="dim", markup=False),
-            console=self.console,
-        )
-        self.progress.start()
-
-    def start(self, stage: str, total: int | None, unit: str = "rows") -> None:
-        """Show a new bar (one that pulses where there is no total)."""
-        self.stages[stage] = Stage(stage, total, unit)
-        self.tasks[stage] = self.progress.add_task(stage, total=total, unit=unit, facts="")
-
-    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None:
-        """Move the bar."""
-        state = self.stages[stage]
-        state.add(n, tokens, rejects)
-        self.progress.update(self.tasks[stage], completed=state.done, facts=state.facts() + state.remaining())
-
-    def finish(self, stage: str) -> None:
-        """Fill the bar and leave it standing; the lines of its workers go."""
-        while self.slots:
-            self.progress.remove_task(self.slots.pop())
-        state = self.stages.pop(stage, None)
-        if state is not None:
-            self.progress.update(self.tasks[stage], total=state.done, completed=state.done, facts=state.facts())
-
-    def workers(self, stage: str, statuses: Sequence[WorkerStatus]) -> None:
-        """A line for each worker; those beyond `WORKERS` are only counted."""
-        hidden = len(statuses) - WORKERS
-        for index, status in enumerate(statuses[:WORKERS]):
-            if index == len(self.slots):
-                self.slots.append(self.progress.add_task("", total=None, unit="", facts=""))
-            more = f", and {hidden} workers more" if index == WORKERS - 1 and hidden > 0 else ""
-            self.progress.update(
-                self.slots[index], description=printable(f"  {status.worker or 'here'}"), total=status.total,
-                completed=status.done, unit=status.unit, facts=printable(status.task) + more, visible=True,
-            )  # fmt: skip
-        for slot in self.slots[len(statuses) :]:
-            self.progress.update(slot, visible=False)
-
-    def event(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Learn what was done before."""
-        if name == "resumed":
-            self.stages[facts["stage"]].resume(facts)
-
-    def message(self, text: str) -> None:
-        """Print the line above the bars."""
-        self.console.print(printable(text), markup=False, soft_wrap=True)
-
-    def stop(self) -> None:
-        """Give the terminal back."""
-        self.progress.stop()
-
-
-@contextmanager
-def reporter(*, quiet: bool = False) -> Iterator[Reporter]:
-    """The reporter for this standard error, within a `with` block: bars on a terminal, else plain lines."""
-    plain = os.environ.get(PLAIN) or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty()
-    if quiet or plain:
-        yield QuietReporter() if quiet else PlainReporter()
-        return
-    bars = RichReporter()
-    try:
-        yield bars
-    finally:
-        bars.stop()
+        state.end()
+        self.message(f"{state.name}: {state.count()} in {duration(state.seconds)}, {state.facts()}")

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "omniprep"
 
 LAYERS = (
     "child_process errors garbage lru modalities printable",
-    "io",
+    "io progress",
     "rows",  # below the options, which check --columns by the names that rows may have
-    "config progress",
+    "config bars",
     "packing observe",
     "media",
     "template",

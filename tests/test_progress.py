@@ -8,17 +8,16 @@ import time
 
 import pytest
 
+from omniprep.bars import RichReporter, reporter, stage_line, worker_line
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.worker_status import progress_listener, report_progress
 from omniprep.compiler.run.workers import run_tasks
 from omniprep.progress import (
     PlainReporter,
     QuietReporter,
-    RichReporter,
     Stage,
     WorkerStatus,
     duration,
-    reporter,
     short,
     size,
 )
@@ -63,7 +62,7 @@ def test_the_right_reporter_for_a_pipe(capsys):
         progress.advance("plan")
         progress.finish("plan")
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("plan: 1 rows")
+    assert captured.out == "" and captured.err.startswith("plan: 1 row")
 
 
 class Terminal(io.StringIO):
@@ -110,7 +109,7 @@ def test_plain_lines_on_a_terminal(monkeypatch, name, value):
         progress.start("plan", 1)
         progress.advance("plan")
         progress.finish("plan")
-    assert terminal.getvalue().startswith("plan: 1 rows in ") and "\x1b" not in terminal.getvalue()
+    assert terminal.getvalue().startswith("plan: 1 row in ") and "\x1b" not in terminal.getvalue()
 
 
 def test_workers_have_lines_of_their_own_below_the_stage(monkeypatch):
@@ -120,16 +119,16 @@ def test_workers_have_lines_of_their_own_below_the_stage(monkeypatch):
         progress.start("encode", 30, "shards")
         many = [WorkerStatus(f"worker {n}", f"shard {n + 4}", n, 40, "bins") for n in range(1, 13)]
         progress.workers("encode", many)
-        progress.progress.refresh()
+        progress.refresh()
         shown = terminal.getvalue()
-        assert "worker 8" in shown and "shard 12, and 4 workers more" in shown and "worker 9" not in shown
+        assert "worker 8" in shown and "and 4 workers more" in shown and "worker 9" not in shown
         terminal.truncate(0)
         progress.workers("encode", [WorkerStatus("worker 2", "shard 40", 7, 9, "bins")])
-        progress.progress.refresh()
+        progress.refresh()
         assert "shard 40" in terminal.getvalue() and "worker 8" not in terminal.getvalue()
         progress.finish("encode")
         terminal.truncate(0)
-        progress.progress.refresh()
+        progress.refresh()
         assert "encode" in terminal.getvalue() and "worker" not in terminal.getvalue()
 
 
@@ -154,6 +153,71 @@ def test_bars_on_a_terminal(monkeypatch):
         progress.message("a [bold]line[/bold]")
         progress.finish("encode")
     assert "encode" in stream.getvalue() and "a [bold]line[/bold]" in stream.getvalue()
+
+
+LARGEST = {"done": 12_345_678, "tokens": 31_234_567_890, "rejects": 1_234_567}
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+@pytest.mark.parametrize("total", [None, 1, 12_345_679])
+@pytest.mark.parametrize("ended", [False, True])
+def test_no_number_of_a_bar_is_cut(monkeypatch, width, total, ended):
+    """What has no room is left out whole: all that is shown is a piece of the line of an endless terminal."""
+    monkeypatch.setattr(time, "monotonic", lambda: 10_000.0)
+    for scale in (1, 1000, 10**7):
+        counts = {name: value // scale for name, value in LARGEST.items()}
+        stage = Stage("encode", total, "shards", began=5000.0, moved=9999.0, **counts)
+        if ended:
+            stage.end()
+        shown, whole = (stage_line(stage, columns).plain for columns in (width, 10_000))
+        assert len(shown) <= width and "…" not in shown
+        assert set(re.findall(r"[\d.,:]*\d[kMG]?", shown)) <= set(re.findall(r"[\d.,:]*\d[kMG]?", whole))
+        assert stage.count() in shown
+        if width >= 80 and ended:
+            assert " in 1:23:20 h" in shown
+    status = WorkerStatus("worker 12", "shard 12345", 12_345, 123_456, "bins")
+    shown = worker_line(status, width).plain
+    assert len(shown) <= width and "12,345/123,456 bins" in shown and ("shard 12345" in shown or "shard" not in shown)
+
+
+def test_the_time_left_runs_down_while_nothing_is_reported(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stage = Stage("encode", 10, "shards", began=now)
+    now += 10
+    stage.add(1, 0, 0)
+    assert stage.seconds_left() == pytest.approx(90)
+    shown = stage_line(stage, 80).plain
+    now += 30
+    assert stage.seconds_left() == pytest.approx(60) and stage_line(stage, 80).plain != shown
+    now += 60  # overdue: a shard has taken 100 seconds, so nine take 900
+    assert stage.seconds_left() == pytest.approx(900)
+
+
+def test_workers_tell_the_time_left_before_the_first_shard_is_done(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stage = Stage("encode", 4, "shards", began=now)
+    now += 20
+    stage.take_status([WorkerStatus("1", "shard 0", 30, 40, "bins"), WorkerStatus("2", "shard 1", 10, 40, "bins")])
+    assert stage.under_way == 1.0 and stage.seconds_left() == pytest.approx(60)
+    assert "━━━---------" in stage_line(stage, 80).plain and "0/4 shards, 1:00 min left" in stage_line(stage, 80).plain
+    stage.take_status([WorkerStatus("1", "split 3", 500, None, "rows")])  # how far it is cannot be known
+    assert stage.under_way == 0.0
+
+
+def test_a_terminal_of_ascii_gets_ascii(monkeypatch):
+    class Ascii(Terminal):
+        encoding = "ascii"
+
+    monkeypatch.setattr(sys, "stderr", stream := Ascii())
+    for name in ("NO_COLOR", "OMNIPREP_PLAIN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with reporter() as progress:
+        progress.start("encode", 2)
+        progress.finish("encode")
+    assert "###" in stream.getvalue() and stream.getvalue().isascii()
 
 
 def test_remaining_needs_a_total_and_a_rate():

@@ -112,14 +112,15 @@ def test_messages_of_progress(reporter: Any, capsys: pytest.CaptureFixture[str])
 
 
 def test_bars_take_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from omniprep.progress import RichReporter, WorkerStatus
+    from omniprep.bars import RichReporter
+    from omniprep.progress import WorkerStatus
 
     monkeypatch.setenv("TTY_COMPATIBLE", "0")
     bars = RichReporter()
     bars.start("plan", 2, "splits [/z]")
     bars.workers("plan", [WorkerStatus(worker="host[/z]", task="[/z] split", done=0, total=1, unit="[/z]")])
     bars.message(HOSTILE)
-    bars.progress.refresh()
+    bars.refresh()
     bars.stop()
     assert r"\x1b[2J" in capsys.readouterr().err
 

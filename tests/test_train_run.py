@@ -288,6 +288,27 @@ def test_steps_without_a_label_are_no_reason_to_stop(model, tmp_path, monkeypatc
     assert [log["loss"] for log in logs[:2]] == [0, 0] and logs[2]["loss"] > 3
 
 
+@pytest.mark.parametrize(
+    ("max_steps", "options", "logged"),
+    [
+        (3, {}, [1, 2, 3]),
+        (23, {}, [1, 5, 10, 15, 20, 23]),
+        (3, {"logging_steps": 100}, [1, 3]),
+        (4, {"eval_fraction": 0.34, "eval_steps": 2}, [1, 2, 3, 4]),
+    ],
+)
+def test_short_runs_print_their_losses_and_each_evaluation_once(
+    model, data, tmp_path, monkeypatch, capsys, max_steps, options, logged
+):
+    monkeypatch.chdir(tmp_path)  # as typed: run/ with a slash
+    train(model, data, "run/", **{"max_steps": max_steps, "logging_steps": None, "save_steps": max_steps, **options})
+    lines = capsys.readouterr().err.splitlines()
+    assert [int(line.split("/")[0].removeprefix("step ")) for line in lines if "  loss " in line] == logged
+    evaluated = [line.split("/")[0] for line in lines if "eval loss" in line]
+    assert evaluated == (["step 2", "step 4"] if options.get("eval_steps") else [])
+    assert [line for line in lines if line.startswith("checkpoint")] == [f"checkpoint run/checkpoint-{max_steps}"]
+
+
 @pytest.mark.parametrize("save_steps", [1, 0])
 def test_weights_that_are_no_numbers_are_never_saved(model, data, tmp_path, save_steps):
     """Also where no loss is logged between the step that lost them and the next checkpoint, or the end."""

@@ -31,7 +31,7 @@ def train(data: tuple[str, ...], config: str | None, quiet: bool, **given: Any) 
     """
     options = make_config(TrainConfig, {"data": data, **given}, config)
     require("train", options, ("data", "model", "out"))
-    from omniprep.progress import reporter
+    from omniprep.bars import reporter
     from omniprep.train.packages import check_packages
 
     check_packages(options)  # before anything is imported that needs them

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from omniprep import __version__
+from omniprep.bars import reporter
 from omniprep.errors import UsageError
 from omniprep.observe.command import end_of, this_command
 from omniprep.observe.events import JsonLog
 from omniprep.observe.options import ObserveOptions
-from omniprep.progress import Reporter, WorkerStatus, reporter
+from omniprep.progress import Reporter, WorkerStatus
 
 
 class Several(Reporter):

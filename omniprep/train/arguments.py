@@ -48,7 +48,7 @@ def schedule_arguments(config: TrainConfig) -> dict[str, Any]:
         "lr_scheduler_type": config.schedule,
         "warmup_steps": config.warmup,
         "max_grad_norm": config.max_grad_norm,
-        "logging_steps": config.logging_steps,
+        "logging_steps": config.steps_between_logs(config.max_steps or NEVER),  # run.py knows the steps of epochs
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
         "save_strategy": "no" if config.dry_run else "steps",

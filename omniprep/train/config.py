@@ -132,8 +132,8 @@ class TrainConfig:
     overwrite: bool = False
     """Remove what an earlier run left in --out (with --resume CHECKPOINT: the checkpoints after that one), and nothing
     else that lies there."""
-    logging_steps: int = 5
-    """Log after so many steps."""
+    logging_steps: int | None = None
+    """Log after so many steps (default: 5, fewer in a run of less than 20); the first and the last are logged too."""
     log_sources: bool = False
     """Log the loss of the rows of each input file too (reads the table of rows at the start)."""
     report_to: tuple[str, ...] = ("tensorboard",)
@@ -146,6 +146,10 @@ class TrainConfig:
     """Python file that registers model families."""
     trust_remote_code: bool = False
     """Let the checkpoint's own Python code run."""
+
+    def steps_between_logs(self, steps: int) -> int:
+        """Steps from one log to the next in a run of `steps`: a first try of three steps should show three losses."""
+        return self.logging_steps or max(1, min(5, steps // 4))
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use."""
@@ -162,7 +166,7 @@ class TrainConfig:
             (self.grad_accumulation > 0, "--grad-accumulation must be positive"),
             (self.lora_rank > 0, "--lora-rank must be positive"),
             (self.num_workers >= 0, "--num-workers must be 0 or more"),
-            (self.logging_steps > 0, "--logging-steps must be positive"),
+            (self.logging_steps is None or self.logging_steps > 0, "--logging-steps must be positive"),
             (self.save_total_limit is None or self.save_total_limit > 0, "--save-total-limit must be positive"),
             (self.save_steps >= 0 and self.eval_steps >= 0, "--save-steps and --eval-steps must be 0 or more"),
             (0 <= self.eval_fraction < 1, "--eval-fraction is a share from 0 to below 1"),

@@ -1,6 +1,7 @@
 """The run on the terminal: a bar with the last log values where there is one, a plain line a log elsewhere."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -26,6 +27,15 @@ def log_line(step: int, total: int, logs: dict[str, float]) -> str:
     return "  ".join(shown)
 
 
+class LastStepCallback(TrainerCallback):  # type: ignore[misc]
+    """Logs the last step whatever --logging-steps is, on every rank: the values are means over all ranks."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for the log of the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
     """Shows steps and logs through a `Reporter`."""
 
@@ -49,7 +59,7 @@ class ConsoleCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say where."""
-        self.reporter.message(f"checkpoint {args.output_dir}/checkpoint-{state.global_step}")
+        self.reporter.message(f"checkpoint {Path(args.output_dir) / f'checkpoint-{state.global_step}'}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""

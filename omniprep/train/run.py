@@ -19,7 +19,7 @@ from omniprep.train.batches import BatchLoader, make_loader
 from omniprep.train.checkpoint import source_folder
 from omniprep.train.checkpointing import choose_checkpointing
 from omniprep.train.config import TrainConfig
-from omniprep.train.console import ConsoleCallback
+from omniprep.train.console import ConsoleCallback, LastStepCallback
 from omniprep.train.data import RunData, open_datasets, prepare_data, step_of
 from omniprep.train.dry_run import dry_run
 from omniprep.train.facts import facts_of_manifest, write_facts
@@ -51,7 +51,8 @@ def train(config: TrainConfig, reporter: Reporter) -> Path:
         (out / OPTIONS).write_text(yaml.safe_dump(options, sort_keys=False))
     with memory_errors_as_one_line(trainer.config):
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
-        trainer.evaluate()
+        if trainer.evaluated_at != trainer.state.global_step:  # --eval-steps may have fallen on the last step
+            trainer.evaluate()
     save(trainer, run.ctx, config, args)
     return out
 
@@ -107,6 +108,7 @@ def prepare_run(
         reporter.message(describe_parts(base_of(model), parts))
     started = step_of(checkpoint)
     args.max_steps = started + data.stream.steps
+    args.logging_steps = config.steps_between_logs(args.max_steps)
     batches = make_loader(data.bins, data.stream, data.batcher, config.num_workers, args.device.type == "cuda")
     trainer = BinTrainer(
         model=model,
@@ -178,5 +180,6 @@ def set_console(trainer: BinTrainer, reporter: Reporter) -> None:
     """Replace the Trainer's printing of log lines by omniprep's, on rank 0."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LastStepCallback)
     if trainer.is_world_process_zero():
         trainer.add_callback(ConsoleCallback(reporter))

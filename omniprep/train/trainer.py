@@ -74,6 +74,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         self.evaluation, self.source, self.weights_dtype, self.generator = data.evaluation, source, dtype, generator
         self.saved_files = saved_files
         self.started_at = 0  # optimizer steps before this process
+        self.evaluated_at = -1  # the step of the last evaluation of this process
         self.best_loss, self.bad_logs = math.inf, 0
         super().__init__(model=model, args=args, eval_dataset=data.evaluation)
         self.loss_is_scaled_for_ga = True
@@ -237,6 +238,7 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         """Mean loss and accuracy over the labeled tokens of the evaluation bins, over all ranks."""
         if self.evaluation is None:
             return {}
+        self.evaluated_at = self.state.global_step
         self.model_wrapped.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         count = 0
