@@ -25,7 +25,7 @@ from PIL import Image
 from omniprep.compiler.output import built_rows
 from omniprep.compiler.plan.split_task import CHUNK_BYTES, row_chunks
 from omniprep.garbage import collect_seldom, collect_young
-from omniprep.report.numbers import _examples
+from omniprep.report.rejects import reject_examples
 from omniprep.rows.sources import RawRow
 from omniprep.rows.split import Split
 from tests.reliability import command
@@ -146,7 +146,7 @@ def test_the_report_holds_one_line_of_a_reject_at_a_time(tmp_path: Path) -> None
             head = {"source": "x.jsonl", "line": line, "code": "bad_media", "message": "no picture"}
             file.write(json.dumps(head)[:-1] + ', "row": "' + str(line) * size + '"}\n')
     tracemalloc.start()
-    examples = _examples(str(path), {"bad_media": 3})
+    examples = reject_examples(str(path), {"bad_media": 3})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [example["line"] for example in examples] == [1, 2, 3]

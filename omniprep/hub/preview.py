@@ -19,7 +19,7 @@ from omniprep.inspect.media import media_of
 from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.modalities import KINDS, media_counts, row_kinds
-from omniprep.report.bins import spread
+from omniprep.report.scan import spread
 
 ROWS = 200
 THUMBNAIL = (384, 256)

@@ -1,239 +1,136 @@
-"""What a report reads from shards: sizes of media, shares of tokens, and some bins in full, with pictures.
+"""The bins that a report shows: chosen so that every kind of row in the dataset is among them, and cut to a budget.
 
-A large dataset is sampled: `SCANNED` bins spread over the whole for the sizes, a few bins for the browser. Of these few
-every token travels as text with its positions; tokens that together make one character stay together.
+Every token travels as text with its positions, so a page holds few of them: `TEXT_BYTES` and `PICTURE_BYTES` bound what
+all bins take together, whatever the dataset. Rows beyond are counted.
 """
 
-import base64
-import io as memory
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from omniprep.data.dataset import PackedDataset
-from omniprep.inspect.describe import rows_of_bin, token_runs
+from omniprep.inspect.describe import StoredRow, rows_of_bin
 from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
-from omniprep.shards.codecs.picture import PictureShape, picture_shapes
-from omniprep.shards.content import item_shapes, item_sizes
-from omniprep.shards.forms import DEFAULTS
-from omniprep.shards.schema import Column
+from omniprep.modalities import MODALITIES, media_counts
+from omniprep.report.assemble import as_json
+from omniprep.report.rows import kinds_of, media_as_json, picture_url, row_as_json
+from omniprep.report.scan import spread
 
-SCANNED = 64
-THUMBNAIL = (320, 200)
-TOKENS_A_ROW = 3000
+TOKENS_A_ROW = 2000
 ROWS_A_BIN = 60
-TOKENS_A_PAGE = 240_000
-"""Shared by the bins that are shown: rows beyond are only counted, so that long bins do not make a page of 20 MB."""
-THUMBNAIL_BYTES = 1_500_000
-"""Pictures beyond this are left out, so that the page stays small enough to send around."""
+TEXT_BYTES = 280_000
+"""Rows of all bins as JSON, about 55,000 tokens. With `PICTURE_BYTES`, the plots (up to 200 KB), the rejects (120 KB)
+and the page's own code (50 KB) a page stays below a megabyte, so that it can be sent around."""
+PICTURE_BYTES = 220_000
 
 
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0..count-1, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
+@dataclass(frozen=True, slots=True)
+class ChosenBin:
+    """A bin that is shown."""
+
+    number: int
+    first: tuple[int, ...] = ()
+    """Rows that it was chosen for, by number in rows.parquet: shown even where the budget ends before their turn."""
 
 
-def choose_bins(index: Mapping[str, np.ndarray], most: int) -> list[int]:
-    """Bins to show: half evenly spread, the others those with the most pictures and sound."""
-    count = len(index["tokens"])
-    media = index["patches"] + index["audio_frames"]
-    rich = [int(b) for b in np.argsort(-media, kind="stable")[: most // 2] if media[b] > 0]
-    chosen = set(rich) | set(spread(count, most - len(rich)))
-    return sorted(chosen)
+def choose_bins(
+    rows: pa.Table, bins: int, most: int, found: Mapping[str, int] | None = None, *, with_sound: bool = False
+) -> list[ChosenBin]:
+    """At most `most` of `bins` bins: first one with each kind of row, rare kinds before common ones, then others
+    evenly spread.
 
-
-def scan(dataset: PackedDataset, vocabulary: Vocabulary | None, most: int = SCANNED) -> dict[str, Any]:
-    """Sizes of media and kinds of tokens in some bins (all, where there are no more than `most`)."""
-    chosen = spread(len(dataset), most)
-    image_sizes: Counter[tuple[int, int]] = Counter()
-    audio_seconds: list[float] = []
-    video_frames: list[int] = []
-    tokens: Counter[int] = Counter()
-    trained = 0
-    for number in chosen:
-        item = dataset.load(number, "none")  # sizes stand beside the pixels, which need not be decoded for them
-        ids, counts = np.unique(item["input_ids"], return_counts=True)
-        tokens.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
-        trained += int((item["labels"] != -100).sum())
-        for column in item["columns"]:
-            is_coded = "codec" in column.params and column.size_source()[0] in item
-            if column.name not in item and not is_coded:
-                continue
-            if column.load == "mel":
-                audio_seconds += (item_sizes(column, item) / (DEFAULTS | column.params)["frames_per_second"]).tolist()
-            elif "frames_axis" in column.params and "frames_per_second" in column.params:
-                shapes, axis = item_shapes(column, item), column.params["frames_axis"]
-                audio_seconds += [shape[axis] / column.params["frames_per_second"] for shape in shapes]
-            elif column.picture and column.modality == "video":
-                video_frames += _frames(column, item)
-            elif column.picture == "patches":
-                side = int(column.params["patch_size"])
-                grids = item[column.size_source()[0]].tolist()
-                image_sizes.update((wide * side, high * side) for _, high, wide in grids)
-            elif column.picture:
-                for count, shape in _pictures(column, item):
-                    image_sizes[shape.width, shape.height] += count
-    total = sum(tokens.values())
-    return {
-        "bins": len(chosen),
-        "of": len(dataset),
-        "images": [{"w": w, "h": h, "n": n} for (w, h), n in image_sizes.most_common(400)],
-        "audio_seconds": np.array(audio_seconds),
-        "video_frames": np.array(video_frames, np.int64),
-        "shares": {"trained": trained, "total": total, **_shares(tokens, total, vocabulary, dataset)},
-    }
-
-
-def _frames(column: Column, item: Mapping[str, Any]) -> list[int]:
-    """Frames of each video: a step of its grid is as many frames as a patch is deep."""
-    if column.picture != "patches":
-        return [count for count, _ in _pictures(column, item)]
-    deep = int(column.params.get("temporal_patch_size", 1))
-    return [grid[0] * deep for grid in item[column.size_source()[0]].tolist()]
-
-
-def _pictures(column: Column, item: Mapping[str, Any]) -> Iterator[tuple[int, PictureShape]]:
-    """Number and shape of the pictures of each item whose units are whole pictures: itself, its crops or its frames."""
-    units, sizes = item_sizes(column, item).tolist(), item[column.size_source()[0]].tolist()
-    for count, size in zip(units, sizes, strict=True):
-        number, shape = picture_shapes(column, count, size)
-        if shape is not None:
-            yield number, shape
-
-
-def _shares(
-    tokens: Counter[int], total: int, vocabulary: Vocabulary | None, dataset: PackedDataset
-) -> dict[str, dict[str, int]]:
-    """Tokens that stand for media, by modality: their special token names it, and is no begin or end mark."""
-    if vocabulary is None:
-        return {}
-    by_modality: Counter[str] = Counter()
-    for token in vocabulary.special.tolist():
-        name = vocabulary.decode([token]).lower()
-        is_mark = any(mark in name for mark in ("bos", "eos", "start", "end"))
-        # Of InternVL's <IMG_CONTEXT> between <img> and </img>, the first stands for the picture.
-        name = name.replace("img", "image") if name.strip("</>") != "img" else name
-        modality = next((m for m in dataset.layout.modalities if m in name), None)
-        if modality and not is_mark and tokens[token]:
-            by_modality[modality] += tokens[token]
-    return {"by_modality": {"text": total - sum(by_modality.values()), **by_modality}}
-
-
-def browse(dataset: PackedDataset, numbers: list[int], vocabulary: Vocabulary | None) -> list[dict[str, Any]]:
-    """The bins in full, for the page to draw."""
-    thumbnail_bytes = THUMBNAIL_BYTES
-    bins = []
-    for number in numbers:
-        stored = rows_of_bin(dataset, number)
-        shown: list[dict[str, Any]] = []
-        token_budget = TOKENS_A_PAGE // len(numbers)
-        for row in stored[:ROWS_A_BIN]:
-            if token_budget <= 0:
-                break
-            token_budget -= min(row.tokens, TOKENS_A_ROW)
-            media, used = _media(media_of(row.arrays), thumbnail_bytes)
-            thumbnail_bytes -= used
-            shown.append(
-                {
-                    "source": row.source,
-                    "line": row.line,
-                    "start": row.start,
-                    "tokens": row.tokens,
-                    "trained": row.trained,
-                    "media": media,
-                    "parts": parts_of(row.arrays, vocabulary, TOKENS_A_ROW),
-                    "cut": max(row.tokens - TOKENS_A_ROW, 0),
-                }
-            )
-        tokens = sum(row.tokens for row in stored)
-        bins.append({"bin": number, "tokens": tokens, "rows": shown, "more": len(stored) - len(shown)})
-    return bins
-
-
-def parts_of(arrays: Mapping[str, Any], vocabulary: Vocabulary | None, most: int) -> list[dict[str, Any]]:
-    """The first `most` tokens of a row as runs of alike tokens.
-
-    Returns:
-        For text {"t": texts of the tokens, "n": tokens of each text where not 1, "y": trained, "w": weight,
-        "p": positions (time, height, width) of the first token; they go up by one together}. For a run of one media
-        token {"m": its text, "n": tokens, "y", "p": least and "q": greatest positions}.
+    Args:
+        rows: rows.parquet.
+        bins: Bins of the dataset.
+        most: Bins to choose.
+        found: A row of each kind that rows.parquet does not tell (`omniprep.report.scan.scan`).
+        with_sound: Whether the dataset was built with the sound of videos.
     """
-    first = {name: arrays[name][:most] for name in ("input_ids", "labels", "loss_scale") if name in arrays}
-    ids = first["input_ids"]
-    positions = arrays["position_ids"][:, :most] if "position_ids" in arrays else np.tile(np.arange(len(ids)), (3, 1))
-    jumps = (np.diff(positions, axis=1) != 1).any(axis=0)
-    special = vocabulary.special if vocabulary else np.zeros(0, np.int64)
-    parts = []
-    for run in token_runs(first, special, repeats=2, text_breaks=jumps):
-        span = positions[:, run.start : run.end]
-        part: dict[str, Any] = {"y": int(run.trained), "p": span.min(axis=1).tolist()}
-        if run.weight is not None and run.trained:
-            part["w"] = round(run.weight, 4)
-        if run.media and vocabulary:
-            part |= {"m": vocabulary.decode(ids[run.start : run.start + 1].tolist())}
-            part |= {"n": run.end - run.start, "q": span.max(axis=1).tolist()}
-        else:
-            part |= texts_of(ids[run.start : run.end].tolist(), vocabulary)
-        parts.append(part)
-    return parts
+    counts = np.asarray(media_counts(rows)) > 0
+    places = rows["bin"].fill_null(-1).to_numpy()
+    packed = (places >= 0) & (places < bins)
+    present = dict(zip(MODALITIES, counts, strict=True))
+    # Of a modality a row that holds it alone, and one at all: there may be none but among several media.
+    alone = counts.sum(axis=0) == 1
+    kinds = {"several media": counts.sum(axis=0) > 1, **present, "text alone": ~counts.any(axis=0)}
+    kinds |= {f"{name} alone": held & alone for name, held in present.items()}
+    if with_sound:
+        kinds["video with sound"] = present["video"] & present["audio"]
+    candidates = {kind: np.flatnonzero(mask & packed) for kind, mask in kinds.items()}
+    candidates |= {kind: np.array([row]) for kind, row in (found or {}).items() if row < len(rows) and packed[row]}
+    chosen: dict[int, list[int]] = {}
+    for _, numbers in sorted(candidates.items(), key=lambda entry: len(entry[1])):
+        shared = numbers[np.isin(places[numbers], list(chosen))]
+        if len(shared) == 0 and len(chosen) == most:
+            continue
+        if len(numbers):
+            row = int(shared[0] if len(shared) else numbers[len(numbers) // 2])
+            chosen.setdefault(int(places[row]), []).append(row)
+    for number in spread(bins, most):
+        if len(chosen) < min(most, bins):
+            chosen.setdefault(number, [])
+    return [ChosenBin(number, tuple(dict.fromkeys(chosen[number]))) for number in sorted(chosen)]
 
 
-def texts_of(ids: list[int], vocabulary: Vocabulary | None) -> dict[str, Any]:
-    """Texts of tokens, those of one character joined: {"t": texts} and, where any are joined, {"n": tokens of each}."""
-    if vocabulary is None:
-        return {"t": [f"{token} " for token in ids]}
-    texts: list[str] = []
-    counts: list[int] = []
-    pending: list[int] = []  # tokens of a character that is not complete yet
-    alone = vocabulary.tokenizer.decode_batch([[token] for token in ids], skip_special_tokens=False)
-    for token, text_alone in zip(ids, alone, strict=True):
-        pending.append(token)
-        text = text_alone if len(pending) == 1 else vocabulary.decode(pending)
-        # A character has at most 4 bytes; 6 tokens that make none are invalid UTF-8.
-        if not text.endswith("�") or len(pending) >= 6:
-            texts.append(text)
-            counts.append(len(pending))
-            pending = []
-    if pending:
-        texts.append(vocabulary.decode(pending))
-        counts.append(len(pending))
-    return {"t": texts} | ({"n": counts} if len(texts) < len(ids) else {})
+def browse(dataset: PackedDataset, chosen: Sequence[ChosenBin], vocabulary: Vocabulary | None) -> list[dict[str, Any]]:
+    """The bins with as many of their rows as the budgets hold, for the page to draw."""
+    text_left, pictures_left = TEXT_BYTES, PICTURE_BYTES
+    shown = []
+    for number, entry in enumerate(chosen):
+        bins_left = len(chosen) - number
+        stored = rows_of_bin(dataset, entry.number)
+        picked, text_used, pictures_used = _pick(
+            dataset, stored, entry.first, vocabulary, text_left // bins_left, pictures_left // bins_left
+        )
+        text_left, pictures_left = text_left - text_used, pictures_left - pictures_used
+        tokens = sum(row.tokens for row in stored)
+        shown.append({"bin": entry.number, "tokens": tokens, "rows": picked, "more": len(stored) - len(picked)})
+    return shown
 
 
-def _media(items: list[MediaItem], budget: int) -> tuple[list[dict[str, Any]], int]:
-    """Media of a row with their pictures, as long as they fit into `budget` bytes; and the bytes they took."""
-    shown, used = [], 0
-    for item in items:
-        entry: dict[str, Any] = {"modality": item.modality, **facts_of(item)}
-        if used < budget and (frames := item.frames()) is not None:
-            entry["picture"] = picture_url(Image.fromarray(few(frames)))
-            used += len(entry["picture"])
-        shown.append(entry)
-    return shown, used
+def _pick(
+    dataset: PackedDataset, stored: Sequence[StoredRow], first: Sequence[int], vocabulary: Vocabulary | None,
+    text_budget: int, picture_budget: int,
+) -> tuple[list[dict[str, Any]], int, int]:  # fmt: skip
+    """Rows of a bin as JSON, in their order, and the bytes that text and pictures took; at least one row."""
+    wanted = sorted(stored, key=lambda row: int(row.arrays["row_ids"][0]) not in first)
+    thumbnails = Thumbnails(picture_budget)
+    # A token takes 5 bytes and more; a page of very many bins holds the beginnings of their rows.
+    most = min(TOKENS_A_ROW, max(text_budget // 5, 64))
+    picked: dict[int, dict[str, Any]] = {}
+    text_used = 0
+    for row in wanted[:ROWS_A_BIN]:
+        pictures_left = thumbnails.left
+        kinds = kinds_of(row.arrays, vocabulary, dataset.record.placeholders)
+        media = media_as_json(media_of(row.arrays), thumbnails)
+        entry = row_as_json(row, kinds, media, vocabulary, most)
+        size = len(as_json(entry).encode(errors="replace")) - (pictures_left - thumbnails.left)
+        if picked and text_used + size > text_budget:
+            break
+        picked[row.start] = entry
+        text_used += size
+    return [picked[start] for start in sorted(picked)], text_used, picture_budget - thumbnails.left
 
 
-def facts_of(item: MediaItem) -> dict[str, Any]:
-    """Size, frames or seconds of a media item."""
-    facts: dict[str, Any] = {name: item.facts[name] for name in ("width", "height") if name in item.facts}
-    for name, value in item.facts.items():
-        if name.endswith("grid_thw"):
-            facts["grid"] = value
-        if name == "audio_frames":
-            facts["seconds"] = round(value / DEFAULTS["frames_per_second"], 2)
-    return facts
+class Thumbnails:
+    """Small pictures of media items, as long as they fit into `left` bytes."""
 
+    def __init__(self, left: int) -> None:
+        self.left = left
 
-def picture_url(image: Image.Image, most: tuple[int, int] = THUMBNAIL) -> str:
-    """A picture as a data: URL, shrunk to fit."""
-    if image.width > image.height * 2:  # frames of a video side by side
-        most = (most[0] * 2, most[1])
-    small = image.copy()
-    small.thumbnail(most)
-    target = memory.BytesIO()
-    small.convert("RGB").save(target, format="WEBP", quality=72, method=2)
-    return "data:image/webp;base64," + base64.b64encode(target.getvalue()).decode()
+    def __call__(self, number: int, item: MediaItem) -> dict[str, str]:
+        """The picture of an item as a data: URL, or nothing."""
+        frames = item.frames() if self.left > 0 else None
+        if frames is None:
+            return {}
+        url = picture_url(Image.fromarray(few(frames)))
+        if len(url) > self.left:
+            return {}
+        self.left -= len(url)
+        return {"picture": url}

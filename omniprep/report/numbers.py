@@ -11,17 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from omniprep import io
 from omniprep.data.dataset import PackedDataset
 from omniprep.data.sampler import BinSampler
-from omniprep.errors import DamagedDataError, RejectCode
 from omniprep.modalities import KINDS, media_counts, row_kinds
 from omniprep.rows.columns import Note
-from omniprep.shards.typed import parse_json
 
-EXAMPLES = 12
-"""Rejects of each code that are shown with their row."""
-EXAMPLE_CHARS = 1500
 MOST_SOURCES = 40
 
 
@@ -53,7 +47,7 @@ def facts(dataset: PackedDataset) -> dict[str, Any]:
     return {
         "totals": totals({**dataset.manifest, "counts": dataset.counts}),
         "lengths": length_histogram(rows["length"].drop_null().to_numpy(), kinds[packed]),
-        "sources": source_facts(rows, kinds),
+        "sources": largest(source_facts(rows, kinds)),
         "rejected_by_code": dataset.counts["rejected_by_code"],
         "bins": {
             "cost": histogram(index["cost"].round(1)),
@@ -103,7 +97,7 @@ def length_histogram(lengths: np.ndarray, kinds: np.ndarray) -> dict[str, Any]:
 
 
 def source_facts(rows: pa.Table, kinds: np.ndarray) -> list[dict[str, Any]]:
-    """Rows, rejects and tokens of each input, tokens also by kind of row; the largest inputs first."""
+    """Rows, rejects, removed rows and tokens of each input, tokens also by kind of row; the largest inputs first."""
     column = rows["source"].unify_dictionaries().combine_chunks()
     names, codes = column.dictionary.to_pylist(), column.indices.to_numpy(zero_copy_only=False)
     lengths = rows["length"].fill_null(0).to_numpy()
@@ -113,13 +107,15 @@ def source_facts(rows: pa.Table, kinds: np.ndarray) -> list[dict[str, Any]]:
     sums = np.bincount(codes * len(KINDS) + kinds, lengths, size * len(KINDS)).reshape(size, -1).astype(np.int64)
     read = np.bincount(codes, minlength=size)
     removed = np.asarray(pc.equal(rows["status"].cast(pa.string()), "removed").to_numpy(), bool)
-    kept_or_removed = np.bincount(codes, packed | removed, size).astype(np.int64)
+    kept = np.bincount(codes, packed, size).astype(np.int64)
+    gone = np.bincount(codes, removed, size).astype(np.int64)
     learned = np.bincount(codes, trained * packed, size).astype(np.int64)
     facts = [
         {
             "source": name,
             "rows": int(read[n]),
-            "rejected": int(read[n] - kept_or_removed[n]),
+            "rejected": int(read[n] - kept[n] - gone[n]),
+            "removed": int(gone[n]),
             "tokens": int(sums[n].sum()),
             "trained": int(learned[n]),
             "by_kind": {kind: int(value) for kind, value in zip(KINDS, sums[n], strict=True) if value},
@@ -127,17 +123,19 @@ def source_facts(rows: pa.Table, kinds: np.ndarray) -> list[dict[str, Any]]:
         for n, name in enumerate(names)
     ]
     facts.sort(key=lambda fact: (-fact["tokens"], fact["source"]))
-    return facts[:MOST_SOURCES] + _others(facts[MOST_SOURCES:])
+    return facts
 
 
-def _others(facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not facts:
-        return []
+def largest(facts: list[dict[str, Any]], most: int = MOST_SOURCES) -> list[dict[str, Any]]:
+    """The first `most` of the facts of inputs, and a sum of the others."""
+    if len(facts) <= most:
+        return facts
+    others = facts[most:]
     by_kind: Counter[str] = Counter()
-    for fact in facts:
+    for fact in others:
         by_kind.update(fact["by_kind"])
-    sums = {name: sum(fact[name] for fact in facts) for name in ("rows", "rejected", "tokens", "trained")}
-    return [{"source": f"{len(facts)} more inputs", **sums, "by_kind": dict(by_kind)}]
+    sums = {name: sum(fact[name] for fact in others) for name in ("rows", "rejected", "removed", "tokens", "trained")}
+    return [*facts[:most], {"source": f"{len(others):,} more inputs", **sums, "by_kind": dict(by_kind)}]
 
 
 def balance(costs: np.ndarray, ranks: tuple[int, ...] = (2, 8, 32, 64)) -> list[dict[str, Any]]:
@@ -154,44 +152,3 @@ def balance(costs: np.ndarray, ranks: tuple[int, ...] = (2, 8, 32, 64)) -> list[
             ratios.append(float((step.max(axis=1) / step.mean(axis=1)).mean()))
         results.append({"ranks": world, "steps": steps, "balanced": round(ratios[0], 3), "random": round(ratios[1], 3)})
     return results
-
-
-def reject_facts(dataset: PackedDataset) -> dict[str, Any]:
-    """Rejects by code with what the code means, and examples of each, the first in rejected.jsonl."""
-    counts = dataset.counts["rejected_by_code"]
-    known = {str(code): code.doc for code in RejectCode}
-    codes = [
-        {"code": code, "count": count, "doc": known.get(code, "")}
-        for code, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    ]
-    return {"codes": codes, "examples": _examples(dataset.table_uri("rejected.jsonl"), counts)}
-
-
-_ROW_KEY = b', "row": '
-
-
-def _examples(uri: str, counts: dict[str, int]) -> list[dict[str, Any]]:
-    if not counts or not io.exists(uri):
-        return []
-    wanted = {code: min(count, EXAMPLES) for code, count in counts.items()}
-    seen: Counter[str] = Counter()
-    examples = []
-    with io.open_input(uri) as file:
-        while line := file.readline():
-            # The row is the last value. It is not parsed or copied, since inline media may make it huge. No message
-            # can hold the key: its quotes would be escaped.
-            row_start = line.find(_ROW_KEY)
-            reject = parse_json(line[:row_start] + b"}", uri) if row_start >= 0 else None
-            if not isinstance(reject, dict) or not isinstance(reject.get("code"), str):
-                raise DamagedDataError(f"{uri}: a line that no build wrote")
-            code = reject["code"]
-            if seen[code] < wanted.get(code, 0):
-                seen[code] += 1
-                row_start += len(_ROW_KEY)
-                size = len(line) - row_start - len(b"}\n")
-                text = line[row_start : row_start + min(size, EXAMPLE_CHARS)].decode(errors="ignore")
-                examples.append({**reject, "row": text if size <= EXAMPLE_CHARS else f"{text}… ({size:,} bytes)"})
-            del line  # not held while the next is read
-            if all(seen[code] >= count for code, count in wanted.items()):
-                break
-    return examples

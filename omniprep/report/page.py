@@ -1,59 +1,80 @@
-"""Make the report page: collect the data, draw the plots, embed both with style and script into the template.
+"""The report of a dataset: collect what it shows, draw the plots, put the page together."""
 
-The page loads nothing: its Content-Security-Policy forbids the network and admits only the script whose hash it has.
-Texts of the dataset are embedded as JSON (with `<` escaped) and set as text, never as markup, so a row that holds HTML
-is shown and not run.
-"""
-
-import base64
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any, Literal
-
-import numpy as np
 
 from omniprep import io
 from omniprep.config import BuildConfig
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.inspect.vocabulary import Vocabulary, vocabulary_of
-from omniprep.report.bins import browse, choose_bins, scan
-from omniprep.report.numbers import facts, histogram, reject_facts
+from omniprep.report.assemble import assemble, fill, resource
+from omniprep.report.bins import browse, choose_bins
+from omniprep.report.numbers import facts, histogram
+from omniprep.report.rejects import reject_facts
+from omniprep.report.rows import ROW_KINDS
+from omniprep.report.scan import scan
 from omniprep.shards.schema import Column
 
 SHOWN_BINS = 8
+MOST_LISTED = 100
+"""Inputs, unread columns and changes that a page lists; a dataset may have a million inputs."""
+SECTIONS = {
+    "lengths": "Lengths", "sources": "Sources", "media": "Media", "packing": "Packing", "rejects": "Rejects",
+    "browser": "Rows", "config": "Config",
+}  # fmt: skip
 
 
 def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = SHOWN_BINS) -> dict[str, Any]:
     """All that the page shows, as JSON types."""
     manifest, has_bins = dataset.manifest, len(dataset) > 0
     sizes = scan(dataset, vocabulary) if has_bins else None
+    found: dict[str, int] = {}
     if sizes is not None:
+        found = sizes.pop("found")
         for name in ("audio_seconds", "video_frames"):
             sizes[name] = histogram(sizes[name])
-    config: dict[str, Any] = {"model": manifest.get("model", ""), **manifest["config"]}
-    if flags := dataset.record.needed_flags:
-        config["needed_flags"] = list(flags)
+    with_sound = dataset.record.config.use_audio_in_video
+    chosen = choose_bins(dataset.rows, len(dataset), shown, found, with_sound=with_sound)
+    numbers = facts(dataset)
+    unread = list(numbers["totals"]["unread_columns"].items())
+    numbers["totals"]["unread_columns"] = dict(unread[:MOST_LISTED])
+    config = options_of(dataset)
     return {
-        "name": dataset.uri.rstrip("/").rsplit("/", 1)[-1] or dataset.uri,
+        "name": name_of(dataset),
         "family": manifest.get("family", ""),
         "model": manifest.get("model", ""),
-        **facts(dataset),
+        **numbers,
         "rejects": reject_facts(dataset),
         "media": sizes,
         "seconds": manifest.get("seconds", {}),
         "config": config,
         "changed": _changed(config),
         "config_sha256": manifest.get("config_sha256", ""),
-        "inputs": manifest.get("inputs", []),
+        "inputs": _inputs(dataset),
+        "generations": _generations(dataset),
         "versions": manifest.get("versions", {}),
         "pixels": _pixels(dataset.layout.columns) if has_bins else {},
+        "stored": stored_pixels(dataset.layout.columns) if has_bins else {},
         "decoded": vocabulary is not None,
-        "browser": browse(dataset, choose_bins(dataset.index, shown), vocabulary) if has_bins else [],
+        "kinds": ROW_KINDS,
+        "browser": browse(dataset, chosen, vocabulary),
     }
+
+
+def name_of(dataset: PackedDataset) -> str:
+    """The last name of a dataset's path."""
+    return dataset.uri.rstrip("/").rsplit("/", 1)[-1] or dataset.uri
+
+
+def options_of(dataset: PackedDataset) -> dict[str, Any]:
+    """The options of the build that shaped the rows, and the flags of trust that it needed."""
+    config: dict[str, Any] = {"model": dataset.record.model, **dataset.manifest["config"]}
+    if flags := dataset.record.needed_flags:
+        config["needed_flags"] = list(flags)
+    return config
 
 
 def _pixels(columns: Sequence[Column]) -> dict[str, str]:
@@ -65,6 +86,34 @@ def _pixels(columns: Sequence[Column]) -> dict[str, str]:
     }
 
 
+def stored_pixels(columns: Sequence[Column]) -> dict[str, str]:
+    """How each column of pixels is stored, such as "delta, zstd 1.5.7"."""
+    return {
+        column.name: ", ".join(f"{codec}, {library}" if library else codec for codec, library in codecs)
+        for column in columns
+        if (codecs := _pixels([column]).items())
+    }
+
+
+def _inputs(dataset: PackedDataset) -> list[dict[str, Any]]:
+    """The first inputs, and how many more there are."""
+    inputs = dataset.record.inputs
+    listed: list[dict[str, Any]] = [{"source": i.source, "bytes": i.bytes} for i in inputs[:MOST_LISTED]]
+    if rest := inputs[MOST_LISTED:]:
+        listed.append({"source": f"{len(rest):,} more inputs", "bytes": sum(entry.bytes or 0 for entry in rest)})
+    return listed
+
+
+def _generations(dataset: PackedDataset) -> list[dict[str, Any]]:
+    """What was done to the dataset since it was built, the last changes where there were many."""
+    listed = []
+    for change in dataset.record.generations[-MOST_LISTED:]:
+        names = [name.rsplit("/", 1)[-1] for name in change.inputs[:3]]
+        more = [f"{len(change.inputs) - 3:,} more"] if len(change.inputs) > 3 else []
+        listed.append({**dataclasses.asdict(change), "inputs": ", ".join(names + more)})
+    return listed
+
+
 def _changed(config: Mapping[str, Any]) -> list[str]:
     """Options of the build that differ from their defaults; the value that "auto" was resolved to does not count."""
     defaults = {field.name: field.default for field in dataclasses.fields(BuildConfig)}
@@ -72,30 +121,13 @@ def _changed(config: Mapping[str, Any]) -> list[str]:
     return [n for n, value in config.items() if as_json.get(n) not in (value, "auto")]
 
 
-def _default(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is no JSON type")
-
-
-def _resource(name: str) -> str:
-    return files("omniprep.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def page(data: dict[str, Any]) -> str:
-    """The whole page as HTML."""
-    script = _resource("app.js")
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), default=_default)
-    parts = {
-        "APP": script,
-        "STYLE": _resource("style.css"),
-        # Inside a script element only "<" could end the data or open a comment.
-        "DATA": text.replace("<", "\\u003c"),
-        "SCRIPT_HASH": f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
-        **{f"plot-{name}": svg for name, svg in _plots(data).items()},
-    }
-    pieces = _resource("template.html").split("%%")
-    return "".join(piece if number % 2 == 0 else parts[piece] for number, piece in enumerate(pieces))
+def page(data: dict[str, Any], *, served: bool = False) -> str:
+    """The whole page as HTML: with bins in it, or, where `served`, with a browser that asks its server for them."""
+    rows = "served" if served else "embedded"
+    plots = {f"plot-{name}": svg for name, svg in _plots(data).items()}
+    main = fill(resource("report.html"), {"BINS": resource(f"{rows}.html"), **plots})
+    scripts = ("elements.js", "chat.js", "report.js", f"{rows}.js")
+    return assemble({**data, "served": served}, main, SECTIONS, scripts, served=served)
 
 
 def _plots(data: dict[str, Any]) -> dict[str, str]:
@@ -108,22 +140,27 @@ def _plots(data: dict[str, Any]) -> dict[str, str]:
     return {name: svg or '<p class="dim">none</p>' for name, svg in draw_all(data).items()}
 
 
+def vocabulary_or_remark(dataset: PackedDataset, model: str | None) -> tuple[Vocabulary | None, str]:
+    """The vocabulary of a dataset, or None and why there is none, so that tokens are shown as numbers; that of a given
+    `model` must be there.
+    """
+    try:
+        return vocabulary_of(dataset, model), ""
+    except OmniprepError as error:
+        if model:
+            raise
+        return None, f"tokens are shown as numbers: {error}"
+
+
 def write_report(
     uri: str, out: str | None = None, *, model: str | None = None, shown: int = SHOWN_BINS,
     vocabulary: Vocabulary | None = None, check_pixels: Literal["first", "always", "never"] = "first",
 ) -> tuple[str, str]:  # fmt: skip
-    """Write the report of a finished dataset, `shown` bins in full; its path, and a remark or "".
-
-    The remark says why no tokenizer could be loaded, so that tokens are shown as numbers; that of a given `model` must.
-    """
+    """Write the report of a finished dataset, `shown` bins in full; its path, and a remark or ""."""
     dataset = PackedDataset(uri, check_pixels=check_pixels)
     remark = ""
-    try:
-        vocabulary = vocabulary or vocabulary_of(dataset, model)
-    except OmniprepError as error:
-        if model:
-            raise
-        remark = f"tokens are shown as numbers: {error}"
+    if vocabulary is None:
+        vocabulary, remark = vocabulary_or_remark(dataset, model)
     target = out or io.join(uri, "report.html")
     io.write_atomic(target, page(collect(dataset, vocabulary, shown)).encode(errors="replace"))
     return target, remark

@@ -1,0 +1,80 @@
+"""Rejected rows as a page shows them: code, place, reason, and the beginning of the row.
+
+A row is not parsed and not copied whole, since inline media may make it huge.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omniprep import io
+from omniprep.data.dataset import PackedDataset
+from omniprep.errors import DamagedDataError, RejectCode
+from omniprep.shards.typed import parse_json
+
+EXAMPLES = 12
+"""Rejects of each code that a report shows with their row, as long as all fit into EXAMPLE_BYTES."""
+EXAMPLE_BYTES = 120_000
+ROW_BYTES = 1500
+_ROW_KEY = b', "row": '
+
+
+def reject_codes(dataset: PackedDataset) -> list[dict[str, Any]]:
+    """The codes of a dataset with their counts and meanings, the commonest first."""
+    known = {str(code): code.doc for code in RejectCode}
+    counts = dataset.counts["rejected_by_code"]
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    return [{"code": code, "count": count, "doc": known.get(code, "")} for code, count in ordered]
+
+
+def reject_facts(dataset: PackedDataset) -> dict[str, Any]:
+    """Rejects by code with what the code means, and examples of each, the first in rejected.jsonl."""
+    counts = dataset.counts["rejected_by_code"]
+    return {"codes": reject_codes(dataset), "examples": reject_examples(dataset.table_uri("rejected.jsonl"), counts)}
+
+
+def reject_examples(uri: str, counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The first rejects of each code in a rejected.jsonl, given how many there are of each."""
+    wanted = {code: min(count, EXAMPLES) for code, count in counts.items()}
+    seen: Counter[str] = Counter()
+    examples: list[dict[str, Any]] = []
+    if not wanted or not io.exists(uri):
+        return examples
+    # The first example of a code is always shown; of the others each code has its share of the bytes.
+    share = EXAMPLE_BYTES // len(wanted)
+    used: Counter[str] = Counter()
+    for reject, _ in read_rejects(uri):
+        code = reject["code"]
+        if seen[code] < wanted.get(code, 0):
+            seen[code] += 1
+            size = len(str(reject).encode(errors="replace"))
+            if used[code] == 0 or used[code] + size <= share:
+                examples.append(reject)
+                used[code] += size
+        if all(seen[code] >= count for code, count in wanted.items()):
+            break
+    return examples
+
+
+def read_rejects(uri: str, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Lines of a rejected.jsonl from a byte on: source, line, code, message, the row's beginning; and where the next
+    line begins.
+
+    Raises:
+        DamagedDataError: A line that no build wrote.
+    """
+    with io.open_input(uri) as file:
+        file.seek(offset)
+        while line := file.readline():
+            offset += len(line)
+            # The row is the last value. No message can hold the key: its quotes would be escaped.
+            row_start = line.find(_ROW_KEY)
+            reject = parse_json(line[:row_start] + b"}", uri) if row_start >= 0 else None
+            if not isinstance(reject, dict) or not isinstance(reject.get("code"), str):
+                raise DamagedDataError(f"{uri}: a line that no build wrote")
+            row_start += len(_ROW_KEY)
+            size = len(line) - row_start - len(b"}\n")
+            text = line[row_start : row_start + min(size, ROW_BYTES)].decode(errors="ignore")
+            del line  # not held while the next is read
+            shown = {name: reject.get(name, "") for name in ("source", "line", "code", "message")}
+            yield {**shown, "row": text if size <= ROW_BYTES else f"{text}… ({size:,} bytes)"}, offset

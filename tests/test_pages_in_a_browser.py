@@ -1,0 +1,210 @@
+"""The pages opened in Chromium: no error, no request to others, no markup of others, filters that work, on a phone too.
+
+One browser serves all tests of this file. OMNIPREP_SCREENSHOTS names a folder to keep the screenshots in.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_dataset import build
+
+from omniprep.data.dataset import PackedDataset
+from omniprep.printable import printable
+from omniprep.report.page import collect, page
+
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+WIDE = "return document.documentElement.scrollWidth"
+CUT = """return [...document.querySelectorAll("td, th, .card, .card b, button, .controls *")].filter((node) => {
+  const box = node.getBoundingClientRect();
+  return box.width > 0 && getComputedStyle(node).clipPath === "none" && !node.closest("thead") && (node.scrollWidth > Math.ceil(box.width) + 1 || box.right > innerWidth + 1);
+}).map((node) => node.tagName + " " + node.textContent.slice(0, 40))"""
+"""Cells, cards and controls whose text is wider than they are, or that reach beyond the screen."""
+
+
+@pytest.fixture(scope="module")
+def built(omniprep, model_dir, tmp_path_factory) -> Path:
+    return build(omniprep, model_dir, tmp_path_factory.mktemp("pages"))
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (omniprep[test])")
+    binary = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,900"):
+        options.add_argument(f"--{flag}")
+    options.binary_location = binary
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture
+def browser(chrome: Any) -> Iterator[Any]:
+    """A browser of desktop size whose logs are empty; at the end it must have complained of nothing."""
+    chrome.get("about:blank")
+    chrome.get_log("browser"), chrome.get_log("performance")
+    yield chrome
+    chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert chrome.execute_script("return window.hacked") is None
+    assert chrome.get_log("browser") == []
+
+
+def open_page(chrome: Any, url: str) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    chrome.get(url)
+    ready = "return document.documentElement.dataset.ready"
+    WebDriverWait(chrome, 60).until(lambda _: chrome.execute_script(ready) == "1")
+
+
+def shoot(chrome: Any, name: str, folder: Path) -> None:
+    target = Path(os.environ.get("OMNIPREP_SCREENSHOTS", folder))
+    target.mkdir(parents=True, exist_ok=True)
+    assert chrome.save_screenshot(str(target / f"{name}.png"))
+
+
+def requests_of(chrome: Any, *own: str) -> list[str]:
+    """Addresses that were asked, but for those that begin with one of `own`."""
+    messages = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith(("data:", "file:", "chrome:", "about:", *own))]
+
+
+def texts(chrome: Any, selector: str) -> list[str]:
+    return chrome.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)", selector
+    )
+
+
+def choose(chrome: Any, name: str, value: str) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    Select(chrome.find_element("id", name)).select_by_value(value)
+
+
+def look_on_all_screens(chrome: Any, name: str, folder: Path) -> None:
+    """Screenshots at the width of a desktop and of a phone, light and dark; nothing is cut and no page scrolls sideways."""
+    colors = set()
+    for width in (1280, 390):
+        size = {**PHONE, "width": width, "mobile": width == 390}
+        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        for theme in ("light", "dark"):
+            features = [{"name": "prefers-color-scheme", "value": theme}]
+            chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            assert chrome.execute_script("return document.documentElement.dataset.theme") == theme
+            colors.add(chrome.execute_script("return getComputedStyle(document.body).backgroundColor"))
+            assert chrome.execute_script(WIDE) <= width, "the page scrolls sideways"
+            assert chrome.execute_script(CUT) == []
+            shoot(chrome, f"{name}-{width}-{theme}", folder)
+    assert len(colors) == 2
+
+
+def test_a_report_asks_nobody_and_filters_its_rejects(built, browser):
+    open_page(browser, (built / "report.html").as_uri())
+    assert requests_of(browser) == []
+    examples = browser.find_elements("css selector", "#reject-list details")
+    assert len(examples) == 2
+    choose(browser, "reject-code", "media_not_found")
+    left = browser.find_elements("css selector", "#reject-list details")
+    assert len(left) == 1 and "<b>none</b>.jpg" in left[0].text
+    browser.find_element("id", "reject-search").send_keys("nowhere to be found")
+    assert browser.find_elements("css selector", "#reject-list details") == []
+
+
+def test_filters_go_over_the_rows_of_all_bins(built, browser):
+    open_page(browser, (built / "report.html").as_uri())
+    lines = "return [...document.querySelectorAll('#rows .row')].map((row) => row.querySelector('.head b').textContent)"
+    shown = browser.execute_script(lines)
+    assert len(shown) == 12 and len(set(texts(browser, "#bin-select option"))) > 2
+    assert texts(browser, "#row-count")[0].startswith("12 of 12 rows in ")
+
+    def with_kind(kind: str) -> set[str]:
+        choose(browser, "row-kind", kind)
+        found = browser.execute_script(lines)
+        assert texts(browser, "#row-count")[0].startswith(f"{len(found)} of 12 rows")
+        (option,) = (text for text in texts(browser, "#row-kind option") if text.rsplit(" ", 1)[0] == kind)
+        assert option.endswith(f"({len(found)})")
+        return {name.rsplit(":", 1)[1] for name in found}
+
+    assert with_kind("image") == {"7", "8"}
+    pictures = browser.find_elements("css selector", "#rows .row figure img")
+    assert len(pictures) == 2 and browser.execute_script("return arguments[0].naturalWidth", pictures[0]) > 50
+    assert with_kind("audio") == {"9", "11"} and with_kind("video") == {"10", "11"}
+    assert with_kind("video with sound") == {"11"} and with_kind("tools") == {"12"}
+    bins = {
+        int(row.split(":")[0]) for row in browser.execute_script("return every.map((row) => row.bin + ':' + row.start)")
+    }
+    assert len(bins) > 1, "the filters are of one bin only"
+    browser.find_element("css selector", "#bin-controls [type=reset]").click()
+    browser.execute_async_script("setTimeout(arguments[0], 20)")
+    assert len(browser.execute_script(lines)) == 12
+    browser.find_element("id", "row-search").send_keys("answer 日本語")
+    rows = texts(browser, "#rows .row")
+    assert len(rows) == 5 and all("<img src=x" in row for row in rows)
+    browser.find_element("id", "row-search").clear()
+    sizes = browser.execute_script("return every.map((row) => row.tokens)")
+    browser.find_element("id", "row-least").send_keys(str(max(sizes)))
+    assert len(browser.execute_script(lines)) == sizes.count(max(sizes)) < 12
+
+    trained = browser.find_element("css selector", "#rows .message.assistant .y")
+    browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))", trained)
+    assert texts(browser, "#tip")[0].startswith("token ")
+
+
+def test_the_keyboard_alone_reaches_a_row(built, browser):
+    """/ goes to the search; from there Tab leads through the filters to the text of the first row."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, (built / "report.html").as_uri())
+    ActionChains(browser).send_keys("/").perform()
+    active = "return document.activeElement.id || document.activeElement.className"
+    assert browser.execute_script(active) == "row-search"
+    ActionChains(browser).send_keys("balls").perform()
+    assert 0 < len(texts(browser, "#rows .row")) < 12
+    reached = []
+    for _ in range(9):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached.append(browser.execute_script(active))
+    assert reached[:5] == ["row-kind", "row-source", "row-least", "row-most", "bin-select"] and "chat" in reached
+
+
+def test_hidden_characters_are_shown(built, browser):
+    """Everything that omniprep.printable escapes for a terminal is escaped in a page too."""
+    open_page(browser, (built / "report.html").as_uri())
+    choose(browser, "row-kind", "")
+    browser.find_element("id", "row-search").send_keys("gnp.exe")
+    (row,) = texts(browser, "#rows .row")
+    for part in ("[red]", "\\x1b[31m", "\\u202egnp.exe\\u202c", "\\u200f", "[/red]"):
+        assert part in row
+    points = [*range(0x300), *range(0x600, 0x620), *range(0x2000, 0x2070), 0xFEFF, *range(0xFFF0, 0xFFFC)]
+    shown = browser.execute_script("return arguments[0].map((point) => visible(String.fromCodePoint(point)))", points)
+    assert shown == [printable(chr(point), lines=True) for point in points]
+    assert browser.execute_script("return visible('a' + String.fromCharCode(0xd800) + 'b')") == "a\\ud800b"
+
+
+def test_a_report_on_all_screens(built, browser, tmp_path):
+    open_page(browser, (built / "report.html").as_uri())
+    look_on_all_screens(browser, "report", tmp_path)
+    before = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    browser.find_element("id", "theme").click()
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") != before
+
+
+def test_an_empty_section_is_drawn_too(built, browser, tmp_path):
+    target = tmp_path / "page.html"
+    target.write_text(page(collect(PackedDataset(str(built)), None, shown=0)))
+    open_page(browser, target.as_uri())
