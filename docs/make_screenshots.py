@@ -9,12 +9,8 @@ docs/images/NAME.svg.
 
 import argparse
 import io
-import os
-import pty
 import re
-import select
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,66 +18,19 @@ from pathlib import Path
 
 from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
+from terminal import Screen, watch
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
-COLUMNS, LINES = 110, 60
+COLUMNS = 110
 NAMES = ("plan", "build", "inspect", "rejected", "report")
-CONTROL = re.compile(r"\x1b\[(\d*)([ABKJGHhl])|\x1b\[\?\d+[hl]|\r\n|[\r\n]")
 
 
-class Screen:
-    """As much of a terminal as progress bars need: lines that are written, overwritten and erased. Colors stay."""
-
-    def __init__(self) -> None:
-        self.lines, self.row = [""], 0
-
-    def feed(self, text: str) -> None:
-        """Take in what a program wrote."""
-        start = 0
-        for match in CONTROL.finditer(text):
-            self.lines[self.row] += text[start : match.start()]
-            start = match.end()
-            self._obey(match)
-        self.lines[self.row] += text[start:]
-
-    def _obey(self, match: re.Match[str]) -> None:
-        if "\n" in match[0]:
-            self.row += 1
-            if self.row == len(self.lines):
-                self.lines.append("")
-        elif match[2] == "A":
-            self.row = max(0, self.row - int(match[1] or 1))
-        elif match[2] == "K" or match[0] == "\r":
-            self.lines[self.row] = ""
-
-
-def watch(command: list[str], until: Callable[[Screen], bool] | None = None) -> Screen:
-    """Run a command in a terminal; the screen at its end, or as it was at the last moment that `until` held."""
-    leader, follower = pty.openpty()
-    env = {**os.environ, "COLUMNS": str(COLUMNS), "LINES": str(LINES), "TERM": "xterm-256color"}
-    env |= {"COLORTERM": "truecolor", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    env.pop("NO_COLOR", None)
-    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=env, cwd=ROOT)
-    os.close(follower)
-    screen, kept = Screen(), None
-    while True:
-        ready, _, _ = select.select([leader], [], [], 0.5)
-        if ready:
-            try:
-                data = os.read(leader, 1 << 16)
-            except OSError:  # the program has closed its end
-                break
-            screen.feed(data.decode(errors="replace"))
-            if until is not None and until(screen):
-                kept = list(screen.lines)
-        elif process.poll() is not None:
-            break
-    if process.wait():
-        raise SystemExit("\n".join(screen.lines))
-    if until is not None:
-        assert kept is not None, "what the picture is of was never on the screen"
-        screen.lines = kept
+def show(command: list[str], until: Callable[[Screen], bool] | None = None) -> Screen:
+    """What a command shows; its failure ends this program."""
+    screen, code = watch(command, ROOT, COLUMNS, until)
+    if code:
+        raise SystemExit(screen.text())
     return screen
 
 
@@ -148,20 +97,20 @@ def main() -> None:
             good = [name for name in inputs if "broken" not in name]
             small = [*program, "build", *good, "--model", options.model, "--bin-length", "640", "--out", str(packed)]
             small += ["--workers", "2", "--shard-size", "2MiB"]
-            busy = watch(small, lambda screen: sum("bins" in line for line in screen.lines) >= 2)
+            busy = show(small, lambda screen: sum("bins" in line for line in screen.lines) >= 2)
             typed = "omniprep build chats/*.jsonl --model build/demo/model --bin-length 640 --out packed/ --workers 2"
             save("build", typed, busy)
-        watch([*build, "--workers", "0", "--overwrite"])
+        show([*build, "--workers", "0", "--overwrite"])
         if "plan" in options.names:
             more = ["--workers", "0", "--compare", "max-pixels=50176", "--quiet"]
-            shown = watch([*program, "plan", *inputs, *given, *more])
+            shown = show([*program, "plan", *inputs, *given, *more])
             save("plan", f"omniprep plan data_samples/*.jsonl {said} --compare max-pixels=50176 --quiet", shown)
         row = "data_samples/images.jsonl:5"
         if "inspect" in options.names:
-            shown = watch([*program, "inspect", str(packed), "--row", row])
+            shown = show([*program, "inspect", str(packed), "--row", row])
             save("inspect", f"omniprep inspect packed/ --row {row}", shown)
         if "rejected" in options.names:
-            shown = watch([*program, "inspect", str(packed), "--rejected", "--limit", "3"])
+            shown = show([*program, "inspect", str(packed), "--rejected", "--limit", "3"])
             save("rejected", "omniprep inspect packed/ --rejected --limit 3", shown)
         if "report" in options.names:
             save_report(packed)

@@ -36,9 +36,9 @@ OPTIONS = set(re.findall(r"--[a-z][a-z0-9-]+", (ROOT / "tests" / "cli_surface.tx
 }
 OTHERS = {
     *("--strict", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--num-processes"),
-    *("--head", "--port", "--address", "--codecs"),
+    *("--head", "--port", "--address", "--codecs", "--bin-lenght"),
 }
-"""Options of other programs: mypy, torchrun, accelerate, ray, benchmarks/storage.py."""
+"""Options of other programs (mypy, torchrun, accelerate, ray, benchmarks/storage.py), and one that is misspelled."""
 SLOW = (
     "README.md",
     "docs/cluster.md",
@@ -108,7 +108,35 @@ def surroundings(request):
         yield {}
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES])
+TRANSCRIPT = "docs/first-dataset.md"
+
+
+@pytest.mark.parametrize("until", ["build", pytest.param("", marks=pytest.mark.slow)])
+def test_the_transcript_shows_what_its_commands_show(until, model_dir):
+    """Up to the first build, then the whole page."""
+    command = [sys.executable, ROOT / "docs" / "make_transcript.py", "--check", "--model", model_dir, "--until", until]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_transcript_is_compared_but_for_times_and_rates(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from make_transcript import without_varying_numbers as plain
+
+    bar = "plan        ━━━━━━━━ 1/1 splits 0:00:00 1.1 splits/s, 933 tokens/s, 1 rejected"
+    slow = "plan    ━━━━━━━━━━━ 1/1 splits 0:01:10 11.0k splits/s, 1.2M tokens/s, 1 rejected"
+    assert plain(bar) == plain(slow) != plain(bar.replace("1 rejected", "2 rejected"))
+    assert plain(bar) != plain(bar.replace("1/1", "1/2"))
+    assert plain("step 4/8  loss 11.57  lr 2.4e-03") == plain("step 4/8  loss 9.1  lr 2.41e-03")
+    assert plain("step 4/8  loss 11.57") != plain("step 5/8  loss 11.57")
+    assert plain("| 12.8 KiB |") != plain("| 12.9 KiB |")
+    assert plain("time  6.6 s, 35.4 tokens/s") == plain("time  12 s, 5 tokens/s")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES if page != TRANSCRIPT],
+)
 def test_a_page_runs_as_it_stands(page, omniprep, model_dir, packed, tmp_path, monkeypatch, surroundings):
     run = [block for block in blocks_of(ROOT / page) if block.language in ("bash", "python") and not block.reason]
     furnish(tmp_path, model_dir, packed if "--out packed/" not in "".join(block.text for block in run) else None)

@@ -29,6 +29,18 @@ def test_a_program_that_opens_a_dataset_ends_as_it_should(tmp_path, tries):
         assert done.returncode == 0 and int(done.stdout) > 0, (done.returncode, done.stderr)
 
 
+def test_a_program_that_has_read_a_bin_ends_without_a_word(tmp_path):
+    """Its shard's file is closed last, when the interpreter has emptied the modules."""
+    make_dataset(tmp_path / "d", n_rows=20)
+    for code in (
+        "import omniprep\nds = omniprep.PackedDataset('d')\nbin = ds[0]",
+        "import omniprep\nomniprep.PackedDataset('d')[0]",
+    ):
+        (tmp_path / "program.py").write_text(code)
+        done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_tables_of_a_dataset_are_read_on_the_calling_thread(tmp_path, monkeypatch):
     make_dataset(tmp_path / "d", n_rows=20)
     opened, read, real = [], [], pq.ParquetFile

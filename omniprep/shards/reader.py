@@ -9,7 +9,7 @@ open. A `ShardReader` belongs to one process: it notices a fork and opens its ow
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -93,9 +93,10 @@ class _File:
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
-    def __del__(self) -> None:
+    # `close` is bound here because the interpreter empties this module before it deletes the last files at its end.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "descriptor"):  # absent where os.open failed
-            os.close(self.descriptor)
+            close(self.descriptor)
 
 
 class ShardReader:
