@@ -33,7 +33,7 @@ INIT_MODEL = "omniprep init-model model"
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
 VARYING = (
     (r"\d+:\d\d(?::\d\d)?", "N:N"),  # clocks of progress bars
-    (rf"{NUMBER}[kMG]? ?(\w+)/s\b", r"N \1/s"),  # rates
+    (rf",? *{NUMBER}[kMG]? ?\w+/s\b", ""),  # rates: bars leave out those that find no room
     (rf"\b{NUMBER} (s|ms|min|MiB/s)\b", r"N \1"),  # times
     (rf"(loss|lr|grad norm|accuracy|data wait|tokens/s) +{NUMBER}(?:e[-+]\d+)?", r"\1 N"),  # of training
     (r'"response": "(?:[^"\\]|\\.)*"', '"response": "N"'),
