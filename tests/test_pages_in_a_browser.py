@@ -26,6 +26,10 @@ CUT = """return [...document.querySelectorAll("td, th, .card, .card b, button, .
 """Cells, cards and controls whose text is wider than they are, or that reach beyond the screen."""
 
 
+CELLS = """return [...document.querySelectorAll(arguments[0] + " tbody tr")].map((row) =>
+  [...row.children].map((cell) => cell.textContent))"""
+
+
 @pytest.fixture(scope="module")
 def built(omniprep, model_dir, tmp_path_factory) -> Path:
     return build(omniprep, model_dir, tmp_path_factory.mktemp("pages"))
@@ -208,3 +212,24 @@ def test_an_empty_section_is_drawn_too(built, browser, tmp_path):
     target = tmp_path / "page.html"
     target.write_text(page(collect(PackedDataset(str(built)), None, shown=0)))
     open_page(browser, target.as_uri())
+
+
+def test_two_datasets_side_by_side(built, omniprep, browser, tmp_path):
+    """Names of datasets are hostile, too."""
+    other = tmp_path / "<b>other\u202e"
+    excluded = f"{next(built.parent.glob('*.jsonl'))}:1"
+    done = omniprep("repack", built, "--out", other, "--bin-length", 2048, "--exclude", excluded)
+    assert done.code == 0, done.err
+    done = omniprep("report", built, other, "--out", tmp_path / "compare.html")
+    assert done.code == 0, done.err
+    open_page(browser, (tmp_path / "compare.html").as_uri())
+    assert requests_of(browser) == []
+    assert texts(browser, "#title") == ["packed and <b>other\\u202e"]
+    (line,) = (row for row in browser.execute_script(CELLS, "#table-counts") if row[0] == "rows packed")
+    assert line == ["rows packed", "12", "11", "−1 (−8.3 %)"]
+    shown = browser.execute_script(CELLS, "#table-options")
+    assert ["--bin-length", "1024", "2048"] in shown
+    browser.find_element("id", "all-options").click()
+    assert len(browser.execute_script(CELLS, "#table-options")) > len(shown) + 20
+    assert browser.execute_script("return document.querySelectorAll('#length-bars i').length") > 4
+    look_on_all_screens(browser, "compare", tmp_path)

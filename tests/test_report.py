@@ -125,8 +125,8 @@ def test_every_kind_of_row_is_among_the_bins_that_are_shown():
     for number, held in rare.items():
         counts[number] = held
     bins[9500] = None
-    chosen = choose_bins(rows_table(counts, bins), 1000, 8, {"tools": 5005, "preference": 9999})
-    assert chosen == choose_bins(rows_table(counts, bins), 1000, 8, {"tools": 5005, "preference": 9999})
+    chosen = choose_bins(rows_table(counts, bins), 1000, 8, {"tools": 5005, "other": 9999})
+    assert chosen == choose_bins(rows_table(counts, bins), 1000, 8, {"tools": 5005, "other": 9999})
     assert len(chosen) == 8 and [b.number for b in chosen] == sorted(b.number for b in chosen)
     shown = {row for entry in chosen for row in entry.first}
     assert {17, 4321, 7777, 9012, 5005, 9999} <= shown

@@ -19,7 +19,15 @@ from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.modalities import MODALITIES, media_counts
 from omniprep.report.assemble import as_json
-from omniprep.report.rows import kinds_of, media_as_json, picture_url, row_as_json
+from omniprep.report.rows import (
+    PREFERENCE,
+    kinds_of,
+    media_as_json,
+    picture_url,
+    row_as_json,
+    row_id,
+    verdicts_of,
+)
 from omniprep.report.scan import spread
 
 TOKENS_A_ROW = 2000
@@ -62,6 +70,8 @@ def choose_bins(
     kinds |= {f"{name} alone": held & alone for name, held in present.items()}
     if with_sound:
         kinds["video with sound"] = present["video"] & present["audio"]
+    if "verdict" in rows.column_names:
+        kinds |= {kind: np.isin(rows["verdict"].to_numpy(), verdicts) for kind, verdicts in PREFERENCE.items()}
     candidates = {kind: np.flatnonzero(mask & packed) for kind, mask in kinds.items()}
     candidates |= {kind: np.array([row]) for kind, row in (found or {}).items() if row < len(rows) and packed[row]}
     chosen: dict[int, list[int]] = {}
@@ -99,17 +109,17 @@ def _pick(
     text_budget: int, picture_budget: int,
 ) -> tuple[list[dict[str, Any]], int, int]:  # fmt: skip
     """Rows of a bin as JSON, in their order, and the bytes that text and pictures took; at least one row."""
-    wanted = sorted(stored, key=lambda row: int(row.arrays["row_ids"][0]) not in first)
+    wanted = sorted(zip(stored, verdicts_of(stored), strict=True), key=lambda entry: row_id(entry[0]) not in first)
     thumbnails = Thumbnails(picture_budget)
     # A token takes 5 bytes and more; a page of very many bins holds the beginnings of their rows.
     most = min(TOKENS_A_ROW, max(text_budget // 5, 64))
     picked: dict[int, dict[str, Any]] = {}
     text_used = 0
-    for row in wanted[:ROWS_A_BIN]:
+    for row, verdict in wanted[:ROWS_A_BIN]:
         pictures_left = thumbnails.left
-        kinds = kinds_of(row.arrays, vocabulary, dataset.record.placeholders)
+        kinds = kinds_of(row.arrays, vocabulary, dataset.record.placeholders, verdict)
         media = media_as_json(media_of(row.arrays), thumbnails)
-        entry = row_as_json(row, kinds, media, vocabulary, most)
+        entry = row_as_json(row, kinds, media, vocabulary, most) | verdict
         size = len(as_json(entry).encode(errors="replace")) - (pictures_left - thumbnails.left)
         if picked and text_used + size > text_budget:
             break

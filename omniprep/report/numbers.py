@@ -34,6 +34,7 @@ def totals(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "items": counts.get("items", {}),
         "rows_without_labels": counts.get("rows_without_labels", 0),
         "rows_with_control_tokens": counts.get("rows_with_control_tokens", 0),
+        "preference": counts.get("preference", {}),
         "notes": {str(n.name).lower(): counts.get(f"rows_with_{str(n.name).lower()}", 0) for n in Note},
         "unread_columns": counts.get("unread_columns", {}),
     }
@@ -79,9 +80,7 @@ def length_histogram(lengths: np.ndarray, kinds: np.ndarray) -> dict[str, Any]:
     """Rows by length in steps of the square root of two, stacked by kind of row."""
     if len(lengths) == 0:
         return {"edges": [], "series": {}, "quantiles": {}}
-    low, high = np.floor(2 * np.log2(max(lengths.min(), 1))), np.ceil(2 * np.log2(max(lengths.max(), 2) + 1))
-    edges = np.unique(np.round(2 ** (np.arange(low, high + 1) / 2)).astype(np.int64))
-    edges[-1] = max(edges[-1], int(lengths.max()) + 1)
+    edges = length_edges(lengths)
     series = {}
     for number, kind in enumerate(KINDS):
         chosen = lengths[kinds == number]
@@ -94,6 +93,19 @@ def length_histogram(lengths: np.ndarray, kinds: np.ndarray) -> dict[str, Any]:
         "quantiles": dict(zip(("min", "median", "90 %", "99 %", "max"), points, strict=True)),
         "mean": round(float(lengths.mean()), 1),
     }
+
+
+def length_edges(lengths: np.ndarray) -> np.ndarray:
+    """Borders of steps of the square root of two that hold all lengths; int64, at least two."""
+    low, high = np.floor(2 * np.log2(max(lengths.min(), 1))), np.ceil(2 * np.log2(max(lengths.max(), 2) + 1))
+    edges = np.unique(np.round(2 ** (np.arange(low, high + 1) / 2)).astype(np.int64))
+    edges[-1] = max(edges[-1], int(lengths.max()) + 1)
+    return edges
+
+
+def source_facts_of(dataset: PackedDataset) -> list[dict[str, Any]]:
+    """`source_facts` of a dataset."""
+    return source_facts(dataset.rows, row_kinds(media_counts(dataset.rows)))
 
 
 def source_facts(rows: pa.Table, kinds: np.ndarray) -> list[dict[str, Any]]:

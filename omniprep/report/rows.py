@@ -5,7 +5,7 @@ Tokens that together make one character stay together.
 
 import base64
 import io as memory
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,19 @@ from omniprep.modalities import MODALITIES
 from omniprep.shards.forms import DEFAULTS
 
 THUMBNAIL = (320, 200)
-ROW_KINDS = (*MODALITIES, "video with sound", "several media", "tools", "preference", "text alone")
+PREFERENCE = {"preference pair": (2,), "preference verdict": (0, 1)}
+"""Kinds of preference rows, and the values of their column `verdict` in rows.parquet."""
+ROW_KINDS = (*MODALITIES, "video with sound", "several media", "tools", *PREFERENCE, "text alone")
 """What a row may hold, as the filters name it; a row can be of several kinds."""
 
 
-def kinds_of(arrays: Mapping[str, Any], vocabulary: Vocabulary | None, placeholders: Mapping[str, int]) -> list[str]:
-    """The kinds of a row, of `ROW_KINDS`."""
+def kinds_of(
+    arrays: Mapping[str, Any],
+    vocabulary: Vocabulary | None,
+    placeholders: Mapping[str, int],
+    verdict: Mapping[str, Any],
+) -> list[str]:
+    """The kinds of a row, of `ROW_KINDS`; `verdict` is what `verdicts_of` has of it."""
     counts = dict(zip(arrays["layout"].modalities, arrays["row_items"].sum(axis=0).tolist(), strict=True))
     present = [name for name in MODALITIES if counts.get(name)]
     ids = arrays["input_ids"]
@@ -34,8 +41,8 @@ def kinds_of(arrays: Mapping[str, Any], vocabulary: Vocabulary | None, placehold
         kinds.append("several media")
     if vocabulary is not None and np.isin(ids, tool_tokens(vocabulary)).any():
         kinds.append("tools")
-    if "chosen" in arrays and (arrays["chosen"] >= 0).any():
-        kinds.append("preference")
+    if verdict:
+        kinds.append("preference pair" if "pair" in verdict else "preference verdict")
     return kinds if present else [*kinds, "text alone"]
 
 
@@ -53,20 +60,35 @@ def tool_tokens(vocabulary: Vocabulary) -> list[int]:
     return [token for token in vocabulary.special.tolist() if "tool" in vocabulary.decode([token]).lower()]
 
 
+def verdicts_of(rows: Sequence[StoredRow]) -> list[dict[str, Any]]:
+    """What the rows of a bin have of preference, each {} or "verdict", and "pair": the number of its pair in the bin.
+
+    The two answers of a pair are neighbors that came from one row, the preferred one first.
+    """
+    ids = [row_id(row) for row in rows]
+    chosen = [int(row.arrays["chosen"][0]) if "chosen" in row.arrays else -1 for row in rows]
+    firsts = [n for n in range(len(rows) - 1) if ids[n] == ids[n + 1] and (chosen[n], chosen[n + 1]) == (1, 0)]
+    pairs = {n + answer: pair for pair, n in enumerate(firsts) for answer in (0, 1)}
+    found: list[dict[str, Any]] = []
+    for number, verdict in enumerate(chosen):
+        if number in pairs:
+            found.append({"verdict": "preferred" if verdict else "rejected", "pair": pairs[number]})
+        else:
+            found.append({} if verdict < 0 else {"verdict": "desirable" if verdict else "undesirable"})
+    return found
+
+
+def row_id(row: StoredRow) -> int:
+    """Number of a row in rows.parquet."""
+    return int(row.arrays["row_ids"][0])
+
+
 def row_as_json(
     row: StoredRow, kinds: list[str], media: list[dict[str, Any]], vocabulary: Vocabulary | None, most: int
 ) -> dict[str, Any]:
-    """A row with the first `most` of its tokens; "cut" is how many are left out.
-
-    "verdict" is preferred or rejected where the row has one; "pair" its number in the bin where it has a partner.
-    """
+    """A row with the first `most` of its tokens; "cut" is how many are left out."""
     entry: dict[str, Any] = {name: getattr(row, name) for name in ("source", "line", "bin", "start")}
     entry |= {"tokens": row.tokens, "trained": row.trained, "kinds": kinds, "media": media}
-    verdict = int(row.arrays["chosen"][0]) if "chosen" in row.arrays else -1
-    if verdict >= 0:
-        entry["verdict"] = "preferred" if verdict else "rejected"
-        if (pair := int(row.arrays["pair_ids"][0])) >= 0:
-            entry["pair"] = pair
     return entry | {"parts": parts_of(row.arrays, vocabulary, most), "cut": max(row.tokens - most, 0)}
 
 

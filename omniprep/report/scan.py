@@ -73,13 +73,11 @@ def scan(dataset: PackedDataset, vocabulary: Vocabulary | None, most: int = SCAN
 
 
 def _find_rows(found: dict[str, int], item: Mapping[str, Any], tokens: Mapping[str, np.ndarray]) -> None:
-    """Note the first row of a bin that has a token of each kind, and one with a verdict of preference."""
+    """Note the first row of a bin that has a token of each kind."""
     for kind, mask in tokens.items():
         if kind not in found and mask.any():
             row = np.searchsorted(item["cu_seqlens"], mask.argmax(), side="right") - 1
             found[kind] = int(item["row_ids"][row])
-    if "preference" not in found and "chosen" in item and (judged := item["chosen"] >= 0).any():
-        found["preference"] = int(item["row_ids"][judged.argmax()])
 
 
 def _frames(column: Column, item: Mapping[str, Any]) -> list[int]:

@@ -17,6 +17,8 @@ function showTotals() {
   ];
   const apart = { removed: ["rows removed", "by omniprep remove"], filtered: ["rows left out", "by --where, not read"], other_part: ["rows of the other part", "--split-by, not read"] };
   for (const [name, [what, note]] of Object.entries(apart)) if (t.rows[name]) shown.push([whole(t.rows[name]), what, note]);
+  const verdicts = Object.entries(t.preference).filter(([name, n]) => n && name !== "ordinary");
+  if (verdicts.length) shown.push([whole(verdicts.reduce((sum, [, n]) => sum + n, 0)), "preference rows", verdicts.map(([name, n]) => `${whole(n)} ${name}`).join(", ")]);
   if (t.rows_without_labels) shown.push([whole(t.rows_without_labels), "rows teach nothing", "no trained token"]);
   const noted = { surplus_tags: ["rows with surplus tags", "more media tags than media"], ignored_options: ["rows with limits of their own", "ignored, as in the reference"] };
   for (const [name, [what, note]] of Object.entries(noted)) if (t.notes[name]) shown.push([whole(t.notes[name]), what, note]);
