@@ -18,7 +18,7 @@ from datetime import date
 from typing import Any, Literal
 
 from omniprep.errors import UsageError, shown_name
-from omniprep.rows.columns import parse_columns
+from omniprep.rows.columns import Preference, parse_columns
 from omniprep.rows.where_parser import parse_where
 
 Switch = Literal["auto", "on", "off"]
@@ -57,9 +57,13 @@ class RowOptions:
     pad_rows_to: int = 0
     """End each row with pad tokens, to a multiple of so many tokens, so that context and sequence parallelism cut every
     row evenly: the least common multiple of 2*CP and CP*TP. They are not learned, and count as tokens (0: none)."""
-    loss_scale: str = "default"
+    loss_scale: str | None = None
     """Loss strategy: default, last_round, all, ignore_empty_think, hermes, react, qwen, agentflan, alpha_umi, or a
-    chain such as last_round+hermes."""
+    chain such as last_round+hermes (default: default; of preference rows last_round)."""
+    preference: Preference = "auto"
+    """Preference rows: rows with a rejected answer (rejected_response, rejected_messages, or chosen and rejected), and
+    rows with a label that is true or false (KTO). auto: as the columns of a row say, all rows alike; pairs, kto: reject
+    every other row; mixed: ordinary rows may stand beside them; ignore: do not read these columns."""
     system: str | None = None
     """System prompt for rows that have none (default: the family's)."""
     use_chat_template: bool = True
@@ -177,6 +181,19 @@ class RowOptions:
         checks.append((_is_day(self.template_date), "--template-date must be a day as YYYY-MM-DD"))
         _refuse(checks)
         parse_columns(self.columns)
+
+    @property
+    def loss_strategy(self) -> str:
+        """The loss strategy of ordinary rows; whether a build's tokens have weights follows from it for all rows."""
+        return self.loss_scale or "default"
+
+    @property
+    def preference_loss_strategy(self) -> str:
+        """That of preference rows: the reference's rlhf trains the last round alone unless it is told otherwise.
+
+        Source: swift/llm/argument/rlhf_args.py of ms-swift 3.9.3.
+        """
+        return self.loss_scale or "last_round"
 
     @property
     def row_limit(self) -> int:

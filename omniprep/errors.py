@@ -145,6 +145,29 @@ class RejectCode(StrEnum):
         "With --chat-template-kwargs apply: `chat_template_kwargs` of the row holds a value that cannot be used. With "
         "Qwen3-VL: the least area of an image is above the most.",
     )
+    # Preferences
+    NO_PARTNER = (
+        "no_partner",
+        "A preference row lacks one of its two answers (the column is empty, or the chat ends with a question); or, "
+        "with --preference pairs, a row has no rejected answer; or, with --preference kto, no label. With --preference "
+        "mixed, rows whose columns of preferences are empty are ordinary ones.",
+    )
+    BAD_PREFERENCE = (
+        "bad_preference",
+        "Columns of preferences from which no pair can be read: rejected_response is a list, chosen and rejected stand "
+        "beside another answer or without a prompt, or a row has both a rejected answer and a label.",
+    )
+    BAD_LABEL = ("bad_label", "The label of a row for KTO is none of true, false, 1 and 0.")
+    EMPTY_ANSWER = ("empty_answer", "The preferred or the rejected answer, or the one with a verdict, is empty.")
+    SAME_ANSWERS = (
+        "same_answers",
+        "The preferred and the rejected answer are equal, at least after --truncation, so nothing is preferred.",
+    )
+    PAIR_EXCEEDS_BIN = (
+        "pair_exceeds_bin",
+        "The two answers of a pair, each with its prompt, are together longer than the bin. Use a longer bin, smaller "
+        "media, or --truncation with --max-length of half a bin.",
+    )
     # Text
     SPECIAL_TOKEN_IN_TEXT = (
         "special_token_in_text",

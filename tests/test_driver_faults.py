@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from omniprep import io
 from omniprep.compiler.encode.shard_task import EncodeTask
 from omniprep.compiler.output.paths import plan_path
-from omniprep.compiler.plan.file import PlanReader, read_facts, read_rejects
+from omniprep.compiler.plan.file import read_facts, read_rejects
+from omniprep.compiler.plan.reader import PlanReader
 from omniprep.compiler.plan.split_task import PlanTask
 from omniprep.compiler.run.tasks import read_receipt
 from omniprep.errors import DamagedDataError, OmniprepError

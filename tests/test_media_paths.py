@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omniprep.compiler.plan.file import PlanReader, to_batch, write_plan
+from omniprep.compiler.plan.file import to_batch, write_plan
+from omniprep.compiler.plan.reader import PlanReader
 from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.errors import Reject
 from omniprep.families.kinds import Item, MediaMeta

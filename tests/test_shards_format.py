@@ -270,8 +270,8 @@ def test_bad_declarations_are_refused(column):
 def test_other_files_and_newer_formats_are_refused(tmp_path):
     with pytest.raises(OmniprepError, match="not an omniprep shard"):
         read_layout(pa.schema([("a", pa.int32())]), "x.arrow")
-    newer = schema().with_metadata({METADATA_KEY: b'{"format": 3}'})
-    with pytest.raises(OmniprepError, match="format 3"):
+    newer = schema().with_metadata({METADATA_KEY: b'{"format": 4}'})
+    with pytest.raises(OmniprepError, match="format 4"):
         read_layout(newer, "x.arrow")
     (tmp_path / "s.arrow").write_bytes(b"ARROW1\0\0not arrow")
     with pytest.raises(DamagedDataError, match=r"s\.arrow"):

@@ -314,7 +314,7 @@ def _refuse_other_columns(dataset: PackedDataset, config: BuildConfig) -> None:
     with io.open_input(uri) as file:
         names = set(pq.ParquetFile(file, pre_buffer=False).schema_arrow.names)
     # That hashes are absent which --dedup needs is said, with what to do, where they are read.
-    if differing := names ^ (set(row_columns(config)) - (set(HASH_COLUMNS) - names)):
+    if differing := names ^ (set(row_columns(config, preferences="verdict" in names)) - (set(HASH_COLUMNS) - names)):
         raise DamagedDataError(
             f"{uri}: has other columns than this omniprep writes ({', '.join(sorted(differing))}); repack the dataset "
             "first"

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from omniprep import io
 from omniprep.compiler.costs import encode_memory, encode_seconds, unit_bytes
 from omniprep.compiler.driver import run_in_folder, stopped_by_signal
@@ -39,9 +41,11 @@ from omniprep.compiler.output.ownfiles import RESULTS
 from omniprep.compiler.output.progress_file import kept_progress
 from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze, gather, placement
 from omniprep.compiler.parts import parts_of
+from omniprep.compiler.plan.file import PREFERENCE_FACTS
 from omniprep.compiler.plan.probe import item_limits
 from omniprep.compiler.plan.split_task import PlanTask
 from omniprep.compiler.plan.work import plan_seconds
+from omniprep.compiler.preferences import check_preferences, has_preferences
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.error_budget import FirstErrors, check_error_rate
 from omniprep.compiler.run.stages import Stage
@@ -174,7 +178,10 @@ def plan(
     rejected, read = sum(r["rejected"] for r in receipts), sum(r["rows"] for r in receipts)
     check_error_rate(config, rejected, read, "omniprep plan with the same options shows examples of each code")
     exact = config.dedup == "exact"
-    rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation, HASH_COLUMNS if exact else ())
+    preferences = has_preferences(receipts, existing)
+    more = {**dict.fromkeys(HASH_COLUMNS if exact else (), np.uint64), **(PREFERENCE_FACTS if preferences else {})}
+    rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation, more)
+    check_preferences(config, rows, splits, receipts, existing)
     rows.unit_bytes = unit_bytes(ctx)
     duplicates = None
     if exact:
@@ -254,6 +261,7 @@ def encode(
             run_id=run_id,
             spec=planned.spec,
             config=worker_config,
+            preferences=planned.preferences,
         )
         for shard in range(assignment.shards)
     ]

@@ -41,6 +41,7 @@ Facts = Mapping[str, NDArray[Any]]
 modality."""
 
 
+_REPEATED = {"patches": "repeated_patches", "audio_frames": "repeated_frames"}
 UnitBytes = Mapping[str, Sequence[float]]
 """Modality → bytes that a unit of its tower's work takes in a shard: of pixels, before --pixel-codec, and of others."""
 QWEN_BYTES: UnitBytes = {
@@ -83,10 +84,12 @@ def stored_bytes(facts: Facts, pixel_codec: str, prices: UnitBytes = QWEN_BYTES)
     pixels = _patch_price(facts, {name: pixels for name, (pixels, _) in prices.items()})
     if pixel_codec != "raw":
         pixels = pixels * np.minimum(np.asarray(facts["pixel_share"], np.float64) * size_of_delta(pixel_codec), 1.0)
-    pictures = (pixels + _patch_price(facts, {name: others for name, (_, others) in prices.items()})) * facts["patches"]
+    # What both answers of a pair have is stored once, though the towers work on it twice.
+    patches, frames = (facts[name] - facts.get(repeated, 0) for name, repeated in _REPEATED.items())
+    pictures = (pixels + _patch_price(facts, {name: others for name, (_, others) in prices.items()})) * patches
     if pixel_codec == "source":
         pictures = np.where(facts["file_bytes"] > 0, facts["file_bytes"], pictures)
-    others = float(TOKEN_BYTES) * facts["length"] + prices["audio"][1] * facts["audio_frames"]
+    others = float(TOKEN_BYTES) * facts["length"] + prices["audio"][1] * frames
     return (others + pictures).astype(np.int64)
 
 
@@ -198,7 +201,11 @@ def bin_cost(facts: Facts, bins: NDArray[np.int64], model: CostModel | None = No
     """Work of each bin, float64 (bins,) in text tokens, of rows whose bins are given (rows,)."""
     model = model or CostModel()
     tokens = np.asarray(facts["length"], np.float64)
-    work = model.token * tokens + model.pair * tokens * tokens
+    attended = tokens * tokens
+    if "chosen_length" in facts:  # the two answers of a pair do not see each other
+        chosen = np.asarray(facts["chosen_length"], np.float64)
+        attended = chosen * chosen + (tokens - chosen) ** 2
+    work = model.token * tokens + model.pair * attended
     work += model.patch * facts["patches"]
     work += model.audio_frame * facts["audio_frames"]
     return np.bincount(bins, weights=work)

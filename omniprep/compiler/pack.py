@@ -7,9 +7,10 @@ the same.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ class Rows:
     within: NDArray[np.int32]
     """Number of the row within its split."""
     facts: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """A column for each of `FACTS`; with --dedup also the halves of each row's hash."""
+    """A column for each of `FACTS`; with --dedup also the halves of each row's hash, with preference rows also one for
+    each of `PREFERENCE_FACTS`."""
     unit_bytes: UnitBytes = field(default_factory=lambda: QWEN_BYTES)
     """What a unit of their media's work takes in a shard."""
 
@@ -57,7 +59,8 @@ class Rows:
 
     def columns(self, chosen: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """What chosen rows (numbers or a mask) cost, see omniprep/compiler/costs.py."""
-        names = ("length", "patches", "audio_frames", "file_bytes", "pixel_share", *MEDIA_COLUMNS)
+        names = ["length", "patches", "audio_frames", "file_bytes", "pixel_share", *MEDIA_COLUMNS]
+        names += [name for name in ("repeated_patches", "repeated_frames") if name in self.facts]
         return {name: self.facts[name][chosen] for name in names}
 
 
@@ -83,24 +86,24 @@ class Assignment:
         return len(self.shard_bins) - 1
 
 
-def gather(out: str, sizes: Sequence[int], generation: str = "", hashes: Sequence[str] = ()) -> Rows:
-    """Facts of all rows from the plans of all splits, which have `sizes` rows by their receipts; `hashes` names further
-    columns of 64 bits.
+def gather(
+    out: str, sizes: Sequence[int], generation: str = "", more: Mapping[str, Any] = MappingProxyType({})
+) -> Rows:
+    """Facts of all rows from the plans of all splits, which have `sizes` rows by their receipts; `more` names further
+    columns, with the type in which they are held.
     """
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     rows = Rows(
         split=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
         within=np.empty(starts[-1], np.int32),
-        facts={
-            name: np.empty(starts[-1], dtype) for name, dtype in {**FACTS, **dict.fromkeys(hashes, np.uint64)}.items()
-        },
+        facts={name: np.empty(starts[-1], dtype) for name, dtype in {**FACTS, **more}.items()},
     )
     # Split by split into arrays that exist already, so that what a split gives is freed before the next is read.
     for number, size in enumerate(sizes):
         own = slice(starts[number], starts[number + 1])
         rows.within[own] = np.arange(size)
         uri = plan_path(out, number, ".arrow", generation)
-        for name, values in read_facts(uri, hashes).items():
+        for name, values in read_facts(uri, tuple(more)).items():
             if len(values) != size:
                 raise DamagedDataError(
                     f"{uri}: {len(values)} rows, but its receipt says {size}; remove this "

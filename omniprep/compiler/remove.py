@@ -33,7 +33,7 @@ from omniprep.compiler.output.commit import (
 )
 from omniprep.compiler.output.folder import os_errors_as_one_line
 from omniprep.compiler.output.lease import Lease, hold
-from omniprep.compiler.output.manifest import fill
+from omniprep.compiler.output.manifest import count_verdicts, fill
 from omniprep.compiler.output.ownfiles import APPEND_STATE, OWN, remove_tagged, sweep
 from omniprep.compiler.output.progress_file import kept_progress
 from omniprep.compiler.run.cluster import ray_session
@@ -264,7 +264,8 @@ def _with_work(index: pa.Table, rows: pa.Table) -> pa.Table:
     """index.parquet with what the towers and the model have to do for the rows that each bin holds now."""
     packed = rows.filter(rows["bin"].is_valid())
     bins = packed["bin"].to_numpy()
-    facts = {name: packed[name].to_numpy() for name in ("length", "patches", "audio_frames")}
+    names = ("length", "patches", "audio_frames", "chosen_length")
+    facts = {name: packed[name].to_numpy() for name in names if name in packed.column_names}
     columns = {name: index[name] for name in index.column_names}
     for name in ("patches", "audio_frames"):
         columns[name] = pa.array(np.bincount(bins, facts[name], index.num_rows).astype(np.int64))
@@ -297,6 +298,8 @@ def _counts(before: dict[str, Any], rows: pa.Table, index: pa.Table) -> dict[str
         "rows_without_labels": int((trained[packed] == 0).sum()),
         "items": {name: int(rows[entry.column].to_numpy()[packed].sum()) for name, entry in MODALITIES.items()},
     }
+    if "verdict" in rows.column_names:
+        counts["preference"] = count_verdicts(rows["verdict"].to_numpy()[packed])
     # How many of the rows that stay have each column that nobody reads is not recorded: at most as many as are noted.
     if "unread_columns" in counts:
         noted = int(counts.get("rows_with_unread_columns", 0))

@@ -36,12 +36,13 @@ from omniprep.compiler.encode.copied_bins import (
 )
 from omniprep.compiler.merged_names import merged_names, names_of_one_file, refuse_repeated, renamed_table
 from omniprep.compiler.named_rows import RowNames, exclusions
-from omniprep.compiler.output.copied_rows import Chosen, CopiedRows
+from omniprep.compiler.output.copied_rows import Chosen, CopiedRows, with_verdicts
 from omniprep.compiler.output.folder import BuildIdentity, os_errors_as_one_line
 from omniprep.compiler.output.lease import Lease
 from omniprep.compiler.output.manifest import finish, versions
 from omniprep.compiler.output.ownfiles import refuse_overlap
 from omniprep.compiler.pack import Assignment, Rows, assign_bins, freeze
+from omniprep.compiler.plan.file import PREFERENCE_FACTS
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.stages import Stage
 from omniprep.config import BuildConfig, Trust, Workers, build_config, refuse_undecoded, shaping
@@ -50,6 +51,7 @@ from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.modalities import KINDS, MEDIA_COLUMNS, media_counts, row_kinds
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
+from omniprep.rows.preference import Verdict
 from omniprep.shards.codecs import chosen_codec, codec_names, recoded, without_codec
 from omniprep.shards.schema import arrow_schema
 
@@ -163,6 +165,7 @@ def _tasks(
         modalities=layout.modalities,
         weighted=layout.weighted,
         mrope=layout.mrope,
+        preferences=any(dataset.layout.preferences for dataset in datasets),
     )
     places = _chosen_places(datasets, chosen)
     tasks = []
@@ -226,12 +229,15 @@ def choose(
 ) -> Chosen:
     """The rows that go on; refuses a source or kind that there is none of, and an input line of two datasets."""
     without = set() if has_hashes(datasets) else set(HASH_COLUMNS)
-    names = [name for name in datasets[0].rows.column_names if name not in without]
-    for ds in datasets:
-        if missing := [name for name in (*FACTS, *names) if name not in ds.rows.column_names]:
+    tables = [ds.rows for ds in datasets]
+    if any("verdict" in table.column_names for table in tables):
+        tables = [with_verdicts(table) for table in tables]
+    names = [name for name in tables[0].column_names if name not in without]
+    for ds, table in zip(datasets, tables, strict=True):
+        if missing := [name for name in (*FACTS, *names) if name not in table.column_names]:
             raise OmniprepError(f"{ds.uri}: rows.parquet has no column {missing[0]!r}; build the dataset again")
     renamed = merged_names(datasets)
-    parts = [renamed_table(ds.rows.select(names), new) for ds, new in zip(datasets, renamed, strict=True)]
+    parts = [renamed_table(table.select(names), new) for table, new in zip(tables, renamed, strict=True)]
     table = pa.concat_tables([part.cast(parts[0].schema) for part in parts]).unify_dictionaries().combine_chunks()
     dataset = np.repeat(np.arange(len(datasets)), [part.num_rows for part in parts])
     line = np.concatenate([np.arange(part.num_rows) for part in parts])
@@ -295,10 +301,13 @@ def _refuse_lines_of_two(datasets: Sequence[PackedDataset], chosen: Chosen) -> N
 
 def _check_alike(datasets: Sequence[PackedDataset]) -> None:
     first = datasets[0]
+    if len(first):  # or it is refused below
+        alike = dataclasses.replace(without_codec(first.layout), preferences=False)
     for dataset in datasets:
         if len(dataset) == 0:
             raise OmniprepError(f"{dataset.uri}: has no bins")
-        if without_codec(dataset.layout) != without_codec(first.layout):
+        # A merge may have preference rows and ordinary ones, as a build with --preference mixed.
+        if dataclasses.replace(without_codec(dataset.layout), preferences=False) != alike:
             raise OmniprepError(f"{dataset.uri}: its shards hold other columns than those of {first.uri}")
         if dataset.record.config.pad_rows_to != first.record.config.pad_rows_to:
             raise OmniprepError(
@@ -334,6 +343,8 @@ def _config(datasets: Sequence[PackedDataset], given: dict[str, Any]) -> BuildCo
     changed = {name: value for name, value in given.items() if value is not None}
     if not has_hashes(datasets):  # rows of a dataset without hashes cannot be told from those that an append brings
         changed["dedup"] = "none"
+    if len({ds.layout.preferences for ds in datasets}) > 1:
+        changed["preference"] = "mixed"  # as a build that is told to take both
     return dataclasses.replace(before, inputs=tuple(inputs), **changed)
 
 
@@ -341,11 +352,16 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     table = chosen.table
     lengths = table["length"].fill_null(0).to_numpy().astype(np.int32)
     codes = np.array(table["code"].to_pylist(), object)
-    for limit, code in (
-        (config.stored_limit, RejectCode.ROW_TOO_LONG),
-        (config.bin_length, RejectCode.ROW_EXCEEDS_BIN),
+    pairs, longest = np.zeros(len(lengths), bool), lengths.copy()
+    if "verdict" in table.column_names:  # a limit of rows is one of each answer of a pair
+        pairs, first = table["verdict"].to_numpy() == Verdict.PAIR, table["chosen_length"].to_numpy()
+        longest = np.where(pairs, np.maximum(first, lengths - first), lengths)
+    for long, code in (
+        (longest > config.stored_limit, RejectCode.ROW_TOO_LONG),
+        (pairs & (lengths > config.bin_length), RejectCode.PAIR_EXCEEDS_BIN),
+        (~pairs & (lengths > config.bin_length), RejectCode.ROW_EXCEEDS_BIN),
     ):
-        long = lengths > limit
+        long &= lengths > 0
         codes[long], lengths[long] = str(code), 0
     facts: dict[str, Any] = {"length": lengths, "code": codes}
     facts |= {name: np.where(lengths > 0, table[name].to_numpy(), 0) for name in FACTS}
@@ -356,6 +372,9 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     for name in HASH_COLUMNS:
         if name in table.column_names:
             facts[name] = np.where(lengths > 0, table[name].to_numpy(), np.uint64(0))
+    for name, dtype in PREFERENCE_FACTS.items():
+        if name in table.column_names:
+            facts[name] = np.where(lengths > 0, table[name].to_numpy(), 0).astype(dtype)
     shares = (
         table["pixel_share"].to_numpy()
         if "pixel_share" in table.column_names

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omniprep.data.device import HAS_TRITON, unpack_pixels
-from omniprep.data.loss import with_weights
+from omniprep.data.loss import of_preferences, with_weights
 from omniprep.errors import OmniprepError
 from omniprep.shards.affine import byte_floats
 from omniprep.shards.forms import channel_run
@@ -61,6 +61,8 @@ def to_model(
             result[name] = value
     if "loss_scale" in result:  # a model would take and ignore it: its labels see to it that nobody trains so
         result["labels"] = with_weights(result["labels"], result["loss_scale"])
+    if "pair_ids" in result:  # likewise: its own loss would train on the rejected answers
+        result["labels"] = of_preferences(result["labels"])
     return result
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from omniprep.data.arguments import needs_shapes, to_model
+from omniprep.data.pairs import batch_pairs
 from omniprep.errors import OmniprepError
 from omniprep.shards.codecs import without_codec
 from omniprep.shards.content import item_shapes, item_sizes
@@ -39,7 +40,10 @@ def collate(
         m-rope rows; (1, L), positions in the row, for families without m-rope (Qwen2-Audio). loss_scale: float32
         (1, L), where the dataset is weighted; the labels are then `omniprep.data.loss.WeightedLabels`, whose loss is
         `omniprep.weighted_loss`. cu_seq_lens_q, cu_seq_lens_k: int32 (R+1,), borders of the rows; max_length_q,
-        max_length_k: the longest row (int). use_cache: False, since with a cache transformers looks for no borders
+        max_length_k: the longest row (int). Of a dataset of preference rows also pair_ids and chosen, int64 (R,): the
+        number of each row's pair in the batch (-1: it has no partner), and whether it is the preferred answer (1), the
+        rejected one (0), or has no verdict (-1); the labels are then `omniprep.data.loss.PreferenceLabels`, from which
+        no ordinary loss is made. use_cache: False, since with a cache transformers looks for no borders
         and lets the rows see each other. Media, where there are any: grids int64 (items, 3); pixel_values,
         pixel_values_videos (patches, 1176); input_features (clips, 128, frames) with its mask int64 (clips, frames).
 
@@ -81,6 +85,9 @@ def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
     }
     if "loss_scale" in bins[0]:
         stacked["loss_scale"] = _tokens(bins, "loss_scale", np.float32)
+    if bins[0]["layout"].preferences:
+        pair_ids, chosen = batch_pairs(bins)
+        stacked |= {"pair_ids": torch.from_numpy(pair_ids), "chosen": torch.from_numpy(chosen)}
     for column in bins[0]["columns"]:
         holding = [b for b in bins if column.name in b]
         if column.load == "none" or not holding:
@@ -98,15 +105,29 @@ def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
 
 
 def cut_row(item: Arrays, row: int) -> dict[str, Any]:
-    """One row of a bin, as a bin of its own."""
-    start, end = item["cu_seqlens"][row : row + 2].tolist()
+    """One row of a bin, as a bin of its own; of a pair one answer, which then has no partner."""
+    cut = cut_rows(item, row, row + 1)
+    if "pair_ids" in cut:
+        cut["pair_ids"] = np.full(1, -1, np.int32)
+    return cut
+
+
+def cut_rows(item: Arrays, first_row: int, end_row: int) -> dict[str, Any]:
+    """Neighboring rows of a bin, as a bin of their own; no pair may be cut in two."""
+    rows = slice(first_row, end_row)
+    start, end = int(item["cu_seqlens"][first_row]), int(item["cu_seqlens"][end_row])
     cut: dict[str, Any] = {
         "columns": item["columns"],
         "layout": item["layout"],
-        "cu_seqlens": np.array([0, end - start], np.int32),
-        "row_ids": item["row_ids"][row : row + 1],
-        "row_items": item["row_items"][row : row + 1],
+        "cu_seqlens": item["cu_seqlens"][first_row : end_row + 1] - np.int32(start),
+        **{name: item[name][rows] for name in ("row_ids", "row_items", "chosen", "shared_media") if name in item},
     }
+    if "modalities" in item:
+        cut["modalities"] = item["modalities"]
+    if "pair_ids" in item:
+        numbers = item["pair_ids"][rows]
+        before = item["pair_ids"][:first_row].max(initial=-1) + 1
+        cut["pair_ids"] = np.where(numbers >= 0, numbers - before, -1).astype(np.int32)
     for name in ("input_ids", "labels", "loss_scale", "position_ids"):
         if name in item:
             cut[name] = item[name][..., start:end]
@@ -118,15 +139,15 @@ def cut_row(item: Arrays, row: int) -> dict[str, Any]:
             cut[column.name] = item[column.name][start:end]
             continue
         modality = item["modalities"].index(column.modality)
-        first, last = item["row_items"][:row, modality].sum(), item["row_items"][: row + 1, modality].sum()
+        first, last = item["row_items"][:first_row, modality].sum(), item["row_items"][:end_row, modality].sum()
         if first == last:
             continue
         if column.name in files:
             cut.setdefault("files", {})[column.name] = files[column.name][first:last]
             continue
         if column.kind == "rows":  # of the rows that have such items
-            first = int((item["row_items"][:row, modality] > 0).sum())
-            last = first + 1
+            first = int((item["row_items"][:first_row, modality] > 0).sum())
+            last = int((item["row_items"][:end_row, modality] > 0).sum())
         elif column.kind == "flat":
             borders = np.concatenate([[0], np.cumsum(item_sizes(column, item))])
             first, last = borders[first], borders[last]
@@ -146,6 +167,8 @@ def check_alike(bins: Sequence[Arrays]) -> None:
             continue
         if layout.family != first.family:
             what = f"of two families, {first.family!r} and {layout.family!r}"
+        elif layout.preferences != first.preferences:
+            what = "of a dataset of preference rows and of one of ordinary rows"
         elif layout.weighted != first.weighted:
             what = "of a dataset with loss weights (--loss-scale) and of one without"
         else:

@@ -17,8 +17,9 @@ import torch
 from torch.utils.data import Dataset
 
 from omniprep import io
-from omniprep.data.collate import check_alike, collate, cut_row
+from omniprep.data.collate import check_alike, collate, cut_rows
 from omniprep.data.context_parallel import SlicedDataset
+from omniprep.data.pairs import sequences_of_unit, with_repeated_media
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.cache import BinCache
 from omniprep.shards.index import read_index, read_rows
@@ -108,7 +109,8 @@ class PackedDataset(Dataset[dict[str, Any]]):
                 row_items (R, M);
             position_ids (3, L) unless every row has the plain range; float32 loss_scale (L,) where the dataset is
             weighted; the media columns as stored, where the bin has any. "columns" declares the media columns,
-            "modalities" names the M of row_items.
+            "modalities" names the M of row_items. Of a dataset of preference rows a pair is two rows with one row id,
+            and there are int32 pair_ids (R,) and chosen (R,), see `omniprep.collate`.
 
         Raises:
             IndexError: No such bin.
@@ -117,9 +119,12 @@ class PackedDataset(Dataset[dict[str, Any]]):
         """
         return self.load(index)
 
-    def load(self, index: int, pixels: Literal["arrays", "files", "none"] = "arrays") -> dict[str, Any]:
+    def load(
+        self, index: int, pixels: Literal["arrays", "files", "none"] = "arrays", *, repeat_shared: bool = True
+    ) -> dict[str, Any]:
         """A bin as `ds[index]`; with "files", columns of files are not decoded (`omniprep.shards.reader.decode`), with
-        "none" no pixels in a codec are.
+        "none" no pixels in a codec are. Without `repeat_shared`, media that both answers of a pair have are there once,
+        as they are stored.
         """
         number = int(index) + len(self) * (index < 0)
         if not 0 <= number < len(self):
@@ -148,7 +153,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
         except DamagedDataError as error:
             raise type(error)(f"bin {number}: {self._shards[shard]}: {error}") from error
         self._seen[number] |= pixels != "none"  # which compares none of them with the build's
-        return arrays
+        return with_repeated_media(arrays) if repeat_shared and layout.preferences else arrays
 
     def _is_replaced(self, shard: int) -> bool:
         """Whether the dataset, as it is now, has written a shard again under another name (`omniprep remove`)."""
@@ -229,7 +234,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
         return collate([self.stored_row(self.row_number(os.fspath(source), line))])
 
     def stored_row(self, number: int) -> dict[str, Any]:
-        """The arrays of one packed row, cut out of its bin: those of `ds[i]`, with R = 1.
+        """The arrays of one packed row, cut out of its bin: those of `ds[i]`, with R = 1; of a pair R = 2.
 
         Args:
             number: Number of the row in rows.parquet (`row_number`).
@@ -244,12 +249,13 @@ class PackedDataset(Dataset[dict[str, Any]]):
             raise OmniprepError(f"{name} is not in the dataset: {row['status']} ({row['code']})")
         item = self[row["bin"]] if 0 <= row["bin"] < len(self) else {"row_ids": np.empty(0, np.int32)}
         positions = np.flatnonzero(item["row_ids"] == number)
-        if len(positions) != 1 or item["cu_seqlens"][positions[0]] != row["start"]:
+        count = sequences_of_unit(item, positions[0]) if len(positions) else 0
+        if not count or len(positions) != count or item["cu_seqlens"][positions[0]] != row["start"]:
             raise DamagedDataError(
                 f"{io.join(self.uri, 'rows.parquet')}: says that {name} is in bin {row['bin']} at {row['start']}, "
                 "where it is not: the table is of another build"
             )
-        return cut_row(item, int(positions[0]))
+        return cut_rows(item, int(positions[0]), int(positions[0]) + count)
 
     def row_number(self, source: str, line: int) -> int:
         """Number in rows.parquet of an input row, by its source as given to the build and its line.

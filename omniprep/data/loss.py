@@ -6,11 +6,12 @@ weights). `omniprep train` computes its loss with the functions of this file too
 
 The models of transformers accept any keyword argument, so they would take `loss_scale` and ignore it. The labels of a
 weighted batch are therefore `WeightedLabels`: an int64 tensor like any other, except that a loss which torch reduces
-from them without the weights can be neither differentiated nor read.
+from them without the weights can be neither differentiated nor read. Those of a batch of preference rows are
+`PreferenceLabels`: the rejected answers are labeled too, so a loss of language modeling would train on them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from omniprep.errors import OmniprepError
 
+NOT_FOR_LANGUAGE_MODELING = (
+    "this dataset holds preference rows: a loss of language modeling would train on the rejected answers as on the "
+    "preferred ones. Train with omniprep train --objective dpo, kto or orpo, compute a preference loss from pair_ids "
+    "and chosen of the batch, or build with --preference ignore to train on the preferred answers alone"
+)
 CHUNK = 1024
 """Positions whose float32 logits exist at once: 1024 positions of 152,064 words are 0.6 GB."""
 
@@ -40,9 +46,11 @@ def weighted_loss(
 
     Raises:
         OmniprepError: The logits are not those of all L positions, or something that was done to the labels has lost
-            their weights.
+            their weights; or the batch holds preference rows.
     """
     labels: Tensor = batch if isinstance(batch, Tensor) else batch["labels"]
+    if isinstance(labels, PreferenceLabels) or (not isinstance(batch, Tensor) and "chosen" in batch):
+        raise OmniprepError(f"weighted_loss: {NOT_FOR_LANGUAGE_MODELING}")
     scale: Tensor | None = None if isinstance(batch, Tensor) else batch.get("loss_scale")
     if scale is None and isinstance(labels, WeightedLabels):
         scale = labels.loss_scale
@@ -93,17 +101,25 @@ def apply_weights(losses: Tensor, weights: Tensor | None) -> Tensor:
 class UnweightedLoss(Tensor):
     """A loss of weighted labels that left the weights out; arithmetic passes that fact on, and using it raises."""
 
+    why = (
+        "this loss ignores loss_scale: the dataset was built with a weighted --loss-scale, and the model's own loss "
+        "knows no weights. Use loss = omniprep.weighted_loss(model(**batch).logits, batch)"
+    )
+
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Refuse gradients and numbers of this loss; everything else as torch does it."""
         if func in _USES_OF_A_LOSS:
-            raise OmniprepError(
-                "this loss ignores loss_scale: the dataset was built with a weighted --loss-scale, and the model's own "
-                "loss knows no weights. Use loss = omniprep.weighted_loss(model(**batch).logits, batch)"
-            )
+            raise OmniprepError(cls.why)
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+class LossOfRejected(UnweightedLoss):
+    """A loss of language modeling over preferred and rejected answers alike; using it raises."""
+
+    why = NOT_FOR_LANGUAGE_MODELING
 
 
 class WeightedLabels(Tensor):
@@ -117,6 +133,8 @@ class WeightedLabels(Tensor):
 
     loss_scale: Tensor | None = None
     """float32 (1, L)."""
+    reduced: ClassVar[type[UnweightedLoss]] = UnweightedLoss
+    """What a loss becomes that torch reduces from them."""
 
     @classmethod
     def __torch_function__(
@@ -130,8 +148,17 @@ class WeightedLabels(Tensor):
             result.loss_scale = args[0].loss_scale
         with torch._C.DisableTorchFunctionSubclass():
             if func in (cross_entropy, nll_loss):
-                return result.as_subclass(UnweightedLoss if result.ndim == 0 else Tensor)
+                return result.as_subclass(result.reduced if result.ndim == 0 else Tensor)
             return result.as_subclass(Tensor) if result.is_floating_point() else result
+
+
+class PreferenceLabels(WeightedLabels):
+    """Labels (1, L) of a batch of preference rows, with their weights, where there are any.
+
+    Everything that gives losses or log-probabilities by token works as with plain labels.
+    """
+
+    reduced = LossOfRejected
 
 
 def with_weights(labels: Tensor, loss_scale: Tensor) -> WeightedLabels:
@@ -139,6 +166,14 @@ def with_weights(labels: Tensor, loss_scale: Tensor) -> WeightedLabels:
     weighted = labels.as_subclass(WeightedLabels)
     weighted.loss_scale = loss_scale
     return weighted
+
+
+def of_preferences(labels: Tensor) -> PreferenceLabels:
+    """Labels (1, L) of a batch that holds rejected answers too; weights that they carry stay."""
+    scale = labels.loss_scale if isinstance(labels, WeightedLabels) else None
+    guarded = labels.as_subclass(PreferenceLabels)
+    guarded.loss_scale = scale
+    return guarded
 
 
 _COPIES = frozenset(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from enum import IntFlag
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from omniprep.errors import Reject, RejectCode, UsageError, did_you_mean
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
@@ -32,8 +32,21 @@ RESPONSE_ALIASES = {
 _READ = frozenset(
     {*MESSAGE_ALIASES.values(), *RESPONSE_ALIASES.values(), "history", "tools", "objects", "chat_template_kwargs"}
 )
-TARGETS = frozenset({*_READ, *MESSAGE_ALIASES, *RESPONSE_ALIASES, *(f"content.{m}" for m in MODALITIES)})
+REJECTED_ALIASES = {
+    **{f"rejected_{name}": name for name in ("messages", "tools", "objects", *MEDIA_COLUMNS)},
+    **{f"rejected_{name}": modality.column for name, modality in MODALITIES.items()},
+}
+"""Columns of the rejected answer alone → standard names (core.py RowPreprocessor.standard_keys)."""
+PREFERENCE_NAMES = frozenset({"rejected_response", "chosen", "rejected", "label", "margin", *REJECTED_ALIASES})
+"""Columns of preference rows (omniprep/rows/preference.py)."""
+TARGETS = frozenset(
+    {*_READ, *MESSAGE_ALIASES, *RESPONSE_ALIASES, *PREFERENCE_NAMES, *(f"content.{m}" for m in MODALITIES)}
+)
 """Names that --columns may rename to; `content.image` is the key of items of type image in content lists."""
+
+Preference = Literal["auto", "pairs", "kto", "mixed", "ignore"]
+"""--preference. auto, mixed: a row says by its columns what it is, in auto all rows the same; pairs, kto: every row
+must be a pair, or have a verdict; ignore: rows are read as if these columns were not there."""
 
 Columns = tuple[tuple[str, str], ...]
 """The (new, old) pairs of --columns."""

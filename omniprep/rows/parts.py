@@ -10,19 +10,22 @@ from typing import Any
 
 from omniprep.errors import Reject
 from omniprep.io.tar import MemberName
-from omniprep.rows.columns import Columns
+from omniprep.rows.columns import Columns, Preference
 from omniprep.rows.normalize import Row, normalize
+from omniprep.rows.preference import preferred_row
 
 
-def is_for_eval(raw: Any, columns: Columns, fraction: float, seed: int) -> bool:
+def is_for_eval(raw: Any, columns: Columns, fraction: float, seed: int, preference: Preference = "auto") -> bool:
     """Whether a raw row is among the share `fraction` for evaluation; one that cannot be read is not.
 
-    `columns` are the pairs of --columns.
+    `columns` are the pairs of --columns. Of a pair the preferred answer counts, so that a chat is in the same part with
+    and without a rejected one.
     """
     if isinstance(raw, Reject):
         return False
     try:
         # A key of items that only chat templates read counts too: the part must not depend on the model.
+        raw, columns = preferred_row(raw, preference, columns)
         row = normalize(raw, columns, template_keys=True)
         text = json.dumps(_content(row), sort_keys=True, default=_as_text)
     except (Reject, RecursionError, TypeError, ValueError):

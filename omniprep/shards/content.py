@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from omniprep.errors import DamagedDataError
-from omniprep.shards.schema import Column, Layout
+from omniprep.shards.schema import PREFERENCE_COLUMNS, Column, Layout
 
 MOST_PIXEL_BYTES_A_TOKEN = 96 << 10
 SPARE_PIXEL_BYTES = 16 << 20
@@ -45,6 +45,43 @@ def check_rows(arrays: dict[str, Any], layout: Layout) -> None:
     arrays["row_items"] = items.reshape(rows, len(layout.modalities))
     if "position_ids" in arrays:
         arrays["position_ids"] = arrays["position_ids"].reshape(3, tokens)
+    if layout.preferences:
+        _check_preferences(arrays, rows)
+
+
+def _check_preferences(arrays: Mapping[str, Any], rows: int) -> None:
+    """Check that pairs are two neighbors, the chosen first, and that only a rejected one takes media of its partner."""
+    for name in PREFERENCE_COLUMNS:
+        if len(arrays.get(name, ())) != rows:
+            raise DamagedDataError(f"{name} has not one value for each of {rows} rows")
+    pairs, chosen, shared = (arrays[name] for name in PREFERENCE_COLUMNS)
+    if not np.isin(chosen, (-1, 0, 1)).all():
+        raise DamagedDataError("chosen has values other than 1, 0 and -1")
+    places = np.flatnonzero(pairs != -1)
+    firsts, seconds = places[::2], places[1::2]
+    numbers = np.arange(len(firsts))
+    neighbors = len(firsts) == len(seconds) and bool((seconds == firsts + 1).all())
+    if not (
+        neighbors
+        and np.array_equal(pairs[firsts], numbers)
+        and np.array_equal(pairs[seconds], numbers)
+        and np.array_equal(arrays["row_ids"][firsts], arrays["row_ids"][seconds])
+        and (chosen[firsts] == 1).all()
+        and (chosen[seconds] == 0).all()
+    ):
+        raise DamagedDataError("pair_ids and chosen are no pairs of neighbors, each of one row and the chosen first")
+    items = arrays["row_items"]
+    bits = (shared[:, None] >> np.arange(items.shape[1])) & 1 == 1
+    before = np.concatenate([np.zeros_like(items[:1]), items[:-1]])
+    others = np.ones(rows, bool)
+    others[seconds] = False
+    if (
+        shared[others].any()
+        or (shared >> items.shape[1]).any()
+        or (items[bits] != 0).any()
+        or (before[bits] == 0).any()
+    ):
+        raise DamagedDataError("shared_media names media that the partner does not have, or that are there twice")
 
 
 def check_media(arrays: Mapping[str, Any], layout: Layout, coded: Container[str]) -> None:

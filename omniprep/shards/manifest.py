@@ -83,7 +83,7 @@ class UnreadColumn:
 
     rows: int
     option: str
-    """Value of --columns that reads it; empty if none does."""
+    """Value of --columns that reads it, or another option with its value (--preference kto); empty if none does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +101,8 @@ class Counts:
     items: Mapping[str, int] = field(default_factory=dict)
     """Media items by modality."""
     unread_columns: Mapping[str, UnreadColumn] = field(default_factory=dict)
+    preference: Mapping[str, int] = field(default_factory=dict)
+    """Packed rows by pairs, desirable, undesirable and ordinary, in a dataset with preference rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,6 +212,8 @@ def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
         for name in ("removed", *LEFT_OUT):  # absent where no row was ever removed or left out
             if name not in content["counts"]["rows"]:
                 del plain["counts"]["rows"][name]
+        if not manifest.counts.preference:
+            del plain["counts"]["preference"]
     return manifest, plain
 
 

@@ -7,8 +7,9 @@ count), "rows", one for each row that has such items, "flat", the raw bytes of a
 first axis, and "tokens", one value a token. A reader infers nothing: `sizes` names the column that holds the sizes of a
 flat column's items; items of different shapes have a column of their shapes.
 
-Format 2 is format 1 with what the columns of some families need beyond it (`Column.format`); a shard has the lower
-number where that says everything.
+Format 2 is format 1 with what the columns of some families need beyond it (`Column.format`), format 3 is either with
+the columns of preference rows; a shard has the lowest number that says everything. So what an older version reads it
+reads right, and it refuses a shard of preference rows, which it would train on as on ordinary rows.
 """
 
 import json
@@ -28,8 +29,10 @@ from omniprep.shards.typed import parse_json, shown, typed_record
 
 FORMAT = 1
 """Of manifests and tables."""
-SHARD_FORMATS = (1, 2)
+SHARD_FORMATS = (1, 2, 3)
 METADATA_KEY = b"omniprep"
+PREFERENCE_COLUMNS = ("pair_ids", "chosen", "shared_media")
+"""Of shards with preference rows, behind row_items; the fields of `Bin` say what they hold."""
 _STORAGE: dict[str, np.dtype[Any]] = {
     "bool": np.dtype(np.bool_),
     "uint8": np.dtype(np.uint8),
@@ -48,6 +51,7 @@ _RESERVED = frozenset(
         *("columns", "item_shapes", "layout", "modalities"),
         *("cu_seq_lens_k", "cu_seq_lens_q", "max_length_k", "max_length_q", "use_cache"),
         *("attention_mask", "past_key_values"),
+        *("pair_ids", "chosen", "shared_media", "reference_logps"),
     )
 )
 """Names of a batch or bin beside its columns, and arguments that would let its rows see each other."""
@@ -212,6 +216,13 @@ class Bin:
     """int32 (R, M): media items of each row, modalities in the order of the metadata."""
     loss_scale: np.ndarray | None = None
     """float32 (L,), or None if the loss strategy has no weights."""
+    pair_ids: np.ndarray | None = None
+    """int32 (R,): number of the sequence's pair in the bin, from 0 and rising; -1 where it has no partner. None, as the
+    two below, where the dataset has no preference rows."""
+    chosen: np.ndarray | None = None
+    """int32 (R,): 1 preferred or desirable, 0 rejected or undesirable, -1 an ordinary row."""
+    shared_media: np.ndarray | None = None
+    """int32 (R,): bit m says that the media of modality m are those of the partner in front, stored there alone."""
     media: dict[str, list[Any]] = field(default_factory=dict)
     """Column name to one array for each media item, in row order. items: `shape`; flat: (units, *shape), or any array
     of as many values, stored in C order (a spectrogram (128, T)); bfloat16 as uint16. rows: one `shape` for each row
@@ -232,11 +243,14 @@ class Layout:
     weighted: bool
     mrope: bool = True
     """Whether the family has m-rope positions; other models take the position in the row alone."""
+    preferences: bool = False
+    """Whether the shard has the columns of preference rows: pair_ids, chosen, shared_media."""
 
 
 def arrow_schema(
-    columns: Sequence[Column], *, family: str, modalities: Sequence[str], weighted: bool = False, mrope: bool = True
-) -> pa.Schema:
+    columns: Sequence[Column], *, family: str, modalities: Sequence[str], weighted: bool = False, mrope: bool = True,
+    preferences: bool = False,
+) -> pa.Schema:  # fmt: skip
     """The schema of a shard; a companion is added after each flat column that needs one.
 
     Refused where a column names a modality or a sizes column that is not declared, or a name twice.
@@ -253,12 +267,14 @@ def arrow_schema(
         pa.field("row_ids", ints),
         pa.field("row_items", ints),
     ]
+    if preferences:
+        shard_fields += [pa.field(name, ints) for name in PREFERENCE_COLUMNS]
     shard_fields += [pa.field(column.name, _arrow_type(column)) for column in declared]
     names = [f.name for f in shard_fields]
     if len(set(names)) != len(names):
         raise OmniprepError(f"family {family!r} declares a shard column twice: {', '.join(sorted(names))}")
     layout = {
-        "format": max((column.format for column in declared), default=1),
+        "format": 3 if preferences else max((column.format for column in declared), default=1),
         "family": family,
         "modalities": list(modalities),
         "columns": [_column_json(column) for column in declared],
@@ -266,6 +282,8 @@ def arrow_schema(
     }
     if not mrope:  # written only if false: shards of families with m-rope keep the bytes that they always had
         layout["mrope"] = False
+    if preferences:
+        layout["preferences"] = True
     text = json.dumps(layout, sort_keys=True, separators=(",", ":"))
     return pa.schema(shard_fields, metadata={METADATA_KEY: text.encode()})
 
@@ -278,14 +296,18 @@ def read_layout(schema: pa.Schema, name: str = "shard") -> Layout:
     content = parse_json(metadata[METADATA_KEY], f"{name}: schema metadata")
     version = content.get("format") if isinstance(content, dict) else None
     if version not in SHARD_FORMATS or isinstance(version, bool):
-        known = " and ".join(map(str, SHARD_FORMATS))
+        known = ", ".join(map(str, SHARD_FORMATS))
         raise OmniprepError(
             f"{name}: shard format {shown(version)}, but this omniprep reads formats {known}: use a newer one"
         )
     try:
         layout = typed_record(Layout, content, f"{name}: schema metadata")
         expected = arrow_schema(
-            layout.columns, family=layout.family, modalities=layout.modalities, weighted=layout.weighted
+            layout.columns,
+            family=layout.family,
+            modalities=layout.modalities,
+            weighted=layout.weighted,
+            preferences=layout.preferences,
         )
     except DamagedDataError:
         raise

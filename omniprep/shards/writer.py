@@ -25,7 +25,7 @@ from omniprep.shards.codecs import codec_of, source
 from omniprep.shards.codecs.base import CompressedItem, PatchCodec
 from omniprep.shards.files import FilePlaces, distinct
 from omniprep.shards.index import BatchEntry
-from omniprep.shards.schema import Bin, Column, Layout, read_layout, storage_dtype
+from omniprep.shards.schema import PREFERENCE_COLUMNS, Bin, Column, Layout, read_layout, storage_dtype
 
 _MAGIC_SIZE = 8  # "ARROW1" and two zeros open an IPC file
 SYNC_BYTES = 32 << 20
@@ -187,6 +187,9 @@ def _arrays(
     assert item.row_items.shape == (rows, len(layout.modalities)), item.row_items.shape
     assert item.position_ids is None or item.position_ids.shape == (3, tokens)
     assert (item.loss_scale is not None) == layout.weighted
+    preferences = [getattr(item, name) for name in PREFERENCE_COLUMNS] if layout.preferences else []
+    assert all(values is not None and values.shape == (rows,) for values in preferences), preferences
+    assert layout.preferences or item.pair_ids is None
     unknown = set(item.media) - {c.name for c in layout.columns}
     assert not unknown, unknown
     fixed = [
@@ -197,6 +200,7 @@ def _arrays(
         _list(item.cu_seqlens, np.int32),
         _list(item.row_ids, np.int32),
         _list(item.row_items, np.int32),
+        *(_list(values, np.int32) for values in preferences),
     ]
     counts = dict(zip(layout.modalities, item.row_items.sum(axis=0).tolist(), strict=True))
     holding = dict(zip(layout.modalities, (item.row_items > 0).sum(axis=0).tolist(), strict=True))

@@ -121,7 +121,7 @@ def compare_row(
     if isinstance(raw.content, Reject):
         return str(raw.content), str(raw.content.code)
     try:
-        again = encode_row(raw.content, ctx, config, split.base)
+        again = encode_row(raw.content, ctx, config, split.base, preferences=dataset.layout.preferences)
     except Reject as reject:
         return f"would be rejected now: {reject}", str(reject.code)
     stored = dataset.row(split.source, line)

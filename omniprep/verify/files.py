@@ -146,11 +146,15 @@ class _RowTable:
         ids, borders = item["row_ids"], item["cu_seqlens"].astype(np.int64)
         if ids.min() < 0 or ids.max() >= self._rows:
             return "holds rows that rows.parquet does not have"
+        # A pair is one row of two sequences: it begins with the first, and has the length and the items of both.
+        firsts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+        ends = np.append(borders[firsts[1:]], borders[-1])
+        own = ids[firsts]
         same = (
-            (self._bin[ids] == number).all()
-            and np.array_equal(self._start[ids], borders[:-1])
-            and np.array_equal(self._length[ids], np.diff(borders))
-            and (self._items is None or np.array_equal(self._items[ids], item["row_items"]))
+            (self._bin[own] == number).all()
+            and np.array_equal(self._start[own], borders[firsts])
+            and np.array_equal(self._length[own], ends - borders[firsts])
+            and (self._items is None or np.array_equal(self._items[own], np.add.reduceat(item["row_items"], firsts)))
         )
         if not same:
             return "holds other rows than rows.parquet says: the table is of another build"

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from omniprep import io
 from omniprep.compiler.encode.shard_file import ShardFile
 from omniprep.compiler.run.tasks import Receipt, ShardTask
-from omniprep.data.collate import cut_row
+from omniprep.data.collate import cut_rows
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
 from omniprep.lru import BoundedCache
 from omniprep.shards.codecs import codec_names
 from omniprep.shards.content import split_items
 from omniprep.shards.reader import decode
-from omniprep.shards.schema import Bin
+from omniprep.shards.schema import Bin, read_layout
 
 KEPT_BYTES = 1 << 30
 MAPPED_SHARDS = 256
@@ -92,7 +92,8 @@ class CopyTask(ShardTask):
 
     def run(self) -> Receipt:
         """As `Task.run`."""
-        copier = _copier(self.sources, self.pixels, self.check_pixels)
+        preferences = read_layout(self.schema).preferences
+        copier = _copier(self.sources, self.pixels, self.check_pixels, preferences)
         with ShardFile(self.out, self.number, self.schema, self.generation) as shard:
             for number in range(len(self.borders) - 1):
                 rows = slice(int(self.borders[number]), int(self.borders[number + 1]))
@@ -103,10 +104,11 @@ class CopyTask(ShardTask):
 
 @lru_cache(maxsize=1)
 def _copier(
-    sources: tuple[CopySource, ...], pixels: Literal["arrays", "files"], check_pixels: CheckPixels
+    sources: tuple[CopySource, ...], pixels: Literal["arrays", "files"], check_pixels: CheckPixels, preferences: bool
 ) -> "BinCopier":
     """The copier of a process, which keeps old bins from one task to the next."""
-    return BinCopier([PackedDataset(entry.uri, check_pixels=check_pixels) for entry in sources], pixels)
+    datasets = [PackedDataset(entry.uri, check_pixels=check_pixels) for entry in sources]
+    return BinCopier(datasets, pixels, preferences=preferences)
 
 
 def forget_copied() -> None:
@@ -117,7 +119,7 @@ def forget_copied() -> None:
 class _OldBin:
     """A bin that rows are taken from."""
 
-    __slots__ = ("arrays", "borders", "has_media", "ids", "kept_bytes", "labels", "lines", "row_at")
+    __slots__ = ("arrays", "borders", "has_media", "ids", "kept_bytes", "labels", "lines", "paired", "row_at")
 
     def __init__(self, arrays: dict[str, Any], *, mapped: bool) -> None:
         self.arrays = arrays
@@ -125,6 +127,8 @@ class _OldBin:
         self.lines: list[int] = arrays["row_ids"].tolist()
         self.ids, self.labels = arrays["input_ids"], arrays["labels"]
         self.has_media: list[bool] = arrays["row_items"].any(axis=1).tolist()
+        # Only the first sequence of a pair is looked up: its row is both.
+        self.paired: list[bool] | None = (arrays["pair_ids"] >= 0).tolist() if "pair_ids" in arrays else None
         self.row_at = dict(zip(self.borders, range(len(self.lines)), strict=False))  # by the token at which it begins
         self.kept_bytes = ROW_BYTES * len(self.lines) + (0 if mapped else _bytes(arrays))
 
@@ -132,13 +136,17 @@ class _OldBin:
 class BinCopier:
     """Makes bins of rows of finished datasets; see the module for what is kept."""
 
-    def __init__(self, datasets: Sequence[PackedDataset], pixels: Literal["arrays", "files"]) -> None:
+    def __init__(
+        self, datasets: Sequence[PackedDataset], pixels: Literal["arrays", "files"], *, preferences: bool = False
+    ) -> None:  # fmt: skip
+        """`preferences`: whether the new shards have the columns of preference rows; old ones may be of both kinds."""
         self._datasets, self._pixels = datasets, pixels
         self._shards: BoundedCache[tuple[int, int], NDArray[np.uint8]] = BoundedCache(MAPPED_SHARDS)
         self._bins: BoundedCache[tuple[int, int], _OldBin] = BoundedCache(KEPT_BYTES, lambda kept: kept.kept_bytes)
         layout = datasets[0].layout
         self._columns = layout.columns
         self._weighted, self._modalities = layout.weighted, len(layout.modalities)
+        self._preferences = preferences
         self._token_columns = [column.name for column in layout.columns if column.kind == "tokens"]
         stored = codec_names(layout.columns) if pixels == "files" else {}
         self._file_columns = [name for name, codec in stored.items() if codec == "source"]
@@ -146,7 +154,10 @@ class BinCopier:
     def bin(self, places: RowPlaces, row_ids: NDArray[np.int64]) -> Bin:
         """Rows as a new bin, at least one; its arrays are copies but for those of media, which may be views."""
         ids, labels, weights = [], [], []
-        items = np.zeros((len(row_ids), self._modalities), np.int32)
+        items: list[NDArray[np.int32]] = []
+        no_items = np.zeros((1, self._modalities), np.int32)
+        inner: dict[int, list[int]] = {}  # of rows of two sequences: their lengths
+        verdicts: dict[int, dict[str, NDArray[np.int32]]] = {}
         positions: dict[int, NDArray[np.int32]] = {}
         media: dict[str, list[NDArray[Any]]] = {column.name: [] for column in self._columns}
         files: dict[str, list[Any]] = {name: [] for name in self._file_columns}
@@ -155,7 +166,8 @@ class BinCopier:
         for row, (dataset, number, start, length, line) in enumerate(rows):
             old = self._bins.get((dataset, number)) or self._read(dataset, number)
             end, place = start + length, old.row_at.get(start)
-            if place is None or old.lines[place] != line or old.borders[place + 1] != end:
+            last = -1 if place is None else place + (2 if old.paired is not None and old.paired[place] else 1)
+            if place is None or last >= len(old.borders) or old.lines[place] != line or old.borders[last] != end:
                 raise DamagedDataError(
                     f"{self._datasets[dataset].uri}: bin {number} does not hold row {line} of rows.parquet "
                     "where that says it is"
@@ -164,28 +176,38 @@ class BinCopier:
             labels.append(old.labels[start:end])
             if self._weighted:
                 weights.append(old.arrays["loss_scale"][start:end])
-            if not old.has_media[place]:
+            if last - place > 1:
+                inner[row] = [old.borders[place + 1] - start, end - old.borders[place + 1]]
+            if old.paired is not None:
+                verdicts[row] = {name: old.arrays[name][place:last] for name in ("chosen", "shared_media")}
+            if not any(old.has_media[place:last]):
+                items += [no_items] * (last - place)
                 for name in self._token_columns:
                     media[name].append(old.arrays[name][start:end])
                 continue
-            cut = cut_row(old.arrays, place)
-            items[row] = cut["row_items"][0]
+            cut = cut_rows(old.arrays, place, last)
+            items.append(cut["row_items"])
             if "position_ids" in cut:  # of a row without media the build keeps none: they are the plain range
                 positions[row] = cut["position_ids"]
             for name, parts in _media_items(cut).items():
                 media[name] += parts
             for name in self._file_columns:
                 files[name] += cut.get("files", {}).get(name, [])
+        lengths = places.length
+        if inner:
+            lengths = np.array([n for row, own in enumerate(lengths.tolist()) for n in inner.get(row, [own])], np.int64)
+            row_ids = np.repeat(row_ids, [len(inner.get(row, [0])) for row in range(len(row_ids))])
         return Bin(
             input_ids=np.concatenate(ids),
             labels=np.concatenate(labels),
             loss_scale=np.concatenate(weights) if self._weighted else None,
-            position_ids=_joined_positions(positions, places.length) if positions else None,
-            cu_seqlens=np.concatenate([np.zeros(1, np.int64), np.cumsum(places.length)]).astype(np.int32),
+            position_ids=_joined_positions(positions, places.length, inner) if positions else None,
+            cu_seqlens=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]).astype(np.int32),
             row_ids=row_ids.astype(np.int32),
-            row_items=items,
+            row_items=np.concatenate(items),
             media=media,
             files=files,
+            **(_preference_columns(len(places.length), inner, verdicts) if self._preferences else {}),
         )
 
     def _read(self, dataset: int, number: int) -> _OldBin:
@@ -197,7 +219,9 @@ class BinCopier:
         uri = io.join(ds.uri, *ds.record.shards[shard].path.split("/"))
         coded = any("codec" in column.params for column in ds.layout.columns)  # a bin is then decoded once, not by row
         if coded or not io.is_local(uri):
-            return self._bins.put((dataset, number), _OldBin(ds.load(number, self._pixels), mapped=False))
+            return self._bins.put(
+                (dataset, number), _OldBin(ds.load(number, self._pixels, repeat_shared=False), mapped=False)
+            )
         content = self._shards.get((dataset, shard))
         if content is None:
             try:
@@ -215,14 +239,35 @@ class BinCopier:
         return self._bins.put((dataset, number), _OldBin(arrays, mapped=True))
 
 
-def _joined_positions(positions: Mapping[int, NDArray[np.int32]], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The m-rope positions of rows laid end to end; those of the rows that have none are the plain range."""
+def _joined_positions(
+    positions: Mapping[int, NDArray[np.int32]], lengths: NDArray[np.int64], inner: Mapping[int, Sequence[int]]
+) -> NDArray[np.int32]:
+    """The m-rope positions of rows laid end to end; those of the rows that have none are the plain range.
+
+    `inner` has the lengths of the two sequences of a pair.
+    """
     plain = np.arange(int(lengths.max()), dtype=np.int32)
-    parts = [
-        positions[row] if row in positions else np.broadcast_to(plain[:length], (3, length))
-        for row, length in enumerate(lengths.tolist())
-    ]
+    parts = []
+    for row, length in enumerate(lengths.tolist()):
+        if row in positions:
+            parts.append(positions[row])
+        else:
+            parts += [np.broadcast_to(plain[:own], (3, own)) for own in inner.get(row, [length])]
     return np.concatenate(parts, axis=1)
+
+
+def _preference_columns(
+    rows: int, inner: Mapping[int, Sequence[int]], verdicts: Mapping[int, Mapping[str, NDArray[np.int32]]]
+) -> dict[str, NDArray[np.int32]]:
+    """The columns of preference rows; a row of a dataset that has none of them is an ordinary one."""
+    ordinary = {"chosen": np.full(1, -1, np.int32), "shared_media": np.zeros(1, np.int32)}
+    columns = {
+        name: np.concatenate([verdicts.get(row, ordinary)[name] for row in range(rows)])
+        for name in ("chosen", "shared_media")
+    }
+    numbers = {row: number for number, row in enumerate(inner)}  # in the order of the rows
+    pair_ids = [number for row in range(rows) for number in [numbers.get(row, -1)] * len(inner.get(row, [0]))]
+    return {"pair_ids": np.array(pair_ids, np.int32), **columns}
 
 
 def _bytes(arrays: Mapping[str, Any]) -> int:

@@ -20,8 +20,8 @@ from omniprep.compiler.encode.stored_items import (
     read_files,
     stored_item,
 )
+from omniprep.compiler.plan.planned import PlannedRow
 from omniprep.compiler.plan.probe import RATE
-from omniprep.compiler.plan.rows import PlannedRow
 from omniprep.config import BuildConfig
 from omniprep.errors import Reject, RejectCode
 from omniprep.families.columns import stored_form
@@ -32,9 +32,10 @@ from omniprep.lru import BoundedCache
 from omniprep.media.audio import decode_audio
 from omniprep.media.image import decode_image
 from omniprep.media.video import VideoFacts, read_frames
+from omniprep.rows.preference import Verdict
 from omniprep.shards.codecs.base import CompressedItem
 from omniprep.shards.files import MediaFile, StoredItem
-from omniprep.shards.schema import Bin, Column, arrow_schema
+from omniprep.shards.schema import PREFERENCE_COLUMNS, Bin, Column, arrow_schema
 from omniprep.shards.writer import companion_value
 from omniprep.template.expand import expand
 from omniprep.template.loss import parse_strategy
@@ -76,11 +77,40 @@ class MediaCache(BoundedCache[Any, MappedItem]):
 
 
 def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> Bin:
-    """Encode one row as a bin of its own; rejects media that do not decode or contradict their headers."""
+    """Encode one row as a bin of its own; rejects media that do not decode or contradict their headers.
+
+    A pair is a bin of two sequences, a verdict says what its row is (`Bin.chosen`); other rows say nothing of it.
+    """
+    if row.verdict == Verdict.NONE:
+        return _encode_sequence(row, ctx, config, cache)
+    sequences = [_encode_sequence(row, ctx, config, cache)]
+    if row.rejected is None:
+        return replace(
+            sequences[0],
+            pair_ids=np.full(1, -1, np.int32),
+            chosen=np.full(1, row.verdict == Verdict.DESIRABLE, np.int32),
+            shared_media=np.zeros(1, np.int32),
+        )
+    try:
+        sequences.append(_encode_sequence(row.rejected, ctx, config, cache))
+    except Reject as reject:
+        raise Reject(reject.code, f"the rejected answer: {reject.message}") from reject
+    shared = sum(1 << number for number, name in enumerate(ctx.modalities) if name in row.rejected.shared)
+    return replace(
+        make_bin(sequences, [0, 0]),
+        pair_ids=np.zeros(2, np.int32),
+        chosen=np.array([1, 0], np.int32),
+        shared_media=np.array([0, shared], np.int32),
+    )
+
+
+def _encode_sequence(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cache: MediaCache) -> Bin:
+    """One sequence, without the media that it shares with the preferred answer."""
     files: dict[str, list[StoredItem]] = {name: [] for name in file_columns(ctx, config.pixel_codec).values()}
     media: dict[str, list[Any]] = {column.name: [] for column in ctx.columns if column.name not in files}
     has_media = any(row.items.values())
-    for modality in ctx.modalities if has_media else ():
+    stored = [modality for modality in ctx.modalities if modality not in row.shared] if has_media else []
+    for modality in stored:
         for number, mapped in enumerate(_map_items(modality, row.items[modality], ctx, config, cache)):
             for column in ctx.columns:
                 if column.name in mapped.stored:
@@ -105,11 +135,13 @@ def encode_planned(row: PlannedRow, ctx: FamilyContext, config: BuildConfig, cac
     return Bin(
         input_ids=ids,
         labels=labels,
-        loss_scale=weights if parse_strategy(config.loss_scale).weighted else None,
+        loss_scale=weights if parse_strategy(config.loss_strategy).weighted else None,
         position_ids=positions,
         cu_seqlens=np.array([0, len(ids)], np.int32),
         row_ids=np.zeros(1, np.int32),
-        row_items=np.array([[len(row.items[modality]) for modality in ctx.modalities]], np.int32),
+        row_items=np.array(
+            [[0 if modality in row.shared else len(row.items[modality]) for modality in ctx.modalities]], np.int32
+        ),
         media=media,
         files=files,
     )
@@ -211,25 +243,30 @@ def _check_meta(actual: MediaMeta, item: Item) -> None:
     raise Reject(RejectCode.DECODE_MISMATCH, f"{label}: decoding differs from the header ({facts})")
 
 
-def shard_schema(ctx: FamilyContext, config: BuildConfig) -> pa.Schema:
-    """The schema of a build's shards."""
+def shard_schema(ctx: FamilyContext, config: BuildConfig, *, preferences: bool = False) -> pa.Schema:
+    """The schema of a build's shards; `preferences`: whether any of its rows is a preference row."""
     return arrow_schema(
         codec_columns(ctx, config),
         family=ctx.name,
         modalities=ctx.modalities,
-        weighted=parse_strategy(config.loss_scale).weighted,
+        weighted=parse_strategy(config.loss_strategy).weighted,
         mrope=ctx.mrope,
+        preferences=preferences,
     )
 
 
-def make_bin(rows: list[Bin], row_ids: list[int]) -> Bin:
-    """Lay rows end to end, at least one; `row_ids` are their numbers in rows.parquet."""
-    lengths = [len(row.input_ids) for row in rows]
+def make_bin(rows: list[Bin], row_ids: list[int], *, preferences: bool = False) -> Bin:
+    """Lay rows end to end, at least one.
+
+    Args:
+        rows: Each as a bin of its own.
+        row_ids: Their numbers in rows.parquet.
+        preferences: Whether the shard has the columns of preference rows.
+    """
+    lengths = [length for row in rows for length in np.diff(row.cu_seqlens).tolist()]
     positions = None
     if any(row.position_ids is not None for row in rows):
-        plain = (np.broadcast_to(np.arange(length, dtype=np.int32), (3, length)) for length in lengths)
-        parts = [p if row.position_ids is None else row.position_ids for row, p in zip(rows, plain, strict=True)]
-        positions = np.concatenate(parts, axis=1)
+        positions = np.concatenate([_positions(row) for row in rows], axis=1)
     weighted = rows[0].loss_scale is not None
     return Bin(
         input_ids=np.concatenate([row.input_ids for row in rows]),
@@ -237,8 +274,31 @@ def make_bin(rows: list[Bin], row_ids: list[int]) -> Bin:
         loss_scale=np.concatenate([row.loss_scale for row in rows]) if weighted else None,
         position_ids=positions,
         cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
-        row_ids=np.array(row_ids, np.int32),
+        row_ids=np.repeat(np.array(row_ids, np.int32), [len(row.row_ids) for row in rows]),
         row_items=np.concatenate([row.row_items for row in rows]),
+        **(_preferences(rows) if preferences else {}),
         media={name: [array for row in rows for array in row.media[name]] for name in rows[0].media},
         files={name: [item for row in rows for item in row.files[name]] for name in rows[0].files},
     )
+
+
+def _positions(row: Bin) -> NDArray[np.int32]:
+    """The m-rope rows (3, l) of a row or a pair; the plain range of each sequence where it has no others."""
+    if row.position_ids is not None:
+        return row.position_ids
+    plain = np.concatenate([np.arange(length, dtype=np.int32) for length in np.diff(row.cu_seqlens).tolist()])
+    return np.broadcast_to(plain, (3, len(plain)))
+
+
+def _preferences(rows: list[Bin]) -> dict[str, NDArray[np.int32]]:
+    """The columns of preference rows for rows laid end to end; ordinary ones have no partner and no verdict."""
+    parts: dict[str, list[NDArray[np.int32]]] = {name: [] for name in PREFERENCE_COLUMNS}
+    pairs = 0
+    for row in rows:
+        count = len(row.row_ids)
+        numbers = np.full(count, -1, np.int32) if row.pair_ids is None else row.pair_ids
+        parts["pair_ids"].append(np.where(numbers >= 0, numbers + pairs, numbers).astype(np.int32))
+        parts["chosen"].append(np.full(count, -1, np.int32) if row.chosen is None else row.chosen)
+        parts["shared_media"].append(np.zeros(count, np.int32) if row.shared_media is None else row.shared_media)
+        pairs += int(numbers.max(initial=-1)) + 1
+    return {name: np.concatenate(values) for name, values in parts.items()}

@@ -76,7 +76,8 @@ class ShardFile(ShardWriter):
         Raises what the bin before it met too: OSError, or UnwritableBinError where arrays are not what the schema says.
         """
         self._wait()
-        facts = {"bin": number, "tokens": len(packed.input_ids), "rows": len(packed.row_ids)}
+        seconds = int((packed.pair_ids >= 0).sum()) // 2 if packed.pair_ids is not None else 0  # of pairs
+        facts = {"bin": number, "tokens": len(packed.input_ids), "rows": len(packed.row_ids) - seconds}
         self._writing = facts, self._thread.submit(self.write, packed)
         held: list[Any] = [*packed.media.values(), *packed.files.values()]  # compressed items hold no patches any more
         if sum(item.nbytes for items in held for item in items) > BEHIND_BYTES:

@@ -11,9 +11,9 @@ from omniprep.compiler.encode.rows import MediaCache, encode_planned, make_bin, 
 from omniprep.compiler.encode.shard_file import ShardFile, UnwritableBinError
 from omniprep.compiler.isolate.crashing_rows import find_crashing_rows
 from omniprep.compiler.isolate.deadline import row_deadline, row_deadlines
-from omniprep.compiler.plan.file import PlanReader
 from omniprep.compiler.plan.placement import Placement, read_placement
-from omniprep.compiler.plan.rows import PlannedRow
+from omniprep.compiler.plan.planned import PlannedRow
+from omniprep.compiler.plan.reader import PlanReader
 from omniprep.compiler.run.tasks import Receipt, ShardTask
 from omniprep.compiler.run.worker_status import report_progress
 from omniprep.config import BuildConfig
@@ -38,6 +38,8 @@ class EncodeTask(ShardTask):
     """Id of the driver run; keys the worker's plan cache."""
     spec: FamilySpec
     config: BuildConfig
+    preferences: bool = False
+    """Whether the dataset has preference rows."""
 
     def run(self) -> Receipt:
         """As `Task.run`; the rejects of its receipt have the row's number in the plan.
@@ -90,7 +92,8 @@ class _Encoding:
             yield self.plans.read(split, number)
 
     def run(self) -> Receipt:
-        task, schema = self.task, shard_schema(self.family, self.task.config)
+        task = self.task
+        schema = shard_schema(self.family, task.config, preferences=task.preferences)
         bins = len(self.placed.offsets) - 1
         with (
             row_deadlines(task.config.decode_timeout),
@@ -105,7 +108,7 @@ class _Encoding:
                 if not rows:
                     continue
                 try:
-                    packed = make_bin(rows, [task.first_row + row_id for row_id in ids])
+                    packed = self.packed(rows, [task.first_row + row_id for row_id in ids])
                 except Exception as error:
                     raise UnwritableBinError(number, error) from error
                 shard.put(number, packed)
@@ -136,7 +139,7 @@ class _Encoding:
         kept, kept_ids = [], []
         for row, row_id in zip(rows, ids, strict=True):
             try:
-                serialize_bin(make_bin([row], [row_id]), schema)
+                serialize_bin(self.packed([row], [row_id]), schema)
             except Exception as error:
                 self.reject(row_id, unexpected(error))
             else:
@@ -144,19 +147,22 @@ class _Encoding:
                 kept_ids.append(row_id)
         return kept, kept_ids
 
+    def packed(self, rows: list[Bin], row_ids: list[int]) -> Bin:
+        return make_bin(rows, row_ids, preferences=self.task.preferences)
+
     def reject(self, row_id: int, reject: Reject) -> None:
         self.rejects.append({"row": row_id, "code": str(reject.code), "message": reject.message})
 
 
 def _places(row: PlannedRow) -> list[Place]:
     """The media of a row that lie in a store."""
-    sources = (source for items in row.items.values() for item in items for source in item.sources)
+    sources = (source for _, _, item in row.stored_items() for source in item.sources)
     return [source.place for source in sources if source.uri is not None]
 
 
 def _encode_row(planned: PlannedRow, family: FamilyContext, config: BuildConfig, cache: MediaCache) -> Bin:
     """Encode a row; whatever a decoder or a family's callback raises costs this row, and is reported."""
-    sources = [source.label for items in planned.items.values() for item in items for source in item.sources]
+    sources = [source.label for _, _, item in planned.stored_items() for source in item.sources]
     try:
         if not sources:
             return encode_planned(planned, family, config, cache)

@@ -89,6 +89,11 @@ class Planned:
         }
 
     @property
+    def preferences(self) -> bool:
+        """Whether the shards have the columns of preference rows."""
+        return "verdict" in self.rows.facts
+
+    @property
     def left_out(self) -> dict[str, int]:
         """As `Origin.left_out`."""
         return {name: sum(receipt[name] for receipt in self.receipts) for name in ("filtered", "other_part")}

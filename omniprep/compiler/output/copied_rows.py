@@ -18,12 +18,14 @@ from omniprep.compiler.merged_names import renamed_input
 from omniprep.compiler.output.folder import BuildIdentity
 from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.pack import Assignment, Rows
+from omniprep.compiler.plan.file import PREFERENCE_FACTS
 from omniprep.compiler.plan.split_task import merge_unread
 from omniprep.config import BuildConfig
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
 from omniprep.rows.columns import Note
 from omniprep.rows.longline import parse_line
+from omniprep.rows.preference import Verdict
 from omniprep.shards.codecs import codec_names, recoded
 
 
@@ -158,3 +160,15 @@ def _with_source(line: bytes, old: str, new: str) -> bytes:
     if not line.startswith(head):  # another program wrote it
         return json.dumps({**parse_line(line), "source": new}, ensure_ascii=False).encode(errors="replace") + b"\n"
     return b'{"source": ' + json.dumps(new, ensure_ascii=False).encode(errors="replace") + line[len(head) :]
+
+
+def with_verdicts(table: pa.Table) -> pa.Table:
+    """rows.parquet with the columns of preference rows: those of a dataset of ordinary rows say that it has none."""
+    if "verdict" in table.column_names:
+        return table
+    lengths = table["length"].fill_null(0).to_numpy()
+    values = {name: np.zeros(len(lengths), dtype) for name, dtype in PREFERENCE_FACTS.items()}
+    values |= {"verdict": np.full(len(lengths), Verdict.NONE, np.int8), "chosen_length": lengths.astype(np.int32)}
+    for name, array in values.items():
+        table = table.append_column(name, pa.array(array))
+    return table

@@ -168,7 +168,7 @@ class BuildIdentity:
 
 def build_identity(config: BuildConfig, ctx: FamilyContext, listed: Listed) -> BuildIdentity:
     """The identity of a build: options, inputs, versions, tokenizer; refuses an input that lies in --out."""
-    parse_strategy(config.loss_scale)
+    parse_strategy(config.loss_strategy)
     for uri in dict.fromkeys(split.uri for split in listed.splits):
         if is_inside(config.out, uri):
             raise UsageError(f"{uri}: this input lies in --out; choose another --out")

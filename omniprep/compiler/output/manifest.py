@@ -20,12 +20,14 @@ from omniprep import io
 from omniprep.compiler.costs import bin_cost
 from omniprep.compiler.duplicates import HASH_COLUMNS
 from omniprep.compiler.pack import Assignment, Rows
+from omniprep.compiler.plan.file import PREFERENCE_FACTS
 from omniprep.compiler.run.error_budget import check_error_rate
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig, config_hash, shaping
 from omniprep.errors import DamagedDataError, RejectCode
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
 from omniprep.rows.columns import Note
+from omniprep.rows.preference import Verdict
 from omniprep.shards.index import ROWS_SCHEMA, IndexEntry, write_index, write_rows
 
 PART_ROWS = 1 << 20
@@ -115,6 +117,7 @@ class Settled:
                     "pixel_share": facts["pixel_share"],
                     "control": facts["control"],
                     **{name: np.where(rejected, np.uint64(0), facts[name]) for name in HASH_COLUMNS if name in facts},
+                    **_preference_columns(facts, rejected),
                     **{name: noted[part] for name, noted in note_columns(rows).items()},
                 }
             )
@@ -124,11 +127,25 @@ class Settled:
         return self.origin.rejected(np.flatnonzero(~self.packed), self.late)
 
 
-def row_columns(config: BuildConfig) -> list[str]:
+def _preference_columns(facts: Mapping[str, NDArray[Any]], rejected: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """The columns of a dataset with preference rows; a rejected row has no verdict."""
+    values = {name: np.where(rejected, 0, facts[name]) for name in PREFERENCE_FACTS if name in facts}
+    if values:
+        values["verdict"] = np.where(rejected, Verdict.NONE, facts["verdict"])
+    return {name: array.astype(PREFERENCE_FACTS[name]) for name, array in values.items()}
+
+
+def row_columns(config: BuildConfig, *, preferences: bool = False) -> list[str]:
     """The columns of rows.parquet, as `Settled.tables` writes them for a build with these options."""
     notes = [str(note.name).lower() for note in Note]
     facts = ["trained", "patches", "audio_frames", "file_bytes", "pixel_share", "control", *notes]
-    return [*ROWS_SCHEMA.names, *MEDIA_COLUMNS, *facts, *(HASH_COLUMNS if config.dedup == "exact" else ())]
+    return [
+        *ROWS_SCHEMA.names,
+        *MEDIA_COLUMNS,
+        *facts,
+        *(HASH_COLUMNS if config.dedup == "exact" else ()),
+        *(PREFERENCE_FACTS if preferences else ()),
+    ]
 
 
 def settle(config: BuildConfig, origin: Origin, receipts: list[Receipt]) -> Settled:
@@ -201,12 +218,20 @@ def count(
         "rows_without_labels": int((rows.facts["trained"][packed] == 0).sum()),
         "items": {name: int(rows.facts[entry.column][packed].sum()) for name, entry in MODALITIES.items()},
     }
+    if "verdict" in rows.facts:
+        counts["preference"] = count_verdicts(rows.facts["verdict"][packed])
     stored = sum(entry.rows for entry in entries)
     if counts["rows"]["read"] != stored + counts["rows"]["rejected"]:
         raise DamagedDataError(
             f"{out}: rows were lost ({counts['rows']}, {stored} in the shards); this is a defect of omniprep"
         )
     return counts
+
+
+def count_verdicts(verdicts: NDArray[np.integer[Any]]) -> dict[str, int]:
+    """Packed rows by what they are to a preference objective, as the manifest has them."""
+    names = {"pairs": Verdict.PAIR, "desirable": Verdict.DESIRABLE, "undesirable": Verdict.UNDESIRABLE}
+    return {name: int((verdicts == value).sum()) for name, value in {**names, "ordinary": Verdict.NONE}.items()}
 
 
 def fill(counts: dict[str, Any], bin_length: int) -> float:
@@ -237,7 +262,8 @@ def index_entries(
     if not packed.all():
         kept = packed[order]
         order, bin_of_row = order[kept], bin_of_row[kept]
-    facts = {name: rows.facts[name][order] for name in ("length", "patches", "audio_frames")}
+    names = ("length", "patches", "audio_frames", "chosen_length")
+    facts = {name: rows.facts[name][order] for name in names if name in rows.facts}
     sums = {
         name: np.bincount(bin_of_row, facts[name], assignment.bins).astype(np.int64)
         for name in ("patches", "audio_frames")

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from omniprep.compiler.isolate.deadline import row_deadline
-from omniprep.compiler.plan.rows import PlannedRow
+from omniprep.compiler.plan.planned import PlannedRow
 from omniprep.errors import Reject
 from omniprep.lru import BoundedCache
 from omniprep.media.source import Source
+from omniprep.rows.preference import Verdict
 
 HASH_BYTES = 16
 """At 10,000,000 rows, two different ones have the same hash with a probability of 1e-25."""
@@ -35,11 +36,14 @@ class ContentHashes:
     def of_row(self, row: PlannedRow) -> bytes | Reject:
         """The 16 bytes of a row; the reject of a row whose media cannot be read."""
         digest = hashlib.blake2b(digest_size=HASH_BYTES)
-        for array in (row.ids, row.run_lengths, row.run_weights):
+        for array in (array for part in row.sequences for array in (part.ids, part.run_lengths, part.run_weights)):
             values = np.ascontiguousarray(array)
             digest.update(len(values).to_bytes(8, "little"))
             digest.update(values.tobytes())
-        items = [(modality, item) for modality, of_kind in row.items.items() for item in of_kind]
+        if row.verdict != Verdict.NONE:  # an answer that is wanted here and unwanted there is no duplicate
+            shared = sorted(row.rejected.shared) if row.rejected is not None else []
+            digest.update(json.dumps([row.verdict, shared]).encode())
+        items = [(modality, item) for _, modality, item in row.stored_items()]
         try:
             for modality, item in items:
                 facts = {n: v for n, v in dataclasses.asdict(item.meta).items() if n not in _NOT_OF_THE_CONTENT}

@@ -7,10 +7,10 @@ again.
 
 import dataclasses
 import json
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.compiler.output.paths import plan_path
-from omniprep.compiler.plan.rows import PlannedRow
+from omniprep.compiler.plan.planned import PlannedRow
 from omniprep.errors import DamagedDataError, Reject
-from omniprep.families.kinds import Item, as_json, from_json
+from omniprep.families.kinds import as_json
 from omniprep.garbage import collect_young
-from omniprep.io.tar import Member
-from omniprep.lru import BoundedCache
 from omniprep.media.source import Source
 from omniprep.modalities import MEDIA_COLUMNS, MODALITIES
+from omniprep.rows.preference import Verdict
 
 _SOURCE = pa.struct(
     [
@@ -47,6 +45,7 @@ _ITEM = pa.struct(
         ("audio", pa.int32()),
         ("meta", pa.string()),
         ("sources", pa.list_(_SOURCE)),
+        ("rejected", pa.bool_()),
     ]
 )
 SCHEMA = pa.schema(
@@ -70,15 +69,25 @@ SCHEMA = pa.schema(
         ("content_hash_high", pa.uint64()),
         ("content_hash_low", pa.uint64()),
         ("media", pa.list_(_ITEM)),
+        ("verdict", pa.int8()),
+        ("chosen_length", pa.int32()),
+        ("chosen_ids", pa.int32()),
+        ("chosen_runs", pa.int32()),
+        ("shared", pa.uint8()),
+        ("repeated_patches", pa.int64()),
+        ("repeated_frames", pa.int64()),
     ]
 )
 """A line a row. line: within the split, from 0; length: tokens after expansion, 0 where rejected; raw: the row as JSON,
 where rejected; trained: labeled tokens; control: control tokens were typed in the text;
 content_hash: as --dedup exact needs it (content_hash.py), else 0;
-notes: bits of rows.columns.Note."""
+notes: bits of rows.columns.Note; verdict: a `Verdict`. Of a pair all numbers are of both answers together, ids and runs
+those of the preferred answer and then those of the rejected one: chosen_length, chosen_ids and chosen_runs are how many
+tokens, ids and runs the first has; shared: bits of the modalities (in the order of MODALITIES) whose items both have,
+repeated_patches and repeated_frames the work of the rejected answer on them, which no shard stores again."""
 
-_LISTS = ("ids", "run_lengths", "run_weights")
-_KEPT_BYTES = 128 << 20
+LISTS = ("ids", "run_lengths", "run_weights")
+KEPT_BYTES = 128 << 20
 FACTS: dict[str, Any] = {
     "line": np.int32,
     "length": np.int32,
@@ -90,6 +99,11 @@ FACTS: dict[str, Any] = {
     "notes": np.uint8,
 }
 """What packing and rows.parquet need of each row, and as what the driver holds it: 54 bytes."""
+PREFERENCE_FACTS: dict[str, Any] = {
+    "verdict": np.int8,
+    **dict.fromkeys(("chosen_length", "repeated_patches", "repeated_frames"), np.int32),
+}
+"""What they need beside that where there are preference rows: 13 bytes."""
 
 
 def to_batch(
@@ -111,27 +125,48 @@ def to_batch(
 
     columns = [
         lines,
-        numbers(lambda row: row.length),
+        numbers(lambda row: row.total("length")),
         [None if reject is None else str(reject.code) for reject in rejects],
         [None if reject is None else reject.message for reject in rejects],
         _texts(raws),
-        *(_lists([None if row is None else getattr(row, name) for row in planned], name) for name in _LISTS),
-        numbers(lambda row: row.patches),
-        numbers(lambda row: row.audio_frames),
+        *(_lists([None if row is None else _joined(row, name) for row in planned], name) for name in LISTS),
+        numbers(lambda row: row.total("patches")),
+        numbers(lambda row: row.total("audio_frames")),
         numbers(lambda row: row.file_bytes),
         [0.0 if row is None else row.pixel_share for row in planned],
-        *(numbers(lambda row, modality=modality: len(row.items[modality])) for modality in MODALITIES),  # type: ignore[misc]
-        numbers(lambda row: row.run_lengths[row.run_weights > 0].sum()),
+        *(numbers(partial(_stored_count, modality=modality)) for modality in MODALITIES),
+        numbers(lambda row: row.total("trained")),
         [row is not None and row.control_tokens for row in planned],
         numbers(lambda row: row.notes),
         *([int.from_bytes(one[half : half + 8], "big") for one in hashes or [b""] * len(rows)] for half in (0, 8)),
         _media(planned),
+        [int(Verdict.NONE) if row is None else int(row.verdict) for row in planned],
+        numbers(lambda row: row.length),
+        numbers(lambda row: len(row.ids)),
+        numbers(lambda row: len(row.run_lengths)),
+        numbers(_shared_bits),
+        numbers(lambda row: row.repeated_patches),
+        numbers(lambda row: row.repeated_frames),
     ]
     arrays = [
         pa.array(values, field.type) if isinstance(values, list) else values
         for values, field in zip(columns, SCHEMA, strict=True)
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _joined(row: PlannedRow, name: str) -> NDArray[Any]:
+    values: NDArray[Any] = getattr(row, name)
+    return values if row.rejected is None else np.concatenate([values, getattr(row.rejected, name)])
+
+
+def _stored_count(row: PlannedRow, modality: str) -> int:
+    return sum(name == modality for _, name, _ in row.stored_items())
+
+
+def _shared_bits(row: PlannedRow) -> int:
+    shared = row.rejected.shared if row.rejected is not None else frozenset()
+    return sum(1 << number for number, modality in enumerate(MODALITIES) if modality in shared)
 
 
 def _lists(arrays: list[NDArray[Any] | None], name: str) -> pa.Array:
@@ -152,21 +187,22 @@ def _texts(values: list[bytes | None]) -> pa.LargeStringArray:
 
 
 def _media(rows: list[PlannedRow | None]) -> pa.Array:
-    if not any(row is not None and any(row.items.values()) for row in rows):
+    if not any(row is not None and any(any(part.items.values()) for part in row.sequences) for row in rows):
         return pa.ListArray.from_arrays(pa.array(np.zeros(len(rows) + 1, np.int32)), pa.array([], _ITEM))
+    numbers = {modality: number for number, modality in enumerate(MODALITIES)}
     values = [
         []
         if row is None
         else [
             {
-                "modality": number,
+                "modality": numbers[modality],
                 "tokens": item.tokens,
                 "audio": item.audio,
                 "meta": json.dumps(as_json(item.meta)),
                 "sources": [_source(source) for source in item.sources],
+                "rejected": rejected,
             }
-            for number, modality in enumerate(MODALITIES)
-            for item in row.items[modality]
+            for rejected, modality, item in row.stored_items()
         ]
         for row in rows
     ]
@@ -185,14 +221,14 @@ def write_plan(uri: str, batches: Iterable[pa.RecordBatch]) -> None:
     with io.atomic_writer(uri) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), SCHEMA) as writer:
         for batch in batches:
             writer.write_batch(batch)
-            large = batch.nbytes > _KEPT_BYTES // 4
+            large = batch.nbytes > KEPT_BYTES // 4
             del batch  # not held while the next is made
             if large:  # Arrow's pool keeps what it was given for a while
                 collect_young()
                 pa.default_memory_pool().release_unused()
 
 
-def _open(uri: str, columns: Iterable[str] = ()) -> pa.ipc.RecordBatchFileReader:
+def open_split(uri: str, columns: Iterable[str] = ()) -> pa.ipc.RecordBatchFileReader:
     """The plan of a split; with `columns`, those alone are read (inline media stay where they are)."""
     return open_plan(uri, SCHEMA, columns)
 
@@ -235,7 +271,7 @@ def read_facts(uri: str, more: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
     further columns.
     """
     names = [*FACTS, *more]
-    reader = _open(uri, names)
+    reader = open_split(uri, names)
     batches = [read_batch(reader, i, uri).select(names) for i in range(reader.num_record_batches)]
     table = pa.Table.from_batches(batches, pa.schema([SCHEMA.field(name) for name in names]))
     return {name: table[name].to_numpy() for name in names}
@@ -257,102 +293,18 @@ class PlannedReject:
 
 def read_rejects(uri: str) -> Iterator[PlannedReject]:
     """The rejected rows of a split, in order."""
-    reader, first = _open(uri, ("line", "code", "message", "raw")), 0
+    reader, first = open_split(uri, ("line", "code", "message", "raw")), 0
     for chunk in range(reader.num_record_batches):
         batch = read_batch(reader, chunk, uri)
         line, code, message, raw = (batch.column(name) for name in ("line", "code", "message", "raw"))
-        texts = _views(raw.cast(pa.large_binary()))
+        texts = views(raw.cast(pa.large_binary()))
         for index in pc.indices_nonzero(code.is_valid()).to_pylist():
             text = texts[index] or memoryview(b"null")
             yield PlannedReject(first + index, line[index].as_py(), code[index].as_py(), message[index].as_py(), text)
         first += batch.num_rows
 
 
-class PlanReader:
-    """Reads single planned rows of many splits; keeps the files and chunks used last."""
-
-    def __init__(self, out: str, generation: str = "", keep: int = 64) -> None:
-        self._out, self._generation = out, generation
-        self._chunk_borders: dict[int, list[int]] = {}
-        self._files: BoundedCache[int, pa.ipc.RecordBatchFileReader] = BoundedCache(keep)
-        # Rows come in packed order, from anywhere, and opening a chunk costs more than a row, so many are kept. Bounded
-        # by bytes: rows with inline media make chunks of hundreds of MB.
-        self._chunks: BoundedCache[tuple[int, int], _Chunk] = BoundedCache(_KEPT_BYTES, lambda chunk: chunk.nbytes)
-
-    def read(self, split: int, number: int) -> PlannedRow:
-        """Planned row `number` of a split. Inline media are views of the plan's bytes."""
-        if split not in self._chunk_borders:
-            uri = self._path(split, ".json")
-            try:
-                rows = json.loads(io.read_bytes(uri))["chunks"]
-                self._chunk_borders[split] = list(accumulate(rows, initial=0))
-            except (ValueError, KeyError, TypeError) as error:
-                raise damaged_plan(uri, error) from error
-        borders = self._chunk_borders[split]
-        index = bisect_right(borders, number) - 1
-        chunk = self._chunks.get((split, index))
-        if chunk is None:
-            uri = self._path(split, ".arrow")
-            chunk = self._chunks.put((split, index), _Chunk(read_batch(self._file(split, uri), index, uri)))
-        try:
-            return chunk.row(number - borders[index])
-        except (LookupError, ValueError, TypeError) as error:  # values that no plan has
-            raise damaged_plan(self._path(split, ".arrow"), error) from error
-
-    def _path(self, split: int, suffix: str) -> str:
-        return plan_path(self._out, split, suffix, self._generation)
-
-    def _file(self, split: int, uri: str) -> pa.ipc.RecordBatchFileReader:
-        reader = self._files.get(split)
-        if reader is None:
-            reader = _open(uri)
-            # A larger file is opened for each chunk, since what is mapped counts as held memory.
-            if io.size(uri) < _KEPT_BYTES // 2:
-                self._files.put(split, reader)
-        return reader
-
-
-class _Chunk:
-    """A record batch of a plan; its buffers are looked up once and not for every row."""
-
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self.nbytes = batch.nbytes
-        columns = {name: batch.column(SCHEMA.get_field_index(name)) for name in (*_LISTS, "length", "media")}
-        self._offsets = {name: columns[name].offsets.to_numpy() for name in (*_LISTS, "media")}
-        self._values = {name: columns[name].values.to_numpy() for name in _LISTS}
-        self._lengths = columns["length"].to_numpy()
-        self._media = columns["media"]
-
-    def row(self, index: int) -> PlannedRow:
-        """A planned row."""
-        ids, run_lengths, run_weights = (
-            self._values[name][self._offsets[name][index] : self._offsets[name][index + 1]] for name in _LISTS
-        )
-        row = PlannedRow(ids, run_lengths, run_weights, length=int(self._lengths[index]))
-        first, last = self._offsets["media"][index : index + 2].tolist()
-        if first != last:
-            for item in _items(self._media.values.slice(first, last - first)):
-                row.items[item.modality].append(item)
-        return row
-
-
-def _items(media: pa.StructArray) -> Iterator[Item]:
-    offsets = media.field("sources").offsets.to_numpy()
-    offsets, values = offsets - offsets[0], media.field("sources").values.slice(offsets[0], offsets[-1] - offsets[0])
-    paths, uris, roots = (values.field(name).to_pylist() for name in ("path", "uri", "root"))
-    members = [entry and Member(**entry) for entry in values.field("member").to_pylist()]
-    marks = [mark or "" for mark in values.field("mark").to_pylist()]
-    lengths = [-1 if length is None else length for length in values.field("length").to_pylist()]
-    data = _views(values.field("data"))
-    sources = [Source(*facts) for facts in zip(paths, uris, data, roots, members, marks, lengths, strict=True)]
-    modalities = tuple(MODALITIES)
-    facts = (media.field(name).to_pylist() for name in ("modality", "tokens", "audio", "meta"))
-    for number, (modality, tokens, audio, meta) in enumerate(zip(*facts, strict=True)):
-        own = sources[offsets[number] : offsets[number + 1]]
-        yield Item(modalities[modality], from_json(json.loads(meta)), tokens, audio, own)
-
-
-def _views(data: pa.LargeBinaryArray) -> list[memoryview | None]:
+def views(data: pa.LargeBinaryArray) -> list[memoryview | None]:
     """The values without a copy (a scalar of Arrow is one)."""
     _, buffer, content = data.buffers()
     offsets = np.frombuffer(buffer, np.int64, len(data) + 1, 8 * data.offset).tolist()

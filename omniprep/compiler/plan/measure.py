@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.compiler.encode.rows import MediaCache, encode_planned, shard_schema
-from omniprep.compiler.plan.file import PlanReader
+from omniprep.compiler.encode.rows import MediaCache, encode_planned, make_bin, shard_schema
+from omniprep.compiler.plan.reader import PlanReader
 from omniprep.compiler.run.workers import single_threaded
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject
@@ -58,11 +58,12 @@ def _time(planned: "Planned", config: BuildConfig, rows: NDArray[np.int64]) -> t
     with tempfile.TemporaryDirectory(prefix="omniprep-measure-") as folder, single_threaded():
         encode(first)  # not timed: it compiles kernels and fills caches
         count, cpu_start, deadline = 0, time.process_time(), time.monotonic() + SECONDS
-        with ShardWriter(str(Path(folder) / "rows.arrow"), shard_schema(planned.ctx, config)) as writer:
+        schema = shard_schema(planned.ctx, config, preferences=planned.preferences)
+        with ShardWriter(str(Path(folder) / "rows.arrow"), schema) as writer:
             for number in others or [first]:
                 row = encode(number)
                 if row is not None:
-                    writer.write(row)
+                    writer.write(make_bin([row], [0], preferences=planned.preferences))
                     count += 1
                 if time.monotonic() > deadline:
                     break

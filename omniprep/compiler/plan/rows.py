@@ -4,11 +4,11 @@ No media is decoded, except where no header gives an exact length (the sound of 
 Rows are planned in chunks, so that the tokenizer gets the texts of many rows in one call.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,59 +17,51 @@ from omniprep.compiler.costs import file_bytes, pixel_share
 from omniprep.compiler.encode.stored_items import file_columns
 from omniprep.compiler.isolate.deadline import row_deadline
 from omniprep.compiler.plan.padding import with_pad_tokens
-from omniprep.compiler.plan.probe import find_media, places_of
+from omniprep.compiler.plan.placeholders import find_placeholders, fit, with_borders
+from omniprep.compiler.plan.planned import Ids, Items, PlannedRow, pair_of, tower_work, with_verdict
+from omniprep.compiler.plan.probe import Probed, find_media, places_of
 from omniprep.compiler.plan.rendered_rows import TokenizedRow, WholeText, render_row, tokenize_rows
 from omniprep.compiler.plan.text_checks import check_text, check_unicode
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, RejectCode, unexpected
 from omniprep.families.context import FamilyContext
 from omniprep.families.errors import FamilyError
-from omniprep.families.kinds import Item, MediaMeta, Sample
+from omniprep.families.kinds import MediaMeta
 from omniprep.media.fetch import MediaRoots
 from omniprep.media.remote import ahead
 from omniprep.modalities import MODALITIES
+from omniprep.rows.chat import THOUGHTS
 from omniprep.rows.columns import Note, parse_columns
-from omniprep.rows.normalize import THOUGHTS, Row, normalize
+from omniprep.rows.normalize import Row, normalize
+from omniprep.rows.preference import Verdict, item_columns, split_answers
 from omniprep.template.chat import contexts, prepare, surplus_tags, without_roles
 from omniprep.template.grounding import normalize_boxes, write_box, write_reference
 from omniprep.template.loss import Pieces, parse_strategy
 from omniprep.template.meta import TemplateMeta
 from omniprep.template.tags import replace_tags
-from omniprep.template.truncate import Placeholder, kept_tokens, text_tokens
 
 T = TypeVar("T")
-Ids = NDArray[np.int32]
-Items = dict[str, list[Item]]
-"""The media items of a row, by modality."""
-Draft = tuple[Row, Pieces | WholeText, Items]
-"""A row between template and tokenizer: text in runs of equal loss weight, or whole where the family has a renderer;
-one placeholder, or stand-in, an item."""
 
 
-@dataclass(slots=True)
-class PlannedRow:
-    """A row that will be packed: everything but the decoded media.
+class Draft(NamedTuple):
+    """A row between template and tokenizer."""
 
-    `ids` hold one placeholder for each item; `run_lengths` and `run_weights` are the loss weights, run by run; `length`
-    counts tokens after expansion; `patches` and `audio_frames` are the work of the model's towers, as the family counts
-    it; `file_bytes` is of the files that --pixel-codec source keeps, `pixel_share` what delta makes of its
-    pixels, of their bytes (omniprep/compiler/costs.py). `notes` and `unread` are what the build reports
-    about the row (rows/columns.py). The plan file (compiler/plan/file.py) gives back what encoding needs: `ids`, the
-    runs, `length` and `items`.
-    """
+    row: Row
+    text: Pieces | WholeText
+    """In runs of equal loss weight, or whole where the family has a renderer; one placeholder, or stand-in, an item."""
+    items: Items
+    probed: Probed
 
-    ids: Ids
-    run_lengths: NDArray[np.int32]
-    run_weights: NDArray[np.float32]
-    length: int
-    items: Items = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
-    control_tokens: bool = False
-    notes: Note = field(default_factory=lambda: Note(0))
-    unread: dict[str, str] = field(default_factory=dict)
-    patches: int = 0
-    audio_frames: int = 0
-    file_bytes: int = 0
-    pixel_share: float = 0.0
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One chat that a raw row gives: itself, or one of the two answers of a pair."""
+
+    number: int
+    """Of the row in the chunk."""
+    row: Row | Reject
+    verdict: Verdict = Verdict.NONE
+    rejected: bool = False
 
 
 def plan_rows(
@@ -79,21 +71,69 @@ def plan_rows(
 
     `generate` leaves the last answer open (inference). A FamilyError has the number of the row in the chunk as `row`.
     """
-    rows = (
-        raw if isinstance(raw, Reject) else _or_reject(number, _normalized, raw, ctx, config)
-        for number, raw in enumerate(raws)
-    )
-    drafts = [
-        row if isinstance(row, Reject) else _or_reject(number, _render, row, ctx, config, media_roots, generate)
-        for number, row in enumerate(ahead(rows, partial(places_of, media_roots), whole=False))
-    ]
-    tokenized = _tokenized([draft[1] for draft in drafts if not isinstance(draft, Reject)], ctx, config)
+    answers = (answer for number, raw in enumerate(raws) for answer in _answers(number, raw, ctx, config))
+    drafts: list[tuple[_Answer, Draft | Reject]] = []
+    for answer in ahead(answers, lambda answer: places_of(media_roots, answer.row), whole=False):
+        preferred = drafts[-1][1] if answer.rejected else None
+        drafts.append((answer, _drafted(answer, preferred, ctx, config, media_roots, generate)))
+    tokenized = _tokenized([draft.text for _, draft in drafts if not isinstance(draft, Reject)], ctx, config)
     result: list[PlannedRow | Reject] = []
-    for number, draft in enumerate(drafts):
+    for answer, draft in drafts:
         tokens = draft if isinstance(draft, Reject) else next(tokenized)
-        planned = tokens if isinstance(tokens, Reject) else _or_reject(number, _assemble, draft, tokens, ctx, config)
-        result.append(planned)
+        planned: PlannedRow | Reject
+        if isinstance(draft, Reject):
+            planned = draft
+        elif isinstance(tokens, Reject):
+            planned = tokens
+        else:
+            planned = _or_reject(answer.number, _assemble, draft, tokens, ctx, config)
+        if not answer.rejected:
+            if isinstance(planned, PlannedRow) and answer.verdict in (Verdict.DESIRABLE, Verdict.UNDESIRABLE):
+                planned = _or_reject(answer.number, with_verdict, planned, answer.verdict)
+            result.append(planned)
+        elif isinstance(result[-1], PlannedRow):
+            if isinstance(planned, PlannedRow):
+                planned = _or_reject(answer.number, pair_of, result[-1], planned, ctx, config)
+            result[-1] = planned
     return result
+
+
+def _drafted(
+    answer: _Answer, preferred: Draft | Reject | None, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots,
+    generate: bool,
+) -> Draft | Reject:  # fmt: skip
+    """The draft of an answer; that of a rejected one follows the draft of the preferred one, with which it may fail."""
+    if isinstance(preferred, Reject):
+        return preferred
+    draft: Draft | Reject
+    if isinstance(answer.row, Reject):
+        draft = answer.row
+    else:
+        render = partial(_render, verdict=answer.verdict, preferred=preferred, generate=generate)
+        draft = _or_reject(answer.number, render, answer.row, ctx, config, media_roots)
+    if answer.rejected and isinstance(draft, Reject):  # a message may look like one of the row's own answer
+        return Reject(draft.code, f"the rejected answer: {draft.message}")
+    return draft
+
+
+def _answers(number: int, raw: Any, ctx: FamilyContext, config: BuildConfig) -> Iterator[_Answer]:
+    """The chats of a raw row, or why there are none."""
+    columns = parse_columns(config.columns)
+    split = raw if isinstance(raw, Reject) else _or_reject(number, split_answers, raw, config.preference, columns)
+    if isinstance(split, Reject):
+        yield _Answer(number, split)
+        return
+    if split.renamed:
+        columns = item_columns(columns)
+    read = partial(normalize, template_keys=ctx.renderer is not None, dataset_path=split.dataset_path)
+    row = _or_reject(number, read, split.preferred, columns)
+    if not isinstance(row, Reject) and split.unread:
+        row.unread |= split.unread
+        row.notes |= Note.UNREAD_COLUMNS
+    yield _Answer(number, row, split.verdict)
+    if split.rejected is not None and not isinstance(row, Reject):
+        row = _or_reject(number, read, split.rejected, columns)
+        yield _Answer(number, row, split.verdict, rejected=True)
 
 
 def _or_reject(number: int, function: Callable[..., T], *args: Any) -> T | Reject:
@@ -183,11 +223,11 @@ def _drop_read_keys(row: Row) -> None:
         row.notes &= ~Note.UNREAD_COLUMNS
 
 
-def _normalized(raw: Any, ctx: FamilyContext, config: BuildConfig) -> Row:
-    return normalize(raw, parse_columns(config.columns), template_keys=ctx.renderer is not None)
-
-
-def _render(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, generate: bool) -> Draft:
+def _render(
+    row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: MediaRoots, *, verdict: Verdict,
+    preferred: Draft | None, generate: bool,
+) -> Draft:  # fmt: skip
+    """The text and media of a row; those that the `preferred` answer of its pair has too are not looked for again."""
     _apply_row_options(row, ctx, config)
     if ctx.renderer is not None:
         _drop_read_keys(row)
@@ -199,8 +239,15 @@ def _render(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
             raise Reject(RejectCode.PLACEHOLDER_MISMATCH, surplus)
         row.notes |= Note.SURPLUS_TAGS
     # Text without roles has no answers: all of it is trained, as the reference does where its template is off.
-    loss_scale = config.loss_scale if config.use_chat_template or config.loss_scale != "default" else "all"
-    if any(row.media.values()):
+    loss_scale = config.loss_strategy if verdict == Verdict.NONE else config.preference_loss_strategy
+    if not config.use_chat_template and loss_scale == "default":
+        loss_scale = "all"
+    if preferred is not None and row.media == preferred.row.media and row.kwargs == preferred.row.kwargs:
+        probed = {
+            modality: [(replace(item), sound and replace(sound)) for item, sound in entries]
+            for modality, entries in preferred.probed.items()
+        }
+    elif any(row.media.values()):
         with row_deadline("a row's media"):
             probed = find_media(row, ctx, config, media_roots)
     else:
@@ -235,7 +282,7 @@ def _render(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
     if ctx.renderer is not None:
         items = {modality: [item for item, _ in entries] for modality, entries in probed.items()}
         row.references, row.boxes = references, box_texts()
-        return row, render_row(row, ctx, config, strategy, items, generate=generate), items
+        return Draft(row, render_row(row, ctx, config, strategy, items, generate=generate), items, probed)
     pieces = contexts(row, template, strategy, default_system=config.system, generate=generate)
     pieces = replace_tags(
         pieces,
@@ -252,7 +299,7 @@ def _render(row: Row, ctx: FamilyContext, config: BuildConfig, media_roots: Medi
                 f"{len(entries)} {modality} items, but only {placed} places for them in the kept chat",
             )
     check_unicode([text for text, _ in pieces])
-    return row, pieces, items
+    return Draft(row, pieces, items, probed)
 
 
 def _resized(ctx: FamilyContext, meta: MediaMeta) -> tuple[int, int]:
@@ -273,32 +320,18 @@ def _turn_end(ctx: FamilyContext, use_chat_template: bool) -> list[int]:
     return [token for text in suffix for token in ctx.encoder.encode([text])[0]]
 
 
-@lru_cache(maxsize=8)
-def _wrapping(ctx: FamilyContext) -> dict[str, tuple[int, int]]:
-    """How many tokens of each tag stand before and after its placeholder: vision_start and vision_end, and the like."""
-    tags = {modality: ctx.tag(modality) for modality in ctx.modalities}
-    if "video" in tags and "video_audio" in ctx.tags:
-        tags["video_audio"] = ctx.tag("video_audio")
-    wrapping = {}
-    for name, text in tags.items():
-        tokens = ctx.encoder.encode([text])[0]
-        before = tokens.index(ctx.placeholder_id("video" if name == "video_audio" else name))
-        wrapping[name] = (before, len(tokens) - before - 1)
-    return wrapping
-
-
 def _assemble(draft: Draft, tokens: TokenizedRow, ctx: FamilyContext, config: BuildConfig) -> PlannedRow:
-    row, _, items = draft
+    row, items = draft.row, draft.items
     ids, weights, item_borders = tokens
     if not len(ids):
         raise Reject(RejectCode.EMPTY_ROW, "nothing is left of the row")
     weights[0] = 0.0  # nothing stands before the first token that it could be predicted from
-    placeholders = _find_placeholders(ids, items, ctx) if any(items.values()) else []
+    placeholders = find_placeholders(ids, items, ctx) if any(items.values()) else []
     if item_borders:
-        placeholders = _with_borders(placeholders, item_borders, ids, ctx)
+        placeholders = with_borders(placeholders, item_borders, ids, ctx)
     grown = sum(placeholder.size - 1 for placeholder in placeholders)  # by expansion
     if len(ids) + grown > config.row_limit:
-        keep = _fit(ids, placeholders, items, ctx, config)
+        keep = fit(ids, placeholders, items, ctx, config)
         ids, weights = ids[keep], weights[keep]
     if len(weights):
         # The reference clears the first label before it cuts. A row that was cut on the left would then begin with a
@@ -318,65 +351,11 @@ def _assemble(draft: Draft, tokens: TokenizedRow, ctx: FamilyContext, config: Bu
         control_tokens=row.control_tokens,
         notes=row.notes,
         unread=row.unread,
-        patches=_tower_work("patches", items, ctx),
-        audio_frames=_tower_work("audio_frames", items, ctx),
+        patches=tower_work("patches", items, ctx),
+        audio_frames=tower_work("audio_frames", items, ctx),
         file_bytes=file_bytes(items, file_columns(ctx, config.pixel_codec)),
         pixel_share=pixel_share(items, ctx),
     )
-
-
-def _tower_work(unit: str, items: Items, ctx: FamilyContext) -> int:
-    """What the towers that count in `unit` (patches, audio_frames) work on for a row."""
-    counted = [name for name, modality in MODALITIES.items() if modality.work == unit]
-    return sum(ctx.work(item) for modality in counted for item in items[modality])
-
-
-def _find_placeholders(ids: Ids, items: Items, ctx: FamilyContext) -> list[Placeholder]:
-    """The placeholders of a row, in its order."""
-    wrapping = {} if ctx.renderer else _wrapping(ctx)
-    result = []
-    for modality in ctx.modalities:
-        indices = np.flatnonzero(ids == ctx.stand_in_id(modality)).tolist()
-        own = [item for item in items[modality] if not item.meta.in_video]
-        if len(indices) != len(own):
-            raise Reject(
-                RejectCode.PLACEHOLDER_MISMATCH,
-                f"{len(own)} {modality} items, but {len(indices)} placeholders in the tokens",
-            )
-        for index, item in zip(indices, own, strict=True):
-            if ctx.renderer is not None:
-                result.append(Placeholder(index, item.tokens, 0, 0))
-            elif item.audio is None:
-                result.append(Placeholder(index, item.tokens, *wrapping[modality]))
-            else:
-                size = item.tokens + items["audio"][item.audio].tokens
-                result.append(Placeholder(index, size, *wrapping["video_audio"]))
-    return sorted(result)
-
-
-def _with_borders(
-    placeholders: list[Placeholder], borders: Sequence[tuple[int, int]], ids: Ids, ctx: FamilyContext
-) -> list[Placeholder]:
-    """The sentinels of a row with the text of their items, and a special token on each side of it (of the template)."""
-    result = []
-    for (index, size, _, _), (before, after) in zip(placeholders, borders, strict=True):
-        left, right = index - before - 1, index + after + 1
-        before += left >= 0 and int(ids[left]) in ctx.encoder.special_ids
-        after += right < len(ids) and int(ids[right]) in ctx.encoder.special_ids
-        result.append(Placeholder(index, size, before, after))
-    return result
-
-
-def _fit(
-    ids: Ids, placeholders: list[Placeholder], items: Items, ctx: FamilyContext, config: BuildConfig
-) -> NDArray[np.bool_]:
-    """Which tokens of a row longer than the limit stay (--truncation)."""
-    if config.truncation == "raise":
-        length = len(ids) + sum(placeholder.size - 1 for placeholder in placeholders)
-        raise Reject(RejectCode.ROW_TOO_LONG, f"{length} tokens, the limit is {config.row_limit}")
-    texts = text_tokens(ids, ctx.expand_row(Sample(ids, items)) if placeholders else [])
-    texts = texts[[placeholder.token_index for placeholder in placeholders]]
-    return kept_tokens(len(ids), placeholders, texts, config.row_limit, config.truncation)
 
 
 def label_turn_ends(ids: Ids, weights: NDArray[np.float32], suffix: list[int]) -> None:

@@ -56,6 +56,7 @@ class PlanTask(Task):
         codes, chunks = receipt["codes"], receipt["chunks"]
         numbers = [receipt[name] for name in ("rows", "rejected", "tokens", "lines", "filtered", "other_part", "bytes")]
         numbers += [*chunks, *codes.values(), *receipt["columns"], *receipt["video_readers"].values()]
+        numbers += receipt["verdicts"].values()
         return (
             all(isinstance(number, int) for number in numbers)
             and all(isinstance(name, str) for name in (*receipt["missing_columns"], *receipt["seen_columns"]))
@@ -75,7 +76,7 @@ class PlanTask(Task):
             puts into the other dataset), missing_columns (of --where, that no row has) and seen_columns
             (some that there are instead), chunks (rows of each record batch), unread (columns that nobody reads: rows,
             and the option that reads them), columns (numbers of the --columns that some row has), video_readers (videos
-            that each one decodes), bytes (of the plan), seconds.
+            that each one decodes), verdicts (planned rows of each `Verdict`), bytes (of the plan), seconds.
         """
         return _Planning(self).run()
 
@@ -90,7 +91,7 @@ class PlanTask(Task):
         config, columns = self.config, parse_columns(self.config.columns)
         for raw in read_split(self.split, tally, config.max_line_bytes):
             if config.part == "all" or (config.part == "eval") == is_for_eval(
-                raw.content, columns, config.eval_fraction, config.seed
+                raw.content, columns, config.eval_fraction, config.seed, config.preference
             ):
                 yield raw
             else:
@@ -132,6 +133,7 @@ class _Planning:
         self.codes = Counter[str]()
         self.unread: dict[str, list[Any]] = {}
         self.video_readers = Counter[str]()
+        self.verdicts = Counter[str]()
         self.columns, self.used_columns = parse_columns(task.config.columns), set[int]()
         self.hashes = ContentHashes() if task.config.dedup == "exact" else None
         self.crashing = find_crashing_rows(task, task.config) if task.isolate else {}
@@ -154,6 +156,7 @@ class _Planning:
             "unread": self.unread,
             "columns": sorted(self.used_columns),
             "video_readers": self.video_readers,
+            "verdicts": self.verdicts,
             "seconds": round(time.perf_counter() - began, 3),
             "bytes": io.size(task.plan_path),
         }
@@ -193,9 +196,11 @@ class _Planning:
             if isinstance(row, Reject):
                 self.codes[str(row.code)] += 1
                 continue
-            self.tokens += row.length
+            self.tokens += row.total("length")
+            self.verdicts[str(row.verdict.name).lower()] += 1
             merge_unread(self.unread, {name: (1, option) for name, option in row.unread.items()})
-            self.video_readers.update(item.meta.reader for item in row.items["video"] if item.meta.reader)
+            items = [item for _, modality, item in row.stored_items() if modality == "video"]
+            self.video_readers.update(item.meta.reader for item in items if item.meta.reader)
         self.rows += len(rows)
         self.chunks.append(len(rows))
         return to_batch(lines, rows, rejected, hashes)
