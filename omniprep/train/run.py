@@ -28,7 +28,7 @@ from omniprep.train.freeze import Parts, compute_frozen_towers_without_gradients
 from omniprep.train.memory import memory_errors_as_one_line
 from omniprep.train.model import add_lora, load_trainable, merge_lora, weights_dtype
 from omniprep.train.packages import check_packages
-from omniprep.train.refuse import check_datasets, check_family
+from omniprep.train.refuse import check_datasets, check_family, refuse_preferences
 from omniprep.train.resume import changes, find_checkpoint, identity
 from omniprep.train.structure import describe_parts
 from omniprep.train.trainer import BinTrainer
@@ -95,6 +95,7 @@ def prepare_run(
     datasets, evaluation = (open_datasets(sources, config) for sources in (config.data, config.eval_data))
     ctx = resolve_family(config.model, _family(config, datasets), config.plugin, None, config.trust_remote_code)
     check_datasets([*datasets, *evaluation], ctx)
+    refuse_preferences([*datasets, *evaluation])
     check_family(ctx, config)
     checkpoint = find_checkpoint(config)
     data = choose_data(prepare_data(datasets, evaluation, config, args, checkpoint))
