@@ -103,7 +103,22 @@ def _folder(uri: str) -> str:
 
 @lru_cache(maxsize=8)
 def _table_of(metadata: str) -> Any:
-    return library("pyiceberg.table", "pyiceberg", metadata).StaticTable.from_metadata(metadata)
+    """The table of a metadata file.
+
+    Not by StaticTable.from_metadata: it lets the table's own properties choose the Python class that opens files
+    (py-io-impl, any module by name) and the endpoint that credentials are sent to (s3.endpoint, s3.signer).
+    """
+    opened = library("pyiceberg.io", "pyiceberg", metadata).load_file_io({}, location=metadata)
+    parsed = library("pyiceberg.serializers", "pyiceberg", metadata).FromInputFile.table_metadata(
+        opened.new_input(metadata)
+    )
+    return library("pyiceberg.table", "pyiceberg", metadata).StaticTable(
+        identifier=("static-table", metadata),
+        metadata_location=metadata,
+        metadata=parsed,
+        io=opened,
+        catalog=library("pyiceberg.catalog.noop", "pyiceberg", metadata).NoopCatalog("static-table"),
+    )
 
 
 def _snapshot(uri: str, version: str) -> str:
@@ -129,15 +144,25 @@ def _files(uri: str, version: str) -> list[Any]:
     """The tasks of a scan of a snapshot, one a data file, by path: the order of a scan is not fixed."""
     if not version:
         return []
+    # The metadata of a stranger's table could name any file of this machine, or have any host asked: each list of files
+    # is held against the folder before it is opened.
+    inside = _plain(_folder(uri) if uri.startswith(CATALOG) else uri).rstrip("/") + "/"
+
+    def check(path: Any) -> None:
+        plain = _plain(str(path))
+        if not plain.startswith(inside) or ".." in plain.split("/"):
+            raise OmniprepError(f"{uri}: names the file {plain}, which lies outside the table's folder")
+
     with _faults(uri):
         table = _table_with(uri, version)
+        snapshot = table.snapshot_by_id(int(version))
+        check(snapshot.manifest_list)
+        for manifest in snapshot.manifests(table.io):
+            check(manifest.manifest_path)
         tasks = sorted(table.scan(snapshot_id=int(version)).plan_files(), key=lambda task: str(task.file.file_path))
-    # The metadata of a stranger's table could name any Parquet file of this machine.
-    inside = _plain(_folder(uri) if uri.startswith(CATALOG) else uri).rstrip("/") + "/"
     for task in tasks:
-        for path in (_plain(str(file.file_path)) for file in (task.file, *task.delete_files)):
-            if not path.startswith(inside) or ".." in path.split("/"):
-                raise OmniprepError(f"{uri}: names the file {path}, which lies outside the table's folder")
+        for file in (task.file, *task.delete_files):
+            check(file.file_path)
     return tasks
 
 
