@@ -13,6 +13,8 @@ Sections, with their share of the five minutes:
     steps     140 s  by attention, LoRA, liger, checkpointing; profiles, waits of the host, waits for data
     memory     60 s  the dry run's peak against training's; LoRA on the 7B
     loader     45 s  readers and codecs
+    loops      40 s  a loop of one's own on transformers' class, by attention
+    classes    3 s a type, of small models of other families (--types)
 
 A section that fails is reported and the others go on. The result is written after every line, so that a machine that
 goes away leaves what it had measured. Goals are checked, not asserted: what came of them stands in table and JSON.
@@ -33,6 +35,7 @@ from typing import Any
 import torch
 from gpu_inputs import build_bins, random_weights, write_config
 from gpu_kernels import attention, kernels
+from gpu_loops import Quiet, classes, loops
 from gpu_report import Bench, Report, release
 from gpu_trace import StepWatch, analyze, synchronize, tensors
 from record import machine, show, versions
@@ -92,7 +95,7 @@ def measure_steps(
     config = train_config(bench, shape, data, max_steps=StepWatch.steps(warm, timed, profiled), **options)
     began = time.monotonic()
     with random_weights(device):
-        run = prepare_run(config, Silent())
+        run = prepare_run(config, Quiet())
     ready = time.monotonic() - began
     run.args.save_strategy = "no"
     watch = StepWatch(run.trainer, warm, timed, profiled)
@@ -172,15 +175,6 @@ def leave(run: Any) -> None:
     release()
 
 
-class Silent:
-    """A reporter that says nothing."""
-
-    def start(self, stage: str, total: int | None, unit: str = "rows") -> None: ...
-    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None: ...
-    def finish(self, stage: str) -> None: ...
-    def message(self, text: str) -> None: ...
-
-
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 MEMORY: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -207,14 +201,14 @@ def measure_memory(bench: Bench, name: str, *, shape: str, **options: Any) -> No
 
     config = train_config(bench, shape, "raw", max_steps=1, dry_run=True, **options)
     with random_weights(bench.device):
-        run = prepare_run(config, Silent(), heavy_data)
+        run = prepare_run(config, Quiet(), heavy_data)
     foretold = measure_run(run).peak
     leave(run)
     del run
     warm, timed = 1, 3
     config = train_config(bench, shape, "raw", max_steps=warm + timed, **options)
     with random_weights(bench.device):
-        run = prepare_run(config, Silent())
+        run = prepare_run(config, Quiet())
     run.args.save_strategy = "no"
     checkpointing = run.trainer.config.gradient_checkpointing
     longest = max(int(d.index["tokens"].max()) for d in run.data.bins.datasets)
@@ -291,6 +285,8 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "steps": steps,
     "memory": memory,
     "loader": loader,
+    "loops": loops,
+    "classes": classes,
 }
 
 
@@ -302,6 +298,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas, in their order")
     parser.add_argument("--seconds", type=float, default=300.0, help="what does not fit into this time is left out")
     parser.add_argument("--quick", action="store_true", help="a few of each section: about two minutes")
+    parser.add_argument("--types", type=Path, help="for the section classes: TYPE/model and TYPE/packed of each type")
     parser.add_argument("--small", action="store_true", help="small sizes, to test this script (also on a CPU)")
     options = parser.parse_args()
     chosen = options.only.split(",")
@@ -345,7 +342,7 @@ def measure(options: argparse.Namespace, chosen: list[str], device: torch.device
         built = pool.submit(build_bins, folder / "data", shape, *sizes)
         bench = Bench(
             report=report, device=device, model=options.model, folder=folder, small=small,
-            quick=options.quick or small, bins=built.result,
+            quick=options.quick or small, bins=built.result, types=options.types,
         )  # fmt: skip
         for name in chosen:
             began = time.monotonic()

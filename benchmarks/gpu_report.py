@@ -102,6 +102,7 @@ class Bench:
         small: Sizes for a CPU, which test this script and measure nothing.
         quick: A few of each section.
         bins: Datasets by codec, "sound" among them; ready when called.
+        types: Small models of other families with a dataset each (gpu_loops.py).
     """
 
     report: Report
@@ -111,6 +112,7 @@ class Bench:
     small: bool
     quick: bool
     bins: Callable[[], dict[str, Path]]
+    types: Path | None = None
 
     def shape(self, name: str) -> Path:
         """A checkpoint folder of a shape (with --small, of the small model)."""

@@ -29,12 +29,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from omniprep.errors import OmniprepError
-from omniprep.train.masks import Rule, row_mask
+from omniprep.train.masks import Rule, row_mask, tower_mask
 from omniprep.train.varlen import VarlenKernel, attend_segments
 
 ROWS = "omniprep_rows"
 VARLEN = "omniprep_flash_varlen"
-"""Towers of transformers give borders to an attention whose name has "flash" in it, and loop over the others."""
+TOWERS = "omniprep_flash_towers"
+"""`VARLEN` for towers, whose masks are others. Towers of transformers give borders to an attention whose name has
+"flash" in it, and loop over the others."""
 KERNELS = ("varlen", "flash_attention_3", "flash_attention_2")
 """Names in `--attn` of the kernels of `VARLEN`, the preferred one first."""
 
@@ -379,6 +381,7 @@ def refusal(module: nn.Module, what: str) -> str:
 AttentionInterface.register(ROWS, row_attention)
 AttentionMaskInterface.register(ROWS, row_mask)
 AttentionMaskInterface.register(VARLEN, row_mask)
+AttentionMaskInterface.register(TOWERS, tower_mask)
 
 
 def uses_borders(model: PreTrainedModel) -> bool:

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from omniprep.errors import OmniprepError
-from omniprep.train.attention import KERNELS, ROWS, VARLEN, varlen_attention
+from omniprep.train.attention import KERNELS, ROWS, TOWERS, VARLEN, varlen_attention
 from omniprep.train.structure import MEDIA_INPUTS, find_decoder
 from omniprep.train.varlen import LARGEST_HEAD, VarlenKernel, find_kernel
 
@@ -59,10 +59,14 @@ def choose_attention(wanted: str, model: PreTrainedModel, device: torch.device, 
         return wanted
     if device.type != "cuda" or not half:
         return "sdpa"
-    for name in KERNELS:
-        kernel = find_kernel(name)
-        if kernel is not None and not what_kernel_lacks(kernel, model):
+    found = {name: kernel for name in KERNELS if (kernel := find_kernel(name)) is not None}
+    for name, kernel in found.items():
+        if not what_kernel_lacks(kernel, model):
             return name
+    if found:
+        # Llama 4's chunks, say. Flex attention compiles once for each length of a bin and each kind of layer, and gives
+        # up after eight: loading and four steps of a small Llama 4 took 64 s on an H100.
+        return "sdpa"
     width = head_width(language_model(model))
     # Older versions of flex attention take heads whose width is a power of two, and all need Triton.
     compiles = importlib.util.find_spec("triton") is not None and width >= 16 and width & (width - 1) == 0
@@ -144,7 +148,8 @@ def use_attention(model: PreTrainedModel, name: str, towers: Iterable[str] = ())
         return
     kernel = find_kernel(name)
     assert kernel is not None
-    AttentionInterface.register(VARLEN, partial(varlen_attention, kernel=kernel))
+    for registered in (VARLEN, TOWERS):
+        AttentionInterface.register(registered, partial(varlen_attention, kernel=kernel))
     set_attention(language, VARLEN)
     for prefix in towers:
         tower = model.get_submodule(prefix)
@@ -155,7 +160,7 @@ def use_attention(model: PreTrainedModel, name: str, towers: Iterable[str] = ())
             and takes_borders(tower)
             and head_width(tower) <= LARGEST_HEAD
         ):
-            config._attn_implementation = VARLEN
+            config._attn_implementation = TOWERS
 
 
 def takes_borders(tower: nn.Module) -> bool:
@@ -171,7 +176,7 @@ def own_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for key, config in configs.items():
-            if key not in language and config._attn_implementation == VARLEN:
+            if key not in language and config._attn_implementation == TOWERS:
                 config._attn_implementation_internal = "sdpa"
         set_attention(language.values(), name)
         yield

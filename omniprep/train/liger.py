@@ -30,6 +30,10 @@ ROTARY_MODULES = frozenset(
 """Modules whose `apply_rotary_pos_emb` rotates whole heads by halves, as Liger's kernel does. In transformers 5.23 that
 includes m-rope: the three axes are put together before, once a forward pass."""
 
+SWIGLU_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+"""All that a SwiGLU layer consists of. One that has more computes more: GLM-4V's patch merger has these four behind a
+projection and a norm."""
+
 
 def uses_liger(config: TrainConfig, device: torch.device) -> bool:
     """Whether a run uses Liger's kernels: with `--liger on`, or by "auto" on a GPU where they are installed."""
@@ -57,9 +61,10 @@ def use_liger(model: nn.Module, *, required: bool = True) -> int:
     replaced = 0
     for module in model.modules():
         name = type(module).__name__
-        if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        parts = {part for part, _ in module.named_children()}
+        if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon") and not parts:
             module.forward = MethodType(norm, module)
-        elif all(hasattr(module, part) for part in ("gate_proj", "up_proj", "down_proj")) and is_silu(module):
+        elif parts == SWIGLU_PARTS and is_silu(module):
             module.forward = MethodType(swiglu, module)
         else:
             continue

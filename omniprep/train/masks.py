@@ -76,6 +76,26 @@ def row_mask(
     return marker(rule)
 
 
+def tower_mask(
+    *sizes: object,
+    mask_function: Callable[..., Any] = masking_utils.bidirectional_mask_function,
+    attention_mask: Tensor | None = None,
+    **hints: object,
+) -> None:
+    """The mask of a tower whose layers get the borders of windows, images or clips: none, all see all within them.
+
+    PaddleOCR-VL's tower asks for one although its layers go by the borders. `sizes` are not looked at: it asks with
+    hidden states that have no axis of batches.
+
+    Raises:
+        OmniprepError: The tower has padding, or a rule beside its borders.
+    """
+    if attention_mask is not None or mask_function is not masking_utils.bidirectional_mask_function:
+        raise OmniprepError(
+            "a tower attends by borders and by a mask at once, which no kernel computes: use --attn sdpa"
+        )
+
+
 def marker(rule: Rule) -> Tensor:
     """The tensor that stands for a rule on its way to the layers."""
     empty = torch.empty(1, 1, 0, 0)
