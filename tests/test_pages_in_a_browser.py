@@ -67,11 +67,15 @@ def browser(chrome: Any) -> Iterator[Any]:
 
 
 def open_page(chrome: Any, url: str) -> None:
+    chrome.get(url)
+    wait_for(chrome, "return document.documentElement.dataset.ready === '1'")
+
+
+def wait_for(chrome: Any, condition: str, *arguments: Any) -> None:
+    """Until a script returns true: browsers do much after they have answered."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    chrome.get(url)
-    ready = "return document.documentElement.dataset.ready"
-    WebDriverWait(chrome, 60).until(lambda _: chrome.execute_script(ready) == "1")
+    WebDriverWait(chrome, 60, poll_frequency=0.05).until(lambda _: chrome.execute_script(condition, *arguments))
 
 
 def shoot(chrome: Any, name: str, folder: Path) -> None:
@@ -108,7 +112,7 @@ def look_on_all_screens(chrome: Any, name: str, folder: Path) -> None:
         for theme in ("light", "dark"):
             features = [{"name": "prefers-color-scheme", "value": theme}]
             chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-            assert chrome.execute_script("return document.documentElement.dataset.theme") == theme
+            wait_for(chrome, f"return document.documentElement.dataset.theme === {theme!r}")
             colors.add(chrome.execute_script("return getComputedStyle(document.body).backgroundColor"))
             assert chrome.execute_script(WIDE) <= width, "the page scrolls sideways"
             assert chrome.execute_script(CUT) == []
@@ -153,8 +157,7 @@ def test_filters_go_over_the_rows_of_all_bins(built, browser):
     }
     assert len(bins) > 1, "the filters are of one bin only"
     browser.find_element("css selector", "#bin-controls [type=reset]").click()
-    browser.execute_async_script("setTimeout(arguments[0], 20)")
-    assert len(browser.execute_script(lines)) == 12
+    wait_for(browser, "return document.querySelectorAll('#rows .row').length === 12")
     browser.find_element("id", "row-search").send_keys("answer 日本語")
     rows = texts(browser, "#rows .row")
     assert len(rows) == 5 and all("<img src=x" in row for row in rows)
