@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from qwen_omni_utils.v2_5 import vision_process as utils
 from transformers import WhisperFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from omniprep.data.device import unpack_pixels
 from omniprep.errors import Reject
 from omniprep.families.kinds import MediaMeta
-from omniprep.families.mel import audio_frames, log_mel
+from omniprep.families.mel import audio_frames, log_mel, mel_filters
 from omniprep.families.qwen.audio import audio_tokens
 from omniprep.families.qwen.media import CLIP_MEAN as MEAN
 from omniprep.families.qwen.media import CLIP_STD as STD
@@ -111,6 +112,14 @@ def test_mel_equals_the_extractor_padded_to_300_seconds(samples: int) -> None:
     assert frames == audio_frames(samples)
     expected = both["input_features"][0, :, :frames].to(torch.bfloat16)
     assert torch.equal(torch.from_numpy(log_mel(wave, SETTINGS)).view(torch.bfloat16), expected)
+
+
+@pytest.mark.parametrize(
+    ("n_fft", "mels", "rate"), [(400, 128, 16000), (400, 80, 16000), (512, 64, 44100), (1024, 128, 24000), (64, 8, 1500)]
+)
+def test_mel_filters_are_those_of_transformers(n_fft: int, mels: int, rate: int) -> None:
+    theirs = mel_filter_bank(1 + n_fft // 2, mels, 0.0, rate / 2, rate, norm="slaney", mel_scale="slaney")
+    assert mel_filters(n_fft, mels, rate).tobytes() == theirs.tobytes()
 
 
 def test_mel_at_the_very_end_of_300_seconds() -> None:

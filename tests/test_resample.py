@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
 from omniprep.media import resample
-from omniprep.media.resample import image_is_fast, resize, video_is_fast
+from omniprep.media.resample import image_is_fast, resize, resize_by_torch, video_is_fast
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,6 +76,7 @@ def test_frames_equal_torchvision(old: tuple[int, int], new: tuple[int, int]) ->
     frames = np.random.default_rng(1).integers(0, 256, (2, *old[::-1], 3), np.uint8)
     frames[1, ::2] = 255 * (frames[1, ::2] > 127)
     assert np.array_equal(resize(frames, new), with_torchvision(frames, new))
+    assert np.array_equal(resize_by_torch(frames, new), with_torchvision(frames, new))
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):  # otherwise torch may compute in another order
         assert video_is_fast(old, new)
 

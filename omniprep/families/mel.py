@@ -26,18 +26,29 @@ def audio_frames(samples: int, padded_to: int | None = None) -> int:
 @lru_cache(maxsize=4)
 def _filters(n_fft: int, mels: int, rate: int) -> tuple[Any, Any]:
     import torch
-    from transformers.audio_utils import mel_filter_bank
 
-    filters = mel_filter_bank(
-        num_frequency_bins=1 + n_fft // 2,
-        num_mel_filters=mels,
-        min_frequency=0.0,
-        max_frequency=rate / 2,
-        sampling_rate=rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return torch.from_numpy(filters).to(torch.float32), torch.hann_window(n_fft)
+    return torch.from_numpy(mel_filters(n_fft, mels, rate)).to(torch.float32), torch.hann_window(n_fft)
+
+
+def mel_filters(n_fft: int, mels: int, rate: int) -> NDArray[np.float64]:
+    """Triangular filters on Slaney's mel scale, each of the same area: float64 (n_fft // 2 + 1, mels).
+
+    Source: transformers audio_utils.mel_filter_bank (norm "slaney", mel_scale "slaney", from 0 to rate / 2 Hz), in the
+    same order of operations and so with the same bits, without the 0.8 s that its import takes.
+    """
+    # Linear up to 1000 Hz, which are 15 mel; logarithmic beyond.
+    top = rate / 2
+    highest = 3.0 * top / 200.0 if top < 1000.0 else 15.0 + np.log(top / 1000.0) * (27.0 / np.log(6.4))
+    centers_in_mel = np.linspace(0.0, highest, mels + 2)
+    centers = 200.0 * centers_in_mel / 3.0
+    is_log = centers_in_mel >= 15.0
+    centers[is_log] = 1000.0 * np.exp(np.log(6.4) / 27.0 * (centers_in_mel[is_log] - 15.0))
+    frequencies = np.linspace(0, rate // 2, 1 + n_fft // 2)
+    widths = np.diff(centers)
+    slopes = centers[None] - frequencies[:, None]
+    filters = np.maximum(np.zeros(1), np.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]))
+    filters *= (2.0 / (centers[2:] - centers[:-2]))[None]
+    return filters
 
 
 def log_mel(
