@@ -27,17 +27,53 @@ def call_in_child(function: str, argument: dict[str, Any]) -> bytes | None:
         Its bytes; None where the process could not be started or failed. The caller then does the work here, where
         errors have their own types. The function may print to standard error, which is shared.
     """
+    child = _start(function, argument)
+    if child is None:
+        return None
+    with child:
+        try:
+            answer, _ = child.communicate()
+        except BaseException:  # Ctrl-C: nobody waits for the answer any more
+            child.kill()
+            raise
+    return answer if child.returncode == 0 else None
+
+
+def start_in_child(function: str, argument: dict[str, Any]) -> "subprocess.Popen[bytes] | None":
+    """Start the same without waiting for it, and without its output; it exits with 0 where it gave an answer.
+
+    It has a session of its own, so that neither Ctrl-C nor the end of this process stops it.
+    """
+    return _start(function, argument, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def _start(
+    function: str, argument: dict[str, Any], stdout: int = subprocess.PIPE, stderr: int | None = None, *,
+    start_new_session: bool = False,
+) -> "subprocess.Popen[bytes] | None":  # fmt: skip
     if not sys.executable:  # Python within another program
         return None
     request = json.dumps({"function": function, "argument": argument}).encode()
     try:
         # -P: PYTHONPATH alone decides, not what lies in the working folder.
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _PROGRAM], input=request, stdout=subprocess.PIPE, env=child_environment()
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            env=child_environment(),
+            start_new_session=start_new_session,
         )
     except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    assert child.stdin is not None
+    try:
+        with child.stdin as pipe:
+            pipe.write(request)
+    except BrokenPipeError:
+        pass  # it ended at once, which its exit status says
+    child.stdin = None
+    return child
 
 
 def main() -> None:

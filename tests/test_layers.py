@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "omniprep"
 
 LAYERS = (
-    "child_process errors garbage lru modalities printable",
+    "child_process errors garbage lru modalities printable user_cache",
     "io progress",
     "rows",  # below the options, which check --columns by the names that rows may have
     "config bars",

@@ -104,6 +104,7 @@ def arithmetic(without_numba: bool) -> Iterator[None]:
     """The compiled kernels from the first picture on, or numpy alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(delta, "KERNELS_AFTER", 0)
+        patch.setattr(delta._COMPILED, "is_ready", lambda pictures: True)
         if without_numba:
             patch.setitem(sys.modules, "omniprep.shards.codecs.delta_kernels", None)
             patch.delattr("omniprep.shards.codecs.delta_kernels", raising=False)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniprep import io
 from omniprep.child_process import call_in_child
+from omniprep.user_cache import cache_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -118,12 +119,6 @@ def _make_apart(model: str) -> StoredTokenizer | None:
     except OSError:
         return tokenizer
     return tokenizer
-
-
-def cache_folder(name: str) -> Path:
-    """A folder of omniprep's in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "omniprep" / name
 
 
 def checkpoint_folder(model: str) -> Path | None:

@@ -9,12 +9,13 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omniprep.media.compiled import call_compiled
+from omniprep.media.compiled import CompiledElsewhere, answer_of_compiler, call_compiled
 
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
@@ -25,14 +26,17 @@ TorchPass = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
 """First input of each output (outputs,), groups of four of its weights (outputs,), the weights, zeros at the end."""
 
 KERNELS_AFTER = 128
-"""Pictures of a process that the libraries resize before numba is imported. Importing and loading compiled kernels
-takes 1.5 s, compiling them 14 s once on a machine (numba keeps the code in __pycache__ or NUMBA_CACHE_DIR); a kernel
-saves 6 to 30 ms a picture. So small builds never wait, and large ones lose at most what loading costs."""
+"""Pictures of a process that the libraries resize before numba is thought of. Loading compiled kernels takes 1.5 s,
+compiling them 14 s once on a machine, which another process does meanwhile; a kernel saves 6 to 30 ms a picture. So
+small builds never wait, and large ones lose at most what loading costs."""
 STRIP_PIXELS = 4 << 20
 """Pillow stores larger images in several blocks, so they are copied; the first pass copies them strip by strip."""
 _MAX_ASPECT = 100
 """Taller images go to Pillow, which may do the vertical pass first."""
 
+_COMPILED = CompiledElsewhere(
+    "omniprep.media.resample:compile_kernels", *(Path(__file__).with_name(n) for n in ("kernels.py", "transpose.py"))
+)
 _resized_by_libraries = 0
 
 
@@ -89,12 +93,35 @@ def video_is_fast(old: Size = (320, 180), new: Size = (196, 112)) -> bool:
 
 
 def _kernels_pay(pictures: int) -> bool:
-    """Whether to use the kernels: where they are loaded already, or many pictures were resized without."""
+    """Whether to use the kernels: where they are loaded already, or many pictures were resized without and the code is
+    there.
+    """
     global _resized_by_libraries
-    if "omniprep.media.kernels" in sys.modules or _resized_by_libraries >= KERNELS_AFTER:
+    if "omniprep.media.kernels" in sys.modules:
+        return True
+    if _resized_by_libraries >= KERNELS_AFTER and _COMPILED.is_ready(_resized_by_libraries):
         return True
     _resized_by_libraries += pictures
     return False
+
+
+def compile_kernels(_: dict[str, Any]) -> bytes | None:
+    """The child of `_COMPILED`: call every kernel as `resize` and `FrameResizer` do, but without torch."""
+    from PIL import Image
+
+    with _COMPILED.compiling():
+        if (kernels := _kernels()) is None:
+            return None
+        across, down = _pillow_pass(640, 448), _pillow_pass(480, 336)
+        if not across or not down:
+            return None
+        _resize_image(Image.new("RGB", (640, 480)), across, down)
+        first, groups, weights = np.zeros(8, np.int32), np.zeros(8, np.int32), np.zeros((8, 4), np.float32)
+        frame, between = np.zeros((8, 3 * 8), np.uint8), np.zeros((8, 3 * 8), np.float32)
+        call_compiled(kernels.across, frame, first, groups, weights, between)
+        call_compiled(kernels.down, between, first, groups, weights, np.zeros_like(between))
+        call_compiled(kernels.to_bytes, between, frame)
+    return answer_of_compiler()
 
 
 def _kernels() -> Any:

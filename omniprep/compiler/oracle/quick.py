@@ -20,7 +20,8 @@ from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.run.workers import single_threaded
 from omniprep.errors import OmniprepError
 from omniprep.families.context import FamilyContext, FamilySpec, resolve
-from omniprep.families.tokenizer_cache import cache_folder, checkpoint_folder, file_digest, shaping_files
+from omniprep.families.tokenizer_cache import checkpoint_folder, file_digest, shaping_files
+from omniprep.user_cache import cache_folder
 
 if TYPE_CHECKING:
     from omniprep.compiler.oracle.trial import Trial

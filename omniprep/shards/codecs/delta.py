@@ -8,6 +8,7 @@ patch is narrower than 8 pixels or colors lie last, numpy does the same at a qua
 import sys
 import threading
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -15,14 +16,19 @@ import numpy as np
 import pyarrow as pa
 
 from omniprep.errors import UsageError
-from omniprep.media.compiled import call_compiled
+from omniprep.media.compiled import CompiledElsewhere, answer_of_compiler, call_compiled
 from omniprep.shards.codecs.base import PictureCodec
 from omniprep.shards.codecs.picture import PictureShape, load_kernels
 
 KERNELS_AFTER = 128
-"""Pictures of a process that numpy does before numba is imported. Loading the compiled code takes 0.6 s, compiling it
-2 s once on a machine; it saves 4 ms a picture of 1,400 patches. So small builds and short looks never wait."""
+"""Pictures of a process that numpy does before numba is thought of. Loading the compiled code takes 0.6 s, compiling it
+2 s once on a machine, which another process does meanwhile; it saves 4 ms a picture of 1,400 patches. So small builds
+and short looks never wait."""
 
+_COMPILED = CompiledElsewhere(
+    "omniprep.shards.codecs.delta:compile_kernels",
+    *(Path(__file__).with_name(name) for name in ("delta_kernels.py", "vectors.py")),
+)
 _done_by_numpy = 0
 
 
@@ -83,14 +89,32 @@ def pixels_of_residuals(residuals: np.ndarray) -> np.ndarray:
 
 
 def _kernels(shape: PictureShape) -> ModuleType | None:
-    """The compiled arithmetic for a picture; None where numpy is to do it: `KERNELS_AFTER`, or numba cannot be used."""
+    """The compiled arithmetic for a picture; None where numpy is to do it: `KERNELS_AFTER`, the code is not there yet,
+    or numba cannot be used.
+    """
     global _done_by_numpy
     if shape.patch_width < 8 or shape.channels_last:  # the kernels copy words of 8 bytes
         return None
-    if _done_by_numpy < KERNELS_AFTER and "omniprep.shards.codecs.delta_kernels" not in sys.modules:
+    if "omniprep.shards.codecs.delta_kernels" not in sys.modules and (
+        _done_by_numpy < KERNELS_AFTER or not _COMPILED.is_ready(_done_by_numpy)
+    ):
         _done_by_numpy += 1
         return None
     return load_kernels()
+
+
+def compile_kernels(_: dict[str, Any]) -> bytes | None:
+    """The child of `_COMPILED`: call each function on arrays as they come from buffers and from memory of their own."""
+    with _COMPILED.compiling():
+        if (kernels := load_kernels()) is None:
+            return None
+        shape = PictureShape(1, 28, 56, 14, 14, 2)
+        values, out = np.zeros(shape.size, np.uint8), np.zeros(shape.size, np.uint8)
+        for given in (values, np.frombuffer(values.tobytes(), np.uint8)):
+            call_compiled(kernels.residuals_of_patches, given, *shape.cut, out)
+            call_compiled(kernels.undo_into_patches, given, *shape.cut, out)
+            call_compiled(kernels.cut_into_patches, given, *shape.cut, out)
+    return answer_of_compiler()
 
 
 _LITERAL_COMPRESSION = 1002
