@@ -14,7 +14,7 @@ def steps(result: dict[str, Any]) -> Rows:
     """A step of each variant."""
     return [
         {
-            "step": row["what"],
+            f"a step on one {result['device']}": row["what"],
             "ms": f"{row['step_ms']:,.0f}",
             "tokens/s": f"{row['tokens_per_s']:,}",
             "MFU": f"{row['mfu']:.1%}",
@@ -23,6 +23,25 @@ def steps(result: dict[str, Any]) -> Rows:
         }
         for row in result["rows"]
         if row["part"] == "steps" and "step_ms" in row
+    ]
+
+
+def training(result: dict[str, Any]) -> Rows:
+    """What a newcomer asks of training on this card: speed, use of the card, memory."""
+    models = {"full": "3B, all weights of the language model", "lora": "3B, LoRA"}
+    models["full, sound bin"] = "3B, all weights, audio instead of images"
+    rows = {row["what"]: row for row in result["rows"] if row["part"] == "steps"}
+    return [
+        {
+            f"one {result['device']}, bins of 16,384 tokens": text,
+            "tokens/s": f"{rows[what]['tokens_per_s']:,}",
+            "MFU": f"{rows[what]['mfu']:.1%}",
+            "GPU busy": f"{rows[f'{what}, profile']['busy']:.1%}" if f"{what}, profile" in rows else "",
+            "waiting for data": f"{rows[what]['data_wait_ms'] / rows[what]['step_ms']:.2%}",
+            "peak GiB": f"{rows[what]['peak_gib']:.0f}",
+        }
+        for what, text in models.items()
+        if "step_ms" in rows.get(what, {})
     ]
 
 
@@ -91,9 +110,5 @@ def gpu_rows(name: str) -> Rows:
     if not RESULT.exists():
         return []
     result = json.loads(RESULT.read_text())
-    return {"steps": steps, "goals": goals, "attention": attention, "loader": loader, "dry_run": dry_run}[name](result)
-
-
-def card() -> str:
-    """What the result was measured on."""
-    return json.loads(RESULT.read_text())["device"] if RESULT.exists() else "no GPU"
+    tables = {"steps": steps, "goals": goals, "attention": attention, "loader": loader, "dry_run": dry_run}
+    return {**tables, "training": training}[name](result)

@@ -1,8 +1,8 @@
 """Write tables of measured numbers into README.md and docs/performance.md, from benchmarks/results; --check compares.
 
 A table stands under a marker, `<!-- table: NAME -->`, and ends at the next blank line. "goals" is what `make bench`
-prints at its end; "short" is its lines that a newcomer asks for; "choose" sets the codecs beside each other; "gpu_…"
-are those of gpu_tables.py; any other name is a file of results, whole.
+prints at its end; "rivals" sets omniprep beside other programs; "choose" sets the codecs beside each other; "gpu_…" are
+those of gpu_tables.py; any other name is a file of results, whole.
 """
 
 import json
@@ -16,17 +16,6 @@ from gpu_tables import gpu_rows
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("performance", "training", "reliability")))
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+)[^>]*-->\n)(?:\|[^\n]*\n)*")
-SHORT = {
-    "build, all kinds, against ms-swift's encode": "build, tokens a second a core, of ms-swift's encode",
-    "build, text rows": "the same, text rows alone",
-    "loading, tokens/s against ms-swift's encode": "loading a bin, of ms-swift's encode of its rows",
-    "loading, one bin, of a memory copy": "loading a bin, of a plain memory copy",
-    "bytes stored, of bf16, raw": "bytes stored, of what the collator would hold in bf16",
-    "bytes stored, of bf16, delta": "the same, with `--pixel-codec delta` (lossless, the default)",
-    "packing 1,000,000 rows, seconds": "packing 1,000,000 rows, seconds on one core",
-    "packing, fill": "fill of the bins, one million rows",
-    "most loaded of 8 ranks, of the mean": "most loaded of 8 ranks, of a step's mean",
-}
 
 
 def measured() -> list[dict[str, str]]:
@@ -62,16 +51,88 @@ H100_TOKENS = 9_000
 """Tokens a second that a 7B model trained whole takes on an H100 (docs/training.md)."""
 
 
+def results_of(name: str) -> list[dict[str, Any]]:
+    """The rows that a benchmark has left."""
+    rows: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
+    return rows
+
+
+def rivals() -> list[dict[str, str]]:
+    """What omniprep does beside what people use now, each pair from one benchmark."""
+    build = {row["rows"]: row for row in results_of("build")}
+    by_kind = ", ".join(f"{kind} {build[kind]['ratio']:.1f}" for kind in ("text", "image", "audio", "video"))
+    jpeg = {row["library"]: row["photographs_per_cpu_second"] for row in results_of("load_jpeg")}
+    raw = {row["library"]: row["later_gb_per_cpu_second"] for row in results_of("load_rivals")}
+    packed = {row["method"]: row for row in results_of("pack") if row["rows"] == 1_000_000}
+    stored = next(row for row in results_of("storage") if (row["rows"], row["codec"]) == ("all", "delta"))
+    ranks = {row["order"]: row["slowest_of_mean"] for row in results_of("balance") if row["ranks"] == 8}
+    waits = {row["side"]: row["share_of_step_waiting"] for row in results_of("train_wait")}
+    windows, ours = packed["windows of 1000 (binpacking)"], packed["omniprep.pack"]
+
+    def best(figures: dict[str, float]) -> tuple[str, float]:
+        """The fastest of the other libraries."""
+        return max(((name, figure) for name, figure in figures.items() if "omniprep" not in name), key=lambda x: x[1])
+
+    (jpeg_name, jpeg_best), (raw_name, raw_best) = best(jpeg), best(raw)
+    whole = build["all"]
+    lines = [
+        (
+            "building a dataset, against encoding in ms-swift 3.9.3",
+            f"{whole['omniprep_tokens_per_second']:,} tokens/s",
+            f"{whole['ms_swift_tokens_per_second']:,} tokens/s",
+            f"{whole['ratio']:.1f} times ({by_kind})",
+        ),
+        (
+            "loading a bin in training, against ms-swift's encoding of its rows",
+            f"{whole['ms_swift_tokens_per_second'] * whole['loading_ratio'] / 1e6:.1f}M tokens/s",
+            f"{whole['ms_swift_tokens_per_second']:,} tokens/s",
+            f"{whole['loading_ratio']} times",
+        ),
+        (
+            "share of a training step spent waiting for data, one worker, against ms-swift",
+            f"{waits['omniprep']:.1%}",
+            f"{waits['ms-swift, encoding on the fly']:.0%}",
+            "",
+        ),
+        (
+            f"loading photographs (default codec), against {jpeg_name}, the fastest of four",
+            f"{jpeg['omniprep, delta']:,.0f}/s",
+            f"{jpeg_best:,.0f}/s",
+            f"{jpeg['omniprep, delta'] / jpeg_best:.1f} times",
+        ),
+        (
+            f"loading raw bins from memory, against {raw_name}, the fastest of four",
+            f"{raw['omniprep']:.1f} GB/s",
+            f"{raw_best:.1f} GB/s",
+            f"{raw['omniprep'] / raw_best:.2f} times",
+        ),
+        (
+            "bytes on the disk (default codec), against ms-swift's bf16 tensors",
+            f"{stored['bytes_a_token']:,.0f} a token",
+            f"{stored['bf16_bytes_a_token']:,.0f} a token",
+            f"{stored['of_bf16']:.1%} of them",
+        ),
+        (
+            "packing 1,000,000 rows, against ms-swift's windows of 1,000",
+            f"{ours['seconds']:.1f} s, fill {ours['fill']:.3%}",
+            f"{windows['seconds']:.1f} s, fill {windows['fill']:.1%}",
+            f"{windows['seconds'] / ours['seconds']:.0f} times",
+        ),
+        (
+            "work of the most loaded of 8 GPUs, of the mean, against a random order",
+            f"{ranks['balanced']:.3f}",
+            f"{ranks['random']:.3f}",
+            "",
+        ),
+    ]
+    return [dict(zip(("one CPU core", "omniprep", "the other", "ratio"), line, strict=True)) for line in lines]
+
+
 def choose() -> list[dict[str, str]]:
     """What each codec takes on the disk, in loading and in building."""
-
-    def rows(name: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
-        return found
-
-    stored = {(row["rows"], row["codec"]): row for row in rows("storage")}
+    stored = {(row["rows"], row["codec"]): row for row in results_of("storage")}
     lines = []
-    for loaded in rows("load_codecs"):
+    for loaded in results_of("load_codecs"):
         codec = loaded["codec"]
         image, line = stored["image", codec], {"codec": f"`{codec}`"}
         for kind in ("image", "screen", "video"):
@@ -90,15 +151,9 @@ def table(name: str) -> str:
         return markdown(gpu_rows(name.removeprefix("gpu_")))
     if name == "choose":
         return markdown(choose())
-    if name not in ("goals", "short"):
-        return results(name)
-    lines = measured()
-    if name == "short":
-        found = {line["what"]: line for line in lines}
-        lines = [{**found[what], "what": text} for what, text in SHORT.items() if what in found]
-    columns = ("what", "goal", "measured") if name == "short" else ("what", "goal", "measured", "met", "spread")
-    rows = [columns, ("---",) * len(columns), *(tuple(line[column] for column in columns) for line in lines)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    if name == "rivals":
+        return markdown(rivals())
+    return markdown(measured()) if name == "goals" else results(name)
 
 
 def markdown(rows: list[dict[str, str]]) -> str:

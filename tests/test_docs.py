@@ -15,11 +15,15 @@ import fake_hub
 import pytest
 import torch
 from conftest import ROOT, Result
+from s3_server import BUCKET, store
 from tutorial import Reader, blocks_of, commands_of, furnish
 
+from omniprep import io
 from omniprep.cli.main import COMMANDS
 from omniprep.errors import RejectCode
 from omniprep.shards.schema import FORMAT
+
+__all__ = ["store"]
 
 PAGES = [
     "README.md",
@@ -90,17 +94,32 @@ def in_processes(env: dict[str, str]) -> "type[Reader]":
     return lambda _, *options: Separate(omniprep, *options)  # type: ignore[return-value]
 
 
+def fill_lake() -> None:
+    """The bucket that README calls s3://lake."""
+    for source, name in (
+        ("images.jsonl", "chats/a.jsonl"),
+        ("text.jsonl", "chats/b.jsonl"),
+        ("audio.jsonl", "monday/a.jsonl"),
+    ):
+        io.write_atomic(f"s3://{BUCKET}/{name}", (ROOT / "data_samples" / source).read_bytes())
+    for path in (ROOT / "data_samples" / "media").iterdir():
+        io.write_atomic(f"s3://{BUCKET}/media/media/{path.name}", path.read_bytes())
+
+
 @pytest.fixture
 def surroundings(request):
-    """What a page needs besides files: a Hub, a cluster."""
+    """What a page needs besides files: a Hub, a cluster, a store."""
     page = request.node.callspec.params["page"]
     if page == "docs/sharing.md":
         hub, server = fake_hub.start()
         yield {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         server.shutdown()
-    elif page == "docs/cluster.md":
+    elif page in ("README.md", "docs/cluster.md"):
         from ray.cluster_utils import Cluster
 
+        if page == "README.md":  # before the cluster, whose workers get the store's address from the environment
+            request.getfixturevalue("store")
+            fill_lake()
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 << 20})
         yield {"RAY_ADDRESS": cluster.address}
         cluster.shutdown()
@@ -170,7 +189,8 @@ def test_tables_of_numbers_are_current():
     """Those in the pages are written from benchmarks/results by `make bench` and `make docs`."""
     done = subprocess.run([sys.executable, ROOT / "docs" / "make_tables.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "| build, tokens a second a core" in (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert "| building a dataset, against encoding in ms-swift" in readme and "| 3B, LoRA |" in readme
 
 
 def test_pictures_are_small():
