@@ -153,7 +153,8 @@ class RowOptions:
     def __post_init__(self) -> None:
         """Refuse values that no build could use."""
         checks: list[tuple[bool, str]] = [
-            (self.bin_length >= 0, "--bin-length must be positive"),
+            (0 <= self.bin_length <= MOST_TOKENS, f"--bin-length must be from 1 to {MOST_TOKENS:,}"),
+            (self.seed >= 0, "--seed must be 0 or more"),
             (self.max_length is None or self.max_length > 0, "--max-length must be positive"),
             (self.pad_rows_to >= 0, "--pad-rows-to must be 0 or more"),
             (
@@ -287,6 +288,10 @@ def build_config(
     values: dict[str, Any] = {field.name: getattr(rows, field.name) for field in dataclasses.fields(RowOptions)}
     values |= {field.name: getattr(trust, field.name) for field in dataclasses.fields(Trust)}
     return BuildConfig(**values, model=model, inputs=inputs, out=out)
+
+
+MOST_TOKENS = (1 << 31) - 1
+"""Of a bin: offsets of rows in it are 32-bit numbers (cu_seqlens)."""
 
 
 def _refuse(checks: list[tuple[bool, str]]) -> None:

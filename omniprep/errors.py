@@ -60,8 +60,8 @@ def unforeseen(where: str, error: BaseException) -> OmniprepError:
 
 
 def did_you_mean(word: str, known: Iterable[str], folder: str = "") -> str:
-    """A hint such as "; did you mean 'build'?" where a known word is close, else ""; `folder` precedes that word."""
-    names = {name.lower(): name for name in known}
+    """A hint such as "; did you mean 'build'?" where another known word is close, else ""; `folder` precedes it."""
+    names = {name.lower(): name for name in known if name != word}
     close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
     return f"; did you mean {os.path.join(folder, names[close[0]])!r}?" if close else ""
 

@@ -296,7 +296,8 @@ def test_a_wrong_model_is_guessed(omniprep, tmp_path, given, meant):
 
 
 def test_a_dataset_that_is_not_there_is_guessed_and_an_unfinished_one_told(omniprep, tmp_path):
-    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "plan").mkdir(parents=True)
+    (tmp_path / "packed" / "plan" / "build.json").write_text("{}")
     assert f"did you mean '{tmp_path}/packed'?" in omniprep("stats", tmp_path / "pakced").err
     assert "run again, finishes it" in omniprep("stats", tmp_path / "packed").err
 

@@ -147,7 +147,7 @@ def test_an_object_over_several_lines_is_a_row_of_json(tmp_path: Path) -> None:
         ('[{"n": 1} {"n": 2}]', "a comma or ] must follow"),
         ('[{"n": 1}] x', "more follows"),
         ('[{"n": 1}]\n{"n": 2}', "more follows"),
-        ('[{"n": "abc', "Unterminated"),
+        ('[{"n": "abc', "element 1: character 7: a text begins that does not end"),
         ('[{"n": tru', "element 1"),
         ("[nan]", "element 1"),
         ('["\\x"]', "element 1"),

@@ -2,6 +2,7 @@
 programs that follow a run.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
 
-from omniprep.cli.options import OBSERVED, field_options, read_workers_option, with_switch_values
+from omniprep.cli.options import OBSERVED, SwitchOption, field_options, read_workers_option, with_switch_values
 from omniprep.config import Workers
+from omniprep.errors import UsageError
 from omniprep.observe.command import LOG_JSON, this_command
 from omniprep.observe.options import ObserveOptions
 from omniprep.printable import say
@@ -102,8 +104,25 @@ class Command(click.Command):
         self.examples = tuple(examples)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click's, with switches that are given as flags."""
-        return super().parse_args(ctx, with_switch_values(self.params, args))
+        """As click's, with switches that are given as flags; says where an option's value or place is missing."""
+        self._refuse_options_as_values(args)
+        try:
+            return super().parse_args(ctx, with_switch_values(self.params, args))
+        except click.NoSuchOption as error:
+            group = ctx.parent.command if ctx.parent is not None else None
+            if group is not None and any(error.option_name in param.opts for param in group.params):
+                where = f"omniprep {error.option_name} {ctx.info_name} ..."
+                raise click.UsageError(f"{error.option_name} goes before the command: {where}", ctx) from error
+            raise
+
+    def _refuse_options_as_values(self, args: Sequence[str]) -> None:
+        """Refuse `--model --out x`, which click reads as a model of the name "--out"."""
+        options = {name: param for param in self.params if isinstance(param, click.Option) for name in param.opts}
+        for name, value in itertools.pairwise(args[: args.index("--")] if "--" in args else args):
+            option = options.get(name)
+            alone = option is None or option.is_flag or option.count or isinstance(option.flag_value, str)
+            if not alone and not isinstance(option, SwitchOption) and value.partition("=")[0] in options:
+                raise UsageError(f"{name} needs a value, and {value} follows; see `omniprep {self.name} --help`")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples below the options."""

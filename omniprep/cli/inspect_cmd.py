@@ -7,7 +7,7 @@ import click
 
 from omniprep.cli.command import CHECK_PIXELS, CheckPixels, Command
 from omniprep.errors import OmniprepError, UsageError
-from omniprep.printable import printable_json
+from omniprep.printable import counted, printable_json
 
 if TYPE_CHECKING:
     from omniprep.data.dataset import PackedDataset
@@ -73,7 +73,7 @@ def inspect(
         row_id = find_row(ds, row_name)
         number = packed_bin(ds, row_id)
     if not -len(ds) <= number < len(ds):
-        raise UsageError(f"--bin {number}: the dataset has {len(ds)} bins")
+        raise UsageError(f"--bin {number}: the dataset has {counted(len(ds), 'bin')}, from 0")
     number %= len(ds)
     vocabulary = vocabulary_of(ds, model)
     rows = rows_of_bin(ds, number)

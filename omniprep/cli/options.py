@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import click
 
-from omniprep.config import Switch, Trust, Workers
+from omniprep.config import MOST_TOKENS, Switch, Trust, Workers
 from omniprep.errors import UsageError, did_you_mean
 from omniprep.observe.options import ObserveOptions
 
@@ -105,6 +105,8 @@ def click_type(name: str, hint: Any) -> "click.ParamType[Any, Any]":
         return click.Choice([str(choice) for choice in get_args(hint)])
     if hint == Workers:
         return click.types.FuncParamType(read_workers_option)
+    if name == "bin_length":  # 0 is the default, which means that none was given
+        return click.IntRange(1, MOST_TOKENS)
     if hint is int and is_bytes(name):
         return click.types.FuncParamType(read_bytes_option)
     if hint is int:
@@ -278,9 +280,13 @@ def convert(where: str, name: str, hint: Any, value: Any) -> Any:
         raise UsageError(f"{where}: {error.message}") from error
 
 
+_ARGUMENTS = {"inputs": "no INPUT", "data": "no DIR of a dataset"}
+"""Fields that are arguments and no options, and what is said where they are absent."""
+
+
 def require(command: str, config: object, names: tuple[str, ...]) -> None:
     """Check that none of the named fields is empty; UsageError names the missing option or argument."""
     for name in names:
         if not getattr(config, name):
-            problem = "no INPUT" if name == "inputs" else f"{option_name(name)} is missing"
+            problem = _ARGUMENTS.get(name, f"{option_name(name)} is missing")
             raise UsageError(f"{problem}; see `omniprep {command} --help`")

@@ -13,7 +13,7 @@ import click
 
 from omniprep.cli.command import Command, announce, command_progress, observed
 from omniprep.cli.options import check_values, make_config, options_of, require, yaml_value
-from omniprep.cli.summary import note_lines
+from omniprep.cli.summary import note_lines, warn_of_rejects
 from omniprep.config import BuildConfig
 from omniprep.errors import RejectCode, UsageError
 from omniprep.printable import counted, printable, say
@@ -115,6 +115,8 @@ def plan(
         if weighted:
             print_mixture(mixture_parts(planned, kept, weighted), epochs, tokens_per_second)
         print_examples(planned, kept.out)
+        asked = estimates["as asked"]
+        warn_of_rejects(counts["rows"], asked.codes, "see the examples above")
 
 
 def changed(config: BuildConfig, text: str) -> BuildConfig:

@@ -66,6 +66,8 @@ def print_summary(out: str, manifest: dict[str, Any], seconds: float) -> None:
         for name, codec in stored:
             say(f"{name} is stored by {codec}: the family {manifest['family']} makes it of more than its file")
     print_notes(totals(manifest))
+    if counts["rows"]["packed"]:  # else the command fails, and says the same
+        warn_of_rejects(counts["rows"], counts["rejected_by_code"], f"omniprep inspect {out} --rejected shows why")
 
 
 def finished_facts(out: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,12 +87,28 @@ def check_something_packed(out: str, counts: dict[str, Any]) -> None:
     """Fail a build that packed no row; the error names the most frequent reject codes."""
     if counts["rows"]["packed"]:
         return
-    codes = Counter(counts["rejected_by_code"]).most_common(3)
-    commonest = ", ".join(f"{code} {count:,}" for code, count in codes)
+    read = counts["rows"]["read"]
+    rejected = "its only row was rejected" if read == 1 else f"all {read:,} were rejected"
     raise OmniprepError(
-        f"{out}: no row was packed, all {counts['rows']['read']:,} were rejected ({commonest}); "
+        f"{out}: no row was packed, {rejected} ({commonest_codes(counts['rejected_by_code'])}); "
         f"{io.join(out, 'rejected.jsonl')} has the reasons"
     )
+
+
+def commonest_codes(codes: Mapping[str, int]) -> str:
+    """The three most frequent reject codes, such as "bad_media 12, bad_json 3"."""
+    return ", ".join(f"{code} {count:,}" for code, count in Counter(codes).most_common(3))
+
+
+def warn_of_rejects(rows: Mapping[str, int], codes: Mapping[str, int], advice: str) -> None:
+    """Say in red that more than half of the rows are rejected: a mistake in the data or its options, mostly."""
+    from rich.console import Console
+    from rich.text import Text
+
+    read, rejected = rows["read"], rows["rejected"]
+    if rejected * 2 > read:
+        text = f"Warning: {rejected:,} of {read:,} rows are rejected ({commonest_codes(codes)}); {advice}"
+        Console(file=sys.stderr, highlight=False).print(Text(printable(text), style="bold red"), soft_wrap=True)
 
 
 NOTES = {

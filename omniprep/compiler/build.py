@@ -23,7 +23,7 @@ from omniprep.compiler.driver import run_in_folder, stopped_by_signal
 from omniprep.compiler.duplicates import HASH_COLUMNS, BuiltRows, find_duplicates
 from omniprep.compiler.encode.shard_task import EncodeTask
 from omniprep.compiler.encode.stored_items import codec_columns
-from omniprep.compiler.options import family_of, family_spec
+from omniprep.compiler.options import check_places, family_of, family_spec
 from omniprep.compiler.oracle.quick import check_family
 from omniprep.compiler.output.built_rows import Planned
 from omniprep.compiler.output.folder import (
@@ -55,6 +55,7 @@ from omniprep.errors import OmniprepError, RejectCode, UsageError, did_you_mean
 from omniprep.families.context import FamilyContext
 from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
+from omniprep.modalities import MODALITIES
 from omniprep.printable import counted
 from omniprep.progress import Reporter
 
@@ -80,13 +81,15 @@ def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
 
 def _build_part(config: BuildConfig, progress: Reporter) -> tuple[dict[str, Any], str | None]:
     """Build one dataset; its manifest, and the day that its template writes."""
+    check_places(config, progress.message)
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
+    with os_errors_as_one_line(config.out):  # before the checkpoint is read, which may be downloaded first
+        listed = list_inputs(config, progress.message)
     ctx = family_of(config)
     config = with_template_date(config, ctx)
     item_limits(ctx, config.limit_mm_per_row)
     codec_columns(ctx, config)  # says at once where its library is absent
     with os_errors_as_one_line(config.out):
-        listed = list_inputs(config, progress.message)
         identity = build_identity(config, ctx, listed)
     checked = check_family(ctx, progress.message)  # before the folder holds anything: another family may be tried
     manifest = run_in_folder(
@@ -138,10 +141,6 @@ def plan(
     ctx = family_of(config)
     spec = family_spec(config, ship_plugins=True)
     limits = item_limits(ctx, config.limit_mm_per_row)
-    if config.bin_length and (large := ctx.capacity_warnings(config.bin_length, limits)):
-        progress.message(
-            f"a bin holds {config.bin_length} tokens, but {', '.join(large)}: rows that do not fit are rejected"
-        )
     listed = listed or list_inputs(config, progress.message)
     splits = listed.splits
     worker_config = replace(config, inputs=())
@@ -183,6 +182,11 @@ def plan(
     rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation, more)
     check_preferences(config, rows, splits, receipts, existing)
     rows.unit_bytes = unit_bytes(ctx)
+    occurring = [name for name in ctx.modalities if rows.facts[MODALITIES[name].column].any()]
+    if config.bin_length and (large := ctx.capacity_warnings(config.bin_length, limits, occurring)):
+        progress.message(
+            f"a bin holds {config.bin_length} tokens, but {', '.join(large)}: rows that do not fit are rejected"
+        )
     duplicates = None
     if exact:
         duplicates = find_duplicates(rows, BuiltRows.none() if existing is None else BuiltRows.of(existing))
@@ -218,11 +222,12 @@ def check_where(config: BuildConfig, receipts: Sequence[Receipt]) -> None:
 
 def plan_only(config: BuildConfig, progress: Reporter) -> Planned:
     """Plan in --out, or in a folder that is thrown away where none is given."""
+    check_places(config, progress.message)
     config = replace(config, audio_decoder=sound_decoder(config.audio_decoder))
     if config.out:
         with os_errors_as_one_line(config.out), stopped_by_signal():
-            config = with_template_date(config, family_of(config))
             listed = list_inputs(config, progress.message)
+            config = with_template_date(config, family_of(config))
             identity = build_identity(config, family_of(config), listed)
             with hold(config.out, progress.message) as lease:
                 lease.generation = prepare(config, identity, lease.fence.token)

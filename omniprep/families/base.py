@@ -8,7 +8,7 @@ write methods of the first group; functions given to them get the same object, t
 A family is cheap to make again in a worker process from a `FamilySpec`, so nothing of it travels between processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -364,15 +364,20 @@ class Family(Checkpoint, Rowwise):
             self.fields, self.modalities, lambda modality, item: self.mapped_row(modality, [item])[0], self
         )
 
-    def capacity_warnings(self, bin_length: int, limits: Mapping[str, int | None]) -> list[str]:
+    def capacity_warnings(
+        self, bin_length: int, limits: Mapping[str, int | None], modalities: Collection[str] | None = None
+    ) -> list[str]:
         """Where the most items of a row may exceed the bin; a warning, since smaller ones fit.
 
         Args:
             bin_length: Tokens of a bin.
             limits: Most items of a row, by modality (None: no limit; one item is assumed).
+            modalities: Of these alone; None: of all.
         """
         warnings = []
         for modality, most in self.maxima.items():
+            if modalities is not None and modality not in modalities:
+                continue
             count = limits.get(modality)
             count = 1 if count is None else count
             if count * most > bin_length:

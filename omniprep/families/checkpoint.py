@@ -17,8 +17,13 @@ from omniprep.families.tokenizer_cache import (
     file_state,
     stored_tokenizer,
 )
+from omniprep.rows.opening import LFS_POINTER
 from omniprep.template.identity import tokenizer_sha256
 from omniprep.template.tokens import Encoder
+
+_POINTER = "is a Git LFS pointer and not the file itself; run git lfs pull in its folder, or hf download the checkpoint"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tokenizer_config.json")
+"""Of which a checkpoint has at least one, where transformers can make a tokenizer of it."""
 
 
 class Checkpoint:
@@ -177,9 +182,11 @@ def checkpoint_file(model: str, name: str) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=16)
 def _hub_file(model: str, name: str) -> dict[str, Any] | None:
+    if Path(model).is_file():
+        raise OmniprepError(f"model {model!r}: is a file; give the checkpoint's folder, or a Hub name (ORG/NAME)")
     if not _is_hub_name(model):
         raise OmniprepError(f"model {model!r}: no such folder, and not a Hub name (ORG/NAME){guess_model(model)}")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HFValidationError,
@@ -192,9 +199,12 @@ def _hub_file(model: str, name: str) -> dict[str, Any] | None:
     try:
         return _read_json(Path(hf_hub_download(model, name)))
     except LocalEntryNotFoundError as error:
+        offline = bool(constants.HF_HUB_OFFLINE)
+        reason = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
+        where = f"unset it, or where there is a network: hf download {model}" if offline else f"hf download {model}"
         raise OmniprepError(
-            f"model {model!r}: no such folder, the Hub cannot be reached and the checkpoint is not in the local cache"
-            f"{guess_model(model)}"
+            f"model {model!r}: no such folder, not in the local cache, and {reason}; {where} (or --model with the "
+            f"checkpoint's folder){guess_model(model)}"
         ) from error
     except RepositoryNotFoundError as error:
         raise OmniprepError(
@@ -210,10 +220,16 @@ def _hub_file(model: str, name: str) -> dict[str, Any] | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    if data.startswith(LFS_POINTER):
+        raise OmniprepError(f"{path}: {_POINTER}")
     try:
-        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(data)
     except ValueError as error:
         raise OmniprepError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise OmniprepError(f"{path}: holds no object, as a checkpoint's settings do")
+    return content
 
 
 def _is_hub_name(model: str) -> bool:
@@ -246,21 +262,45 @@ def _load_tokenizer(model: str, trust_remote_code: bool, state: tuple[FileState,
 
 def load_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
     """The fast tokenizer of a checkpoint, made by transformers; OmniprepError where it has none."""
+    _check_tokenizer_files(model)
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError, StrictDataclassError) as error:
+    except Exception as error:
+        # The Rust tokenizer raises bare exceptions for a damaged tokenizer.json.
+        if type(error) is not Exception and not isinstance(error, (*_LOADING_FAULTS, StrictDataclassError)):
+            raise
         # A config.json of an architecture that transformers does not know does not keep tokenizer.json from being read.
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-        except (ValueError, KeyError, OSError, TypeError, AttributeError):
+        except Exception as second:
+            if type(second) is not Exception and not isinstance(second, _LOADING_FAULTS):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise OmniprepError(f"model {model!r}: its tokenizer cannot be loaded: {reason}") from error
     if not tokenizer.is_fast:
         raise OmniprepError(f"model {model!r}: only fast tokenizers (tokenizer.json) are supported")
     return tokenizer
+
+
+_LOADING_FAULTS = (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError)
+"""What transformers raises for a tokenizer that it cannot load."""
+
+
+def _check_tokenizer_files(model: str) -> None:
+    """Refuse a local checkpoint without a tokenizer, of which transformers would make an empty one."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    files = [path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)]
+    if not files:
+        raise OmniprepError(f"model {model!r}: has no tokenizer; copy tokenizer.json and its like from the checkpoint")
+    for path in files:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise OmniprepError(f"{path}: {_POINTER}")
 
 
 def with_chat_template(processor: Any) -> Any:

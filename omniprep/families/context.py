@@ -48,8 +48,8 @@ def _resolve(spec: FamilySpec) -> FamilyContext:
     config = checkpoint_file(spec.model, "config.json")
     if config is None:
         raise OmniprepError(
-            f"model {spec.model!r}: no config.json there{guess_model(spec.model)}; give a checkpoint folder or a Hub "
-            "name (omniprep init-model makes a small one)"
+            f"model {spec.model!r}: no config.json there; give a checkpoint's folder or a Hub name "
+            f"(omniprep init-model makes a small one){guess_model(spec.model)}"
         )
     record = REGISTRY.find(spec.family, config)
     family: FamilyContext = record.cls(record, spec, config)

@@ -30,12 +30,12 @@ KNOWN = (
 
 def guess_model(model: str) -> str:
     """The words "; did you mean 'Qwen/Qwen2.5-Omni-7B'?" where a checkpoint of a like name is near, else nothing."""
+    if model in KNOWN:
+        return ""
     path = Path(model)
     if inside := _checkpoints(path):
         return f"; did you mean {str(path / inside[-1])!r}?"
-    beside = did_you_mean(
-        path.name, [name for name in _checkpoints(path.parent) if name != path.name], str(path.parent)
-    )
+    beside = did_you_mean(path.name, _checkpoints(path.parent), "" if model == path.name else str(path.parent))
     return beside or did_you_mean(model, [*_cached(), *KNOWN])
 
 

@@ -74,10 +74,10 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     return results[0]
 
 
-def refuse_offline(what: str) -> None:
+def refuse_offline(what: str, advice: str = "") -> None:
     """Fail a command that needs the Hub where HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set."""
     if constants.HF_HUB_OFFLINE:
-        raise OmniprepError(f"{what} needs the Hub, but HF_HUB_OFFLINE is set; unset it")
+        raise OmniprepError(f"{what} needs the Hub, but HF_HUB_OFFLINE is set; unset it{advice}")
 
 
 @contextmanager

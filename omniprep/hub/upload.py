@@ -30,6 +30,7 @@ from omniprep.io.hub_faults import fault_of
 from omniprep.printable import counted
 from omniprep.progress import Reporter
 from omniprep.report.page import collect
+from omniprep.shards.manifest import read_manifest
 from omniprep.shards.names import DATASET_FILES, is_shard_path
 
 if TYPE_CHECKING:
@@ -102,12 +103,14 @@ def push(
 
     if not io.is_local(uri):
         raise UsageError(f"{uri}: push takes a local folder; copy the dataset first")
-    if not dry_run:
-        refuse_offline("push")
     with hub_errors_as_one_line(repo_id):
         _check_repo_id(repo_id)
     root = Path(io.local_path(uri))
     kind = "model" if is_checkpoint(root) else "dataset"
+    if kind == "dataset":
+        read_manifest(uri)  # before the network is asked: there may be nothing to send
+    if not dry_run:
+        refuse_offline("push", ", or list what would be sent with --dry-run")
     parts = model_parts(root, repo_id) if kind == "model" else parts_of(uri, repo_id, progress, model, check_pixels)
     api = HfApi(library_name="omniprep")
     target = _Target(api, repo_id, kind, revision or "main")

@@ -4,14 +4,24 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 from omniprep.errors import OmniprepError
 from omniprep.io.retry import jittered, retry
 
-__all__ = ["REMOTE_MARK", "StoreUnavailableError", "filesystem", "is_known_scheme", "is_local", "join", "local_path"]
+__all__ = [
+    "REMOTE_MARK",
+    "StoreUnavailableError",
+    "check_store",
+    "filesystem",
+    "is_known_scheme",
+    "is_local",
+    "join",
+    "local_path",
+]
 
 REMOTE_MARK = "://"
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -88,18 +98,21 @@ def is_s3(fs: Any) -> bool:
     return "s3" in protocols and hasattr(fs, "call_s3")
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI, and the path inside it; OmniprepError names an absent package."""
-    protocol, path = ("file", local_path(uri)) if is_local(uri) else (uri.split(REMOTE_MARK, 1)[0], "")
-    if protocol in ("http", "https"):  # fsspec's own client follows redirects into this network
-        fs = web_filesystem(protocol)
-        return fs, cast(str, fs._strip_protocol(uri))
+def check_store(uri: str) -> None:
+    """OmniprepError where the package of a URI's store is absent, or its scheme is unknown; opens nothing."""
+    protocol = "file" if is_local(uri) else uri.split(REMOTE_MARK, 1)[0]
+    if protocol in ("http", "https"):
+        return
     import fsspec
 
+    with _absent_packages(protocol):
+        fsspec.get_filesystem_class(protocol)
+
+
+@contextmanager
+def _absent_packages(protocol: str) -> Iterator[None]:
     try:
-        # fsspec keeps instances itself, and knows about forks. Listings are not cached: other machines write here.
-        options = {"config_kwargs": _s3_settings()} if protocol in ("s3", "s3a") else {}
-        fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
+        yield
     except ImportError as error:
         package = _PACKAGES.get(protocol, "")
         advice = f"pip install {package}" if package else str(error)
@@ -109,6 +122,20 @@ def filesystem(uri: str) -> tuple[Any, str]:
             f"{protocol}:// is no kind of store that is known (s3://, gs://, az://, hf:// and others of fsspec are); "
             f"a path on this machine that holds '://' is given as ./{protocol}://…"
         ) from error
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URI, and the path inside it; OmniprepError names an absent package."""
+    protocol, path = ("file", local_path(uri)) if is_local(uri) else (uri.split(REMOTE_MARK, 1)[0], "")
+    if protocol in ("http", "https"):  # fsspec's own client follows redirects into this network
+        fs = web_filesystem(protocol)
+        return fs, cast(str, fs._strip_protocol(uri))
+    import fsspec
+
+    with _absent_packages(protocol):
+        # fsspec keeps instances itself, and knows about forks. Listings are not cached: other machines write here.
+        options = {"config_kwargs": _s3_settings()} if protocol in ("s3", "s3a") else {}
+        fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
     return fs, path or cast(str, fs._strip_protocol(uri))
 
 

@@ -28,6 +28,8 @@ _MAX_PATH_LENGTH = 4096
 _MAX_PATH_TEXT = 200
 """Longer text that names no file is base64, as in load_file."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s_-]*")
+_SUFFIXES = ((".jpg", ".jpeg", ".png", ".webp"), (".mp4", ".mov", ".mkv", ".webm"), (".wav", ".mp3", ".flac", ".m4a"))
+"""Of files that are mixed up after a conversion; looked for only to say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,19 @@ class MediaRoots:
             except (OSError, ValueError):
                 continue  # nothing there, or a name that the system does not accept
         folders = ", ".join(self._folders())
-        return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file (looked in {folders})")
+        hint = f"there is {_short(near)}" if (near := self._near(text)) else "--media-root adds a folder"
+        return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file (looked in {folders}); {hint}")
+
+    def _near(self, text: str) -> str:
+        """A file in the allowed folders that a path may have meant: other slashes, another suffix; else ""."""
+        path = text.replace("\\", "/")
+        stem, suffix = os.path.splitext(path)
+        suffixes = (
+            suffix.lower(),
+            suffix.upper(),
+            *next((group for group in _SUFFIXES if suffix.lower() in group), ()),
+        )
+        return next((name for name in (path, *(stem + s for s in suffixes)) if name != text and self.is_file(name)), "")
 
     def _read_base64(self, text: str) -> Source:
         """Decode a long text that names no file, as the reference does.
@@ -177,7 +191,8 @@ class MediaRoots:
         if outside:
             raise Reject(
                 RejectCode.MEDIA_OUTSIDE_ROOT,
-                f"{_short(text)}: lies outside {', '.join(self._folders())}; allow its folder with --media-root",
+                f"{_short(text)}: lies outside {', '.join(self._folders())}; allow its folder with --media-root"
+                + (f" {os.path.dirname(text)}" if text.startswith("/") else ""),
             )
         return None
 
@@ -193,7 +208,8 @@ class MediaRoots:
         if not self._allows(uri):
             raise Reject(
                 RejectCode.MEDIA_OUTSIDE_ROOT,
-                f"{uri}: lies outside {', '.join(self._folders())}; allow its folder with --media-root",
+                f"{uri}: lies outside {', '.join(self._folders())}; allow its folder with --media-root "
+                f"{uri.rpartition('/')[0]}",
             )
         return Source(uri=uri).pinned()
 

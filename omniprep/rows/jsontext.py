@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from omniprep.errors import OmniprepError, Reject, RejectCode
+from omniprep.rows.jsonfaults import json_fault
 from omniprep.rows.longline import parse_line
 
 MAX_DEPTH = 128
@@ -52,17 +53,12 @@ def parse_row(text: bytes) -> Any:
     try:
         row = parse_line(text, _LINE.decode)
     except UnicodeDecodeError as error:
-        hint = "; it holds zero bytes, as UTF-16 text does" if b"\0" in text else ""
-        return Reject(RejectCode.BAD_JSON, f"the line is not UTF-8 (byte {error.start + 1}: {error.reason}){hint}")
+        hint = "it holds zero bytes, as UTF-16 text does" if b"\0" in text else "save the file as UTF-8"
+        return Reject(RejectCode.BAD_JSON, f"the line is not UTF-8 (byte {error.start + 1}: {error.reason}); {hint}")
     except RecursionError:
         return Reject(RejectCode.BAD_JSON, _TOO_DEEP)
     except ValueError as error:
-        hint = ""
-        if b"\0" in text:
-            hint = "; the line holds zero bytes, as UTF-16 text does"
-        elif "Extra data" in str(error):
-            hint = "; one object a line is needed"
-        return Reject(RejectCode.BAD_JSON, f"{error}{hint}")
+        return Reject(RejectCode.BAD_JSON, json_fault(error))
     brackets = text.count(b"[") + text.count(b"{")
     return _check(row, brackets, surrogates=_SURROGATE_BYTES.search(text) is not None, nan=b"NaN" in text, lines=True)
 
@@ -219,7 +215,7 @@ def _next_value(buffer: _TextBuffer, source: str, number: int, *, array: bool) -
             cut = error_offset >= len(buffer.text) - _TAIL or str(error).startswith("Unterminated string")
             if cut and buffer.read_more():
                 continue
-            raise OmniprepError(_invalid(source, number, str(error).split(": line")[0])) from error
+            raise OmniprepError(_invalid(source, number, json_fault(error, start))) from error
         break
     buffer.offset = end
     if isinstance(row, Reject):

@@ -9,6 +9,7 @@ import codecs
 import gzip
 import io as _io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,12 @@ from omniprep.errors import OmniprepError
 
 MAX_LINE_BYTES = 1 << 30
 """Default for the longest line (or element of a JSON array); inline media of a row may have hundreds of MB."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git LFS left in place of the real one."""
 _HEAD = 64 << 10
 """First bytes of a file by which its form and encoding are recognized."""
+_MAGIC = {"gz": b"\x1f\x8b", "zst": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16)))}
+"""How compressed files begin; of zstd also frames that are to be skipped."""
 _BUFFER = 1 << 20
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16-LE, whose mark is its beginning
@@ -35,9 +40,30 @@ _OTHER_FORMATS = (
     (b"BZh", "bzip2 data; unpack it, or compress with gzip or zstd"),
     (b"\xfd7zXZ\x00", "xz data; unpack it, or compress with gzip or zstd"),
     (b"PAR1", "Parquet; its name must end in .parquet"),
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer and not the file itself; run git lfs pull"),
+    (LFS_POINTER, "a Git LFS pointer and not the file itself; run git lfs pull where the data was cloned"),
+)
+_WEB_PAGE = re.compile(
+    rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|\?xml|error)\b", re.DOTALL | re.IGNORECASE
 )
 Form = Literal["lines", "values"]
+
+
+def other_format(head: bytes) -> str:
+    """What a file of these first bytes is and what to do about it, where that is no form of rows; else ""."""
+    text = head.removeprefix(codecs.BOM_UTF8)
+    if _WEB_PAGE.match(text[:4096]):
+        return "a web page: an error or login page was probably saved in place of the file; fetch it again"
+    return next((name for mark, name in _OTHER_FORMATS if head.startswith(mark)), "")
+
+
+def refuse_other_format(uri: str) -> None:
+    """OmniprepError where a file is none that its name says, but one that is known."""
+    with os_errors_named(uri):
+        head, size = io.read_head(uri, _HEAD)
+    if not size:
+        raise OmniprepError(f"{uri}: is empty")
+    if other := other_format(head):
+        raise OmniprepError(f"{uri}: is {other}")
 
 
 @contextmanager
@@ -91,8 +117,12 @@ class _Decompressor(_io.RawIOBase):
 def _decompress(file: BinaryIO, uri: str, codec: str) -> BinaryIO:
     if not codec:
         return file
-    if not file.read(1):
+    head = file.read(_HEAD)
+    if not head:
         raise OmniprepError(f"{uri}: damaged as {codec}: the file is empty, and not even the header is there")
+    if not head.startswith(_MAGIC[codec]):
+        other = f"but {known}" if (known := other_format(head)) else f"so its name must not end in .{codec}"
+        raise OmniprepError(f"{uri}: damaged as {codec}: it is no {codec} data, {other}")
     file.seek(0)
     if codec == "gz":
         stream: Any = gzip.GzipFile(fileobj=file)
@@ -147,9 +177,8 @@ def find_form(uri: str, codec: str, suffix: Literal["jsonl", "json"]) -> tuple[F
     else:
         with os_errors_named(uri):
             head, size = io.read_head(uri, _HEAD)
-    for mark, name in _OTHER_FORMATS:
-        if head.startswith(mark):
-            raise OmniprepError(f"{uri}: is {name}")
+    if other := other_format(head):
+        raise OmniprepError(f"{uri}: is {other}")
     encoding = _encoding(head)
     if encoding:
         with open_text(uri, codec, encoding) as file:

@@ -172,12 +172,25 @@ def read_manifest(uri: str) -> tuple[Manifest, dict[str, Any]]:
         if (size := io.size(path)) > MOST_BYTES:
             raise DamagedDataError(f"{path}: {size:,} bytes are too many for a manifest")
         data = io.read_bytes(path)
-    except FileNotFoundError as error:
-        advice = "; the command that built it, run again, finishes it"
-        if io.is_local(uri) and not os.path.isdir(io.local_path(uri)):
-            advice = io.did_you_mean_file(uri)
-        raise OmniprepError(f"{uri}: no manifest.json, so this is no finished omniprep dataset{advice}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise OmniprepError(f"{uri}: {_why_no_dataset(uri)}") from error
     return parse_manifest(parse_json(data, path), path)
+
+
+def _why_no_dataset(uri: str) -> str:
+    """What is there in place of a finished dataset, and what to do."""
+    none = "no manifest.json, so this is no finished omniprep dataset"
+    folder = io.local_path(uri) if io.is_local(uri) else ""
+    if folder and os.path.isfile(folder):
+        return "is a file, and no dataset: give the folder that `omniprep build` made of it (its --out)"
+    if folder and not os.path.isdir(folder):
+        return f"{none}: no such folder{io.did_you_mean_file(uri)}"
+    if io.exists(io.join(uri, "plan", "build.json")):
+        return f"{none}; the command that built it, run again, finishes it (omniprep status {uri})"
+    names = sorted(os.listdir(folder))[:1000] if folder else []
+    if inside := [name for name in names if os.path.isfile(os.path.join(folder, name, "manifest.json"))]:
+        return f"{none}; did you mean {os.path.join(uri, inside[0])!r}?"
+    return f"{none}; `omniprep build` makes one"
 
 
 def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:

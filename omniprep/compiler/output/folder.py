@@ -13,6 +13,7 @@ removed when the manifest is written. Local folders, and the first build in a fo
 
 import errno
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -52,10 +53,13 @@ _DISK = {
     errno.EIO: "the disk or store reports an input/output error",
     errno.ENOTDIR: "is a file, a folder is needed",
     errno.EEXIST: "is a file, a folder is needed",
+    errno.ENAMETOOLONG: "the name is too long for the file system; choose another --out",
     errno.ENOENT: "a file or folder vanished",
 }
 
 
+_NOT_BY_WAITING = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG)
+"""Faults of a name, which the same command will meet again."""
 _GOES_ON = "What is finished stays: the same command again goes on from here"
 
 
@@ -74,8 +78,10 @@ def os_errors_as_one_line(out: str) -> Iterator[None]:
         if not remote:
             reason = _DISK.get(error.errno or 0, reason)
         path = error.filename if isinstance(error.filename, str) else out
+        if not remote and error.errno == errno.ENOENT and io.local_path(out).startswith(path.rstrip("/")):
+            reason = "no folder can be made here; choose another --out"
         text = f"{out}: {reason}" if path == out else f"{out}: {reason} ({path})"
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT) or (remote and error.errno == errno.EACCES):
+        if error.errno in _NOT_BY_WAITING or (remote and error.errno == errno.EACCES):
             raise OmniprepError(text) from error
         raise OmniprepError(f"{text}. {_GOES_ON}") from error
     except Exception as error:  # in this process only: workers.py does the same for those of Ray
@@ -282,9 +288,33 @@ def check_same(out: str, identity: BuildIdentity) -> None:
         ) from None
     if changes := list(before.differences(identity)):
         raise OmniprepError(
-            f"{out} holds a build with other options or inputs ({'; '.join(changes)}); "
-            "give another --out, or --overwrite to begin anew"
+            f"{out} holds a build with other options or inputs ({'; '.join(changes)}); {_way_on(out, before, identity)}"
         )
+
+
+def _way_on(out: str, before: BuildIdentity, now: BuildIdentity) -> str:
+    """What to do where a folder holds another build: rows of new inputs need not cost those that are there."""
+    same_otherwise = replace(before, inputs=(), config={**before.config, "inputs": ()}) == replace(
+        now, inputs=(), config={**now.config, "inputs": ()}, generation=before.generation
+    )
+    anew = "give another --out, or --overwrite to begin anew"
+    if before.command != now.command or not same_otherwise:
+        return anew
+    known = {entry["source"]: entry for entry in before.inputs}
+    added = [entry["source"] for entry in now.inputs if entry["source"] not in known]
+    changed = [e["source"] for e in now.inputs if e["source"] in known and not is_same_input(known[e["source"]], e)]
+    if changed:
+        return (
+            "a changed input cannot be appended: put its new rows into a file of their own for omniprep append, or "
+            "--overwrite to begin anew"
+        )
+    if not added:
+        return anew
+    names = " ".join(shlex.quote(name) for name in added[:3]) + (" ..." if len(added) > 3 else "")
+    return (
+        f"omniprep append {shlex.quote(out)} {names} adds them; or build them alone with another --out and train on "
+        "both folders, or --overwrite to begin anew"
+    )
 
 
 def is_same_input(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> bool:

@@ -5,6 +5,7 @@ The lease says who works there, plan/progress.json what was done when it was las
 now. The files may be a stranger's: what they say is checked, and only shown.
 """
 
+import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -149,10 +150,15 @@ def read_status(out: str) -> Status:
         has_append = io.exists(io.join(out, *APPEND_STATE))
         finished = _finished(out) if "manifest.json" in names else None
         stages = _stages(out, progress)
+    except NotADirectoryError as error:
+        raise OmniprepError(f"{out}: is a file; give the folder of a build (its --out)") from error
     except OSError as error:
         raise OmniprepError(f"{out}: {error.strerror or error}") from error
     if finished is None and not has_build and progress is None and holder is None:
-        raise OmniprepError(f"{out}: holds no dataset, and no build that was begun")
+        what = "holds no dataset, and no build that was begun"
+        if io.is_local(out) and not os.path.isdir(io.local_path(out)):
+            what = f"no such folder{io.did_you_mean_file(out)}"
+        raise OmniprepError(f"{out}: {what}")
     lease = None
     if holder is not None:
         age = max(time.time() - holder.time, 0.0)

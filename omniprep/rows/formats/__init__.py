@@ -41,12 +41,11 @@ def format_of(kind: str) -> Format:
 
 def library(module: str, package: str, uri: str) -> Any:
     """An optional library; OmniprepError with the command that installs it where it is absent."""
+    extra = package.removeprefix("py").removesuffix("lake")
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise OmniprepError(
-            f"{uri}: reading it needs {package}: pip install 'omniprep[{package.removeprefix('py')}]' ({error})"
-        ) from error
+        raise OmniprepError(f"{uri}: reading it needs {package}: pip install 'omniprep[{extra}]' ({error})") from error
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def fingerprint(split: Split) -> dict[str, Any]:
 
 
 def _faults(uri: str) -> AbstractContextManager[None]:
-    return faults_named(uri, "a Delta table", library("deltalake.exceptions", "delta", uri).DeltaError)
+    return faults_named(uri, "a Delta table", library("deltalake.exceptions", "deltalake", uri).DeltaError)
 
 
 def _open(uri: str, version: str) -> Any:
@@ -81,7 +81,7 @@ def _open(uri: str, version: str) -> Any:
     if version and not version.isdecimal():
         raise OmniprepError(f"{uri}@{version}: the version of a Delta table is a number")
     with _faults(uri):
-        table = library("deltalake", "delta", uri).DeltaTable(uri)
+        table = library("deltalake", "deltalake", uri).DeltaTable(uri)
     current = int(table.version())
     if version and int(version) > current:
         raise OmniprepError(f"{uri}@{version}: there is no such version, the current one is {current}")

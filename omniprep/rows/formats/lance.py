@@ -57,14 +57,14 @@ def fingerprint(split: Split) -> dict[str, Any]:
 
 
 def _faults(uri: str) -> AbstractContextManager[None]:
-    library("lance", "lance", uri)
+    library("lance", "pylance", uri)
     return faults_named(uri, "a Lance dataset", RuntimeError)
 
 
 def _open(uri: str, version: str) -> Any:
     """The dataset at a version (a number or a tag), or (empty) as it is now."""
     with _faults(uri):
-        dataset = library("lance", "lance", uri).dataset(uri)
+        dataset = library("lance", "pylance", uri).dataset(uri)
         current = int(dataset.version)
         if not version.isdecimal():
             return dataset.checkout_version(version) if version else dataset

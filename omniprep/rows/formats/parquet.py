@@ -10,7 +10,7 @@ from omniprep.errors import OmniprepError
 from omniprep.rows.choosing import SKIPPED, Chooser, parquet_bounds, rows_of_table
 from omniprep.rows.formats import few_rows
 from omniprep.rows.inputs import Input
-from omniprep.rows.opening import open_file
+from omniprep.rows.opening import open_file, refuse_other_format
 from omniprep.rows.split import Split
 
 MANY_ROWS = 8192
@@ -67,6 +67,8 @@ def _open_parquet(uri: str) -> Iterator[Any]:
         except OmniprepError:  # a ValueError too: what a store's file says of itself
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
+            if "magic bytes" in str(error) or "file size is" in str(error):
+                refuse_other_format(uri)
             raise OmniprepError(f"{uri}: damaged parquet file: {error}") from error
 
 
