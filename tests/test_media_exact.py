@@ -115,7 +115,8 @@ def test_mel_equals_the_extractor_padded_to_300_seconds(samples: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_fft", "mels", "rate"), [(400, 128, 16000), (400, 80, 16000), (512, 64, 44100), (1024, 128, 24000), (64, 8, 1500)]
+    ("n_fft", "mels", "rate"),
+    [(400, 128, 16000), (400, 80, 16000), (512, 64, 44100), (1024, 128, 24000), (64, 8, 1500)],
 )
 def test_mel_filters_are_those_of_transformers(n_fft: int, mels: int, rate: int) -> None:
     theirs = mel_filter_bank(1 + n_fft // 2, mels, 0.0, rate / 2, rate, norm="slaney", mel_scale="slaney")

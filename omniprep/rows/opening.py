@@ -24,7 +24,10 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git LFS left in place of the real one."""
 _HEAD = 64 << 10
 """First bytes of a file by which its form and encoding are recognized."""
-_MAGIC = {"gz": b"\x1f\x8b", "zst": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16)))}
+_MAGIC: dict[str, tuple[bytes, ...]] = {
+    "gz": (b"\x1f\x8b",),
+    "zst": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + number]) + b"\x2a\x4d\x18" for number in range(16))),
+}
 """How compressed files begin; of zstd also frames that are to be skipped."""
 _BUFFER = 1 << 20
 _BYTE_ORDER_MARKS = (
