@@ -42,7 +42,7 @@ check: $(STAMP)
 # The rivals are named by OMNIPREP_BENCH_MODEL (a checkpoint folder), OMNIPREP_SWIFT_PYTHON (the Python of an environment with
 # ms-swift 3.9.x) and OMNIPREP_RIVALS_PYTHON (of one with other loaders: benchmarks/rival_loaders.py); what needs one that is
 # absent says so and is skipped.
-BENCHMARKS := exact pack balance planner load load_rivals load_jpeg cli build parts profile_lines storage curves scale scale_workers worker_memory train_wait gpu
+BENCHMARKS := exact pack balance planner load load_rivals load_jpeg cli build parts profile_lines storage curves scale scale_workers worker_memory train_wait adapters gpu
 bench: $(STAMP)
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	@echo "== goals"; $(BIN)/python benchmarks/summary.py

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures on: models of real shapes with random weights, and bins built from made-up media.
+"""What benchmarks/gpu.py and adapters.py measure on: models of real shapes, random weights, bins from made-up media.
 
 Nothing is fetched. The weights are drawn on the device; pictures are noise whose strength falls with frequency as in
 photographs, so that lossless codecs shrink them as they shrink photographs; sounds are chords in noise.
@@ -174,6 +174,26 @@ def omniprep(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-c", unchecked, *arguments], capture_output=True, text=True, env=os.environ)
     if done.returncode:
         raise RuntimeError(f"omniprep {arguments[0]}: {(done.stderr or done.stdout).strip()[-600:]}")
+
+
+def make_inputs(folder: Path, model: Path, bin_length: int, rows: int, scale: float) -> None:
+    """Write rows.jsonl with its media, the dataset packed/, and checkpoint/, a model without weights.
+
+    Two rows of three have a picture, the others a sound.
+    """
+    sounds = rows // 3
+    write_config(model, folder / "checkpoint", "small")
+    files = write_rows(folder, rows - sounds, sounds, scale)
+    lines = [line for path in files.values() for line in path.read_text().splitlines()]
+    # The packer takes rows from the whole file, the other side as they stand; both shuffle.
+    system = {"role": "system", "content": "You are a helpful assistant."}
+    chats = [json.loads(line) for line in lines]
+    chats = [chat | {"messages": [system, *chat["messages"]]} for chat in chats]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    omniprep(
+        "build", str(folder / "rows.jsonl"), "--model", str(folder / "checkpoint"), "--out", str(folder / "packed"),
+        "--bin-length", str(bin_length), "--workers", "0", "--quiet",
+    )  # fmt: skip
 
 
 def build_bins(folder: Path, model: Path, bin_length: int, pictures: int, sounds: int, scale: float) -> dict[str, Path]:
