@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from omniprep.data.prompts import read_prompts as read_prompts
     from omniprep.export.prompts import export_prompts as export_prompts
     from omniprep.packing import pack as pack
+    from omniprep.train.own_loop import packed_attention as packed_attention
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _HOMES = {
     "export_prompts": "omniprep.export.prompts",
     "loader": "omniprep.data.loader",
     "pack": "omniprep.packing",
+    "packed_attention": "omniprep.train.own_loop",
     "read_prompts": "omniprep.data.prompts",
     "stack": "omniprep.data",
     "to_model": "omniprep.data",
@@ -49,6 +51,7 @@ __all__ = [
     "export_prompts",
     "loader",
     "pack",
+    "packed_attention",
     "read_prompts",
     "stack",
     "to_model",

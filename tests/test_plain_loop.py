@@ -1,18 +1,23 @@
 """Risk: in the loop that README.md shows, with a model class of transformers as it is, rows of a bin see each other."""
 
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import transformers
+import varlen_reference
 from conftest import ROOT, SAMPLES
 from torch.nn.functional import scaled_dot_product_attention
 from tutorial import blocks_of
 
-from omniprep import PackedDataset, collate
+from omniprep import PackedDataset, collate, packed_attention
+from omniprep.errors import OmniprepError
 from omniprep.testing.init_model import init_model
+from omniprep.train import own_loop
 
 # Small pictures and bins: the logits of a bin of 2,048 tokens would take 1.2 GB.
 PIXELS = ("--max-pixels", 28 * 28 * 60, "--video-max-pixels", 28 * 28 * 20, "--fps-max-frames", 4)
@@ -93,6 +98,17 @@ def use_flash(model, monkeypatch):
             module.config._attn_implementation = "flash_attention_2"
 
 
+def use_ours(model, attention, monkeypatch):
+    """Let all of a model attend as `omniprep train` does; its kernel for a GPU is a stand-in."""
+    if attention == "varlen":
+        module = ModuleType("torch.nn.attention.varlen")
+        module.varlen_attn = varlen_reference.varlen_2_14
+        monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
+        monkeypatch.setattr(own_loop, "choose_attention", lambda *_, **__: "varlen")
+    assert packed_attention(model) == attention
+    varlen_reference.CALLS.clear()
+
+
 def readme_loop(folder, monkeypatch, model):
     """Run the loop of README.md as it stands; the batches that it made."""
     [text] = [b.text for b in blocks_of(ROOT / "README.md") if b.language == "python" and "model(**batch)" in b.text]
@@ -111,14 +127,21 @@ def apart(value, expected):
 
 
 @pytest.mark.parametrize(
-    "attention", ["sdpa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("eager", "flash_attention_2"))]
+    "attention",
+    [
+        "sdpa",
+        "ours",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("eager", "flash_attention_2", "varlen")),
+    ],
 )
 def test_the_loop_of_the_readme_gives_each_row_what_it_gets_alone(family, attention, monkeypatch):
     name, checkpoint, folder = family
     model = load(checkpoint, attention if attention == "eager" else "sdpa")
-    alone_model = load(checkpoint, "sdpa") if attention == "flash_attention_2" else model
+    alone_model = model if attention in ("sdpa", "eager") else load(checkpoint, "sdpa")
     if attention == "flash_attention_2":
         use_flash(model, monkeypatch)
+    elif attention in ("ours", "varlen"):
+        use_ours(model, "sdpa" if attention == "ours" else attention, monkeypatch)
     logits = []
     hook = model.register_forward_hook(lambda module, args, out: logits.append(out.logits[0, :, WORDS].clone()))
     with torch.no_grad():
@@ -145,6 +168,7 @@ def test_the_loop_of_the_readme_gives_each_row_what_it_gets_alone(family, attent
         assert apart(logits[batch][start:end], expected) < 1e-5, (source, line)
         seen += 1
     assert seen == len(rows) > 2 * len(batches), "several rows a bin"
+    assert (attention == "varlen") == bool(varlen_reference.CALLS)
 
 
 def test_the_comparison_notices_rows_that_see_each_other(family):
@@ -158,3 +182,17 @@ def test_the_comparison_notices_rows_that_see_each_other(family):
         mixed = model(**{**batch, "use_cache": True}).logits[0, :, WORDS].clone()
     first = int(batch["cu_seq_lens_q"][1])
     assert apart(mixed[:first], good[:first]) < 1e-5 and apart(mixed[first:], good[first:]) > 0.01
+
+
+def test_a_model_whose_rows_see_each_other_otherwise_is_refused(tmp_path):
+    """A layer that carries something from token to token beside its attention, as short convolutions do."""
+    init_model(tmp_path / "m", "qwen2_vl")
+    model = load(tmp_path / "m", "sdpa")
+    with pytest.raises(OmniprepError, match="--attn varlen needs a GPU"):
+        packed_attention(model, "varlen")
+    with pytest.raises(OmniprepError, match="attn is 'fast'; auto, varlen"):
+        packed_attention(model, "fast")
+    assert packed_attention(model) == "sdpa"
+    model.get_decoder().layers[0].register_forward_hook(lambda module, args, out: out + out.roll(1, 1))
+    with pytest.raises(OmniprepError, match="rows of a bin see each other"):
+        packed_attention(model)
