@@ -18,7 +18,7 @@ from synthetic import make_dataset
 
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
-from omniprep.inspect.describe import Piece, find_row, packed_row, pieces_of, rows_of_bin
+from omniprep.inspect.describe import Piece, find_row, packed_rows, pieces_of, rows_of_bin
 from omniprep.inspect.media import media_of
 from omniprep.inspect.pictures import half_blocks
 from omniprep.inspect.terminal import text_of
@@ -380,6 +380,6 @@ def test_inspect_of_a_real_row(built, omniprep):
 
 def test_stored_pixels_are_those_of_the_file(built):
     ds = PackedDataset(built / "out")
-    stored = media_of(packed_row(ds, find_row(ds, "images.jsonl:4")).arrays)[0].frames()[0]
+    stored = media_of(packed_rows(ds, find_row(ds, "images.jsonl:4"))[0].arrays)[0].frames()[0]
     original = np.asarray(Image.open(SAMPLES / "media" / "shapes_a.png").convert("RGB"))
     assert np.array_equal(stored, original), "224 x 224 needs no resizing, so it must survive as it is"

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from omniprep.data import PackedDataset, collate
+from omniprep.data.loss import NOT_FOR_LANGUAGE_MODELING
 from omniprep.errors import OmniprepError
 
 IGNORED = -100
@@ -41,6 +42,16 @@ def not_installed(trainer: str, command: str, error: ModuleNotFoundError) -> Omn
     return OmniprepError(f"{trainer} cannot be imported ({error}): {command}")
 
 
+def refuse_preferences(dataset: PackedDataset, trainer: str) -> None:
+    """Refuse preference rows: a trainer that learns every label would learn the rejected answers.
+
+    Raises:
+        OmniprepError: The dataset has some.
+    """
+    if len(dataset) and dataset.layout.preferences:
+        raise OmniprepError(f"{trainer} cannot train on {dataset.uri}: {NOT_FOR_LANGUAGE_MODELING}")
+
+
 def check_dataset(dataset: PackedDataset, trainer: str, model_type: str, arguments: Collection[str]) -> None:
     """Refuse a dataset that `trainer` would train on otherwise than `omniprep train`.
 
@@ -51,8 +62,10 @@ def check_dataset(dataset: PackedDataset, trainer: str, model_type: str, argumen
         arguments: Names of media arguments that the trainer passes on to its model.
 
     Raises:
-        OmniprepError: Another family's model, a dataset with loss weights, or media that would be lost.
+        OmniprepError: Another family's model, a dataset with loss weights or preference rows, or media that would be
+            lost.
     """
+    refuse_preferences(dataset, trainer)
     built = dataset.record.model_types
     if built and model_type not in built:
         raise OmniprepError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from omniprep.adapters.contracts import refuse_preferences
 from omniprep.data import BinSampler, PackedDataset, check_model, stack, to_model, weighted_loss
 from omniprep.errors import OmniprepError
 
@@ -60,6 +61,7 @@ class PackedBins:
             )
         if not len(dataset):
             raise OmniprepError(f"{dataset.uri}: no bins")
+        refuse_preferences(dataset, type(self).__name__)
         if self.args.n_gpu > 1:
             raise OmniprepError("several GPUs in one process (DataParallel) would cut bins apart: launch by torchrun")
         # Before transformers 5 the option was group_by_length, of which True is no strategy here either.

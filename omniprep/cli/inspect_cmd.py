@@ -48,7 +48,7 @@ def inspect(
     """Show what the model will see of a bin or a row: its text, which of it is trained, and its media.
 
     Trained text is green (without color: in {+ +}); a media span is its token and the number of them. Pictures are
-    rebuilt from the stored patches.
+    rebuilt from the stored patches. The two answers of a pair stand side by side.
     """
     if rejected is not None:
         if row_name is not None or bin_number is not None or picture is not None:
@@ -58,10 +58,10 @@ def inspect(
     from rich.console import Console
 
     from omniprep.data.dataset import PackedDataset
-    from omniprep.inspect.describe import find_row, rows_of_bin
+    from omniprep.inspect.describe import find_row, pairs_together, rows_of_bin
     from omniprep.inspect.media import media_of
     from omniprep.inspect.pictures import contact_sheet
-    from omniprep.inspect.terminal import show_head, show_row
+    from omniprep.inspect.terminal import show_head, show_pair, show_row
     from omniprep.inspect.vocabulary import vocabulary_of
 
     if row_name is not None and bin_number is not None:
@@ -77,8 +77,9 @@ def inspect(
     number %= len(ds)
     vocabulary = vocabulary_of(ds, model)
     rows = rows_of_bin(ds, number)
-    chosen = [row for row in rows if row_id is None or row.arrays["row_ids"][0] == row_id]
-    shown = chosen if limit <= 0 else chosen[:limit]
+    chosen = pairs_together(row for row in rows if row_id is None or row.arrays["row_ids"][0] == row_id)
+    units = chosen if limit <= 0 else chosen[:limit]
+    shown = [row for unit in units for row in unit]
     if picture is not None:
         items = [item for row in shown for item in media_of(row.arrays) if item.has_pixels]
         frames = [frames for item in items if (frames := item.frames()) is not None]
@@ -90,10 +91,13 @@ def inspect(
         return
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
     show_head(console, ds, number, rows)
-    for row in shown:
-        show_row(console, row, vocabulary)
-    if len(shown) < len(chosen):
-        console.print(f"... and {len(chosen) - len(shown)} more rows (--limit 0 shows all)", style="dim")
+    for row, *partner in units:
+        if partner:
+            show_pair(console, row, partner[0], vocabulary)
+        else:
+            show_row(console, row, vocabulary)
+    if len(units) < len(chosen):
+        console.print(f"... and {len(chosen) - len(units)} more rows (--limit 0 shows all)", style="dim")
 
 
 def inspect_rejected(uri: str, code: str, limit: int, as_json: bool) -> None:

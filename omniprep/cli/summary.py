@@ -122,6 +122,11 @@ NOTES = {
 MOST_COLUMNS = 8
 
 
+def shown_option(option: str) -> str:
+    """The option that reads a column: a value of --columns, or another option with its value."""
+    return option if option.startswith("--") else f"--columns {option}"
+
+
 def note_lines(notes: Mapping[str, int], unread: Mapping[str, Sequence[Any]]) -> list[str]:
     """A line for each note that rows have, with the unread columns and the options that read them."""
     lines = []
@@ -131,7 +136,7 @@ def note_lines(notes: Mapping[str, int], unread: Mapping[str, Sequence[Any]]) ->
         line = counted(notes[name], f"row has {text}", f"rows have {text}")
         if name == "unread_columns" and unread:
             columns = [
-                f"{column} ({rows:,}{f'; --columns {option} reads it' if option else ''})"
+                f"{column} ({rows:,}{f'; {shown_option(option)} reads it' if option else ''})"
                 for column, (rows, option) in sorted(unread.items(), key=lambda entry: -entry[1][0])
             ]
             more = len(columns) - MOST_COLUMNS

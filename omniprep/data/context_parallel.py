@@ -75,9 +75,15 @@ class SlicedDataset(Dataset[dict[str, Any]]):
             share): which of the embeddings of those items each placeholder takes, in order.
 
         Raises:
-            OmniprepError: A row is no multiple of 2*size long; or it was built before placeholders were written down.
+            OmniprepError: A row is no multiple of 2*size long; it was built before placeholders were written down; or
+                the dataset has preference rows, whose losses are sums over whole answers.
         """
         item = self.dataset[index]
+        if "pair_ids" in item:
+            raise OmniprepError(
+                f"{self.dataset.uri}: ds.slice cuts each row among ranks, but a preference loss sums over whole "
+                "answers: train preference rows without context parallelism"
+            )
         borders = item["cu_seqlens"].astype(np.int64)
         chosen = self._tokens(np.diff(borders), index)
         here = [chosen[row] + borders[row] for row in range(len(chosen))]

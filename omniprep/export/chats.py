@@ -14,6 +14,7 @@ from omniprep.inspect.trust import input_refusal, located_input
 from omniprep.media.fetch import MediaRoots
 from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import parse_columns
+from omniprep.rows.preference import Verdict, split_answers
 from omniprep.template.chat import TAGS
 from omniprep.verify.deep import read_lines
 
@@ -59,8 +60,10 @@ def chat_lines(dataset: PackedDataset, trust: Trust, inputs: Sequence[str]) -> I
 
 def _chat(source: str, line: int, row: Any, config: BuildConfig, base: str) -> dict[str, Any] | SkippedChat:
     columns = parse_columns(config.columns)
-    chat = prompt_row(row, columns)
-    answer = last_answer(row, columns)
+    if split_answers(row, config.preference, columns).verdict == Verdict.UNDESIRABLE:
+        return SkippedChat(source, line, "its answer is labeled as undesirable")
+    chat = prompt_row(row, columns, preference=config.preference)
+    answer = last_answer(row, columns, config.preference)
     if reason := _refusal(chat, answer):
         return SkippedChat(source, line, reason)
     messages = [{name: message[name] for name in ("role", "content")} for message in chat["messages"]]

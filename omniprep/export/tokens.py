@@ -70,6 +70,8 @@ class PromptCutter:
         """The columns of each packed row (`omniprep.data.prompts`), bin after bin, or why it has no prompt."""
         for number in range(len(dataset)):
             for row in rows_of_bin(dataset, number):
+                if row.verdict == "rejected":
+                    continue  # of a pair the prompt with its preferred answer
                 try:
                     yield self.line(row)
                 except SkippedRowError as reason:
@@ -81,6 +83,8 @@ class PromptCutter:
         Raises:
             SkippedRowError: It has no prompt, or vLLM would make another one of it.
         """
+        if row.verdict == "undesirable":
+            raise SkippedRowError("its answer is labeled as undesirable")
         ids, labels = row.arrays["input_ids"], row.arrays["labels"]
         cut = self._answer_start(ids, labels)
         if np.isin(ids[cut:], list(self._placeholders)).any():

@@ -6,6 +6,7 @@ preview is an Arrow file as the shards are; the Parquet file beside it is for ev
 
 import io as memory
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from omniprep.data.dataset import PackedDataset
-from omniprep.inspect.describe import StoredRow, messages_of, packed_row, pieces_of
+from omniprep.inspect.describe import StoredRow, messages_of, packed_rows, pieces_of
 from omniprep.inspect.media import media_of
 from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
@@ -61,9 +62,15 @@ def preview(dataset: PackedDataset, vocabulary: Vocabulary, most: int = ROWS) ->
     for position, numbers in enumerate(by_kind):  # the rarest first, so that the others share what it leaves
         share = (most - len(chosen)) // (len(by_kind) - position)
         chosen.update(numbers[spread(len(numbers), share)].tolist())
-    lines = [_line(packed_row(dataset, number), KINDS[kinds[number]], vocabulary) for number in sorted(chosen)]
-    table = pa.Table.from_pylist(lines, schema=_SCHEMA)
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": _FEATURES}})})
+    lines = [_line(packed_rows(dataset, number), KINDS[kinds[number]], vocabulary) for number in sorted(chosen)]
+    schema, features = _SCHEMA, _FEATURES
+    if dataset.layout.preferences:
+        for name in ("verdict", "rejected_messages"):
+            kind = "messages" if name == "rejected_messages" else "kind"
+            schema = schema.append(pa.field(name, schema.field(kind).type))
+            features = {**features, name: _FEATURES[kind]}
+    table = pa.Table.from_pylist(lines, schema=schema)
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     parquet, arrow = memory.BytesIO(), memory.BytesIO()
     pq.write_table(table, parquet, compression="zstd", row_group_size=50)
     with pa.ipc.new_file(arrow, table.schema) as writer:
@@ -71,14 +78,18 @@ def preview(dataset: PackedDataset, vocabulary: Vocabulary, most: int = ROWS) ->
     return {"arrow": arrow.getvalue(), "parquet": parquet.getvalue()}
 
 
-def _line(row: StoredRow, kind: str, vocabulary: Vocabulary) -> dict[str, Any]:
+def _line(rows: Sequence[StoredRow], kind: str, vocabulary: Vocabulary) -> dict[str, Any]:
+    """A row, or both answers of a pair; columns that the schema lacks are dropped."""
+    row = rows[0]
     frames = next((item.frames() for item in media_of(row.arrays) if item.has_pixels), None)
     return {
         "source": row.source,
         "line": row.line,
         "kind": kind,
-        "tokens": row.tokens,
-        "trained": row.trained,
+        "tokens": sum(part.tokens for part in rows),
+        "trained": sum(part.trained for part in rows),
+        "verdict": "pair" if len(rows) > 1 else row.verdict,
+        "rejected_messages": messages_of(pieces_of(rows[1].arrays, vocabulary)) if len(rows) > 1 else [],
         "messages": messages_of(pieces_of(row.arrays, vocabulary)),
         "thumbnail": None if frames is None else {"bytes": _thumbnail(frames), "path": None},
     }

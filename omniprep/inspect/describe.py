@@ -4,7 +4,7 @@ What `inspect`, `sample`, the report and the Hub's preview show of a row is made
 time, not a token at a time, since a token of a byte-level vocabulary may be half a character.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -32,7 +32,11 @@ class StoredRow:
     start: int
     """First token in the bin."""
     arrays: dict[str, Any]
-    """The row cut out of its bin (`omniprep.data.collate.cut_row`)."""
+    """The row cut out of its bin (`omniprep.data.collate.cut_row`); of a pair one answer."""
+    verdict: str = ""
+    """preferred or rejected of a pair, desirable or undesirable of a row with a label, "" of an ordinary row."""
+    pair: int | None = None
+    """Number of its pair in the bin."""
 
     @property
     def tokens(self) -> int:
@@ -47,25 +51,64 @@ class StoredRow:
     def as_json(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """As `inspect --json` prints it."""
         facts = {name: getattr(self, name) for name in ("source", "line", "bin", "start", "tokens", "trained")}
+        if self.verdict:
+            facts["verdict"] = self.verdict
+        if self.pair is not None:
+            facts["pair"] = self.pair
         media = [{"modality": item.modality, "facts": item.facts} for item in media_of(self.arrays)]
         return {**facts, "pieces": [asdict(piece) for piece in pieces_of(self.arrays, vocabulary)], "media": media}
 
 
 def rows_of_bin(dataset: PackedDataset, number: int) -> list[StoredRow]:
-    """The rows of one bin, in their order; their arrays are views of one buffer."""
+    """The rows of one bin, in their order; their arrays are views of one buffer.
+
+    The two answers of a pair are neighbors, the preferred one first (`pairs_together`).
+    """
     item = dataset[number]
     sources, lines = dataset.rows["source"], dataset.rows["line"]
     starts = item["cu_seqlens"].tolist()
     return [
-        StoredRow(sources[row_id].as_py(), lines[row_id].as_py(), number, starts[position], cut_row(item, position))
+        StoredRow(
+            sources[row_id].as_py(), lines[row_id].as_py(), number, starts[position], cut_row(item, position),
+            *_verdict(item, position),
+        )
         for position, row_id in enumerate(item["row_ids"].tolist())
-    ]
+    ]  # fmt: skip
 
 
-def packed_row(dataset: PackedDataset, number: int) -> StoredRow:
-    """A row by its number in rows.parquet; the error has the code where it was rejected."""
+def _verdict(item: Mapping[str, Any], position: int) -> tuple[str, int | None]:
+    """What a row of a bin is to a preference objective, and the number of its pair."""
+    if "chosen" not in item or item["chosen"][position] < 0:
+        return "", None
+    pair, chosen = int(item["pair_ids"][position]), bool(item["chosen"][position])
+    if pair >= 0:
+        return "preferred" if chosen else "rejected", pair
+    return "desirable" if chosen else "undesirable", None
+
+
+def pairs_together(rows: Iterable[StoredRow]) -> list[tuple[StoredRow, ...]]:
+    """Rows of a bin as they came: (preferred, rejected) of a pair, else (row,)."""
+    together: list[tuple[StoredRow, ...]] = []
+    for row in rows:
+        if row.verdict == "rejected" and together:
+            together[-1] = (*together[-1], row)
+        else:
+            together.append((row,))
+    return together
+
+
+def packed_rows(dataset: PackedDataset, number: int) -> tuple[StoredRow, ...]:
+    """A row by its number in rows.parquet, of a pair both answers; the error has the code where it was rejected."""
     row = dataset.rows.slice(number, 1).to_pylist()[0]
-    return StoredRow(row["source"], row["line"], row["bin"], row["start"], dataset.stored_row(number))
+    item = dataset.stored_row(number)
+    starts = (item["cu_seqlens"] + (row["start"] or 0)).tolist()
+    return tuple(
+        StoredRow(
+            row["source"], row["line"], row["bin"], starts[position], cut_row(item, position),
+            *_verdict(item, position),
+        )
+        for position in range(len(item["row_ids"]))
+    )  # fmt: skip
 
 
 def find_row(dataset: PackedDataset, name: str) -> int:

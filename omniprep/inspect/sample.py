@@ -5,15 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from omniprep.data.dataset import PackedDataset
-from omniprep.inspect.describe import find_row, messages_of, packed_row, pieces_of
+from omniprep.inspect.describe import StoredRow, find_row, messages_of, packed_rows, pieces_of
 from omniprep.inspect.media import MediaItem, media_of
-from omniprep.inspect.vocabulary import vocabulary_of
+from omniprep.inspect.vocabulary import Vocabulary, vocabulary_of
 from omniprep.modalities import KINDS, media_counts, row_kinds
 from omniprep.shards.names import refuse_linked_folders
 
@@ -35,21 +35,32 @@ def write_sample(
     (out / "rows.jsonl").unlink(missing_ok=True)  # a link of this name is replaced, not written through
     with (out / "rows.jsonl").open("x", encoding="utf-8") as file:
         for number in numbers:
-            row = packed_row(dataset, number)
-            pieces = pieces_of(row.arrays, vocabulary)
+            row, *rejected = packed_rows(dataset, number)
             content = {
-                "source": row.source,
-                "line": row.line,
-                "bin": row.bin,
-                "start": row.start,
-                "length": row.tokens,
-                "messages": messages_of(pieces),
+                **_facts(row),
+                **_content(row, vocabulary),
                 "media": _write_media(media_of(row.arrays), out, number),
-                "text": "".join(f"{piece.text}*{piece.tokens}" if piece.media else piece.text for piece in pieces),
-                "pieces": [asdict(piece) for piece in pieces],
             }
+            if row.verdict:
+                content["verdict"] = row.verdict
+            for partner in rejected:
+                media = _write_media(media_of(partner.arrays), out, number, "-rejected")
+                content["rejected"] = {**_content(partner, vocabulary), "length": partner.tokens, "media": media}
             file.write(json.dumps(content, ensure_ascii=False) + "\n")
     return len(numbers)
+
+
+def _facts(row: StoredRow) -> dict[str, Any]:
+    return {"source": row.source, "line": row.line, "bin": row.bin, "start": row.start, "length": row.tokens}
+
+
+def _content(row: StoredRow, vocabulary: Vocabulary) -> dict[str, Any]:
+    pieces = pieces_of(row.arrays, vocabulary)
+    return {
+        "messages": messages_of(pieces),
+        "text": "".join(f"{piece.text}*{piece.tokens}" if piece.media else piece.text for piece in pieces),
+        "pieces": [asdict(piece) for piece in pieces],
+    }
 
 
 def _draw(dataset: PackedDataset, count: int, kinds: Sequence[str], seed: int) -> list[int]:
@@ -61,7 +72,7 @@ def _draw(dataset: PackedDataset, count: int, kinds: Sequence[str], seed: int) -
     return sorted(chosen.tolist())
 
 
-def _write_media(items: Sequence[MediaItem], out: Path, number: int) -> list[dict[str, object]]:
+def _write_media(items: Sequence[MediaItem], out: Path, number: int, part: str = "") -> list[dict[str, object]]:
     """Write a row's pictures, frames and spectrograms as PNG; returns the row's media, with names relative to `out`."""
     written: list[dict[str, object]] = []
     counts: Counter[str] = Counter()
@@ -70,7 +81,7 @@ def _write_media(items: Sequence[MediaItem], out: Path, number: int) -> list[dic
         files = []
         for frame_number, frame in enumerate(() if frames is None else frames):
             suffix = "" if frames is None or len(frames) == 1 else f"-{frame_number:03d}"
-            files.append(f"media/{number:08d}-{item.modality}{counts[item.modality]}{suffix}.png")
+            files.append(f"media/{number:08d}{part}-{item.modality}{counts[item.modality]}{suffix}.png")
             (out / files[-1]).unlink(missing_ok=True)
             Image.fromarray(frame).save(out / files[-1])
         counts[item.modality] += 1

@@ -6,6 +6,7 @@ Without colors (a pipe, NO_COLOR) trained text is set in {+ +}, as `git diff --w
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from omniprep.data.dataset import PackedDataset
@@ -27,8 +28,10 @@ def show_head(console: Console, dataset: PackedDataset, number: int, rows: Seque
         f"fill {100 * dataset.record.fill:.2f} %",
         style="dim",
     )
+    pairs = sum(row.verdict == "rejected" for row in rows)
+    of_pairs = f" ({pairs} pairs)" if pairs else ""
     console.print(
-        f"bin {number}: {len(rows)} rows, {tokens:,} tokens, {trained:,} of them trained "
+        f"bin {number}: {len(rows) - pairs} rows{of_pairs}, {tokens:,} tokens, {trained:,} of them trained "
         f"({100 * trained / max(tokens, 1):.0f} %)",
         style="bold",
     )
@@ -38,7 +41,13 @@ def show_row(console: Console, row: StoredRow, vocabulary: Vocabulary) -> None:
     """Print one row: its source and line, its media, its text."""
     colored = console.is_terminal and not console.no_color
     console.rule(
-        Text(printable(f"{row.source}:{row.line}  {row.tokens} tokens, {row.trained} trained"), style="bold"),
+        Text(
+            printable(
+                f"{row.source}:{row.line}  {row.tokens} tokens, {row.trained} trained"
+                f"{f', {row.verdict}' if row.verdict else ''}"
+            ),
+            style="bold",
+        ),
         align="left",
     )
     for item in media_of(row.arrays):
@@ -46,6 +55,24 @@ def show_row(console: Console, row: StoredRow, vocabulary: Vocabulary) -> None:
         if item.has_pixels and colored and (frames := item.frames()) is not None:
             console.print(half_blocks(few(frames), min(console.width - 2, 76)), end="")
     console.print(text_of(pieces_of(row.arrays, vocabulary), colored=colored), soft_wrap=True)
+
+
+def show_pair(console: Console, preferred: StoredRow, rejected: StoredRow, vocabulary: Vocabulary) -> None:
+    """Print both answers of a pair side by side, media that both have once above them."""
+    colored = console.is_terminal and not console.no_color
+    title = f"{preferred.source}:{preferred.line}  pair {preferred.pair}, {preferred.tokens + rejected.tokens} tokens"
+    console.rule(Text(printable(title), style="bold"), align="left")
+    media = [[describe_media(item) for item in media_of(row.arrays)] for row in (preferred, rejected)]
+    shared = media[0] if media[0] == media[1] else []
+    for line in shared:
+        console.print(Text(printable(line), style="magenta"))
+    table = Table(box=None, expand=True, padding=(0, 1), pad_edge=False)
+    for row in (preferred, rejected):
+        table.add_column(f"{row.verdict}: {row.tokens} tokens, {row.trained} trained", ratio=1, overflow="fold")
+    if not shared and any(media):
+        table.add_row(*(Text(printable("\n".join(lines), lines=True), style="magenta") for lines in media))
+    table.add_row(*(text_of(pieces_of(row.arrays, vocabulary), colored=colored) for row in (preferred, rejected)))
+    console.print(table)
 
 
 def describe_media(item: MediaItem) -> str:

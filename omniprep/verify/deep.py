@@ -25,6 +25,7 @@ from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.families.context import FamilyContext
 from omniprep.inspect.trust import input_refusal, located_input, model_of_dataset, with_missing_flags
 from omniprep.rows.inputs import find_inputs
+from omniprep.rows.preference import Verdict
 from omniprep.rows.sources import RawRow, find_splits, numbered
 from omniprep.rows.split import Split
 from omniprep.shards.manifest import TRUST_FLAGS
@@ -121,7 +122,10 @@ def compare_row(
     if isinstance(raw.content, Reject):
         return str(raw.content), str(raw.content.code)
     try:
-        again = encode_row(raw.content, ctx, config, split.base, preferences=dataset.layout.preferences)
+        preferences = dataset.layout.preferences
+        if config.preference == "mixed" and preferences and not _has_verdict(dataset, split.source, line):
+            config = replace(config, preference="ignore")  # a merge may have rows of a build with that option
+        again = encode_row(raw.content, ctx, config, split.base, preferences=preferences)
     except Reject as reject:
         return f"would be rejected now: {reject}", str(reject.code)
     stored = dataset.row(split.source, line)
@@ -136,6 +140,11 @@ def compare_row(
         if not _equal(stored.get(name), again.get(name), within_a_step=name in spectrograms)
     ]
     return (f"differs from what it encodes to now: {', '.join(names)}" if names else ""), ""
+
+
+def _has_verdict(dataset: PackedDataset, source: str, line: int) -> bool:
+    """Whether a row is a pair or has a verdict in the dataset."""
+    return bool(dataset.rows["verdict"][dataset.row_number(source, line)].as_py() != Verdict.NONE)
 
 
 def _equal(stored: Any, again: Any, *, within_a_step: bool) -> bool:

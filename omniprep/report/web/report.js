@@ -23,7 +23,7 @@ function showTotals() {
   const noted = { surplus_tags: ["rows with surplus tags", "more media tags than media"], ignored_options: ["rows with limits of their own", "ignored, as in the reference"] };
   for (const [name, [what, note]] of Object.entries(noted)) if (t.notes[name]) shown.push([whole(t.notes[name]), what, note]);
   if (t.notes.unread_columns) {
-    const columns = Object.entries(t.unread_columns).map(([name, c]) => `${name} (${whole(c.rows)}${c.option ? `; --columns ${c.option}` : ""})`);
+    const columns = Object.entries(t.unread_columns).map(([name, c]) => `${name} (${whole(c.rows)}${c.option ? `; ${c.option.startsWith("--") ? "" : "--columns "}${c.option}` : ""})`);
     shown.push([whole(t.notes.unread_columns), "rows with columns that nobody reads", columns.join(", ")]);
   }
   cards(at("totals"), shown);
