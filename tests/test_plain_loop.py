@@ -110,13 +110,14 @@ def use_ours(model, attention, monkeypatch):
 
 
 def readme_loop(folder, monkeypatch, model):
-    """Run the loop of README.md as it stands; the batches that it made."""
+    """Run the loop of README.md on a model, but for what changes its weights; the batches that it made."""
     [text] = [b.text for b in blocks_of(ROOT / "README.md") if b.language == "python" and "model(**batch)" in b.text]
     assert "use_cache" not in text, "it needs nothing that a reader would have to know"
     batches = []
     hook = model.register_forward_pre_hook(lambda module, args, batch: batches.append(batch), with_kwargs=True)
     monkeypatch.chdir(folder)
-    exec(text, {"model": model, "epochs": 1})
+    loop = text[text.index("loader = ") : text.index("    loss.backward()")]
+    exec(f"import omniprep\n{loop}", {"model": model})
     hook.remove()
     return batches
 
