@@ -221,7 +221,7 @@ class RejectCode(StrEnum):
     BAD_MEDIA = (
         "bad_media",
         "The file is empty, or is not of a kind that can be read; the message says what it is where that is known (a "
-        "Git LFS pointer, an HTML page, HEIC).",
+        "Git LFS pointer, an HTML page, HEIC where pillow-heif is not installed).",
     )
     DECODE_ERROR = "decode_error", "The file is damaged: its header is readable but its content is not."
     DECODE_MISMATCH = (

@@ -31,7 +31,7 @@ TYPICAL_SHARE = 0.33
 """`pixel_share` of photographs and films, where the files are not known."""
 _MOST_BITS, _VIDEO_BITS = 14.0, 7.0
 """Bits a pixel that delta makes at most of photographs (12 to 14 of the sharpest), and of films (6 to 8)."""
-_LOSSY = ("JPEG", "WEBP", "AVIF", "JPEG2000")
+_LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF", "JPEG2000")
 
 ENCODE_COPIES = 3
 """Times that a bin's arrays exist at once: as its rows, laid end to end, and as the bin before it that is written."""

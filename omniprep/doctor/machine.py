@@ -21,6 +21,11 @@ EXTRAS = {
     "s3": "s3:// inputs and outputs",
     "demo": "omniprep init-model",
     "jxl": "--pixel-codec jxl",
+    "heic": "HEIC and HEIF pictures",
+    "delta": "Delta tables as inputs",
+    "iceberg": "Iceberg tables as inputs",
+    "lance": "Lance tables as inputs",
+    "metrics": "--metrics-port",
 }
 """What each extra is for; those of developers are not looked for."""
 
@@ -92,11 +97,13 @@ def decoders() -> list[Finding]:
     import soundfile
     from PIL import Image, features
 
+    from omniprep.media.image import heif_is_read
     from omniprep.media.track import sound_decoder
     from omniprep.media.video import backend
 
     Image.init()
-    formats = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "JXL") if name in Image.OPEN]
+    heif_is_read()  # which makes Pillow know the format
+    formats = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "JXL", "HEIF") if name in Image.OPEN]
     turbo = f" (libjpeg-turbo {features.version('libjpeg_turbo')})" if features.check("libjpeg_turbo") else ""
     containers = sound_decoder()
     ffmpeg = shutil.which("ffmpeg")

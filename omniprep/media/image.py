@@ -11,17 +11,20 @@ those in `FORMATS` are read (docs/security.md).
 
 import os
 import warnings
+from functools import cache
 from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omniprep.errors import Reject, RejectCode
 from omniprep.media.guard import library_faults
-from omniprep.media.recognize import HEAD_BYTES, unreadable
+from omniprep.media.recognize import HEAD_BYTES, is_heif, unreadable
 from omniprep.media.source import Source
 
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PPM", "PNG", "AVIF", "ICO", "JPEG2000", "TIFF", "WEBP")
 """In Pillow's own order, so that a file that two plugins accept is read by the same one. JPEG includes MPO."""
+HEIF = "HEIF"
+"""Read beside `FORMATS` where pillow-heif is installed: phones write it, and Pillow has no decoder of HEVC."""
 MAX_PIXELS = 178_956_970
 """Twice Pillow's MAX_IMAGE_PIXELS, from where on Pillow refuses an image; checked on the header."""
 MAX_FILE_BYTES = 2 << 30
@@ -44,12 +47,16 @@ def _open(file: BinaryIO, source: Source) -> Image.Image:
     try:
         with warnings.catch_warnings(), library_faults(source.label, RejectCode.BAD_MEDIA):
             warnings.simplefilter("ignore")
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=(*FORMATS, HEIF) if is_heif(head) and heif_is_read() else FORMATS)
     except Reject as reject:
         cause = reject.__cause__
         if isinstance(cause, Image.DecompressionBombError):
             raise Reject(RejectCode.IMAGE_TOO_LARGE, reject.message) from cause
         detail = "" if isinstance(cause, UnidentifiedImageError) else reject.message.removeprefix(f"{source.label}: ")
+        if is_heif(head) and heif_is_read():
+            reason = detail or "its header is damaged"
+            message = f"{source.label}: a HEIC/HEIF picture that cannot be read ({reason})"
+            raise Reject(RejectCode.BAD_MEDIA, message) from cause
         raise Reject(RejectCode.BAD_MEDIA, f"{source.label}: {unreadable(head, 'an image', detail)}") from cause
     width, height = image.size
     if width < 1 or height < 1:
@@ -61,6 +68,20 @@ def _open(file: BinaryIO, source: Source) -> Image.Image:
         if all(isinstance(side, int) for side in tile):
             _check_pixels(tile[0], tile[1], source)
     return image
+
+
+@cache
+def heif_is_read() -> bool:
+    """Whether pillow-heif is installed; then Pillow opens HEIC and HEIF pictures from here on, as it would for the
+    reference: turned as the file's own transformations say, and without an EXIF orientation that would turn them again.
+    """
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    pillow_heif.options.DECODE_THREADS = 1  # a worker has one core
+    return True
 
 
 def _check_pixels(width: int, height: int, source: Source) -> None:

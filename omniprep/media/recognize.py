@@ -21,7 +21,10 @@ _MARKS: tuple[tuple[bytes, str], ...] = (
     (rb"RIFF....AVI ", "an AVI video"),
     (rb"(RIFF|RF64|RIFX)....WAVE", "a WAV sound"),
     (rb"FORM....AIF[FC]", "an AIFF sound"),
-    (rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", f"a HEIC/HEIF picture, which is not read here; {_CONVERT}"),
+    (
+        rb"....ftyp(heic|heix|heim|heis|hevc|hevx|hevm|hevs|mif1|msf1)",
+        f"a HEIC/HEIF picture, which pillow-heif reads: pip install pillow-heif, or {_CONVERT}",
+    ),
     (rb"....ftyp(avif|avis)", "an AVIF picture"),
     (rb"....ftyp(M4A|M4B|M4P)", "an M4A sound"),
     (rb"....(ftyp|moov|mdat|wide|free|skip)", "an MP4 or QuickTime file"),
@@ -66,6 +69,11 @@ _TEXT_PATTERNS = tuple((re.compile(pattern, re.DOTALL | re.IGNORECASE), text) fo
 _SOUND_OR_VIDEO = ("Matroska", "QuickTime", "Ogg", "ASF", "ID3")
 """Containers of sound, of video, or of both."""
 _PRINTABLE = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+")
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file with these first bytes is a HEIC or HEIF picture."""
+    return (describe(head) or "").startswith("a HEIC/HEIF picture")
 
 
 def describe(head: bytes) -> str | None:

@@ -35,7 +35,7 @@ PART_ROWS = 1 << 20
 # Packages whose version can change a byte of a shard.
 SHAPING_PACKAGES = (
     "omniprep", "pyarrow", "numpy", "torch", "torchvision", "transformers", "tokenizers", "pillow", "soundfile", "soxr",
-    "av", "decord",
+    "av", "decord", "pillow-heif",
 )  # fmt: skip
 
 
