@@ -253,8 +253,8 @@ def test_rebuild_is_the_inverse_of_the_image_processor(model_dir):
 
     pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
     processor = AutoImageProcessor.from_pretrained(model_dir, do_normalize=False, do_rescale=False)
-    result = processor(Image.fromarray(pixels), return_tensors="np", do_resize=False)
-    patches = result["pixel_values"].astype(np.uint8)
+    result = processor(Image.fromarray(pixels), return_tensors="pt", do_resize=False)
+    patches = result["pixel_values"].numpy().astype(np.uint8)
     # The processor repeats a still along time, as for a video of two equal frames.
     frames = PictureShape(2, 56, 84, 14, 14, merge=2).pixels(patches)
     assert np.array_equal(frames[0], pixels) and np.array_equal(frames[1], pixels)

@@ -5,6 +5,7 @@ inference, variables, the date, templates that raise or are not there, tokens ty
 import json
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, Reject, UsageError
 from omniprep.template.jinja import ChatTemplate
+from omniprep.template.time_limit import time_limit
 
 DATED = "{{ strftime_now('%d %B %Y') }}: " + jinja_chat.CHATML
 THINKING = jinja_chat.CHATML.replace("assistant\\n' }}{% endif %}", "assistant\\n' }}{% endif %}") + (
@@ -314,6 +316,7 @@ def test_a_template_that_does_not_end_meets_the_time_limit_of_a_row(tmp_path):
     jinja_chat.write_checkpoint(tmp_path / "slow", slow + jinja_chat.CHATML)
     code = f"""
 import sys
+import time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import jinja_chat
 from omniprep.compiler.isolate.deadline import row_deadlines
@@ -332,6 +335,53 @@ with row_deadlines(1.0):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stdout.split() == ["PlannedRow"]
     assert "Error: a row's chat template: " in done.stderr
+
+
+ENDLESS = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_never_ends_is_one_line_when_it_is_loaded(tmp_path, monkeypatch):
+    """There is no row yet to leave out, and no worker to end: the driver itself hung."""
+    monkeypatch.setattr("omniprep.template.jinja.LEARNING_SECONDS", 0.5)
+    processor = jinja_chat.processor_of(jinja_chat.write_checkpoint(tmp_path / "endless", ENDLESS + jinja_chat.CHATML))
+    with pytest.raises(OmniprepError, match="model 'm': its chat template did not end within 0.5 s on chats of a few"):
+        ChatTemplate(processor, name="m")
+    monkeypatch.undo()
+    processor = jinja_chat.processor_of(jinja_chat.write_checkpoint(tmp_path / "short", jinja_chat.CHATML))
+    assert ChatTemplate(processor, name="m").turn  # nothing of the limit is left behind
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if 1 %}" * 150 + "{% endif %}" * 150,
+        "{% for x in [1] %}" * 30 + "{% endfor %}" * 30,
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "{{ 1" + "+1" * 20000 + " }}",
+    ],
+    ids=["ifs", "loops", "brackets", "sum"],
+)
+def test_a_template_that_python_cannot_compile_is_one_line(tmp_path, template):
+    processor = jinja_chat.processor_of(jinja_chat.write_checkpoint(tmp_path / "deep", template + jinja_chat.CHATML))
+    with pytest.raises(OmniprepError, match="model 'm': its chat template (cannot be compiled|is not valid Jinja): "):
+        ChatTemplate(processor, name="m")
+
+
+def test_a_time_limit_meets_the_block_alone():
+    for _ in range(200):  # the limit and the end of the block fall together
+        try:
+            with time_limit(0.002):
+                end = time.perf_counter() + 0.002
+                while time.perf_counter() < end:
+                    pass
+        except TimeoutError:
+            pass
+    code = (
+        "import threading\nfrom omniprep.template.time_limit import time_limit\n"
+        "with time_limit(1.0): 9 ** (9 ** 9)\nprint('went on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and not done.stdout and "Timeout" in done.stderr
 
 
 def test_a_build_goes_on_only_with_the_chat_template_that_it_began_with(tmp_path):

@@ -138,7 +138,7 @@ def _run(args: list[str] | None) -> int:
         _tell(error, f"Error: {error}")
         return 1
     except (KeyboardInterrupt, click.Abort) as error:
-        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+        terminated = isinstance(error, Terminated) or isinstance(error.__context__, Terminated)
         what = "Terminated" if terminated else "Interrupted"
         _tell(error, f"{what}. The same command again goes on where this one stopped.")
         return 1 if terminated else 130

@@ -45,7 +45,10 @@ class ThisCommand:
 
     def error_line(self, error: BaseException) -> str | None:
         """The event of an error as a line; None where a log has it."""
-        told = self.told is not None and self.told in (error, error.__cause__)  # click raises Abort from Ctrl-C
+        told = self.told is not None and self.told in (
+            error,
+            error.__context__,
+        )  # click raises Abort where it gets Ctrl-C
         return None if told else event_line(self.name, *end_of(error))
 
 
@@ -97,7 +100,7 @@ def event_line(command: str, event: str, facts: Mapping[str, Any]) -> str:
 
 def end_of(error: BaseException) -> tuple[str, dict[str, Any]]:
     """The event of what ended a command, and its facts."""
-    terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+    terminated = isinstance(error, Terminated) or isinstance(error.__context__, Terminated)
     if isinstance(error, KeyboardInterrupt) or terminated or type(error).__name__ == "Abort":  # click's, of Ctrl-C
         return "interrupted", {"signal": "SIGTERM" if terminated else "SIGINT"}
     return "failed", {"code": error_code(error), "message": str(error) or type(error).__name__}

@@ -15,9 +15,12 @@ from typing import Any
 
 from omniprep.errors import OmniprepError, Reject, RejectCode
 from omniprep.template.messages import Form
+from omniprep.template.time_limit import time_limit
 
 MAX_CHARACTERS = 64 << 20
 """Of a rendered row; as text of a model, more than ten million tokens."""
+LEARNING_SECONDS = 60.0
+"""For the chats that a template is learned from; they take a tenth of a second."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SET_BY_CALLER = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 Spans = list[tuple[int, int]]
@@ -61,9 +64,15 @@ class ChatTemplate:
         self._own_renderer = self._is_processor and _overrides_rendering(type(owner))
         self._stops = {self.tokenizer.eos_token, *stops} - {None}
         self._special_tokens: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
-        self._compile(self.source(None))
-        self.forms = self._learn_forms()
-        self.turn, self.ends = self._learn_turns()
+        try:
+            with time_limit(LEARNING_SECONDS):
+                self._compile(self.source(None))
+                self.forms = self._learn_forms()
+                self.turn, self.ends = self._learn_turns()
+        except TimeoutError as error:
+            raise OmniprepError(
+                f"model {self._name!r}: its chat template {error} on chats of a few words; take another chat template"
+            ) from error
 
     def source(self, tools: Any) -> str:
         """The text of the template that a row with or without tools gets.
@@ -104,6 +113,12 @@ class ChatTemplate:
             raise OmniprepError(
                 f"model {self._name!r}: its chat template is not valid Jinja: {error} (line "
                 f"{getattr(error, 'lineno', None) or 1})"
+            ) from error
+        except (SyntaxError, RecursionError, MemoryError, ArithmeticError) as error:
+            # Jinja makes Python of it, which does not take more than 100 blocks inside one another, and computes what
+            # is constant.
+            raise OmniprepError(
+                f"model {self._name!r}: its chat template cannot be compiled: {type(error).__name__}: {_short(error)}"
             ) from error
 
     def marks_generation(self, tools: Any = None) -> bool:
