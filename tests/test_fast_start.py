@@ -12,11 +12,11 @@ from PIL import Image
 from omniprep.families import tokenizer_cache, tokenizer_child
 
 SLOW = ("torch", "torchvision", "transformers", "ray", "matplotlib")
-PLAN = f"""
-import sys
+COMMANDS = f"""
+import json, sys
 from omniprep.cli.main import run
-code = run(sys.argv[1:])
-print(code, [name for name in {SLOW!r} if name in sys.modules])
+codes = [run(command) for command in json.loads(sys.argv[1])]
+print(codes, [name for name in {SLOW!r} if name in sys.modules])
 """
 TEXTS = ["<|im_start|>user\nHello  world<|im_end|>", "naïve ＡＢ 你好 123 <|image_pad|>", "x\n\n y"]
 IDS = f"""
@@ -50,18 +50,44 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "omniprep" / "tokenizers"
 
 
-def test_a_plan_of_text_and_images_imports_no_slow_library(model_dir, tmp_path, own_cache):
-    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "a.png")
+def write_rows(folder: Path) -> Path:
+    """A row of text and one of a picture."""
+    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(folder / "a.png")
     answer = {"role": "assistant", "content": "Gray."}
     rows = [
         {"messages": [{"role": "user", "content": "Which color?"}, answer]},
         {"messages": [{"role": "user", "content": "<image>Which color?"}, answer], "images": ["a.png"]},
     ]
-    path = tmp_path / "rows.jsonl"
+    path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ("plan", path, "--model", model_dir, "--bin-length", 2048, "--workers", 0)
+    return path
+
+
+def imported(*commands: tuple[object, ...]) -> str:
+    """Exit codes of commands in a new process, and which slow libraries they imported."""
+    return last_line(COMMANDS, json.dumps([list(map(str, command)) for command in commands]))
+
+
+def test_a_plan_of_text_and_images_imports_no_slow_library(model_dir, tmp_path, own_cache):
+    plan = ("plan", write_rows(tmp_path), "--model", model_dir, "--bin-length", 2048, "--workers", "auto")
     for _ in range(2):  # the first reads the tokenizer in a process of its own
-        assert last_line(PLAN, *command) == "0 []"
+        assert imported(plan) == "[0] []"
+
+
+def test_a_build_of_text_and_images_and_looks_into_it_import_no_slow_library(model_dir, tmp_path, own_cache):
+    """The first build of a checkpoint on a machine: a process of its own compares the family with the processor."""
+    out = tmp_path / "out"
+    build = ("build", write_rows(tmp_path), "--model", model_dir, "--bin-length", 2048, "--out", out)
+    looks = [(look, out) for look in ("inspect", "stats", "verify", "status")]
+    assert imported(build, *looks) == "[0, 0, 0, 0, 0] ['matplotlib']", "which draws the report"
+    assert list((own_cache.parent / "checked").iterdir()), "the family was not compared"
+
+
+def test_sound_and_video_need_torch_and_none_of_its_friends(model_dir, tmp_path):
+    samples = Path(__file__).parents[1] / "data_samples"
+    inputs = (samples / "audio.jsonl", samples / "video.jsonl")
+    build = ("build", *inputs, "--model", model_dir, "--bin-length", 4096, "--out", tmp_path / "out")
+    assert imported(build) == "[0] ['torch', 'matplotlib']"
 
 
 def test_a_remembered_tokenizer_is_that_of_transformers_and_of_these_files_alone(

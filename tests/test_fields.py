@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from omniprep.compiler.encode.copied_bins import _media_items as _items
 from omniprep.compiler.encode.rows import make_bin
-from omniprep.data.collate import collate, cut_row
+from omniprep.data.collate import collate
 from omniprep.errors import OmniprepError
 from omniprep.inspect.media import media_of
 from omniprep.shards.affine import ARITHMETIC, affine_params, byte_floats
 from omniprep.shards.codecs import with_codec
+from omniprep.shards.cut import cut_row
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import METADATA_KEY, Bin, Column, arrow_schema, read_layout, storage_dtype
 from omniprep.shards.writer import serialize_bin

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from report_dataset import NASTY, build
 
-from omniprep.data.collate import cut_row
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import RejectCode
 from omniprep.inspect.media import spectrogram_picture
@@ -20,6 +19,7 @@ from omniprep.report.bins import ChosenBin, browse, choose_bins
 from omniprep.report.numbers import balance, histogram, length_histogram
 from omniprep.report.page import collect, page, write_report
 from omniprep.report.rows import parts_of
+from omniprep.shards.cut import cut_row
 
 
 @pytest.fixture(scope="module")

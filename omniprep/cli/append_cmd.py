@@ -39,7 +39,7 @@ def append(dataset: str, inputs: tuple[str, ...], config: str | None, quiet: boo
     from omniprep.cli.summary import finished_facts, print_summary
     from omniprep.compiler.append import append as run_append
     from omniprep.compiler.parts import eval_dataset
-    from omniprep.data.dataset import PackedDataset
+    from omniprep.shards.dataset import StoredDataset
 
     trust = Trust(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Trust)})
     fixed = {*_FIXED, "inputs", "out", *(field.name for field in dataclasses.fields(Trust))}
@@ -49,6 +49,6 @@ def append(dataset: str, inputs: tuple[str, ...], config: str | None, quiet: boo
     with command_progress(quiet=quiet) as progress:
         manifest = run_append(dataset, inputs, free, trust, progress)
         progress.event("finished", finished_facts(dataset, manifest))
-    if (other := eval_dataset(PackedDataset(dataset))) is not None:
+    if (other := eval_dataset(StoredDataset(dataset))) is not None:
         print_summary(other.uri, other.manifest, time.monotonic() - began)
     print_summary(dataset, manifest, time.monotonic() - began)

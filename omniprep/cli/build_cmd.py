@@ -38,13 +38,13 @@ def build(inputs: tuple[str, ...], config: str | None, quiet: bool, **given: Any
         from omniprep.cli.summary import check_something_packed, finished_facts, print_summary
         from omniprep.compiler.build import build as run_build
         from omniprep.compiler.parts import parts_of
-        from omniprep.data.dataset import PackedDataset
+        from omniprep.shards.dataset import StoredDataset
 
         manifest = run_build(options, progress)
         progress.event("finished", finished_facts(options.out, manifest))
     for part in parts_of(options):
         if part.part == "eval":
-            print_summary(part.out, PackedDataset(part.out).manifest, time.monotonic() - began)
+            print_summary(part.out, StoredDataset(part.out).manifest, time.monotonic() - began)
         else:
             print_summary(part.out, manifest, time.monotonic() - began)
     check_something_packed(options.out, manifest["counts"])

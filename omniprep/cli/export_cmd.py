@@ -53,10 +53,10 @@ def export(
     --media-root, give the same flags here.
     """
     from omniprep.config import Trust
-    from omniprep.data.dataset import PackedDataset
     from omniprep.export.prompts import export_prompts
+    from omniprep.shards.dataset import StoredDataset
 
-    packed = PackedDataset(dataset).record.counted(dataset).rows.packed
+    packed = StoredDataset(dataset).record.counted(dataset).rows.packed
     with command_progress(quiet=quiet) as progress:
         progress.start("export", packed, "rows")
         result = export_prompts(

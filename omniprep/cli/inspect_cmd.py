@@ -10,7 +10,7 @@ from omniprep.errors import OmniprepError, UsageError
 from omniprep.printable import counted, printable_json
 
 if TYPE_CHECKING:
-    from omniprep.data.dataset import PackedDataset
+    from omniprep.shards.dataset import StoredDataset
 
 
 @click.command(
@@ -57,16 +57,16 @@ def inspect(
         return
     from rich.console import Console
 
-    from omniprep.data.dataset import PackedDataset
     from omniprep.inspect.describe import find_row, pairs_together, rows_of_bin
     from omniprep.inspect.media import media_of
     from omniprep.inspect.pictures import contact_sheet
     from omniprep.inspect.terminal import show_head, show_pair, show_row
     from omniprep.inspect.vocabulary import vocabulary_of
+    from omniprep.shards.dataset import StoredDataset
 
     if row_name is not None and bin_number is not None:
         raise UsageError("--bin and --row exclude each other")
-    ds = PackedDataset(dataset, check_pixels=check_pixels)
+    ds = StoredDataset(dataset, check_pixels=check_pixels)
     number = bin_number or 0
     row_id = None
     if row_name is not None:
@@ -104,11 +104,11 @@ def inspect_rejected(uri: str, code: str, limit: int, as_json: bool) -> None:
     """Print rejected rows; code "all" takes every one."""
     from rich.console import Console
 
-    from omniprep.data.dataset import PackedDataset
     from omniprep.inspect.rejected import check_code, read_rejected, show_rejected
+    from omniprep.shards.dataset import StoredDataset
 
     wanted = None if code == "all" else check_code(code)
-    dataset = PackedDataset(uri)
+    dataset = StoredDataset(uri)
     if as_json:
         print(printable_json({"rejected": list(read_rejected(dataset, wanted, limit))}))
         return
@@ -116,7 +116,7 @@ def inspect_rejected(uri: str, code: str, limit: int, as_json: bool) -> None:
     show_rejected(Console(file=sys.stdout, highlight=False, width=width), dataset, wanted, limit)
 
 
-def packed_bin(dataset: "PackedDataset", row_id: int) -> int:
+def packed_bin(dataset: "StoredDataset", row_id: int) -> int:
     """The bin of a row of rows.parquet; OmniprepError says why where the row was rejected."""
     row = dataset.rows.slice(row_id, 1).to_pylist()[0]
     if row["bin"] is None:

@@ -12,10 +12,10 @@ from omniprep.printable import printable_json
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def stats(dataset: str, as_json: bool) -> None:
     """Print the numbers of a dataset: rows, tokens, fill, lengths, sources, rejects, balance."""
-    from omniprep.data.dataset import PackedDataset
     from omniprep.report.numbers import facts
+    from omniprep.shards.dataset import StoredDataset
 
-    numbers = facts(PackedDataset(dataset))
+    numbers = facts(StoredDataset(dataset))
     if as_json:
         print(printable_json(numbers, indent=1))
         return

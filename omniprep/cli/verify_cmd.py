@@ -45,13 +45,13 @@ def verify(
     --media-root, give the same flags here.
     """
     from omniprep.config import Trust
-    from omniprep.data.dataset import PackedDataset
     from omniprep.errors import OmniprepError
     from omniprep.progress import size
+    from omniprep.shards.dataset import StoredDataset
     from omniprep.verify.files import check_pixels as decode_pixels
     from omniprep.verify.files import check_rows, check_shards, holds_files
 
-    ds = PackedDataset(dataset, verify="never", check_pixels=check_pixels)
+    ds = StoredDataset(dataset, verify="never", check_pixels=check_pixels)
     counts = ds.record.counted(dataset)
     total = sum(shard.bytes for shard in ds.record.shards)
     findings: list[str] = []
@@ -66,12 +66,14 @@ def verify(
             findings += decode_pixels(ds, lambda count: progress.advance("decode", count))
             progress.finish("decode")
         if deep and not findings:
+            from omniprep.data.dataset import PackedDataset  # imports torch
             from omniprep.verify.deep import check_sample
 
             checked = min(sample, counts.rows.packed)
             progress.start("encode", checked, "rows")
             deeply = check_sample(
-                ds, checked, Trust(**trust), model=model, inputs=inputs,
+                PackedDataset(dataset, verify="never", check_pixels=check_pixels), checked, Trust(**trust),
+                model=model, inputs=inputs,
                 done=lambda count: progress.advance("encode", count),
             )  # fmt: skip
             findings += deeply.findings

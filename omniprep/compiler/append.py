@@ -46,13 +46,13 @@ from omniprep.compiler.parts import eval_dataset
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig, Trust, build_config
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.families.registry import REGISTRY
 from omniprep.inspect.trust import model_of_dataset, with_missing_flags
 from omniprep.media.track import sound_decoder
 from omniprep.printable import counted
 from omniprep.progress import Reporter
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.index import INDEX_SCHEMA, index_table, read_index, write_index_table, write_rows
 from omniprep.shards.typed import parse_json, typed_record
 
@@ -76,7 +76,7 @@ def append(
             ends a build.
     """
     with os_errors_as_one_line(out):
-        other = eval_dataset(PackedDataset(out))
+        other = eval_dataset(StoredDataset(out))
     # The one for evaluation first, as it is built first: run again after a kill, it has these inputs, and the other
     # gets them too.
     if other is not None:
@@ -90,11 +90,11 @@ def _append_held(
     """Append to one dataset; its lease comes first, so that what it has, and what it has not, is looked at once."""
     with os_errors_as_one_line(out), stopped_by_signal(), hold(out, progress.message) as lease:
         recover(out)
-        return _append(PackedDataset(out), inputs, given, trust, lease, progress)
+        return _append(StoredDataset(out), inputs, given, trust, lease, progress)
 
 
 def _append(
-    dataset: PackedDataset, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust, lease: Lease,
+    dataset: StoredDataset, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust, lease: Lease,
     progress: Reporter,
 ) -> dict[str, Any]:  # fmt: skip
     out, before = dataset.uri, read_plain_manifest(dataset.uri)
@@ -156,7 +156,7 @@ def _drop_plans(out: str, tag: str, manifest: dict[str, Any]) -> None:
     io.remove(io.join(out, *APPEND_STATE))
 
 
-def _config(dataset: PackedDataset, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust) -> BuildConfig:
+def _config(dataset: StoredDataset, inputs: tuple[str, ...], given: dict[str, Any], trust: Trust) -> BuildConfig:
     record = dataset.record
     model = model_of_dataset(given.pop("model", None), record, dataset.uri)
     config = build_config(record.config, trust, model=model, inputs=inputs, out=dataset.uri)
@@ -164,7 +164,7 @@ def _config(dataset: PackedDataset, inputs: tuple[str, ...], given: dict[str, An
     return replace(config, audio_decoder=sound_decoder(config.audio_decoder))
 
 
-def new_inputs(dataset: PackedDataset, listed: Listed, progress: Reporter) -> Listed:
+def new_inputs(dataset: StoredDataset, listed: Listed, progress: Reporter) -> Listed:
     """The inputs that a dataset does not have; OmniprepError for one that it has, and that was changed since."""
     known = {canonical(entry["source"]): entry for entry in dataset.manifest.get("inputs", ())}
     # A merge renames inputs, but they lie where they lay: one that is what its build read is not read again.
@@ -205,7 +205,7 @@ def new_inputs(dataset: PackedDataset, listed: Listed, progress: Reporter) -> Li
     return Listed([split for split in listed.splits if split.source in names], fresh)
 
 
-def _refuse_another_draw(dataset: PackedDataset, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _refuse_another_draw(dataset: StoredDataset, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse other rows of an input of which INPUT#N drew some; some of them might be there twice."""
     if before.get("drawn_sha256") not in (None, now.get("drawn_sha256")):
         raise OmniprepError(
@@ -243,7 +243,7 @@ def _begin(out: str, identity: BuildIdentity, tag: str, *, overwrite: bool) -> s
 
 
 def _finish(
-    config: BuildConfig, planned: Planned, receipts: list[Receipt], dataset: PackedDataset, before: dict[str, Any],
+    config: BuildConfig, planned: Planned, receipts: list[Receipt], dataset: StoredDataset, before: dict[str, Any],
     lease: Lease,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the tables of old and new rows together, and the manifest; returns the manifest."""
@@ -296,7 +296,7 @@ def _finish(
     return manifest
 
 
-def _all_rows(dataset: PackedDataset, settled: Settled, first_bin: int) -> Iterator[pa.Table]:
+def _all_rows(dataset: StoredDataset, settled: Settled, first_bin: int) -> Iterator[pa.Table]:
     """rows.parquet of old and new rows, part by part."""
     uri = dataset.table_uri("rows.parquet")
     with io.open_input(uri) as file:
@@ -308,7 +308,7 @@ def _all_rows(dataset: PackedDataset, settled: Settled, first_bin: int) -> Itera
         yield part.select(names)
 
 
-def _refuse_other_columns(dataset: PackedDataset, config: BuildConfig) -> None:
+def _refuse_other_columns(dataset: StoredDataset, config: BuildConfig) -> None:
     """Refuse, before anything is encoded, a table that rows of this version cannot be added to."""
     uri = dataset.table_uri("rows.parquet")
     with io.open_input(uri) as file:

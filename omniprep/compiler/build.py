@@ -60,7 +60,7 @@ from omniprep.printable import counted
 from omniprep.progress import Reporter
 
 if TYPE_CHECKING:
-    from omniprep.data.dataset import PackedDataset  # imports torch, which a plan does not need
+    from omniprep.shards.dataset import StoredDataset  # imports torch, which a plan does not need
 
 
 def build(config: BuildConfig, progress: Reporter) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def write_dataset_report(out: str, ctx: FamilyContext | None, progress: Reporter
 
 def plan(
     config: BuildConfig, progress: Reporter, lease: Lease | None = None, listed: Listed | None = None, *,
-    existing: "PackedDataset | None" = None,
+    existing: "StoredDataset | None" = None,
 ) -> Planned:  # fmt: skip
     """Read, plan and pack; needs `config.out` (the plan is written there) and a Ray session unless workers is 0.
 

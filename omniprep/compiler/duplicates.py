@@ -17,7 +17,7 @@ from omniprep.compiler.pack import Rows
 from omniprep.errors import OmniprepError, RejectCode
 
 if TYPE_CHECKING:
-    from omniprep.data.dataset import PackedDataset  # imports torch, which a plan does not need
+    from omniprep.shards.dataset import StoredDataset  # imports torch, which a plan does not need
 
 HASH_COLUMNS = ("content_hash_high", "content_hash_low")
 """Columns of plans and rows.parquet: the two halves of a row's hash, as integers; zero where it has none."""
@@ -50,7 +50,7 @@ class BuiltRows:
         return cls(pa.chunked_array([], pa.string()), np.zeros(0, np.int64), np.zeros((0, 2), np.uint64))
 
     @classmethod
-    def of(cls, dataset: "PackedDataset") -> "BuiltRows":
+    def of(cls, dataset: "StoredDataset") -> "BuiltRows":
         """The packed rows of a dataset; OmniprepError where it has no hashes of them."""
         table = dataset.rows
         if missing := set(HASH_COLUMNS) - set(table.column_names):

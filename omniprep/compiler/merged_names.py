@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from omniprep.compiler.output.folder import is_same_input
 from omniprep.compiler.output.ownfiles import canonical
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
+from omniprep.shards.dataset import StoredDataset
 
 
-def refuse_repeated(datasets: Sequence[PackedDataset]) -> None:
+def refuse_repeated(datasets: Sequence[StoredDataset]) -> None:
     """Refuse a dataset that is given twice, under whatever name, and one that is a copy of another."""
     places = [canonical(dataset.uri) for dataset in datasets]
     shards = [[shard.sha256 for shard in dataset.record.shards] for dataset in datasets]
@@ -36,7 +36,7 @@ def refuse_repeated(datasets: Sequence[PackedDataset]) -> None:
             )
 
 
-def merged_names(datasets: Sequence[PackedDataset]) -> list[dict[str, str]]:
+def merged_names(datasets: Sequence[StoredDataset]) -> list[dict[str, str]]:
     """The new name of each input that needs one, for each dataset.
 
     Raises:
@@ -72,7 +72,7 @@ def merged_names(datasets: Sequence[PackedDataset]) -> list[dict[str, str]]:
     )
 
 
-def _first_of_file(source: str, numbers: Sequence[int], datasets: Sequence[PackedDataset]) -> dict[int, int]:
+def _first_of_file(source: str, numbers: Sequence[int], datasets: Sequence[StoredDataset]) -> dict[int, int]:
     """For each dataset that has an input of a name, the first that has the same file, by what manifests keep of it."""
     entries = {number: _input_entry(datasets[number], source) for number in numbers}
     return {
@@ -81,12 +81,12 @@ def _first_of_file(source: str, numbers: Sequence[int], datasets: Sequence[Packe
     }
 
 
-def _input_entry(dataset: PackedDataset, source: str) -> dict[str, Any] | None:
+def _input_entry(dataset: StoredDataset, source: str) -> dict[str, Any] | None:
     listed = dataset.manifest.get("inputs", ())
     return next((entry for entry in listed if entry["source"] == source), None)
 
 
-def names_of_one_file(datasets: Sequence[PackedDataset], renamed: Sequence[Mapping[str, str]]) -> dict[str, str]:
+def names_of_one_file(datasets: Sequence[StoredDataset], renamed: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Names in the result that stand for the file of another one there, with that other name.
 
     So it is where a dataset is merged again with one that it holds under a new name, or where one build was given a

@@ -14,7 +14,7 @@ from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError, UsageError
 
 if TYPE_CHECKING:
-    from omniprep.data.dataset import PackedDataset  # imports torch, which a plan does not need
+    from omniprep.shards.dataset import StoredDataset  # imports torch, which a plan does not need
 
 _SUFFIX = "-eval"
 
@@ -37,7 +37,7 @@ def parts_of(config: BuildConfig) -> list[BuildConfig]:
     ]
 
 
-def eval_dataset(dataset: "PackedDataset") -> "PackedDataset | None":
+def eval_dataset(dataset: "StoredDataset") -> "StoredDataset | None":
     """The dataset for evaluation that an append has to grow too; None where rows are not split.
 
     Raises:
@@ -52,11 +52,11 @@ def eval_dataset(dataset: "PackedDataset") -> "PackedDataset | None":
             f"{dataset.uri}: holds the rows for evaluation of a build with --split-by rows; append to the dataset that "
             "they were split from, and both grow"
         )
-    from omniprep.data.dataset import PackedDataset
+    from omniprep.shards.dataset import StoredDataset
 
     uri = eval_folder(dataset.uri)
     try:
-        other = PackedDataset(uri)
+        other = StoredDataset(uri)
     except OmniprepError as error:
         raise OmniprepError(
             f"{dataset.uri}: was built with --split-by rows, and an append grows {uri} too, which cannot be opened "

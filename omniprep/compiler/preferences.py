@@ -20,7 +20,7 @@ from omniprep.rows.preference import Verdict
 from omniprep.rows.split import Split
 
 if TYPE_CHECKING:
-    from omniprep.data.dataset import PackedDataset  # imports torch, which a plan does not need
+    from omniprep.shards.dataset import StoredDataset  # imports torch, which a plan does not need
 
 _KINDS = {
     "pairs": ("pair of answers", "pairs of answers"),
@@ -29,7 +29,7 @@ _KINDS = {
 }
 
 
-def has_preferences(receipts: Sequence[Receipt], existing: "PackedDataset | None") -> bool:
+def has_preferences(receipts: Sequence[Receipt], existing: "StoredDataset | None") -> bool:
     """Whether shards get the columns of preference rows.
 
     Args:
@@ -58,7 +58,7 @@ def has_preferences(receipts: Sequence[Receipt], existing: "PackedDataset | None
 
 def check_preferences(
     config: BuildConfig, rows: Rows, splits: list[Split], receipts: Sequence[Receipt],
-    existing: "PackedDataset | None",
+    existing: "StoredDataset | None",
 ) -> None:  # fmt: skip
     """Refuse rows of several kinds under --preference auto; the error names the first row of the rarest kind."""
     if config.preference != "auto" or "verdict" not in rows.facts:

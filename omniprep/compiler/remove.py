@@ -40,12 +40,12 @@ from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import Workers
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode
 from omniprep.modalities import MODALITIES
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
 from omniprep.rows.longline import parse_line
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.index import INDEX_SCHEMA, write_index_table, write_rows
 from omniprep.shards.manifest import LEFT_OUT
 
@@ -70,11 +70,11 @@ def remove(
         OmniprepError: No finished dataset, or another run is at work there.
     """
     with os_errors_as_one_line(out), stopped_by_signal():
-        PackedDataset(out)  # says at once that there is none
+        StoredDataset(out)  # says at once that there is none
         with hold(out, progress.message) as lease:
             recover(out)
             before = read_plain_manifest(out)
-            dataset = PackedDataset(out, verify="first")
+            dataset = StoredDataset(out, verify="first")
             named = RowNames(rows=tuple(rows), rows_file=rows_file, sources=tuple(sources))
             gone = named.find(dataset.row_keys, dataset.uri)
             already = _removed(dataset.rows)
@@ -98,7 +98,7 @@ def remove(
 
 
 def _remove(
-    dataset: PackedDataset, before: dict[str, Any], gone: NDArray[np.bool_], workers: Workers, lease: Lease,
+    dataset: StoredDataset, before: dict[str, Any], gone: NDArray[np.bool_], workers: Workers, lease: Lease,
     progress: Reporter,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the shards and tables without the rows; returns the manifest."""
@@ -176,7 +176,7 @@ def _remove(
 
 
 def _new_index(
-    dataset: PackedDataset, before: dict[str, Any],
+    dataset: StoredDataset, before: dict[str, Any],
     rewritten: dict[int, Receipt],
 ) -> tuple[pa.Table, list[dict[str, Any]], NDArray[np.int64]]:  # fmt: skip
     """index.parquet, the manifest's shards, and the new number of each bin (-1: it is gone).
@@ -216,7 +216,7 @@ def _new_index(
 
 
 def _new_rows(
-    dataset: PackedDataset, gone: NDArray[np.bool_], bins: NDArray[np.int64], new_bin: NDArray[np.int64]
+    dataset: StoredDataset, gone: NDArray[np.bool_], bins: NDArray[np.int64], new_bin: NDArray[np.int64]
 ) -> pa.Table:
     """rows.parquet without the facts of the rows that go, and with the bins and first tokens of those that stay."""
     table = dataset.rows
@@ -308,7 +308,7 @@ def _counts(before: dict[str, Any], rows: pa.Table, index: pa.Table) -> dict[str
     return counts
 
 
-def _write_rejects(dataset: PackedDataset, uri: str, keys: set[tuple[str, int]], copies: list[str]) -> None:
+def _write_rejects(dataset: StoredDataset, uri: str, keys: set[tuple[str, int]], copies: list[str]) -> None:
     """rejected.jsonl without the lines of rows that go; `copies` gets the names of rows that stay and repeat those."""
     names = {f"{source}:{line}" for source, line in keys}
     with io.open_input(dataset.table_uri("rejected.jsonl")) as old, io.atomic_writer(uri) as new:

@@ -46,13 +46,13 @@ from omniprep.compiler.plan.file import PREFERENCE_FACTS
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.stages import Stage
 from omniprep.config import BuildConfig, Trust, Workers, build_config, refuse_undecoded, shaping
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, RejectCode, UsageError
 from omniprep.modalities import KINDS, MEDIA_COLUMNS, media_counts, row_kinds
 from omniprep.progress import Reporter
 from omniprep.rows.columns import Note
 from omniprep.rows.preference import Verdict
 from omniprep.shards.codecs import chosen_codec, codec_names, recoded, without_codec
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.schema import arrow_schema
 
 FACTS = ("trained", "patches", "audio_frames", "control")
@@ -79,7 +79,7 @@ def repack(
         exclude: Rows to leave away (`omniprep.compiler.named_rows.exclusions`).
         overwrite: Throw away what an earlier build or repack left in `out`.
         pixel_codec: delta, raw, webp or jxl; source of datasets in source alone (default: that of the first dataset).
-        check_pixels: As `PackedDataset` takes it.
+        check_pixels: As `omniprep.PackedDataset` takes it.
         workers: As `BuildConfig.workers`. The bytes are the same with any number.
         ray_address: A running Ray cluster.
 
@@ -91,7 +91,7 @@ def repack(
     with os_errors_as_one_line(out):
         for uri in uris:
             _refuse_linked_rejects(uri)
-        datasets = [PackedDataset(uri, verify="first", check_pixels=check_pixels) for uri in uris]
+        datasets = [StoredDataset(uri, verify="first", check_pixels=check_pixels) for uri in uris]
         refuse_repeated(datasets)
         _check_alike(datasets)
         pixel_codec = pixel_codec or chosen_codec(datasets[0].layout.columns)
@@ -123,7 +123,7 @@ def repack(
 
 
 def _repack(
-    datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen, identity: BuildIdentity, lease: Lease,
+    datasets: Sequence[StoredDataset], config: BuildConfig, chosen: Chosen, identity: BuildIdentity, lease: Lease,
     progress: Reporter, check_pixels: CheckPixels,
 ) -> dict[str, Any]:  # fmt: skip
     rows = _rows(chosen, config)
@@ -139,7 +139,7 @@ def _repack(
     finally:
         forget_copied()
     for dataset, before in zip(datasets, identity.inputs, strict=True):
-        if _fingerprint(PackedDataset(dataset.uri)) != before:
+        if _fingerprint(StoredDataset(dataset.uri)) != before:
             raise OmniprepError(f"{dataset.uri}: was changed while it was read; begin anew with --overwrite")
     return finish(config, CopiedRows(datasets, chosen, rows, assignment, plan_hash, config, identity), receipts)
 
@@ -152,7 +152,7 @@ def _seconds(rows: Rows, assignment: Assignment, config: BuildConfig) -> list[fl
 
 
 def _tasks(
-    sources: tuple[CopySource, ...], datasets: Sequence[PackedDataset], config: BuildConfig, chosen: Chosen,
+    sources: tuple[CopySource, ...], datasets: Sequence[StoredDataset], config: BuildConfig, chosen: Chosen,
     assignment: Assignment, lease: Lease, check_pixels: CheckPixels,
 ) -> list[CopyTask]:  # fmt: skip
     """A task a shard, each with what it needs to know of its own rows alone: it may travel to another machine."""
@@ -191,7 +191,7 @@ def _tasks(
     return tasks
 
 
-def _chosen_places(datasets: Sequence[PackedDataset], chosen: Chosen) -> RowPlaces:
+def _chosen_places(datasets: Sequence[StoredDataset], chosen: Chosen) -> RowPlaces:
     """Where each chosen row lies."""
     every = [places_of(dataset, number) for number, dataset in enumerate(datasets)]
     before = np.cumsum([0, *(len(places.line) for places in every)])
@@ -210,7 +210,7 @@ def _refuse_linked_rejects(uri: str) -> None:
         raise OmniprepError(f"{path}: a symbolic link; repack copies files of the dataset alone, so put the file there")
 
 
-def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:
+def _fingerprint(dataset: StoredDataset) -> dict[str, Any]:
     """What tells that a source changed: its manifest, which has the hashes of its shards, and the files beside it."""
     facts = {name: value for name, value in dataset.manifest.items() if name != "seconds"}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -225,7 +225,7 @@ def _fingerprint(dataset: PackedDataset) -> dict[str, Any]:
 
 
 def choose(
-    datasets: Sequence[PackedDataset], sources: Sequence[str], kinds: Sequence[str], exclude: RowNames
+    datasets: Sequence[StoredDataset], sources: Sequence[str], kinds: Sequence[str], exclude: RowNames
 ) -> Chosen:
     """The rows that go on; refuses a source or kind that there is none of, and an input line of two datasets."""
     without = set() if has_hashes(datasets) else set(HASH_COLUMNS)
@@ -273,12 +273,12 @@ def choose(
     return chosen
 
 
-def has_hashes(datasets: Sequence[PackedDataset]) -> bool:
+def has_hashes(datasets: Sequence[StoredDataset]) -> bool:
     """Whether all datasets have the hashes of their rows (--dedup)."""
     return all(set(HASH_COLUMNS) <= set(dataset.rows.column_names) for dataset in datasets)
 
 
-def _refuse_lines_of_two(datasets: Sequence[PackedDataset], chosen: Chosen) -> None:
+def _refuse_lines_of_two(datasets: Sequence[StoredDataset], chosen: Chosen) -> None:
     """Refuse an input line that two datasets have: it would be trained twice, and its name would be of two rows."""
     column = chosen.table["source"].combine_chunks()
     names = column.dictionary.to_pylist()
@@ -299,7 +299,7 @@ def _refuse_lines_of_two(datasets: Sequence[PackedDataset], chosen: Chosen) -> N
         )
 
 
-def _check_alike(datasets: Sequence[PackedDataset]) -> None:
+def _check_alike(datasets: Sequence[StoredDataset]) -> None:
     first = datasets[0]
     if len(first):  # or it is refused below
         alike = dataclasses.replace(without_codec(first.layout), preferences=False)
@@ -319,7 +319,7 @@ def _check_alike(datasets: Sequence[PackedDataset]) -> None:
                 raise OmniprepError(f"{dataset.uri}: made with another {name.removesuffix('_sha256')} than {first.uri}")
 
 
-def _check_files(datasets: Sequence[PackedDataset]) -> None:
+def _check_files(datasets: Sequence[StoredDataset]) -> None:
     """Refuse what cannot be repacked into source: a dataset that holds pixels, and not the files that they are of."""
     first = codec_names(datasets[0].layout.columns)
     for dataset in datasets:
@@ -336,7 +336,7 @@ def _check_files(datasets: Sequence[PackedDataset]) -> None:
             )
 
 
-def _config(datasets: Sequence[PackedDataset], given: dict[str, Any]) -> BuildConfig:
+def _config(datasets: Sequence[StoredDataset], given: dict[str, Any]) -> BuildConfig:
     record = datasets[0].record
     before = build_config(record.config, Trust(), model=record.model)
     inputs = dict.fromkeys(entry.source for ds in datasets for entry in ds.record.inputs)

@@ -16,9 +16,10 @@ import torch
 from torch.utils.data import Dataset
 
 from omniprep.data.arguments import to_model
-from omniprep.data.collate import cut_row, stack
+from omniprep.data.collate import stack
 from omniprep.errors import OmniprepError
 from omniprep.shards.content import item_sizes
+from omniprep.shards.cut import cut_row
 from omniprep.shards.manifest import Manifest
 from omniprep.shards.schema import Layout
 

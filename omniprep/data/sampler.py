@@ -12,8 +12,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from omniprep.errors import OmniprepError
-from omniprep.packing.balance import balanced_order
-from omniprep.packing.order import permutation
+from omniprep.packing.balance import epoch_order
 
 Tail = Literal["pad", "drop", "ragged"]
 
@@ -77,9 +76,7 @@ class BinSampler(Sampler[int]):
 
     def order(self) -> np.ndarray:
         """The global order of this epoch, int64 (num_bins,)."""
-        if self.costs is None:
-            return permutation(self.num_bins, self.seed, self.epoch, 3)
-        return balanced_order(self.costs, self.seed, self.epoch)
+        return epoch_order(self.num_bins, self.seed, self.epoch, self.costs)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; nothing changes where it is the epoch that the sampler is in.

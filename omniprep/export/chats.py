@@ -8,13 +8,13 @@ from typing import Any
 
 from omniprep.compiler.encode.single_row import last_answer, prompt_row
 from omniprep.config import BuildConfig, Trust, build_config
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, Reject
 from omniprep.inspect.trust import input_refusal, located_input
 from omniprep.media.fetch import MediaRoots
 from omniprep.modalities import MODALITIES
 from omniprep.rows.columns import parse_columns
 from omniprep.rows.preference import Verdict, split_answers
+from omniprep.shards.dataset import StoredDataset
 from omniprep.template.chat import TAGS
 from omniprep.verify.deep import read_lines
 
@@ -28,7 +28,7 @@ class SkippedChat:
     reason: str
 
 
-def chat_lines(dataset: PackedDataset, trust: Trust, inputs: Sequence[str]) -> Iterator[dict[str, Any] | SkippedChat]:
+def chat_lines(dataset: StoredDataset, trust: Trust, inputs: Sequence[str]) -> Iterator[dict[str, Any] | SkippedChat]:
     """A chat and its answer for each packed row, in the order of the inputs.
 
     Raises:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omniprep.config import Trust, build_config
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, UsageError
 from omniprep.export.chats import SkippedChat, chat_lines
 from omniprep.inspect.trust import model_of_dataset, with_missing_flags
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.manifest import TRUST_FLAGS
 
 PromptForm = Literal["chats", "tokens"]
@@ -53,13 +53,13 @@ def export_prompts(
         model: For tokens: checkpoint whose tokenizer and settings are taken (default: the build's, if it is here).
         inputs: For chats: inputs, or folders of them, that are read even if they changed.
         trust: What lets code run and opens folders (default: nothing).
-        check_pixels: As of `PackedDataset`.
+        check_pixels: As of `omniprep.PackedDataset`.
         done: Called with 1 after each row.
 
     Raises:
         OmniprepError: No row has a prompt; the family has none in this form; an input is not what it was.
     """
-    target, opened = Path(out), PackedDataset(dataset, check_pixels=check_pixels)
+    target, opened = Path(out), StoredDataset(dataset, check_pixels=check_pixels)
     if form not in _SUFFIXES:
         raise UsageError(f"prompts are 'chats' or 'tokens', not {form!r}")
     if target.suffix != _SUFFIXES[form]:
@@ -80,7 +80,7 @@ def export_prompts(
     return result
 
 
-def _chats(dataset: PackedDataset, trust: Trust, inputs: Sequence[str], result: ExportedPrompts) -> Iterator[Any]:
+def _chats(dataset: StoredDataset, trust: Trust, inputs: Sequence[str], result: ExportedPrompts) -> Iterator[Any]:
     for line in chat_lines(dataset, trust, inputs):
         if isinstance(line, SkippedChat):
             result.skip(f"{line.source}:{line.line}", line.reason)
@@ -89,7 +89,7 @@ def _chats(dataset: PackedDataset, trust: Trust, inputs: Sequence[str], result: 
             yield line
 
 
-def _tokens(dataset: PackedDataset, trust: Trust, model: str | None, result: ExportedPrompts) -> Iterator[Any]:
+def _tokens(dataset: StoredDataset, trust: Trust, model: str | None, result: ExportedPrompts) -> Iterator[Any]:
     from omniprep.compiler.options import family_of
     from omniprep.export.tokens import PromptCutter
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.families.context import FamilyContext
 from omniprep.inspect.describe import StoredRow, rows_of_bin
 from omniprep.inspect.media import MediaItem, media_of
+from omniprep.shards.dataset import StoredDataset
 
 TAKEN_BY_VLLM: dict[str, tuple[str, ...]] = {
     "qwen2_vl": ("image", "video"),
@@ -49,7 +49,7 @@ class PromptCutter:
         OmniprepError: The dataset's family or options are none that vLLM takes token ids of.
     """
 
-    def __init__(self, ctx: FamilyContext, dataset: PackedDataset) -> None:
+    def __init__(self, ctx: FamilyContext, dataset: StoredDataset) -> None:
         options = dataset.record.config
         if ctx.name not in TAKEN_BY_VLLM:
             raise OmniprepError(
@@ -66,7 +66,7 @@ class PromptCutter:
         self._placeholders = {ctx.placeholder_id(modality): modality for modality in ctx.modalities}
         self._padded = options.pad_rows_to > 0
 
-    def lines(self, dataset: PackedDataset) -> Iterator[dict[str, Any] | tuple[StoredRow, SkippedRowError]]:
+    def lines(self, dataset: StoredDataset) -> Iterator[dict[str, Any] | tuple[StoredRow, SkippedRowError]]:
         """The columns of each packed row (`omniprep.data.prompts`), bin after bin, or why it has no prompt."""
         for number in range(len(dataset)):
             for row in rows_of_bin(dataset, number):

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.hub.client import FIRST_PAUSE, hub_errors_as_one_line, refuse_offline, retry
 from omniprep.hub.files import LocalFile, is_same
 from omniprep.progress import Reporter
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.names import is_dataset_file, refuse_linked_folders
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def pull(repo_id: str, out: str, progress: Reporter, *, revision: str | None = N
         for entry in wanted[-1:]:
             fetch(entry)
         progress.finish("pull")
-    dataset = PackedDataset(out)
+    dataset = StoredDataset(out)
     if absent := [shard["path"] for shard in dataset.manifest["shards"] if shard["path"] not in names]:
         raise OmniprepError(f"{repo_id}: lacks {absent[0]}, which its manifest names; push it again")
     return out

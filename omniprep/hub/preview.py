@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.inspect.describe import StoredRow, messages_of, packed_rows, pieces_of
 from omniprep.inspect.media import media_of
 from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.modalities import KINDS, media_counts, row_kinds
 from omniprep.report.scan import spread
+from omniprep.shards.dataset import StoredDataset
 
 ROWS = 200
 THUMBNAIL = (384, 256)
@@ -51,7 +51,7 @@ _FEATURES = {
 """What `datasets` makes of the columns; the viewer draws an Image feature."""
 
 
-def preview(dataset: PackedDataset, vocabulary: Vocabulary, most: int = ROWS) -> dict[str, bytes]:
+def preview(dataset: StoredDataset, vocabulary: Vocabulary, most: int = ROWS) -> dict[str, bytes]:
     """The files by their suffix (arrow, parquet): at most `most` rows, of every kind about as many, in input order."""
     rows = dataset.rows
     kinds = row_kinds(media_counts(rows))

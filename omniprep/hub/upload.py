@@ -18,7 +18,6 @@ from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from omniprep import io
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, OmniprepError, UsageError
 from omniprep.hub.card import card
 from omniprep.hub.client import FIRST_PAUSE, hub_errors_as_one_line, refuse_offline, retry, within
@@ -30,6 +29,7 @@ from omniprep.io.hub_faults import fault_of
 from omniprep.printable import counted
 from omniprep.progress import Reporter
 from omniprep.report.page import collect
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.manifest import read_manifest
 from omniprep.shards.names import DATASET_FILES, is_shard_path
 
@@ -93,7 +93,7 @@ def push(
         private: Whether a new repository is private; one that exists stays as it is.
         dry_run: Only say what would be sent. Asks the Hub once what it has; without an answer lists all files.
         model: Checkpoint whose tokenizer reads a dataset's preview (default: the build's).
-        check_pixels: As `PackedDataset` takes it, for the preview.
+        check_pixels: As `omniprep.PackedDataset` takes it, for the preview.
         pause: Seconds before the first retry of a request; doubled each time.
 
     Raises:
@@ -214,7 +214,7 @@ def parts_of(
     Raises:
         DamagedDataError: A shard has another size than the manifest says, or a path that no build gives a shard.
     """
-    dataset = PackedDataset(uri, check_pixels=check_pixels)
+    dataset = StoredDataset(uri, check_pixels=check_pixels)
     if dataset.record.tables:
         raise OmniprepError(f"{uri}: an append or a removal was killed at its end; run it again, and then push")
     if removed := dataset.record.counted(uri).rows.removed:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omniprep.data.collate import cut_row
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.inspect.media import media_of
 from omniprep.inspect.vocabulary import Vocabulary
+from omniprep.shards.cut import cut_row
+from omniprep.shards.dataset import StoredDataset
 from omniprep.template.chat import CHATML_MESSAGE
 
 REPEATS = 4
@@ -32,7 +32,7 @@ class StoredRow:
     start: int
     """First token in the bin."""
     arrays: dict[str, Any]
-    """The row cut out of its bin (`omniprep.data.collate.cut_row`); of a pair one answer."""
+    """The row cut out of its bin (`omniprep.shards.cut.cut_row`); of a pair one answer."""
     verdict: str = ""
     """preferred or rejected of a pair, desirable or undesirable of a row with a label, "" of an ordinary row."""
     pair: int | None = None
@@ -59,7 +59,7 @@ class StoredRow:
         return {**facts, "pieces": [asdict(piece) for piece in pieces_of(self.arrays, vocabulary)], "media": media}
 
 
-def rows_of_bin(dataset: PackedDataset, number: int) -> list[StoredRow]:
+def rows_of_bin(dataset: StoredDataset, number: int) -> list[StoredRow]:
     """The rows of one bin, in their order; their arrays are views of one buffer.
 
     The two answers of a pair are neighbors, the preferred one first (`pairs_together`).
@@ -97,7 +97,7 @@ def pairs_together(rows: Iterable[StoredRow]) -> list[tuple[StoredRow, ...]]:
     return together
 
 
-def packed_rows(dataset: PackedDataset, number: int) -> tuple[StoredRow, ...]:
+def packed_rows(dataset: StoredDataset, number: int) -> tuple[StoredRow, ...]:
     """A row by its number in rows.parquet, of a pair both answers; the error has the code where it was rejected."""
     row = dataset.rows.slice(number, 1).to_pylist()[0]
     item = dataset.stored_row(number)
@@ -111,7 +111,7 @@ def packed_rows(dataset: PackedDataset, number: int) -> tuple[StoredRow, ...]:
     )  # fmt: skip
 
 
-def find_row(dataset: PackedDataset, name: str) -> int:
+def find_row(dataset: StoredDataset, name: str) -> int:
     """Number in rows.parquet of `SOURCE:LINE`; SOURCE may be shortened to its end (images.jsonl:3)."""
     source, _, line = name.rpartition(":")
     if not source or not line.isdigit():

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.text import Text
 
 from omniprep import io
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import RejectCode, UsageError, did_you_mean
 from omniprep.printable import printable, printable_json
 from omniprep.rows.longline import parse_line
+from omniprep.shards.dataset import StoredDataset
 
 ROW_CHARS = 600
 
@@ -24,7 +24,7 @@ def check_code(code: str) -> str:
     return code
 
 
-def read_rejected(dataset: PackedDataset, code: str | None, limit: int) -> Iterator[dict[str, Any]]:
+def read_rejected(dataset: StoredDataset, code: str | None, limit: int) -> Iterator[dict[str, Any]]:
     """Lines of rejected.jsonl in the order of the input, of one code or all; at most `limit` (0: all)."""
     counts = dataset.counts["rejected_by_code"]
     remaining = sum(counts.values()) if code is None else counts.get(code, 0)
@@ -41,7 +41,7 @@ def read_rejected(dataset: PackedDataset, code: str | None, limit: int) -> Itera
                 return
 
 
-def show_rejected(console: Console, dataset: PackedDataset, code: str | None, limit: int) -> None:
+def show_rejected(console: Console, dataset: StoredDataset, code: str | None, limit: int) -> None:
     """Print the codes with their counts and meanings, then rows."""
     counts = dataset.counts["rejected_by_code"]
     if not counts.get(code, 0) if code else not counts:

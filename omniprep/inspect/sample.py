@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.inspect.describe import StoredRow, find_row, messages_of, packed_rows, pieces_of
 from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.vocabulary import Vocabulary, vocabulary_of
 from omniprep.modalities import KINDS, media_counts, row_kinds
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.names import refuse_linked_folders
 
 
@@ -27,7 +27,7 @@ def write_sample(
     `rows` names them as SOURCE:LINE; without, `count` are drawn at random by `seed`, of `kinds` alone where some are
     named. Their tokens are read by the tokenizer of `model` (default: the build's).
     """
-    dataset = PackedDataset(uri, check_pixels=check_pixels)
+    dataset = StoredDataset(uri, check_pixels=check_pixels)
     vocabulary = vocabulary_of(dataset, model)
     numbers = [find_row(dataset, name) for name in rows] or _draw(dataset, count, kinds, seed)
     refuse_linked_folders(out, ["media"])
@@ -63,7 +63,7 @@ def _content(row: StoredRow, vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _draw(dataset: PackedDataset, count: int, kinds: Sequence[str], seed: int) -> list[int]:
+def _draw(dataset: StoredDataset, count: int, kinds: Sequence[str], seed: int) -> list[int]:
     candidates = dataset.rows["bin"].is_valid().to_numpy()
     if kinds:
         numbers = [KINDS.index(kind) for kind in kinds]

@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.inspect.describe import Piece, StoredRow, pieces_of
 from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.pictures import few, half_blocks
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.printable import printable
+from omniprep.shards.dataset import StoredDataset
 
 COLORS = {"image": "magenta", "audio": "cyan", "video": "yellow"}
 
 
-def show_head(console: Console, dataset: PackedDataset, number: int, rows: Sequence[StoredRow]) -> None:
+def show_head(console: Console, dataset: StoredDataset, number: int, rows: Sequence[StoredRow]) -> None:
     """Print the counts of the dataset and of one of its bins."""
     counts, tokens = dataset.counts, sum(row.tokens for row in rows)
     trained = sum(row.trained for row in rows)

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.families.guess import guess_model
 from omniprep.inspect.trust import model_of_dataset
+from omniprep.shards.dataset import StoredDataset
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,6 +55,6 @@ def load_vocabulary(model: str) -> Vocabulary:
         raise OmniprepError(f"{path}: not a tokenizer that can be read: {error}") from error
 
 
-def vocabulary_of(dataset: PackedDataset, model: str | None) -> Vocabulary:
+def vocabulary_of(dataset: StoredDataset, model: str | None) -> Vocabulary:
     """The vocabulary for a dataset's tokens: of `model`, else of the build's checkpoint, if that is here already."""
     return load_vocabulary(model_of_dataset(model, dataset.record, dataset.uri))

@@ -71,10 +71,10 @@ def resize_bytes(frames: Pixels, size: Size) -> Pixels:
 
     Version 2 of torchvision's functions, which the processors of transformers call, uses it for uint8 tensors.
     """
-    import torch
-
     if frames.shape[1:3] == size[::-1]:
         return frames
+    import torch
+
     tensor = torch.from_numpy(np.require(frames, requirements="W")).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(tensor, size=size[::-1], mode="bicubic", antialias=True)
     pixels: Pixels = resized.permute(0, 2, 3, 1).contiguous().numpy()

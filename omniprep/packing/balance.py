@@ -22,6 +22,11 @@ JITTER = 0.01
 """Costs are blurred by half of this either way, so that blocks differ from epoch to epoch."""
 
 
+def epoch_order(num_bins: int, seed: int, epoch: int, costs: np.ndarray | None = None) -> np.ndarray:
+    """The order of an epoch, int64 (num_bins,): balanced where the costs of the bins are given, else random."""
+    return permutation(num_bins, seed, epoch, 3) if costs is None else balanced_order(costs, seed, epoch)
+
+
 def balanced_order(costs: np.ndarray, seed: int, epoch: int, tower_costs: np.ndarray | None = None) -> np.ndarray:
     """An order of bins in which the bins of one step cost about the same; another one each epoch.
 

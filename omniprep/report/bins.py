@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.inspect.describe import StoredRow, rows_of_bin
 from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.pictures import few
@@ -29,6 +28,7 @@ from omniprep.report.rows import (
     verdicts_of,
 )
 from omniprep.report.scan import spread
+from omniprep.shards.dataset import StoredDataset
 
 TOKENS_A_ROW = 2000
 ROWS_A_BIN = 60
@@ -88,7 +88,7 @@ def choose_bins(
     return [ChosenBin(number, tuple(dict.fromkeys(chosen[number]))) for number in sorted(chosen)]
 
 
-def browse(dataset: PackedDataset, chosen: Sequence[ChosenBin], vocabulary: Vocabulary | None) -> list[dict[str, Any]]:
+def browse(dataset: StoredDataset, chosen: Sequence[ChosenBin], vocabulary: Vocabulary | None) -> list[dict[str, Any]]:
     """The bins with as many of their rows as the budgets hold, for the page to draw."""
     text_left, pictures_left = TEXT_BYTES, PICTURE_BYTES
     shown = []
@@ -105,7 +105,7 @@ def browse(dataset: PackedDataset, chosen: Sequence[ChosenBin], vocabulary: Voca
 
 
 def _pick(
-    dataset: PackedDataset, stored: Sequence[StoredRow], first: Sequence[int], vocabulary: Vocabulary | None,
+    dataset: StoredDataset, stored: Sequence[StoredRow], first: Sequence[int], vocabulary: Vocabulary | None,
     text_budget: int, picture_budget: int,
 ) -> tuple[list[dict[str, Any]], int, int]:  # fmt: skip
     """Rows of a bin as JSON, in their order, and the bytes that text and pictures took; at least one row."""

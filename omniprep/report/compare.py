@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from omniprep import io
-from omniprep.data.dataset import PackedDataset
 from omniprep.report.assemble import assemble, resource
 from omniprep.report.numbers import MOST_SOURCES, facts, length_edges, source_facts_of
 from omniprep.report.page import options_of, stored_pixels
+from omniprep.shards.dataset import StoredDataset
 
 COMPARED_SECTIONS = {
     "counts": "Counts", "options": "Options", "lengths": "Lengths", "sources": "Sources", "rejects": "Rejects",
@@ -44,7 +44,7 @@ def _line(name: str, values: Iterable[Any], form: Form = "count") -> Line:
     return Line(name, a, b, form)
 
 
-def collect_comparison(a: PackedDataset, b: PackedDataset) -> dict[str, Any]:
+def collect_comparison(a: StoredDataset, b: StoredDataset) -> dict[str, Any]:
     """All that the page shows, as JSON types."""
     both = (a, b)
     numbers = [facts(dataset) for dataset in both]
@@ -105,7 +105,7 @@ def _counts(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Line]:
     return lines[: -len(rare)] + [line for line in lines[-len(rare) :] + notes if line.a or line.b]
 
 
-def _options(both: tuple[PackedDataset, PackedDataset]) -> Iterable[Line]:
+def _options(both: tuple[StoredDataset, StoredDataset]) -> Iterable[Line]:
     """Options, then what else shaped the bytes."""
     options = [options_of(dataset) for dataset in both]
     for name in _union(*options):
@@ -131,7 +131,7 @@ def _option(given: Mapping[str, Any], name: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _lengths(both: tuple[PackedDataset, PackedDataset]) -> list[dict[str, Any]]:
+def _lengths(both: tuple[StoredDataset, StoredDataset]) -> list[dict[str, Any]]:
     """Rows by length, in the same steps for both."""
     lengths = [dataset.rows["length"].drop_null().to_numpy() for dataset in both]
     every = np.concatenate(lengths)
@@ -150,7 +150,7 @@ def _quantiles(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Line]:
     return [_line(name, (points.get(name) for points in known)) for name in _union(*known)]
 
 
-def _sources(both: tuple[PackedDataset, PackedDataset]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def _sources(both: tuple[StoredDataset, StoredDataset]) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows and tokens of the largest sources of both, by name; and how many sources both have, or one alone."""
     sides = [{fact["source"]: fact for fact in source_facts_of(dataset)} for dataset in both]
     a, b = sides
@@ -165,7 +165,7 @@ def _sources(both: tuple[PackedDataset, PackedDataset]) -> tuple[list[dict[str, 
     return lines, counts
 
 
-def _packing(both: tuple[PackedDataset, PackedDataset], numbers: list[dict[str, Any]]) -> Iterable[Line]:
+def _packing(both: tuple[StoredDataset, StoredDataset], numbers: list[dict[str, Any]]) -> Iterable[Line]:
     fills = [d.index["tokens"] / max(d.record.bin_length, 1) for d in both]
     for name, point in FILL_POINTS.items():
         yield _line(f"fill: {name}", (float(np.percentile(f, point)) if len(f) else None for f in fills), "share")
@@ -179,7 +179,7 @@ def _packing(both: tuple[PackedDataset, PackedDataset], numbers: list[dict[str, 
 
 def write_comparison(uris: tuple[str, str], out: str) -> str:
     """Write the page that compares two finished datasets; its path."""
-    data = collect_comparison(*(PackedDataset(uri) for uri in uris))
+    data = collect_comparison(*(StoredDataset(uri) for uri in uris))
     html = assemble(data, resource("compare.html"), COMPARED_SECTIONS, ("elements.js", "compare.js"))
     io.write_atomic(out, html.encode(errors="replace"))
     return out

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from omniprep.data.dataset import PackedDataset
-from omniprep.data.sampler import BinSampler
 from omniprep.modalities import KINDS, media_counts, row_kinds
+from omniprep.packing.balance import epoch_order
 from omniprep.rows.columns import Note
+from omniprep.shards.dataset import StoredDataset
 
 MOST_SOURCES = 40
 
@@ -40,7 +40,7 @@ def totals(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def facts(dataset: PackedDataset) -> dict[str, Any]:
+def facts(dataset: StoredDataset) -> dict[str, Any]:
     """The numbers that the tables of a dataset give; what `omniprep stats` prints."""
     rows, index = dataset.rows, dataset.index
     kinds = row_kinds(media_counts(rows))
@@ -103,7 +103,7 @@ def length_edges(lengths: np.ndarray) -> np.ndarray:
     return edges
 
 
-def source_facts_of(dataset: PackedDataset) -> list[dict[str, Any]]:
+def source_facts_of(dataset: StoredDataset) -> list[dict[str, Any]]:
     """`source_facts` of a dataset."""
     return source_facts(dataset.rows, row_kinds(media_counts(dataset.rows)))
 
@@ -159,7 +159,7 @@ def balance(costs: np.ndarray, ranks: tuple[int, ...] = (2, 8, 32, 64)) -> list[
             continue
         ratios = []
         for weights in (costs, None):
-            order = BinSampler(len(costs), costs=weights).order()[: steps * world]
+            order = epoch_order(len(costs), 0, 0, weights)[: steps * world]
             step = costs[order].reshape(steps, world)
             ratios.append(float((step.max(axis=1) / step.mean(axis=1)).mean()))
         results.append({"ranks": world, "steps": steps, "balanced": round(ratios[0], 3), "random": round(ratios[1], 3)})

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from omniprep import io
 from omniprep.config import BuildConfig
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError
 from omniprep.inspect.vocabulary import Vocabulary, vocabulary_of
 from omniprep.report.assemble import assemble, fill, resource
@@ -16,6 +15,7 @@ from omniprep.report.numbers import facts, histogram
 from omniprep.report.rejects import reject_facts
 from omniprep.report.rows import ROW_KINDS
 from omniprep.report.scan import scan
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.schema import Column
 
 SHOWN_BINS = 8
@@ -27,7 +27,7 @@ SECTIONS = {
 }  # fmt: skip
 
 
-def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = SHOWN_BINS) -> dict[str, Any]:
+def collect(dataset: StoredDataset, vocabulary: Vocabulary | None, shown: int = SHOWN_BINS) -> dict[str, Any]:
     """All that the page shows, as JSON types."""
     manifest, has_bins = dataset.manifest, len(dataset) > 0
     sizes = scan(dataset, vocabulary) if has_bins else None
@@ -64,12 +64,12 @@ def collect(dataset: PackedDataset, vocabulary: Vocabulary | None, shown: int = 
     }
 
 
-def name_of(dataset: PackedDataset) -> str:
+def name_of(dataset: StoredDataset) -> str:
     """The last name of a dataset's path."""
     return dataset.uri.rstrip("/").rsplit("/", 1)[-1] or dataset.uri
 
 
-def options_of(dataset: PackedDataset) -> dict[str, Any]:
+def options_of(dataset: StoredDataset) -> dict[str, Any]:
     """The options of the build that shaped the rows, and the flags of trust that it needed."""
     config: dict[str, Any] = {"model": dataset.record.model, **dataset.manifest["config"]}
     if flags := dataset.record.needed_flags:
@@ -95,7 +95,7 @@ def stored_pixels(columns: Sequence[Column]) -> dict[str, str]:
     }
 
 
-def _inputs(dataset: PackedDataset) -> list[dict[str, Any]]:
+def _inputs(dataset: StoredDataset) -> list[dict[str, Any]]:
     """The first inputs, and how many more there are."""
     inputs = dataset.record.inputs
     listed: list[dict[str, Any]] = [{"source": i.source, "bytes": i.bytes} for i in inputs[:MOST_LISTED]]
@@ -104,7 +104,7 @@ def _inputs(dataset: PackedDataset) -> list[dict[str, Any]]:
     return listed
 
 
-def _generations(dataset: PackedDataset) -> list[dict[str, Any]]:
+def _generations(dataset: StoredDataset) -> list[dict[str, Any]]:
     """What was done to the dataset since it was built, the last changes where there were many."""
     listed = []
     for change in dataset.record.generations[-MOST_LISTED:]:
@@ -140,7 +140,7 @@ def _plots(data: dict[str, Any]) -> dict[str, str]:
     return {name: svg or '<p class="dim">none</p>' for name, svg in draw_all(data).items()}
 
 
-def vocabulary_or_remark(dataset: PackedDataset, model: str | None) -> tuple[Vocabulary | None, str]:
+def vocabulary_or_remark(dataset: StoredDataset, model: str | None) -> tuple[Vocabulary | None, str]:
     """The vocabulary of a dataset, or None and why there is none, so that tokens are shown as numbers; that of a given
     `model` must be there.
     """
@@ -157,7 +157,7 @@ def write_report(
     vocabulary: Vocabulary | None = None, check_pixels: Literal["first", "always", "never"] = "first",
 ) -> tuple[str, str]:  # fmt: skip
     """Write the report of a finished dataset, `shown` bins in full; its path, and a remark or ""."""
-    dataset = PackedDataset(uri, check_pixels=check_pixels)
+    dataset = StoredDataset(uri, check_pixels=check_pixels)
     remark = ""
     if vocabulary is None:
         vocabulary, remark = vocabulary_or_remark(dataset, model)

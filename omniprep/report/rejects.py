@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omniprep import io
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, RejectCode
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.typed import parse_json
 
 EXAMPLES = 12
@@ -19,7 +19,7 @@ ROW_BYTES = 1500
 _ROW_KEY = b', "row": '
 
 
-def reject_codes(dataset: PackedDataset) -> list[dict[str, Any]]:
+def reject_codes(dataset: StoredDataset) -> list[dict[str, Any]]:
     """The codes of a dataset with their counts and meanings, the commonest first."""
     known = {str(code): code.doc for code in RejectCode}
     counts = dataset.counts["rejected_by_code"]
@@ -27,7 +27,7 @@ def reject_codes(dataset: PackedDataset) -> list[dict[str, Any]]:
     return [{"code": code, "count": count, "doc": known.get(code, "")} for code, count in ordered]
 
 
-def reject_facts(dataset: PackedDataset) -> dict[str, Any]:
+def reject_facts(dataset: StoredDataset) -> dict[str, Any]:
     """Rejects by code with what the code means, and examples of each, the first in rejected.jsonl."""
     counts = dataset.counts["rejected_by_code"]
     return {"codes": reject_codes(dataset), "examples": reject_examples(dataset.table_uri("rejected.jsonl"), counts)}

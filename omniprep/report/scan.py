@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.report.rows import tool_tokens
 from omniprep.shards.codecs.picture import PictureShape, picture_shapes
 from omniprep.shards.content import item_shapes, item_sizes
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.forms import DEFAULTS
 from omniprep.shards.schema import Column
 
@@ -23,7 +23,7 @@ def spread(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
 
 
-def scan(dataset: PackedDataset, vocabulary: Vocabulary | None, most: int = SCANNED) -> dict[str, Any]:
+def scan(dataset: StoredDataset, vocabulary: Vocabulary | None, most: int = SCANNED) -> dict[str, Any]:
     """Sizes of media and kinds of tokens in some bins (all, where there are no more than `most`).
 
     "found" has, for what rows.parquet does not tell, one row that holds it: kind → row number.
@@ -98,7 +98,7 @@ def _pictures(column: Column, item: Mapping[str, Any]) -> Iterator[tuple[int, Pi
 
 
 def _shares(
-    tokens: Counter[int], total: int, vocabulary: Vocabulary | None, dataset: PackedDataset
+    tokens: Counter[int], total: int, vocabulary: Vocabulary | None, dataset: StoredDataset
 ) -> dict[str, dict[str, int]]:
     """Tokens that stand for media, by modality: their special token names it, and is no begin or end mark."""
     if vocabulary is None:

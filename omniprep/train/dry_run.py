@@ -16,9 +16,9 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from omniprep.data.collate import cut_row
 from omniprep.errors import OmniprepError
 from omniprep.progress import Reporter
+from omniprep.shards.cut import cut_row
 from omniprep.train import memory
 from omniprep.train.batches import BatchLoader
 from omniprep.train.config import TrainConfig

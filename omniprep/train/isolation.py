@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from omniprep.data import PackedDataset, stack, to_model
-from omniprep.data.collate import cut_row
 from omniprep.errors import OmniprepError
+from omniprep.shards.cut import cut_row
 from omniprep.train.attention_choice import own_attention
 from omniprep.train.mixers import evaluating
 

@@ -19,10 +19,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from omniprep import io
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.rows.longline import parse_line
 from omniprep.shards.codecs import codec_names
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.reader import decode
 
 CHUNK = 8 << 20
@@ -42,7 +42,7 @@ class _BinRange:
         return self.offset + self.length
 
 
-def check_shards(dataset: PackedDataset, done: Callable[[int], None] = lambda count: None) -> Iterator[str]:
+def check_shards(dataset: StoredDataset, done: Callable[[int], None] = lambda count: None) -> Iterator[str]:
     """Shards that are absent, of another size, or of other bytes or rows than recorded; `done` gets their bytes."""
     index, shards = dataset.index, dataset.manifest["shards"]
     # Sorted once, so that each shard takes its own bins and no shard looks at those of the others.
@@ -112,7 +112,7 @@ def _check_bin(name: str, entry: _BinRange, data: bytearray, table: "_RowTable |
 class _RowTable:
     """What rows.parquet says of the rows that bins hold."""
 
-    def __init__(self, dataset: PackedDataset) -> None:
+    def __init__(self, dataset: StoredDataset) -> None:
         table = dataset.rows
         self._schema, self._layout = dataset.schema, dataset.layout
         self._has_files = holds_files(dataset)
@@ -127,7 +127,7 @@ class _RowTable:
             self._items = np.stack(columns, axis=1) if columns else None
 
     @classmethod
-    def of(cls, dataset: PackedDataset) -> "_RowTable | None":
+    def of(cls, dataset: StoredDataset) -> "_RowTable | None":
         """None if the tables or the first shard's schema cannot be read, which other checks report."""
         if not len(dataset):
             return None
@@ -163,12 +163,12 @@ class _RowTable:
         return None
 
 
-def holds_files(dataset: PackedDataset) -> bool:
+def holds_files(dataset: StoredDataset) -> bool:
     """Whether pixels of a dataset are stored as the files that they are made of (--pixel-codec source)."""
     return "source" in codec_names(dataset.layout.columns).values()
 
 
-def check_pixels(dataset: PackedDataset, done: Callable[[int], None] = lambda count: None) -> Iterator[str]:
+def check_pixels(dataset: StoredDataset, done: Callable[[int], None] = lambda count: None) -> Iterator[str]:
     """Bins whose files do not give the build's pixels on this machine; `done` is called with 1 after each bin."""
     for number in range(len(dataset)):
         try:
@@ -178,7 +178,7 @@ def check_pixels(dataset: PackedDataset, done: Callable[[int], None] = lambda co
         done(1)
 
 
-def check_rows(dataset: PackedDataset) -> Iterator[str]:
+def check_rows(dataset: StoredDataset) -> Iterator[str]:
     """Findings about the tables and the rows: of another build, lost, twice, or neither packed nor rejected."""
     try:
         rows = dataset.rows
@@ -212,7 +212,7 @@ def check_rows(dataset: PackedDataset) -> Iterator[str]:
         yield from _check_nothing_left(dataset, gone)
 
 
-def _check_nothing_left(dataset: PackedDataset, gone: pa.Table) -> Iterator[str]:
+def _check_nothing_left(dataset: StoredDataset, gone: pa.Table) -> Iterator[str]:
     """Findings about what may still hold something of rows that were removed.
 
     Shards that the manifest names hold none, since each of their bins has the rows that rows.parquet says.
@@ -228,7 +228,7 @@ def _check_nothing_left(dataset: PackedDataset, gone: pa.Table) -> Iterator[str]
             yield f"plan/{name}: a plan of before rows were removed; omniprep remove, run again, takes it away"
 
 
-def _check_positions(dataset: PackedDataset, packed: pa.Table) -> Iterator[str]:
+def _check_positions(dataset: StoredDataset, packed: pa.Table) -> Iterator[str]:
     """Findings about rows that do not follow each other from the first token of their bin to its last."""
     bins, start, length = (packed[name].to_numpy() for name in ("bin", "start", "length"))
     if len(bins) and (bins.min() < 0 or bins.max() >= len(dataset)):
@@ -248,7 +248,7 @@ def _check_positions(dataset: PackedDataset, packed: pa.Table) -> Iterator[str]:
             yield f"bin {wrong}: rows.parquet has {counted[wrong]:,} {name}, index.parquet {expected:,}"
 
 
-def _check_rejects(dataset: PackedDataset, rejected: int, removed: pa.Table) -> Iterator[str]:
+def _check_rejects(dataset: StoredDataset, rejected: int, removed: pa.Table) -> Iterator[str]:
     keys = set(zip(*(removed[name].to_pylist() for name in ("source", "line")), strict=True))
     uri = dataset.table_uri("rejected.jsonl")
     if not io.exists(uri):

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from omniprep import io
 from omniprep.compiler.encode.shard_file import ShardFile
 from omniprep.compiler.run.tasks import Receipt, ShardTask
-from omniprep.data.collate import cut_rows
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
 from omniprep.lru import BoundedCache
 from omniprep.shards.codecs import codec_names
 from omniprep.shards.content import split_items
+from omniprep.shards.cut import cut_rows
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.reader import decode
 from omniprep.shards.schema import Bin, read_layout
 
@@ -65,7 +65,7 @@ class RowPlaces:
         )
 
 
-def places_of(dataset: PackedDataset, number: int = 0) -> RowPlaces:
+def places_of(dataset: StoredDataset, number: int = 0) -> RowPlaces:
     """Where the rows of a dataset lie, all of rows.parquet; those that are not packed have bin -1."""
     columns = {
         name: dataset.rows[name].cast(pa.int64()).fill_null(-1).to_numpy() for name in ("bin", "start", "length")
@@ -87,7 +87,7 @@ class CopyTask(ShardTask):
     borders: NDArray[np.int64]
     """Where each bin begins among them, and the end; a bin without rows is not written."""
     pixels: Literal["arrays", "files"]
-    """With "files", what is stored as files is copied as such (`PackedDataset.load`)."""
+    """With "files", what is stored as files is copied as such (`StoredDataset.load`)."""
     check_pixels: CheckPixels = "first"
 
     def run(self) -> Receipt:
@@ -107,7 +107,7 @@ def _copier(
     sources: tuple[CopySource, ...], pixels: Literal["arrays", "files"], check_pixels: CheckPixels, preferences: bool
 ) -> "BinCopier":
     """The copier of a process, which keeps old bins from one task to the next."""
-    datasets = [PackedDataset(entry.uri, check_pixels=check_pixels) for entry in sources]
+    datasets = [StoredDataset(entry.uri, check_pixels=check_pixels) for entry in sources]
     return BinCopier(datasets, pixels, preferences=preferences)
 
 
@@ -137,7 +137,7 @@ class BinCopier:
     """Makes bins of rows of finished datasets; see the module for what is kept."""
 
     def __init__(
-        self, datasets: Sequence[PackedDataset], pixels: Literal["arrays", "files"], *, preferences: bool = False
+        self, datasets: Sequence[StoredDataset], pixels: Literal["arrays", "files"], *, preferences: bool = False
     ) -> None:  # fmt: skip
         """`preferences`: whether the new shards have the columns of preference rows; old ones may be of both kinds."""
         self._datasets, self._pixels = datasets, pixels

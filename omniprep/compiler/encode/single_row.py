@@ -101,7 +101,7 @@ def as_batch(
 ) -> dict[str, torch.Tensor]:
     """A bin as the arguments of the model's forward; `preferences` as of `encode_row`."""
     from omniprep.data.collate import collate
-    from omniprep.data.pairs import with_repeated_media
+    from omniprep.shards.pairs import with_repeated_media
 
     preferences = preferences or encoded.pair_ids is not None
     schema = shard_schema(ctx, replace(config, pixel_codec="raw"), preferences=preferences)

@@ -21,12 +21,12 @@ from omniprep.compiler.pack import Assignment, Rows
 from omniprep.compiler.plan.file import PREFERENCE_FACTS
 from omniprep.compiler.plan.split_task import merge_unread
 from omniprep.config import BuildConfig
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError
 from omniprep.rows.columns import Note
 from omniprep.rows.longline import parse_line
 from omniprep.rows.preference import Verdict
 from omniprep.shards.codecs import codec_names, recoded
+from omniprep.shards.dataset import StoredDataset
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Chosen:
 class CopiedRows:
     """Rows of finished datasets: an `Origin` (compiler/output/manifest.py)."""
 
-    datasets: Sequence[PackedDataset]
+    datasets: Sequence[StoredDataset]
     chosen: Chosen
     rows: Rows
     """Facts of the chosen rows; those too long for the new bins have length 0 and a code."""
@@ -139,7 +139,7 @@ class CopiedRows:
             yield line if key[0] == row["source"] else _with_source(line, key[0], row["source"])
 
 
-def _rejected_lines(dataset: PackedDataset) -> Iterator[tuple[tuple[str, int], bytes]]:
+def _rejected_lines(dataset: StoredDataset) -> Iterator[tuple[tuple[str, int], bytes]]:
     """Source and line number of each line of rejected.jsonl, and the line."""
     uri = dataset.table_uri("rejected.jsonl")
     if not io.exists(uri):
