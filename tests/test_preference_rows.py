@@ -35,7 +35,7 @@ def answers_of(row: Any, model_dir: Path, base: Path, **options: Any) -> list[di
     from omniprep.compiler.encode.single_row import encode_bin
     from omniprep.compiler.options import family_of
     from omniprep.data.collate import collate
-from omniprep.shards.cut import cut_row
+    from omniprep.shards.cut import cut_row
     from omniprep.shards.pairs import with_repeated_media
     from omniprep.shards.reader import decode
     from omniprep.shards.schema import read_layout
