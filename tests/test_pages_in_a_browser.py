@@ -6,6 +6,7 @@ One browser serves all tests of this file. OMNIPREP_SCREENSHOTS names a folder t
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 from report_dataset import build
 
 from omniprep.data.dataset import PackedDataset
+from omniprep.inspect.describe import rows_of_bin
 from omniprep.printable import printable
 from omniprep.report.page import collect, page
+from omniprep.report.server import Site, listen
 
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 WIDE = "return document.documentElement.scrollWidth"
@@ -236,3 +239,95 @@ def test_two_datasets_side_by_side(built, omniprep, browser, tmp_path):
     assert len(browser.execute_script(CELLS, "#table-options")) > len(shown) + 20
     assert browser.execute_script("return document.querySelectorAll('#length-bars i').length") > 4
     look_on_all_screens(browser, "compare", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def served(built: Path) -> Iterator[str]:
+    server = listen(0)
+    server.site = Site(str(built))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.url
+    server.shutdown()
+    server.server_close()
+
+
+def test_any_bin_is_asked_for(built, served, browser):
+    """By its number, by the next and the one before, by a row's name, and by what rows hold; back goes back."""
+    from selenium.webdriver.common.keys import Keys
+
+    dataset = PackedDataset(str(built))
+    expected = [[str(row.line) for row in rows_of_bin(dataset, number)] for number in range(len(dataset))]
+
+    def shows(lines: list[str]) -> None:
+        names = (
+            "return [...document.querySelectorAll('#rows .row .head b')].map((node) => node.textContent.split(':')[1])"
+        )
+        wait_for(
+            browser,
+            f"{names.replace('return', 'const names =')}; return names.join() === arguments[0]",
+            ",".join(lines),
+        )
+
+    open_page(browser, served)
+    shows(expected[0])
+    assert requests_of(browser, served) == []
+    assert browser.find_element("id", "bin-before").get_attribute("disabled") == "true"
+    browser.find_element("id", "bin-after").click()
+    shows(expected[1])
+    browser.find_element("id", "bin-number").clear()
+    browser.find_element("id", "bin-number").send_keys("0", Keys.ENTER)
+    shows(expected[0])
+    browser.back()
+    shows(expected[1])
+    number, line = next((n, lines[-1]) for n, lines in enumerate(expected) if len(lines) > 1)
+    browser.find_element("id", "row-name").send_keys(f"<i>chats.jsonl:{line}", Keys.ENTER)
+    shows([line])
+    browser.find_element("css selector", "#rows button.more").click()
+    shows(expected[number])
+    wait_for(
+        browser, "return [...document.images].every((image) => image.loading === 'lazy' || image.naturalWidth > 50)"
+    )
+
+    browser.find_element("css selector", "#finder summary").click()
+    choose(browser, "find-kind", "video")
+    browser.find_element("id", "find-text").send_keys("balls", Keys.ENTER)
+    wait_for(browser, "return document.querySelectorAll('#found tbody tr').length === 1")
+    assert "1 row with the text" in texts(browser, "#find-count")[0]
+    browser.find_element("css selector", "#found button").click()
+    wait_for(browser, "return document.querySelector('#rows .row .head b').textContent.endsWith(':10')")
+    frames = "return [...document.querySelectorAll('#rows .row img')].filter((image) => image.naturalWidth > 50).length"
+    wait_for(browser, f"{frames} >= 1")
+    assert requests_of(browser, served) == []
+
+
+def test_a_served_page_says_what_it_cannot_show(served, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, f"{served}#bin=0")
+    wait_for(browser, "return document.querySelectorAll('#rows .row').length > 0")
+    browser.find_element("id", "row-name").send_keys("<i>chats.jsonl:13", Keys.ENTER)
+    wait_for(browser, "return document.getElementById('fault').textContent.includes('media_not_found')")
+    browser.find_element("id", "row-name").clear()
+    browser.find_element("id", "row-name").send_keys("<b>x</b>:1", Keys.ENTER)
+    wait_for(browser, "return document.getElementById('fault').textContent.includes('<b>x</b>:1')")
+    assert [entry for entry in browser.get_log("browser") if "404" not in entry["message"]] == []
+
+
+def test_rejects_of_a_served_page(served, browser):
+    open_page(browser, served)
+    wait_for(browser, "return document.querySelectorAll('#reject-list details').length === 2")
+    choose(browser, "reject-code", "media_not_found")
+    wait_for(browser, "return document.querySelectorAll('#reject-list details').length === 1")
+    assert "<b>none</b>.jpg" in texts(browser, "#reject-list")[0]
+    browser.find_element("id", "reject-search").send_keys("nowhere to be found")
+    wait_for(browser, "return document.querySelectorAll('#reject-list details').length === 0")
+
+
+def test_a_served_page_on_all_screens(served, browser, tmp_path):
+    open_page(browser, served)
+    wait_for(browser, "return document.querySelectorAll('#rows .row').length > 0")
+    browser.execute_script(
+        "document.getElementById('finder').open = true; document.querySelector('#find-form button').click()"
+    )
+    wait_for(browser, "return document.querySelectorAll('#found tbody tr').length > 10")
+    look_on_all_screens(browser, "serve", tmp_path)

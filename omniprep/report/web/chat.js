@@ -32,8 +32,14 @@ function drawMedia(media) {
 const FRAMES = 8;
 function drawFrames(media, alt) {
   const strip = make("div", { class: "frames" });
-  const show = (numbers) => strip.replaceChildren(...numbers.map((frame) =>
-    make("img", { src: `${media.url}&frame=${frame}`, alt: numbers.length > 1 ? `${alt}, frame ${frame}` : alt, loading: "lazy", decoding: "async", ...size(media) })));
+  const frame = (number, label) => {
+    const image = make("img", { src: `${media.url}&frame=${number}`, alt: label, loading: "lazy", decoding: "async" });
+    // Known before it is loaded, so that nothing moves; a spectrogram is as high as the server draws it.
+    image.style.height = media.height ? `min(200px, ${media.height}px)` : "96px";
+    if (media.height) image.style.aspectRatio = `${media.width} / ${media.height}`;
+    return make("a", { href: `${media.url}&frame=${number}`, target: "_blank", title: "as stored, pixel by pixel" }, image);
+  };
+  const show = (numbers) => strip.replaceChildren(...numbers.map((number) => frame(number, numbers.length > 1 ? `${alt}, frame ${number}` : alt)));
   const every = [...Array(media.frames).keys()];
   const few = every.filter((frame) => Math.floor(frame * FRAMES / media.frames) !== Math.floor((frame - 1) * FRAMES / media.frames));
   show(media.frames > FRAMES ? few : every);
@@ -41,7 +47,6 @@ function drawFrames(media, alt) {
   const all = button(`All ${whole(media.frames)} frames`, () => { show(every); all.remove(); });
   return make("div", {}, strip, all);
 }
-const size = (media) => (media.width ? { width: media.width, height: media.height } : {});
 
 /* A message begins at <|im_start|>; what follows to the line's end is its role. A chat of another template is drawn in
    what the model is given (prompt) and what it learns to write (assistant). */
