@@ -13,8 +13,8 @@ import pytest
 import torch
 import transformers
 from packaging import version
-from train_helpers import small_family, write_dataset, write_model
-from transformers import Qwen2_5OmniForConditionalGeneration, TrainingArguments
+from train_helpers import small_family, swift_model, thinker_of, word_tokenizer, write_dataset, write_model
+from transformers import TrainingArguments
 
 import omniprep
 from omniprep import PackedDataset
@@ -60,23 +60,6 @@ def expected(checkpoint, data, tmp_path_factory) -> list[float]:
 @pytest.fixture
 def model(checkpoint):
     return thinker_of(checkpoint)
-
-
-def whole_of(checkpoint):
-    """The class that a user loads, its towers frozen as `omniprep train` freezes them."""
-    # Without the talker, which has the size of the real one: 14 GB.
-    whole = Qwen2_5OmniForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32, enable_audio_output=False
-    )
-    for name, parameter in whole.thinker.named_parameters():
-        parameter.requires_grad = not name.startswith(
-            ("visual.", "audio_tower.", "model.visual.", "model.audio_tower.")
-        )
-    return whole
-
-
-def thinker_of(checkpoint):
-    return whole_of(checkpoint).thinker
 
 
 def plain_losses(model, data, batches, loss_of=None):
@@ -248,11 +231,9 @@ def test_lightning(model, data, expected, tmp_path):
 
 def test_trl(model, data, expected, tmp_path, checkpoint):
     trl = pytest.importorskip("trl", reason="trl is of omniprep[adapters]")
-    from transformers import PreTrainedTokenizerFast
-
     from omniprep.adapters.trl import PackedSFTTrainer
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_words())
+    tokenizer = word_tokenizer()
     trainer = PackedSFTTrainer(
         model=model, args=arguments(tmp_path, trl.SFTConfig), train_dataset=data, processing_class=tokenizer
     )
@@ -302,19 +283,11 @@ def test_axolotl(model, data, expected, tmp_path):
 
 def test_ms_swift(checkpoint, data, expected, tmp_path):
     swift = pytest.importorskip("swift.llm", reason="ms-swift 3.9.3 needs transformers 4.57: an environment of its own")
-    from swift.llm.model.utils import ModelInfo, use_submodel_func
     from swift.trainers import Seq2SeqTrainingArguments
 
     from omniprep.adapters.ms_swift import PackedSwiftTrainer
 
-    # As its get_model_tokenizer makes a model, but for the tokenizer, which a checkpoint of 1,000 words has not.
-    whole = whole_of(checkpoint)
-    use_submodel_func(whole, "thinker")
-    whole.model_meta = swift.MODEL_MAPPING["qwen2_5_omni"]
-    whole.model_info = ModelInfo("qwen2_5_omni", str(checkpoint), torch.float32, 4096, None, None)
-    _, processor = swift.get_model_tokenizer(
-        os.environ["OMNIPREP_TEST_MODEL"], load_model=False, model_type="qwen2_5_omni"
-    )
+    whole, processor = swift_model(checkpoint, os.environ["OMNIPREP_TEST_MODEL"])
     template = swift.get_template("qwen2_5_omni", processor, padding_free=True)
     template.set_mode("train")
     # Its own defaults: 16 bins a step, weight decay 0.1.
@@ -330,15 +303,6 @@ def test_ms_swift(checkpoint, data, expected, tmp_path):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(OmniprepError, match=fault):
             patch.setattr(owner, name, value)
             trainer.get_train_dataloader()
-
-
-def _words():
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-
-    made = Tokenizer(WordLevel({"<pad>": 0, "a": 1}, unk_token="<pad>"))
-    made.add_special_tokens(["<pad>"])
-    return made
 
 
 def test_what_a_trainer_cannot_do_with_packed_bins_is_refused(model, data, tmp_path):

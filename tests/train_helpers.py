@@ -274,6 +274,51 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
+def whole_of(checkpoint: Path) -> Any:
+    """The class that a user loads, its towers frozen as `omniprep train` freezes them."""
+    from transformers import Qwen2_5OmniForConditionalGeneration
+
+    # Without the talker, which has the size of the real one: 14 GB.
+    whole = Qwen2_5OmniForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32, enable_audio_output=False
+    )
+    for name, parameter in whole.thinker.named_parameters():
+        parameter.requires_grad = not any(tower in name for tower in ("visual.", "audio_tower."))
+    return whole
+
+
+def thinker_of(checkpoint: Path) -> Any:
+    """What trains of it."""
+    return whole_of(checkpoint).thinker
+
+
+def word_tokenizer() -> Any:
+    """A tokenizer for trainers that ask for one and encode nothing."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    made = Tokenizer(WordLevel({"<pad>": 0, "a": 1}, unk_token="<pad>"))
+    made.add_special_tokens(["<pad>"])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def swift_model(checkpoint: Path, tokenizer_folder: str) -> tuple[Any, Any]:
+    """Model and processor as ms-swift's get_model_tokenizer makes them of a checkpoint that has a tokenizer.
+
+    Args:
+        checkpoint: The model, which has none.
+        tokenizer_folder: Checkpoint to take it from.
+    """
+    import swift.llm as swift
+    from swift.llm.model.utils import ModelInfo, use_submodel_func
+
+    whole = whole_of(checkpoint)
+    use_submodel_func(whole, "thinker")
+    whole.model_meta = swift.MODEL_MAPPING["qwen2_5_omni"]
+    whole.model_info = ModelInfo("qwen2_5_omni", str(checkpoint), torch.float32, 4096, None, None)
+    return whole, swift.get_model_tokenizer(tokenizer_folder, load_model=False, model_type="qwen2_5_omni")[1]
+
+
 ARCH = SimpleNamespace(
     language_model=("thinker.model", "thinker.lm_head"),
     vision_tower=("thinker.audio_tower", "thinker.visual"),

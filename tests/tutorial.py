@@ -1,6 +1,6 @@
 """Runs a page of documentation as a reader would: its blocks in order, in one folder, commands and Python alike.
 
-A block under a comment `<!-- not run: REASON -->` is left out. `omniprep` commands run in this process, which saves the
+A block under a comment `<!-- not run: REASON -->` is left out, and one under `<!-- run by: TEST -->` is that test's. `omniprep` commands run in this process, which saves the
 seconds of each start; everything else in bash. Names that a reader has, the folder has: chats.jsonl and chats/,
 the checkpoint Qwen/Qwen2.5-Omni-7B (the small one), CHECKPOINT, build/demo/model, and packed/, a dataset built from
 them.
@@ -27,28 +27,38 @@ FENCE = re.compile(r"(?:^<!-- *(?P<mark>[^>]*?) *-->\n)?^```(?P<language>\w*)\n(
 FILE = re.compile(r"# (\w+\.py)\n")
 """First line of a block that the reader saves under that name."""
 NOT_RUN = "not run: "
+RUN_BY = "run by: "
 MODEL = "Qwen/Qwen2.5-Omni-7B"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block, and why it is not run ("" where it is)."""
+    """A fenced block, the heading above it, and why it is not run ("" where it is)."""
 
     language: str
     text: str
     reason: str
+    heading: str = ""
+
+    @property
+    def runner(self) -> str:
+        """The test that runs it in place of the one that runs the page, or ""."""
+        return self.reason.removeprefix(RUN_BY) if self.reason.startswith(RUN_BY) else ""
 
 
 def blocks_of(page: Path) -> list[Block]:
     """The blocks of a page, in order."""
-    found = []
-    for match in FENCE.finditer(page.read_text()):
+    found, text = [], page.read_text()
+    for match in FENCE.finditer(text):
         mark = match["mark"] or ""
         reason = mark.removeprefix(NOT_RUN).strip() if mark.startswith(NOT_RUN) else ""
+        if mark.startswith(RUN_BY):
+            reason = mark.strip()
         assert not mark.startswith(NOT_RUN.strip()) or reason, (
             f"{page.name}: a block is not run, but no reason is given"
         )
-        found.append(Block(match["language"], match["text"], reason))
+        heading = (re.findall(r"^#+ (.+)$", text[: match.start()], re.M) or [""])[-1]
+        found.append(Block(match["language"], match["text"], reason, heading))
     return found
 
 

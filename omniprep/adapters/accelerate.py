@@ -8,14 +8,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.data_loader import DataLoaderStateMixin
-from accelerate.state import GradientState
 from torch import Tensor, nn
 
+from omniprep.adapters.contracts import not_installed
 from omniprep.data import BinLoader, PackedDataset
 from omniprep.data import loader as bin_loader
 from omniprep.data.sampler import Tail
+
+try:
+    from accelerate import Accelerator
+    from accelerate.data_loader import DataLoaderStateMixin
+    from accelerate.state import GradientState
+except ModuleNotFoundError as error:
+    raise not_installed("accelerate", "pip install 'omniprep[train]'", error) from error
 
 
 class AcceleratedLoader(DataLoaderStateMixin):  # type: ignore[misc]

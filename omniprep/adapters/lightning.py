@@ -3,15 +3,35 @@
 Tested with lightning 2.6. The loss of a step is `omniprep.weighted_loss` in the user's `training_step`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
-from torch import nn
+from torch import Tensor, nn
 
+from omniprep.adapters.contracts import not_installed
 from omniprep.data import BinLoader, PackedDataset
 from omniprep.data import loader as bin_loader
 from omniprep.data.sampler import Tail
+
+try:
+    from lightning.pytorch import LightningDataModule, LightningModule
+except ModuleNotFoundError as error:
+    raise not_installed("Lightning", "pip install 'omniprep[adapters]'", error) from error
+
+
+def labeled_on_all_ranks(module: LightningModule, batch: Mapping[str, Any]) -> Tensor:
+    """Labeled tokens of a rank in this step, on average: `num_items_in_batch` of `omniprep.weighted_loss`.
+
+    DDP and FSDP average gradients over the ranks; with this count their average is the gradient of the mean over the
+    tokens of all ranks, as of one large batch.
+
+    Args:
+        module: Which trains.
+        batch: Of this rank.
+    """
+    count = (batch["labels"] != -100).sum().float()
+    total: Tensor = module.trainer.strategy.reduce(count, reduce_op="mean")
+    return total
 
 
 class EpochLoader:

@@ -10,12 +10,17 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from trl import SFTConfig, SFTTrainer
 
+from omniprep.adapters.contracts import not_installed
 from omniprep.adapters.transformers import PackedBins
 from omniprep.data import PackedDataset, stack
 from omniprep.data.loss import WeightedLabels
 from omniprep.errors import OmniprepError
+
+try:
+    from trl import SFTConfig, SFTTrainer
+except ModuleNotFoundError as error:
+    raise not_installed("TRL", "pip install 'omniprep[adapters]'", error) from error
 
 
 class PackedSFTTrainer(PackedBins, SFTTrainer):  # type: ignore[misc]
