@@ -145,6 +145,9 @@ def test_prompt_and_completion_of_trl_have_a_verdict(model_dir):
     (text,) = answers_of({"prompt": "q", "completion": "r", "label": False}, model_dir, MEDIA)
     assert torch.equal(found["input_ids"], text["input_ids"]) and torch.equal(found["labels"], text["labels"])
     assert found["chosen"].tolist() == [0] and found["pair_ids"].tolist() == [-1]
+    for label, chosen in (("False", 0), ("true", 1), (1.0, 1)):
+        row = {"prompt": "q", "completion": "r", "label": label}
+        assert answers_of(row, model_dir, MEDIA, preference="kto")[0]["chosen"].tolist() == [chosen]
 
 
 PAIR = {"messages": [user("q"), answer("r")], "rejected_response": "n"}
@@ -152,7 +155,7 @@ REFUSED = {
     "rejected_absent": ({"messages": PAIR["messages"]}, {"preference": "pairs"}, "no_partner"),
     "label_absent": ({"messages": PAIR["messages"]}, {"preference": "kto"}, "no_partner"),
     "label_null": ({"messages": PAIR["messages"], "label": None}, {"preference": "kto"}, "no_partner"),
-    "label_text": ({"messages": PAIR["messages"], "label": "false"}, {"preference": "kto"}, "bad_label"),
+    "label_text": ({"messages": PAIR["messages"], "label": "no"}, {"preference": "kto"}, "bad_label"),
     "label_other_number": ({"messages": PAIR["messages"], "label": 2}, {"preference": "kto"}, "bad_label"),
     "label_without_answer": ({"messages": [user("q")], "label": True}, {}, "no_partner"),
     "label_of_empty_answer": ({"messages": [user("q"), answer(" ")], "label": True}, {}, "empty_answer"),
@@ -427,8 +430,51 @@ def test_verdicts(folder, build, omniprep):
     numbers = write(folder / "numbers.jsonl", [{"query": "q", "response": "r", "label": 0}])
     _, told = build(numbers, "numbers")
     assert "--preference kto" in told
+    text = folder / "texts.csv"
+    text.write_text("query,response,label\nq,r,true\nx,y,False\n")
+    _, told = build(text, "texts")
+    assert "--preference kto" in told
+    out, _ = build(text, "texts_kto", "--preference", "kto")
+    assert PackedDataset(out).record.counted("").preference["desirable"] == 1
     out, _ = build(numbers, "numbers_kto", "--preference", "kto")
     assert PackedDataset(out).record.counted("").preference["undesirable"] == 1
+
+
+def test_prompts_that_differ_are_told(folder, build):
+    """ms-swift gives a system column to the preferred chat alone where the rejected one has messages of its own."""
+    row = {"system": "S", "messages": [user("q"), answer("r")], "rejected_messages": [user("q"), answer("n")]}
+    _, told = build(write(folder / "differ.jsonl", [row, PAIR]), "differ")
+    assert "1 pair has answers to prompts that differ" in told
+    assert "2 pairs" in told
+    _, told = build(write(folder / "agree.jsonl", [PAIR]), "agree")
+    assert "prompts that differ" not in told
+
+
+def test_members_of_a_tar_are_media_of_rejected_answers(folder, build):
+    import tarfile
+
+    row = {
+        "messages": [user("<image>?"), answer("r")], "images": ["1.jpg"], "rejected_images": ["1.other.png"],
+        "rejected_response": "n",
+    }  # fmt: skip
+    with tarfile.open(folder / "pairs.tar", "w") as tar:
+        (folder / "row.json").write_text(json.dumps(row))
+        tar.add(folder / "row.json", "1.json")
+        tar.add(MEDIA / "rgb.jpg", "1.jpg")
+        tar.add(MEDIA / "gray.png", "1.other.png")
+    out, _ = build(folder / "pairs.tar", "tar")
+    stored = PackedDataset(out).load(0, repeat_shared=False)
+    assert stored["row_items"][:, 0].tolist() == [1, 1] and not stored["shared_media"].any()
+
+
+def test_a_split_by_rows_puts_a_chat_with_its_pair(folder, build):
+    pairs = [{**PAIR, "messages": [user(f"q{n}"), answer("r")]} for n in range(40)]
+    chats = [{"messages": pair["messages"]} for pair in pairs]
+    options = ("--split-by", "rows", "--eval-fraction", 0.3)
+    out, _ = build(write(folder / "split_pairs.jsonl", pairs), "split_pairs", *options)
+    plain, _ = build(write(folder / "split_chats.jsonl", chats), "split_chats", *options)
+    lines = [PackedDataset(f"{folder}-eval").rows["line"].to_pylist() for folder in (out, plain)]
+    assert lines[0] == lines[1] and 0 < len(lines[0]) < 40
 
 
 def test_identical_pairs_are_duplicates_and_other_verdicts_are_not(folder, build):

@@ -53,6 +53,8 @@ def print_summary(out: str, manifest: dict[str, Any], seconds: float) -> None:
 
     counts = manifest["counts"]
     lines = count_lines(totals(manifest), counts["rejected_by_code"])
+    if verdicts := [f"{count:,} {name}" for name, count in counts.get("preference", {}).items() if count]:
+        lines.append(("preferences", ", ".join(verdicts)))
     speed = short(counts["tokens"] / max(seconds, 1e-9))
     print_table(out, [*lines, ("time", f"{duration(seconds)}, {speed} tokens/s")])
     if rejected := counts["rows"]["rejected"]:

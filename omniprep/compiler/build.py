@@ -181,6 +181,11 @@ def plan(
     more = {**dict.fromkeys(HASH_COLUMNS if exact else (), np.uint64), **(PREFERENCE_FACTS if preferences else {})}
     rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation, more)
     check_preferences(config, rows, splits, receipts, existing)
+    if other := sum(receipt["other_prompts"] for receipt in receipts):
+        which = counted(
+            other, "pair has a preferred and a rejected answer", "pairs have preferred and rejected answers"
+        )
+        progress.message(f"{which} to prompts that differ, as the reference reads them: see docs/inputs.md")
     rows.unit_bytes = unit_bytes(ctx)
     occurring = [name for name in ctx.modalities if rows.facts[MODALITIES[name].column].any()]
     if config.bin_length and (large := ctx.capacity_warnings(config.bin_length, limits, occurring)):

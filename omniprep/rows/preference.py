@@ -59,6 +59,8 @@ class Answers:
 _SHARED = ("tools", "objects", "chat_template_kwargs", *MEDIA_COLUMNS)
 """Columns that the rejected answer has of its own with the prefix `rejected_`, or else those of the row."""
 _TEXTS = (str, list, tuple, dict)
+_LABEL_TEXTS = {"true": True, "false": False}
+"""A label of delimited text, whose cells are all text. ms-swift takes any text for true, also false."""
 _ANSWER_ROLES = frozenset({"assistant", "gpt", "bot", "tool_call", "function_call"})
 _CHAT_COLUMNS = frozenset(
     {"history", *(n for n, target in (MESSAGE_ALIASES | RESPONSE_ALIASES).items() if target not in MEDIA_COLUMNS)}
@@ -145,7 +147,8 @@ def _ordinary(raw: dict[str, Any], preference: Preference) -> Answers:
 def _not_taken(raw: dict[str, Any], own: Mapping[str, Any], preference: Preference) -> Answers:
     """A row with columns of preferences that make it neither a pair nor a verdict."""
     answers = _ordinary(raw, preference)
-    if isinstance(own.get("label"), int | float) and own["label"] in (0, 1):
+    label = own.get("label")
+    if (isinstance(label, int | float) and label in (0, 1)) or str(label).strip().lower() in _LABEL_TEXTS:
         answers.unread["label"] = "--preference kto"
     if isinstance(own.get("rejected"), _TEXTS) and own["rejected"]:
         answers.unread["rejected"] = "rejected_response=rejected"
@@ -161,6 +164,7 @@ def _verdict(row: dict[str, Any], own: Mapping[str, Any]) -> Answers:
     label = own.get("label")
     if label is None:
         raise Reject(RejectCode.NO_PARTNER, "the row has no label (--preference kto)")
+    label = _LABEL_TEXTS.get(label.strip().lower(), label) if isinstance(label, str) else label
     if not isinstance(label, int | float) or label not in (0, 1):
         raise Reject(RejectCode.BAD_LABEL, f"label must be true or false (or 1 or 0), not {label!r:.40}")
     row = _with_listed_prompt(row)

@@ -34,7 +34,8 @@ class PlannedRow:
 
     Of a pair this is the preferred answer, and `rejected` the other. Of that, `shared` names the modalities whose items
     are those of the preferred one, and which a shard holds once. `file_bytes` and `pixel_share` of the preferred one
-    are of both; `repeated_patches` and `repeated_frames` are the work of the rejected answer on shared items.
+    are of both; `repeated_patches` and `repeated_frames` are the work of the rejected answer on shared items;
+    `other_prompt`: what stands before the first trained token differs from answer to answer.
 
     The plan file (compiler/plan/file.py) gives back what encoding needs: `ids`, the runs, `length`, `items`, `verdict`,
     `rejected` and `shared`.
@@ -57,6 +58,7 @@ class PlannedRow:
     shared: frozenset[str] = frozenset()
     repeated_patches: int = 0
     repeated_frames: int = 0
+    other_prompt: bool = False
 
     @property
     def sequences(self) -> "tuple[PlannedRow, ...]":
@@ -121,6 +123,7 @@ def pair_of(preferred: PlannedRow, rejected: PlannedRow, ctx: FamilyContext, con
     preferred.notes |= rejected.notes
     preferred.unread |= rejected.unread
     preferred.control_tokens |= rejected.control_tokens
+    preferred.other_prompt = not np.array_equal(_prompt(preferred), _prompt(rejected))
     preferred.repeated_patches = tower_work("patches", rejected.items, ctx, shared)
     preferred.repeated_frames = tower_work("audio_frames", rejected.items, ctx, shared)
     stored: Items = {modality: [] for modality in MODALITIES}
@@ -129,6 +132,11 @@ def pair_of(preferred: PlannedRow, rejected: PlannedRow, ctx: FamilyContext, con
     preferred.file_bytes = file_bytes(stored, file_columns(ctx, config.pixel_codec))
     preferred.pixel_share = pixel_share(stored, ctx)
     return preferred
+
+
+def _prompt(row: PlannedRow) -> Ids:
+    """The tokens in front of the first trained one."""
+    return row.ids[: int(row.run_lengths[: int(np.argmax(row.run_weights > 0))].sum())]
 
 
 def _same(items: list[Item], others: list[Item]) -> bool:

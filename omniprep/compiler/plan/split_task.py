@@ -56,7 +56,7 @@ class PlanTask(Task):
         codes, chunks = receipt["codes"], receipt["chunks"]
         numbers = [receipt[name] for name in ("rows", "rejected", "tokens", "lines", "filtered", "other_part", "bytes")]
         numbers += [*chunks, *codes.values(), *receipt["columns"], *receipt["video_readers"].values()]
-        numbers += receipt["verdicts"].values()
+        numbers += [receipt["other_prompts"], *receipt["verdicts"].values()]
         return (
             all(isinstance(number, int) for number in numbers)
             and all(isinstance(name, str) for name in (*receipt["missing_columns"], *receipt["seen_columns"]))
@@ -76,7 +76,8 @@ class PlanTask(Task):
             puts into the other dataset), missing_columns (of --where, that no row has) and seen_columns
             (some that there are instead), chunks (rows of each record batch), unread (columns that nobody reads: rows,
             and the option that reads them), columns (numbers of the --columns that some row has), video_readers (videos
-            that each one decodes), verdicts (planned rows of each `Verdict`), bytes (of the plan), seconds.
+            that each one decodes), verdicts (planned rows of each `Verdict`), other_prompts (pairs whose answers
+            have not the same prompt), bytes (of the plan), seconds.
         """
         return _Planning(self).run()
 
@@ -133,7 +134,7 @@ class _Planning:
         self.codes = Counter[str]()
         self.unread: dict[str, list[Any]] = {}
         self.video_readers = Counter[str]()
-        self.verdicts = Counter[str]()
+        self.verdicts, self.other_prompts = Counter[str](), 0
         self.columns, self.used_columns = parse_columns(task.config.columns), set[int]()
         self.hashes = ContentHashes() if task.config.dedup == "exact" else None
         self.crashing = find_crashing_rows(task, task.config) if task.isolate else {}
@@ -157,6 +158,7 @@ class _Planning:
             "columns": sorted(self.used_columns),
             "video_readers": self.video_readers,
             "verdicts": self.verdicts,
+            "other_prompts": self.other_prompts,
             "seconds": round(time.perf_counter() - began, 3),
             "bytes": io.size(task.plan_path),
         }
@@ -198,6 +200,7 @@ class _Planning:
                 continue
             self.tokens += row.total("length")
             self.verdicts[str(row.verdict.name).lower()] += 1
+            self.other_prompts += row.other_prompt
             merge_unread(self.unread, {name: (1, option) for name, option in row.unread.items()})
             items = [item for _, modality, item in row.stored_items() if modality == "video"]
             self.video_readers.update(item.meta.reader for item in items if item.meta.reader)

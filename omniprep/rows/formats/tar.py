@@ -17,13 +17,15 @@ from omniprep.errors import Reject, RejectCode
 from omniprep.io.tar import Member, MemberName, read_members
 from omniprep.modalities import MEDIA_COLUMNS
 from omniprep.rows.choosing import Chooser, picked
-from omniprep.rows.columns import MESSAGE_ALIASES, RESPONSE_ALIASES, kind_of_file
+from omniprep.rows.columns import MESSAGE_ALIASES, REJECTED_ALIASES, RESPONSE_ALIASES, kind_of_file
 from omniprep.rows.inputs import Input
 from omniprep.rows.jsontext import parse_row
 from omniprep.rows.split import Split
 
 _KEY = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<extension>[^/]+)", re.DOTALL)
-_CHAT_COLUMNS = frozenset({*MESSAGE_ALIASES, *RESPONSE_ALIASES} - {"system", "system_prompt", *MEDIA_COLUMNS})
+_CHAT_COLUMNS = frozenset(
+    {*MESSAGE_ALIASES, *RESPONSE_ALIASES, "chosen", "rejected"} - {"system", "system_prompt", *MEDIA_COLUMNS}
+)
 _Texts = dict[str, bytes | Reject]
 """Contents of the members json and txt of a row."""
 
@@ -118,7 +120,15 @@ def _row(tar: str, key: str, members: dict[str, Member], texts: _Texts) -> dict[
     return dict(row)
 
 
-_MEDIA_NAMES = frozenset({*MEDIA_COLUMNS, *(name.removesuffix("s") for name in MEDIA_COLUMNS)})
+_MEDIA_NAMES = frozenset(
+    {
+        *MEDIA_COLUMNS,
+        *(name.removesuffix("s") for name in MEDIA_COLUMNS),
+        *(name for name, target in REJECTED_ALIASES.items() if target in MEDIA_COLUMNS),
+    }
+)
+_LISTS_OF_MESSAGES = ("messages", "rejected_messages", "chosen", "rejected", "prompt")
+"""Columns whose messages may have typed content, and so name media."""
 
 
 def _names(member: str, key: str) -> tuple[str, str, str]:
@@ -155,8 +165,8 @@ def _resolve(row: dict[str, Any], by_name: dict[str, MemberName]) -> bool:
 
     for name in [name for name in row if isinstance(name, str) and name.lower() in _MEDIA_NAMES]:
         row[name] = replaced(row[name])
-    messages = row.get("messages")
-    for message in messages if isinstance(messages, list) else ():
+    lists = [value for name, value in row.items() if str(name).lower() in _LISTS_OF_MESSAGES]
+    for message in [message for messages in lists if isinstance(messages, list) for message in messages]:
         content = message.get("content") if isinstance(message, dict) else None
         for item in content if isinstance(content, list) else ():
             kind = item.get("type") if isinstance(item, dict) else None
