@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
 
+from omniprep.cli.command import announce
+from omniprep.cli.plan_cmd import plan
 from omniprep.families import tokenizer_cache, tokenizer_child
 
 SLOW = ("torch", "torchvision", "transformers", "ray", "matplotlib")
@@ -69,9 +72,9 @@ def imported(*commands: tuple[object, ...]) -> str:
 
 
 def test_a_plan_of_text_and_images_imports_no_slow_library(model_dir, tmp_path, own_cache):
-    plan = ("plan", write_rows(tmp_path), "--model", model_dir, "--bin-length", 2048, "--workers", "auto")
+    asked = ("plan", write_rows(tmp_path), "--model", model_dir, "--bin-length", 2048, "--workers", "auto")
     for _ in range(2):  # the first reads the tokenizer in a process of its own
-        assert imported(plan) == "[0] []"
+        assert imported(asked) == "[0] []"
 
 
 def test_a_build_of_text_and_images_and_looks_into_it_import_no_slow_library(model_dir, tmp_path, own_cache):
@@ -143,6 +146,26 @@ def test_a_tokenizer_that_cannot_be_made_is_told_in_one_line(model_dir: Path, tm
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "its tokenizer cannot be loaded" in done.stderr
     assert "Traceback" not in done.stderr and not own_cache.exists()
+
+
+def test_a_terminal_is_told_at_once_what_is_read_and_that_the_first_time_takes_longer(
+    model_dir: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    def told() -> list[str]:
+        with click.Context(plan):
+            announce("plan", ["a.jsonl", "b.jsonl"], str(model_dir), quiet=False)
+        return capsys.readouterr().err.splitlines()
+
+    first, second = told()
+    assert first == f"plan of a.jsonl and 1 more for {model_dir}"
+    assert second.startswith(f"first use of {model_dir} on this machine: ")
+    path = tokenizer_cache._path(str(model_dir))
+    assert path is not None
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert told() == [first]
 
 
 def test_once_transformers_is_imported_nothing_is_taken_from_the_cache(model_dir, own_cache, monkeypatch):

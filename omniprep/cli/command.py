@@ -94,6 +94,10 @@ def announce(command: str, inputs: Sequence[str], model: str, *, quiet: bool) ->
     if sys.stderr.isatty() and not quiet and not click.get_current_context().meta.get(OBSERVED, {}).get("log_json"):
         more = f" and {len(inputs) - 1:,} more" if len(inputs) > 1 else ""
         say(f"{command} of {inputs[0]}{more} for {model}", error=True)
+        from omniprep.families.tokenizer_cache import is_new
+
+        if is_new(model):
+            say(f"first use of {model} on this machine: its tokenizer is made, which takes some seconds", error=True)
 
 
 class Command(click.Command):

@@ -76,6 +76,12 @@ def stored_tokenizer(model: str) -> StoredTokenizer | None:
     return _read(model) or _make_apart(model)
 
 
+def is_new(model: str) -> bool:
+    """Whether a checkpoint that is here has no tokenizer in the cache, so that the next command has it made."""
+    path = _path(model)
+    return path is not None and not path.exists()
+
+
 def _read(model: str) -> StoredTokenizer | None:
     """The tokenizer that is kept for what the checkpoint is now."""
     if (path := _path(model)) is None:
