@@ -35,3 +35,22 @@ def build(omniprep: Callable[..., Any], model_dir: Path, folder: Path) -> Path:
     done = omniprep("build", name, "--model", model_dir, "--bin-length", 1024, "--out", out, "--workers", 0, *options)
     assert done.code == 0, done.err
     return out
+
+
+def build_preferences(omniprep: Callable[..., Any], model_dir: Path, folder: Path) -> Path:
+    """Two pairs, one of them about a picture, a desirable and an undesirable answer, and ordinary rows."""
+    pictures = {"images": [str(SAMPLES / "media" / "scene.jpg")]}
+    rows = [
+        *(chat(f"Ordinary {n}?", "Yes.") for n in range(3)),
+        chat("<image>Which?", "The better one.", rejected_response="The worse one.", **pictures),
+        chat("And now?", "Better.", rejected_response="Worse."),
+        chat("Good?", "Good.", label=True),
+        chat("Bad?", "Bad.", label=False),
+    ]
+    name = folder / "preferences.jsonl"
+    name.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = folder / "packed"
+    options = ("--bin-length", 512, "--workers", 0, "--preference", "mixed", "--media-root", SAMPLES)
+    done = omniprep("build", name, "--model", model_dir, "--out", out, *options)
+    assert done.code == 0, done.err
+    return out

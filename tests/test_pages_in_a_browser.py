@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_dataset import build
+from report_dataset import build, build_preferences
 
 from omniprep.data.dataset import PackedDataset
 from omniprep.inspect.describe import rows_of_bin
@@ -331,3 +331,29 @@ def test_a_served_page_on_all_screens(served, browser, tmp_path):
     )
     wait_for(browser, "return document.querySelectorAll('#found tbody tr').length > 10")
     look_on_all_screens(browser, "serve", tmp_path)
+
+
+def test_pairs_and_verdicts_are_filtered_and_found(omniprep, model_dir, browser, tmp_path):
+    folder = build_preferences(omniprep, model_dir, tmp_path)
+    open_page(browser, (folder / "report.html").as_uri())
+    choose(browser, "row-verdict", "rejected")
+    assert {text.rsplit(", ", 1)[0] for text in texts(browser, "#rows .tag.rejected")} == {"rejected"}
+    assert len(texts(browser, "#rows .row")) == 2
+    choose(browser, "row-verdict", "")
+    choose(browser, "row-kind", "preference verdict")
+    assert sorted(texts(browser, "#rows .tag.desirable, #rows .tag.undesirable")) == ["desirable", "undesirable"]
+    assert "4" in texts(browser, "#totals .card b") and "preference rows" in "".join(texts(browser, "#totals"))
+    choose(browser, "row-kind", "preference pair")
+    look_on_all_screens(browser, "pairs", tmp_path)
+    server = listen(0)
+    server.site = Site(str(folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    open_page(browser, server.url)
+    browser.find_element("css selector", "#finder summary").click()
+    choose(browser, "find-kind", "preference pair")
+    browser.find_element("css selector", "#find-form button").click()
+    wait_for(browser, "return document.querySelectorAll('#found tbody tr').length === 2")
+    browser.find_element("css selector", "#found button").click()
+    wait_for(browser, "return document.querySelector('#rows .row .tag.preferred') !== null")
+    server.shutdown()
+    server.server_close()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from report_dataset import NASTY, build
+from report_dataset import NASTY, build, build_preferences
 
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import RejectCode
@@ -177,3 +177,26 @@ def test_rows_are_told_by_what_they_hold(built, model_dir):
     assert kinds[10] == ["video"]
     assert kinds[11] == ["audio", "video", "video with sound", "several media"]
     assert kinds[12] == ["tools", "text alone"]
+
+
+def test_preference_rows_show_both_answers_and_their_verdicts(omniprep, model_dir, tmp_path):
+    folder = build_preferences(omniprep, model_dir, tmp_path)
+    dataset = PackedDataset(str(folder))
+    data = collect(dataset, load_vocabulary(str(model_dir)))
+    assert data["totals"]["preference"] == {"pairs": 2, "desirable": 1, "undesirable": 1, "ordinary": 3}
+    shown = [row for found in data["browser"] for row in found["rows"]]
+    verdicts = sorted((row["line"], row.get("verdict", ""), "pair" in row) for row in shown)
+    assert verdicts == [
+        *((line, "", False) for line in (1, 2, 3)), (4, "preferred", True), (4, "rejected", True), (5, "preferred", True),
+        (5, "rejected", True), (6, "desirable", False), (7, "undesirable", False),
+    ]  # fmt: skip
+    kinds = {(row["line"], row.get("verdict", "")): row["kinds"] for row in shown}
+    assert kinds[4, "preferred"] == kinds[4, "rejected"] == ["image", "preference pair"]
+    assert kinds[6, "desirable"] == ["preference verdict", "text alone"] and kinds[1, ""] == ["text alone"]
+    texts = {
+        row["verdict"]: "".join("".join(p.get("t", "")) for p in row["parts"]) for row in shown if row["line"] == 4
+    }
+    assert "The better one." in texts["preferred"] and "The worse one." in texts["rejected"]
+    first = [row for entry in choose_bins(dataset.rows, len(dataset), 8) for row in entry.first]
+    verdicts = set(dataset.rows["verdict"].take(first).to_pylist())
+    assert 2 in verdicts and verdicts & {0, 1}, "no pair, or no verdict, is among the rows that bins were chosen for"

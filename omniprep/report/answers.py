@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import DamagedDataError, OmniprepError, UsageError
 from omniprep.inspect.describe import StoredRow, find_row, rows_of_bin
 from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.vocabulary import Vocabulary
 from omniprep.modalities import MODALITIES, media_counts
 from omniprep.report.rejects import read_rejects
-from omniprep.report.rows import PREFERENCE, kinds_of, media_as_json, row_as_json, verdicts_of
+from omniprep.report.rows import PREFERENCE, kinds_of, media_as_json, row_as_json
+from omniprep.shards.dataset import StoredDataset
 
 ROWS_A_PART = 24
 TOKENS_A_PART = 24_000
@@ -41,7 +41,7 @@ class NotFoundError(UsageError):
 class Answers:
     """The answers about one dataset; not for several threads at once."""
 
-    def __init__(self, dataset: PackedDataset, vocabulary: Vocabulary | None) -> None:
+    def __init__(self, dataset: StoredDataset, vocabulary: Vocabulary | None) -> None:
         self.dataset, self.vocabulary = dataset, vocabulary
         self._bins: OrderedDict[int, list[StoredRow]] = OrderedDict()
         self._frames: tuple[tuple[int, int, int], np.ndarray] | None = None
@@ -50,13 +50,12 @@ class Answers:
     def bin(self, number: int, first: int = 0) -> dict[str, Any]:
         """Rows of a bin from the sequence `first` on; "next" is the sequence to go on with, None at the end."""
         stored = self._stored(number)
-        verdicts = verdicts_of(stored)
         shown: list[dict[str, Any]] = []
         tokens = 0
         for position in range(first, min(first + ROWS_A_PART, len(stored))):
             if shown and tokens + stored[position].tokens > TOKENS_A_PART:
                 break
-            shown.append(self._row(number, position, verdicts[position], TOKENS_A_PART))
+            shown.append(self._row(number, position, TOKENS_A_PART))
             tokens += stored[position].tokens
         after = first + len(shown)
         return {
@@ -74,7 +73,7 @@ class Answers:
         stored = self._stored(number)
         if not 0 <= position < len(stored):
             raise NotFoundError(f"bin {number} has no row {position}")
-        return self._row(number, position, verdicts_of(stored)[position], stored[position].tokens)
+        return self._row(number, position, stored[position].tokens)
 
     def _stored(self, number: int) -> list[StoredRow]:
         if not 0 <= number < len(self.dataset):
@@ -86,7 +85,7 @@ class Answers:
             self._bins.popitem(last=False)
         return self._bins[number]
 
-    def _row(self, number: int, position: int, verdict: dict[str, Any], most: int) -> dict[str, Any]:
+    def _row(self, number: int, position: int, most: int) -> dict[str, Any]:
         row = self._stored(number)[position]
 
         def picture(item_number: int, item: MediaItem) -> dict[str, Any]:
@@ -94,9 +93,9 @@ class Answers:
                 return {}
             return {"frames": len(frames), "url": f"picture?bin={number}&row={position}&item={item_number}"}
 
-        kinds = kinds_of(row.arrays, self.vocabulary, self.dataset.record.placeholders, verdict)
+        kinds = kinds_of(row, self.vocabulary, self.dataset.record.placeholders)
         media = media_as_json(media_of(row.arrays), picture)
-        return row_as_json(row, kinds, media, self.vocabulary, most) | verdict | {"position": position}
+        return row_as_json(row, kinds, media, self.vocabulary, most) | {"position": position}
 
     def picture(self, number: int, position: int, item: int, frame: int) -> bytes:
         """A picture, a frame of a video or a spectrogram, pixel by pixel as the shard holds it, as a PNG file."""

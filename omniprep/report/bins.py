@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from omniprep.inspect.describe import StoredRow, rows_of_bin
+from omniprep.inspect.describe import StoredRow, pairs_together, rows_of_bin
 from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.pictures import few
 from omniprep.inspect.vocabulary import Vocabulary
@@ -25,7 +25,6 @@ from omniprep.report.rows import (
     picture_url,
     row_as_json,
     row_id,
-    verdicts_of,
 )
 from omniprep.report.scan import spread
 from omniprep.shards.dataset import StoredDataset
@@ -109,21 +108,23 @@ def _pick(
     text_budget: int, picture_budget: int,
 ) -> tuple[list[dict[str, Any]], int, int]:  # fmt: skip
     """Rows of a bin as JSON, in their order, and the bytes that text and pictures took; at least one row."""
-    wanted = sorted(zip(stored, verdicts_of(stored), strict=True), key=lambda entry: row_id(entry[0]) not in first)
+    wanted = sorted(pairs_together(stored), key=lambda rows: row_id(rows[0]) not in first)[:ROWS_A_BIN]
     thumbnails = Thumbnails(picture_budget)
     # A token takes 5 bytes and more; a page of very many bins holds the beginnings of their rows.
     most = min(TOKENS_A_ROW, max(text_budget // 5, 64))
     picked: dict[int, dict[str, Any]] = {}
     text_used = 0
-    for row, verdict in wanted[:ROWS_A_BIN]:
+    for rows in wanted:  # both answers of a pair, or none
         pictures_left = thumbnails.left
-        kinds = kinds_of(row.arrays, vocabulary, dataset.record.placeholders, verdict)
-        media = media_as_json(media_of(row.arrays), thumbnails)
-        entry = row_as_json(row, kinds, media, vocabulary, most) | verdict
-        size = len(as_json(entry).encode(errors="replace")) - (pictures_left - thumbnails.left)
+        entries = []
+        for row in rows:
+            kinds = kinds_of(row, vocabulary, dataset.record.placeholders)
+            media = media_as_json(media_of(row.arrays), thumbnails)
+            entries.append(row_as_json(row, kinds, media, vocabulary, most))
+        size = len(as_json(entries).encode(errors="replace")) - (pictures_left - thumbnails.left)
         if picked and text_used + size > text_budget:
             break
-        picked[row.start] = entry
+        picked |= {entry["start"]: entry for entry in entries}
         text_used += size
     return [picked[start] for start in sorted(picked)], text_used, picture_budget - thumbnails.left
 

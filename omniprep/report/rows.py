@@ -5,7 +5,7 @@ Tokens that together make one character stay together.
 
 import base64
 import io as memory
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,9 @@ ROW_KINDS = (*MODALITIES, "video with sound", "several media", "tools", *PREFERE
 """What a row may hold, as the filters name it; a row can be of several kinds."""
 
 
-def kinds_of(
-    arrays: Mapping[str, Any],
-    vocabulary: Vocabulary | None,
-    placeholders: Mapping[str, int],
-    verdict: Mapping[str, Any],
-) -> list[str]:
-    """The kinds of a row, of `ROW_KINDS`; `verdict` is what `verdicts_of` has of it."""
+def kinds_of(row: StoredRow, vocabulary: Vocabulary | None, placeholders: Mapping[str, int]) -> list[str]:
+    """The kinds of a row, of `ROW_KINDS`."""
+    arrays = row.arrays
     counts = dict(zip(arrays["layout"].modalities, arrays["row_items"].sum(axis=0).tolist(), strict=True))
     present = [name for name in MODALITIES if counts.get(name)]
     ids = arrays["input_ids"]
@@ -41,8 +37,8 @@ def kinds_of(
         kinds.append("several media")
     if vocabulary is not None and np.isin(ids, tool_tokens(vocabulary)).any():
         kinds.append("tools")
-    if verdict:
-        kinds.append("preference pair" if "pair" in verdict else "preference verdict")
+    if row.verdict:
+        kinds.append("preference verdict" if row.pair is None else "preference pair")
     return kinds if present else [*kinds, "text alone"]
 
 
@@ -60,24 +56,6 @@ def tool_tokens(vocabulary: Vocabulary) -> list[int]:
     return [token for token in vocabulary.special.tolist() if "tool" in vocabulary.decode([token]).lower()]
 
 
-def verdicts_of(rows: Sequence[StoredRow]) -> list[dict[str, Any]]:
-    """What the rows of a bin have of preference, each {} or "verdict", and "pair": the number of its pair in the bin.
-
-    The two answers of a pair are neighbors that came from one row, the preferred one first.
-    """
-    ids = [row_id(row) for row in rows]
-    chosen = [int(row.arrays["chosen"][0]) if "chosen" in row.arrays else -1 for row in rows]
-    firsts = [n for n in range(len(rows) - 1) if ids[n] == ids[n + 1] and (chosen[n], chosen[n + 1]) == (1, 0)]
-    pairs = {n + answer: pair for pair, n in enumerate(firsts) for answer in (0, 1)}
-    found: list[dict[str, Any]] = []
-    for number, verdict in enumerate(chosen):
-        if number in pairs:
-            found.append({"verdict": "preferred" if verdict else "rejected", "pair": pairs[number]})
-        else:
-            found.append({} if verdict < 0 else {"verdict": "desirable" if verdict else "undesirable"})
-    return found
-
-
 def row_id(row: StoredRow) -> int:
     """Number of a row in rows.parquet."""
     return int(row.arrays["row_ids"][0])
@@ -86,9 +64,17 @@ def row_id(row: StoredRow) -> int:
 def row_as_json(
     row: StoredRow, kinds: list[str], media: list[dict[str, Any]], vocabulary: Vocabulary | None, most: int
 ) -> dict[str, Any]:
-    """A row with the first `most` of its tokens; "cut" is how many are left out."""
+    """A row with the first `most` of its tokens; "cut" is how many are left out.
+
+    "verdict" is preferred or rejected of a pair, whose number in the bin is "pair", desirable or undesirable of a row
+    with a label; other rows have none.
+    """
     entry: dict[str, Any] = {name: getattr(row, name) for name in ("source", "line", "bin", "start")}
     entry |= {"tokens": row.tokens, "trained": row.trained, "kinds": kinds, "media": media}
+    if row.verdict:
+        entry["verdict"] = row.verdict
+    if row.pair is not None:
+        entry["pair"] = row.pair
     return entry | {"parts": parts_of(row.arrays, vocabulary, most), "cut": max(row.tokens - most, 0)}
 
 

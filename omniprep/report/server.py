@@ -13,12 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, cast
 from urllib.parse import parse_qs, urlsplit
 
-from omniprep.data.dataset import PackedDataset
 from omniprep.errors import OmniprepError, UsageError
 from omniprep.printable import say
 from omniprep.report.answers import Answers, NotFoundError
 from omniprep.report.assemble import as_json
 from omniprep.report.page import collect, page, vocabulary_or_remark
+from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.manifest import read_manifest
 
 LOOPBACK = "127.0.0.1"
@@ -74,7 +74,7 @@ class Site:
         self._open()
 
     def _open(self) -> None:
-        dataset = PackedDataset(self._uri, check_pixels=self._check_pixels)
+        dataset = StoredDataset(self._uri, check_pixels=self._check_pixels)
         vocabulary, self.remark = vocabulary_or_remark(dataset, self._model)
         data = collect(dataset, vocabulary, shown=0)
         data["statuses"] = dataset.rows["status"].unique().to_pylist()
