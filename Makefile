@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := build/demo
 
-.PHONY: help install demo test test-slow check bench docs clean
+.PHONY: help install demo test test-slow test-lowest check bench docs dist test-install audit clean
 
 help:
 	@echo "make demo    init-model, build, inspect and train on data_samples, on the CPU"
 	@echo "make test    the tests (make test-slow: the long ones)"
+	@echo "make test-lowest  builds and loads with the lowest versions that pyproject.toml allows"
 	@echo "make check   ruff, mypy, generated files up to date"
 	@echo "make bench   the benchmarks, each against its rival"
+	@echo "make dist    wheel and sdist in dist/ (make test-install PYTHON=python3.13: the wheel in an environment of its own)"
+	@echo "make audit   known vulnerabilities of the pinned versions; asks the package index"
 	@echo "make docs    generated pages, and the documentation as a site in build/site"
 
 install: $(STAMP)
@@ -32,6 +35,25 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest tests -m slow
+
+# Bounds that nobody runs are guesses. uv chooses the lowest version of each direct dependency; what those need themselves is
+# current. transformers 4.57 reads, plans, builds and loads (training asks for the bound of the extra), so tests of training
+# are not among these. 6 GB, about 20 minutes on two cores.
+LOWEST := build/lowest
+LOWEST_EXTRAS := s3 report demo delta iceberg lance metrics
+LOWEST_TOOLS := pytest hypothesis jsonschema sqlalchemy webdataset num2words build hatchling "moto[s3,server]"
+LOWEST_TESTS := cli shard_hashes plan samples packing where lake_inputs hostile_tables sources pixel_codec inspect_verify repack observe \
+  media_faults tokens
+test-lowest: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	mkdir -p build
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --only-binary :all: \
+	  $(LOWEST_EXTRAS:%=--extra %) pyproject.toml --output-file $(LOWEST).txt
+	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) $(LOWEST)
+	$(BIN)/uv pip sync --quiet --python $(LOWEST)/bin/python $(LOWEST).txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --constraint $(LOWEST).txt $(LOWEST_TOOLS)
+	$(LOWEST)/bin/python -m pytest -p no:cacheprovider -m "not slow" $(LOWEST_TESTS:%=tests/test_%.py)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -58,6 +80,26 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_tables.py
 	$(BIN)/python -m pdoc --docformat google --output-directory build/api $(API)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict  # with --quiet it would count no warnings
+
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check twine
+	$(BIN)/python -m twine check --strict dist/*
+
+# The wheel as people get it, by any Python: make test-install PYTHON=python3.13. Several GB, for torch.
+INSTALLED := build/installed
+test-install: dist
+	rm -rf $(INSTALLED)
+	$(PYTHON) -m venv $(INSTALLED)/venv
+	wheel=$$(ls dist/*.whl) && $(INSTALLED)/venv/bin/python -m pip install --quiet --disable-pip-version-check "$$wheel[train,demo,report]"
+	cp -r data_samples pipelines $(INSTALLED)/
+	PATH="$(CURDIR)/$(INSTALLED)/venv/bin:$$PATH" bash $(INSTALLED)/pipelines/demo.sh work
+
+# --strict: a package that the index does not know, or an index that does not answer, is no clean result.
+audit: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -29,6 +29,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
     *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
 ]
 
@@ -40,9 +41,9 @@ OPTIONS = set(re.findall(r"--[a-z][a-z0-9-]+", (ROOT / "tests" / "cli_surface.tx
 }
 OTHERS = {
     *("--strict", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--num-processes"),
-    *("--head", "--port", "--address", "--codecs", "--bin-lenght"),
+    *("--head", "--port", "--address", "--codecs", "--bin-lenght", "--rm", "--build-arg"),
 }
-"""Options of other programs (mypy, torchrun, accelerate, ray, benchmarks/storage.py), and one that is misspelled."""
+"""Options of other programs (mypy, torchrun, accelerate, ray, docker, benchmarks/storage.py), and one that is misspelled."""
 SLOW = (
     "README.md",
     "docs/cluster.md",
