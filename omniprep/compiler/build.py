@@ -182,9 +182,7 @@ def plan(
     rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation, more)
     check_preferences(config, rows, splits, receipts, existing)
     if other := sum(receipt["other_prompts"] for receipt in receipts):
-        which = counted(
-            other, "pair has a preferred and a rejected answer", "pairs have preferred and rejected answers"
-        )
+        which = counted(other, "pair has answers", "pairs have answers")
         progress.message(f"{which} to prompts that differ, as the reference reads them: see docs/inputs.md")
     rows.unit_bytes = unit_bytes(ctx)
     occurring = [name for name in ctx.modalities if rows.facts[MODALITIES[name].column].any()]
