@@ -26,20 +26,20 @@ SECONDS = 300
 HEAD = """\
 # Every chat model of transformers, tried
 
-The family `hf` builds any checkpoint that has a processor, a fast tokenizer and a chat template, with the checkpoint's own
-`AutoProcessor`. The other families are faster ways to the same rows ([model families](families.md)).
+The family `hf` builds any checkpoint that has a processor, a fast tokenizer and a chat template, with the
+checkpoint's own `AutoProcessor`. The other families are faster ways to the same rows ([model families](families.md)).
 
 Each type below was tried with transformers {transformers}. A small random checkpoint was made from its own defaults
 (`omniprep init-model --family TYPE`), and then tested with `hf` alone:
 
-- *builds*: rows with text, a system prompt, one image, two images, an image in a later turn, audio and a video (whatever the
-  processor takes) are packed.
+- *builds*: rows with text, a system prompt, one image, two images, an image in a later turn, audio and a video
+  (whatever the processor takes) are packed.
 - *equals*: every id and every bit of every tensor is that of `processor.apply_chat_template(..., tokenize=True)`.
-- *trains*: the logits of the packed rows are those of the class's own forward pass over each row alone (to {tolerance:g} of
-  their size, in float32), and two steps of `omniprep train` run.
+- *trains*: the logits of the packed rows are those of the class's own forward pass over each row alone (to
+  {tolerance:g} of their size, in float32), and two steps of `omniprep train` run.
 
-**{exact} of {all} are exact.** The others are refused with the reason in the last column. `omniprep families --all` prints the
-same for the installed version. This page is written by `python docs/make_chat_models.py`.
+**{exact} of {all} are exact.** The others are refused with the reason in the last column. `omniprep families --all`
+prints the same for the installed version. This page is written by `python docs/make_chat_models.py`.
 
 | type | class | media | builds | equals | trains | refused because |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -9,9 +9,9 @@ PAGE = Path(__file__).resolve().parent / "rejects.md"
 HEAD = """\
 # Why a row was rejected
 
-A row becomes exactly what the reference makes of it, or it is rejected with one of these codes. The code is in the column
-`code` of rows.parquet and, with a message and the row itself, in rejected.jsonl. Codes are stable: a code keeps its
-meaning.
+A row becomes exactly what the reference makes of it, or it is rejected with one of these codes. The code is in the
+column `code` of rows.parquet and, with a message and the row itself, in rejected.jsonl. Codes are stable: a code
+keeps its meaning.
 
 This page is generated from `omniprep/errors.py` by `python docs/make_rejects.py`.
 

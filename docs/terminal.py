@@ -1,13 +1,18 @@
 """Runs a command in a terminal of its own and gives what is on the screen: pictures and transcripts of the pages."""
 
+import fcntl
 import os
 import pty
 import re
 import select
+import struct
 import subprocess
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
+LINES = 60
+"""Height of the terminal."""
 CONTROL = re.compile(r"\x1b\[(\d*)([ABKJGHhl])|\x1b\[\?\d+[hl]|\r\n|[\r\n]")
 COLOR = re.compile(r"\x1b\[[\d;]*m|\x1b\]8;[^\x1b]*\x1b\\")
 """Colors, styles and links, which a Screen keeps."""
@@ -62,7 +67,14 @@ def watch(
         The screen at the command's end (or see `until`), and its exit code.
     """
     leader, follower = pty.openpty()
-    given = {**os.environ, "COLUMNS": str(columns), "LINES": "60", "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
+    given = {
+        **os.environ,
+        "COLUMNS": str(columns),
+        "LINES": str(LINES),
+        "TERM": "xterm-256color",
+        "COLORTERM": "truecolor",
+    }
     given |= {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", **(env or {})}
     given.pop("NO_COLOR", None)
     process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=given, cwd=folder)
