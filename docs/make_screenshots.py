@@ -156,7 +156,7 @@ def main() -> None:
             good = [name for name in inputs if "broken" not in name]
             small = [*program, "build", *good, "--model", options.model, "--bin-length", "640", "--out", str(packed)]
             small += ["--workers", "2", "--shard-size", "256KiB"]
-            busy = show(small, lambda screen: sum("bins" in line for line in screen.lines) >= 2)
+            busy = show(small, lambda screen: sum("bins" in line for line in screen.lines) >= 1)
             typed = "omniprep build chats/*.jsonl --model build/demo/model --bin-length 640 --out packed/ --workers 2"
             save("build", typed, busy)
         show([*build, "--workers", "0", "--overwrite"])
