@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from omniprep.data.collate import collate as collate
     from omniprep.data.collate import stack as stack
     from omniprep.data.loader import loader as loader
+    from omniprep.data.mismatched import mismatched as mismatched
+    from omniprep.data.objective import Objective as Objective
+    from omniprep.data.preference import kto_divergence as kto_divergence
+    from omniprep.data.preference import preference_loss as preference_loss
     from omniprep.data.prompts import read_prompts as read_prompts
     from omniprep.export.prompts import export_prompts as export_prompts
     from omniprep.packing import pack as pack
@@ -26,13 +30,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BinSampler": "omniprep.data",
+    "Objective": "omniprep.data.objective",
     "PackedDataset": "omniprep.data",
     "PackedStream": "omniprep.data",
     "check_model": "omniprep.data",
     "collate": "omniprep.data",
     "export_prompts": "omniprep.export.prompts",
     "loader": "omniprep.data.loader",
+    "kto_divergence": "omniprep.data.preference",
+    "mismatched": "omniprep.data.mismatched",
     "pack": "omniprep.packing",
+    "preference_loss": "omniprep.data.preference",
     "packed_attention": "omniprep.train.own_loop",
     "read_prompts": "omniprep.data.prompts",
     "stack": "omniprep.data",
@@ -43,15 +51,19 @@ _HOMES = {
 
 __all__ = [
     "BinSampler",
+    "Objective",
     "PackedDataset",
     "PackedStream",
     "__version__",
     "check_model",
     "collate",
     "export_prompts",
+    "kto_divergence",
     "loader",
+    "mismatched",
     "pack",
     "packed_attention",
+    "preference_loss",
     "read_prompts",
     "stack",
     "to_model",

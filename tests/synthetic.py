@@ -119,6 +119,7 @@ def write_bins(
     family: str,
     modalities: Sequence[str],
     weighted: bool = False,
+    preferences: bool = False,
     bins_per_shard: int = 1 << 30,
     costs: Sequence[float] | None = None,
     **manifest: Any,
@@ -129,12 +130,14 @@ def write_bins(
         folder: Made.
         bins: In their order; one is held at a time.
         columns: Of the media.
-        family, modalities, weighted: As in `arrow_schema`.
+        family, modalities, weighted, preferences: As in `arrow_schema`.
         bins_per_shard: Bins of a file.
         costs: Of the bins (default: their tokens).
         manifest: More of manifest.json.
     """
-    schema = arrow_schema(tuple(columns), family=family, modalities=tuple(modalities), weighted=weighted)
+    schema = arrow_schema(
+        tuple(columns), family=family, modalities=tuple(modalities), weighted=weighted, preferences=preferences
+    )
     (folder / "shards").mkdir(parents=True)
     entries: list[IndexEntry] = []
     shards = []
@@ -151,7 +154,7 @@ def write_bins(
                         offset=entry.offset,
                         length=entry.length,
                         tokens=tokens,
-                        rows=len(item.row_ids),
+                        rows=len(np.unique(item.row_ids)),
                         patches=sum(len(p) for p in item.media.get("pixel_values", ())),
                         audio_frames=sum(int(f) for f in item.media.get("audio_frames", ())),
                         cost=float(tokens if costs is None else costs[len(entries)]),

@@ -15,6 +15,7 @@ from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError
 from omniprep.shards.manifest import TRUST_FLAGS, parse_manifest
+from omniprep.train.adapter import adapter_config, base_and_adapter
 from omniprep.train.config import InferConfig
 from omniprep.train.facts import (
     FACTS,
@@ -25,7 +26,7 @@ from omniprep.train.facts import (
     read_facts,
     write_facts,
 )
-from omniprep.train.infer import adapter_config, base_and_adapter, build_options, encoded_rows, infer, row_facts
+from omniprep.train.infer import build_options, encoded_rows, infer, row_facts
 
 CHAT = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}]}
 SHAPED = {"system": "You are a terse pirate.", "max_pixels": 50176, "fps": 1.0, "loss_scale": "last_round"}
@@ -258,11 +259,11 @@ def test_an_adapter_has_no_base_model_fetched(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(OmniprepError, match="'evil/model'.*give --base-model"):
-        base_and_adapter(InferConfig(model=str(tmp_path)))
-    assert base_and_adapter(InferConfig(model=str(tmp_path), base_model="mine/model"))[0] == "mine/model"
+        base_and_adapter(str(tmp_path), None)
+    assert base_and_adapter(str(tmp_path), "mine/model")[0] == "mine/model"
     content["base_model_name_or_path"] = str(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-    assert base_and_adapter(InferConfig(model=str(tmp_path)))[0] == str(tmp_path)
+    assert base_and_adapter(str(tmp_path), None)[0] == str(tmp_path)
 
 
 def test_an_adapter_without_weights_asks_nobody(tmp_path, model_dir, omniprep, monkeypatch):

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_helpers import write_dataset, write_model
+from train_helpers import write_dataset, write_model, write_preferences
+
+from omniprep.shards.references import read_references
 
 HERE = Path(__file__).parent
 # Plain gradient descent: Adam would make whole steps out of rounding where a gradient is nothing.
@@ -138,3 +140,27 @@ def test_ranks_resume(files, kind):
     assert [[x[k] for k in keys] for x in again] == [[x[k] for k in keys] for x in whole]
     expected, found = weights(root / f"{kind}_whole"), weights(root / f"{kind}_again")
     assert expected.keys() == found.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "fsdp"), [("dpo", True), ("kto", False), ("kto", True)])
+def test_two_ranks_score_and_prefer_what_one_does_with_two_bins(files, tmp_path, objective, fsdp):
+    """Bins of other numbers of pairs on each rank; KTO's divergence is over the bins of both."""
+    model, _, _ = files
+    sizes, logs, stored = (2, 1, 3, 2, 1, 2), {}, {}
+    for ranks in (1, 2):
+        data = write_preferences(tmp_path / f"data-{ranks}", sizes=sizes, paired=objective == "dpo")
+        options = {"objective": objective, "score": True, "save_steps": 0, "batch_size": 3 - ranks}
+        logs[ranks] = launch(ranks, model, data, tmp_path / f"run-{ranks}", fsdp=fsdp and ranks == 2, **options)
+        stored[ranks] = read_references(str(data), len(sizes))
+    assert stored[1].made_by == stored[2].made_by and (stored[1].begins == stored[2].begins).all()
+    assert stored[2].logps == pytest.approx(stored[1].logps, rel=1e-6)
+    for ours, theirs in zip(logs[2], logs[1], strict=True):
+        for name in (
+            "loss",
+            "rewards/chosen",
+            "rewards/margins",
+            "logps/rejected",
+            *(["kl"] if objective == "kto" else []),
+        ):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name

@@ -23,6 +23,7 @@ from omniprep.train.batches import forward_kwargs as batch_kwargs
 from omniprep.train.compiling import compile_layers, padded
 from omniprep.train.config import TrainConfig
 from omniprep.train.deepspeed import PRESETS, deepspeed_config
+from omniprep.train.forward import ForwardPass
 from omniprep.train.freeze import resolve_parts
 from omniprep.train.liger import use_liger
 from omniprep.train.loss import make_loss_head
@@ -336,7 +337,8 @@ def test_a_model_of_a_plug_in_gets_row_lengths_and_ours_all_numbers(dataset, our
         return SimpleNamespace(losses=1, correct=2)
 
     cpu = SimpleNamespace(device=torch.device("cpu"))
-    trainer = SimpleNamespace(args=cpu, weights_dtype=torch.float32, fused_loss=True, takes_numbers=ours)
+    forward_pass = ForwardPass(fused=True, takes_numbers=ours)
+    trainer = SimpleNamespace(args=cpu, weights_dtype=torch.float32, forward_pass=forward_pass)
     assert BinTrainer.token_losses(trainer, model, batch) == (1, 2)
     assert given["logits_to_keep"].equal(batch["positions"]) and given["targets"].equal(batch["targets"])
     assert ("numbers" in given) == ours and ("row_lengths" in given) != ours

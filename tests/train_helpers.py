@@ -253,6 +253,64 @@ def write_dataset(folder: Path, bins: int = 6, seed: int = 0, weighted: bool = F
     return folder
 
 
+def answer_row(prompt: dict, answer: list[int], *, stored: bool) -> dict:
+    """A prompt of `make_row` with an answer behind it; `stored`: its media stand with this answer."""
+    start = int(prompt["positions"].max()) + 1
+    after = (start + torch.arange(len(answer))).repeat(3, 1)
+    media = {name: prompt[name] if stored else [] for name in ("images", "audios", "videos")}
+    return {
+        "ids": torch.cat([prompt["ids"], torch.tensor(answer)]),
+        "positions": torch.cat([prompt["positions"], after], 1),
+        "prompt": len(prompt["ids"]),
+        **media,
+    }
+
+
+def preference_bin(prompts: list[dict], first_row: int, rng: np.random.Generator, *, paired: bool) -> Bin:
+    """Rows of a preference dataset: pairs whose media are stored once, or single answers with verdicts in turn."""
+    rows, pair_ids, chosen, shared, row_ids, sharing = [], [], [], [], [], []
+    for number, prompt in enumerate(prompts):
+        bits = sum(1 << m for m, name in enumerate(("images", "audios", "videos")) if prompt[name])
+        for side in (1, 0) if paired else ((first_row + number) % 2,):
+            answer = rng.integers(0, 800, int(rng.integers(2, 7))).tolist()
+            second = paired and side == 0
+            rows.append(answer_row(prompt, answer, stored=not second))
+            pair_ids.append(number if paired else -1)
+            chosen.append(side)
+            shared.append(bits if second else 0)
+            row_ids.append(first_row + number)
+            sharing.append(len(answer))
+    item = to_bin(rows, 0, rng, weighted=False)
+    item.labels[:] = -100
+    for end, answer_tokens in zip(item.cu_seqlens[1:].tolist(), sharing, strict=True):
+        item.labels[end - answer_tokens : end] = item.input_ids[end - answer_tokens : end]
+    item.row_ids = np.array(row_ids, np.int32)
+    item.pair_ids, item.chosen, item.shared_media = (np.array(v, np.int32) for v in (pair_ids, chosen, shared))
+    return item
+
+
+def write_preferences(folder: Path, sizes=(2, 1, 3, 2), seed: int = 0, *, paired: bool = True, kinds=KINDS) -> Path:
+    """A small dataset of preference rows: bins of `sizes` rows, of the kinds in turn."""
+    rng = np.random.default_rng(seed)
+    made, first = [], 0
+    for size in sizes:
+        prompts = [make_row(kinds[(first + i) % len(kinds)], rng) for i in range(size)]
+        made.append(preference_bin(prompts, first, rng, paired=paired))
+        first += size
+    counts = {"pairs": first} if paired else {"desirable": first // 2, "undesirable": first - first // 2}
+    everything = {
+        "rows": {"read": first, "packed": first, "rejected": 0},
+        "tokens": 0,
+        "bins": len(made),
+        "labeled_tokens": 1,
+    }
+    write_bins(
+        folder, made, COLUMNS, family="small", modalities=MODALITIES, preferences=True, bin_length=1024,
+        placeholders={"image": IMAGE, "audio": AUDIO, "video": VIDEO}, counts=everything | {"preference": counts},
+    )  # fmt: skip
+    return folder
+
+
 def write_model(folder: Path) -> Path:
     """The small model as a checkpoint with a talker that must survive training."""
     model = small_model()

@@ -10,14 +10,15 @@ from train_helpers import small_family
 
 from omniprep.progress import QuietReporter
 from omniprep.train import run as run_module
+from omniprep.train import score as score_module
 from omniprep.train import widths
 from omniprep.train.batches import Bins
-from omniprep.train.config import TrainConfig
+from omniprep.train.config import ScoreConfig, TrainConfig
 
 
 def main() -> None:
     model, data, out, options = sys.argv[1:]
-    run_module.resolve_family = lambda *_: small_family(Path(model))
+    run_module.resolve_family = score_module.resolve_family = lambda *_: small_family(Path(model))
     if "deepspeed" in options:  # its shared-memory collectives for CPUs would be compiled here: minutes
         import deepspeed
 
@@ -35,6 +36,8 @@ def main() -> None:
             return original(self, number)
 
         Bins.__getitem__ = record
+    if given.pop("score", False):
+        score_module.score(ScoreConfig(model=model, data=(data,), device="cpu", num_workers=0), QuietReporter())
     config = TrainConfig(model=model, data=(data,), out=out, device="cpu", report_to=("none",), **given)
     run_module.train(config, QuietReporter())
 

@@ -39,6 +39,7 @@ COMMANDS = {
     "remove": "Take rows out of a dataset for good.",
     "push": "Upload a dataset to the Hugging Face Hub; resumable.",
     "pull": "Download a pushed dataset.",
+    "score": "Store a reference model's log-probabilities of preference rows.",
     "train": "Train a model on datasets; under torchrun on many GPUs.",
     "infer": "Answer chat rows with a trained model.",
     "families": "Model families: from where, for which checkpoints, limits and options.",
@@ -105,7 +106,7 @@ def cli(ctx: click.Context, plain: bool, log_json: bool) -> None:
         if enabled:
             os.environ[variable] = "1"
     this_command.name = ctx.invoked_subcommand or ""
-    if ctx.invoked_subcommand not in ("train", "infer"):
+    if ctx.invoked_subcommand not in ("train", "infer", "score"):
         collect_seldom()
     if os.environ.get(LOG_JSON):
         this_command.write_json()

@@ -42,7 +42,8 @@ def collate(
         `omniprep.weighted_loss`. cu_seq_lens_q, cu_seq_lens_k: int32 (R+1,), borders of the rows; max_length_q,
         max_length_k: the longest row (int). Of a dataset of preference rows also pair_ids and chosen, int64 (R,): the
         number of each row's pair in the batch (-1: it has no partner), and whether it is the preferred answer (1), the
-        rejected one (0), or has no verdict (-1); the labels are then `omniprep.data.loss.PreferenceLabels`, from which
+        rejected one (0), or has no verdict (-1), and reference_logps, float32 (R,), where `omniprep score` has stored
+        them; the labels are then `omniprep.data.loss.PreferenceLabels`, from which
         no ordinary loss is made. use_cache: False, since with a cache transformers looks for no borders
         and lets the rows see each other. Media, where there are any: grids int64 (items, 3); pixel_values,
         pixel_values_videos (patches, 1176); input_features (clips, 128, frames) with its mask int64 (clips, frames).
@@ -88,6 +89,8 @@ def stack(bins: Sequence[Arrays]) -> dict[str, Any]:
     if bins[0]["layout"].preferences:
         pair_ids, chosen = batch_pairs(bins)
         stacked |= {"pair_ids": torch.from_numpy(pair_ids), "chosen": torch.from_numpy(chosen)}
+        if all("reference_logps" in b for b in bins):
+            stacked["reference_logps"] = torch.from_numpy(np.concatenate([b["reference_logps"] for b in bins]))
     for column in bins[0]["columns"]:
         holding = [b for b in bins if column.name in b]
         if column.load == "none" or not holding:

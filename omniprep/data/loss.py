@@ -20,10 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from omniprep.errors import OmniprepError
 
+LOSS_FIELDS = frozenset({"labels", "loss_scale", "pair_ids", "chosen", "reference_logps"})
+"""Fields of a batch that are of its loss, not arguments of a forward pass that gives logits."""
 NOT_FOR_LANGUAGE_MODELING = (
     "this dataset holds preference rows: a loss of language modeling would train on the rejected answers as on the "
-    "preferred ones. Train with omniprep train --objective dpo, kto or orpo, compute a preference loss from pair_ids "
-    "and chosen of the batch, or build with --preference ignore to train on the preferred answers alone"
+    "preferred ones. Train with omniprep train --objective dpo, kto or orpo, call omniprep.preference_loss, "
+    "or build with --preference ignore to train on the preferred answers alone"
 )
 CHUNK = 1024
 """Positions whose float32 logits exist at once: 1024 positions of 152,064 words are 0.6 GB."""

@@ -8,6 +8,8 @@ import numpy as np
 from omniprep.shards.content import item_sizes
 
 Arrays = Mapping[str, Any]
+OF_SEQUENCES = ("row_ids", "row_items", "chosen", "shared_media", "reference_logps", "reference_kl_logps")
+"""What a bin has an entry of for each row, or answer of a pair."""
 
 
 def cut_row(item: Arrays, row: int) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def cut_rows(item: Arrays, first_row: int, end_row: int) -> dict[str, Any]:
         "columns": item["columns"],
         "layout": item["layout"],
         "cu_seqlens": item["cu_seqlens"][first_row : end_row + 1] - np.int32(start),
-        **{name: item[name][rows] for name in ("row_ids", "row_items", "chosen", "shared_media") if name in item},
+        **{name: item[name][rows] for name in OF_SEQUENCES if name in item},
     }
     if "modalities" in item:
         cut["modalities"] = item["modalities"]

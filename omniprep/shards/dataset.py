@@ -21,10 +21,11 @@ from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.cache import BinCache
 from omniprep.shards.cut import cut_rows
 from omniprep.shards.index import read_index, read_rows
-from omniprep.shards.manifest import read_manifest
+from omniprep.shards.manifest import content_hash, read_manifest
 from omniprep.shards.names import table_name
 from omniprep.shards.pairs import sequences_of_unit, with_repeated_media
 from omniprep.shards.reader import ShardReader, decode, read_schema
+from omniprep.shards.references import References, read_references
 from omniprep.shards.schema import Layout, read_layout
 
 
@@ -152,6 +153,8 @@ class StoredDataset:
         except DamagedDataError as error:
             raise type(error)(f"bin {number}: {self._shards[shard]}: {error}") from error
         self._seen[number] |= pixels != "none"  # which compares none of them with the build's
+        if layout.preferences and self.references is not None:
+            arrays |= self.references.of_bin(number, len(arrays["row_ids"]))
         return with_repeated_media(arrays) if repeat_shared and layout.preferences else arrays
 
     def _is_replaced(self, shard: int) -> bool:
@@ -188,6 +191,14 @@ class StoredDataset:
     def layout(self) -> Layout:
         """What the shards declare: family, modalities, media columns."""
         return read_layout(self.schema, self._shards[0])
+
+    @cached_property
+    def references(self) -> References | None:
+        """The log-probabilities of a reference model that `omniprep score` stored; None where there are none, or only
+        those of another content.
+        """
+        stored = read_references(self.uri, len(self))
+        return stored if stored is not None and stored.made_by.content == content_hash(self.manifest) else None
 
     @property
     def costs(self) -> np.ndarray:
@@ -246,8 +257,8 @@ class StoredDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to a worker: manifest and index, but no open files, and no row table."""
-        kept = ("uri", "verify", "check_pixels", "record", "manifest", "index", "_shards", "_cache")
-        return {name: self.__dict__[name] for name in kept}
+        kept = ("uri", "verify", "check_pixels", "record", "manifest", "index", "_shards", "_cache", "references")
+        return {name: self.__dict__[name] for name in kept if name in self.__dict__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up in another process."""

@@ -7,6 +7,8 @@ message can say which flags the user would have to give.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -228,6 +230,12 @@ def parse_manifest(content: Any, where: str) -> tuple[Manifest, dict[str, Any]]:
         if not manifest.counts.preference:
             del plain["counts"]["preference"]
     return manifest, plain
+
+
+def content_hash(manifest: dict[str, Any]) -> str:
+    """Hash of a dataset's bins, wherever they lie."""
+    shards = [[shard["bins"], shard["sha256"]] for shard in manifest["shards"]]
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
 def _counts_as_json(counts: Counts) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from omniprep.errors import OmniprepError
 
-DATASET_FILES = ("index.parquet", "rows.parquet", "rejected.jsonl", "report.html", "manifest.json")
+REFERENCES = "reference_logps.parquet"
+"""What `omniprep score` writes (references.py)."""
+DATASET_FILES = ("index.parquet", "rows.parquet", "rejected.jsonl", REFERENCES, "report.html", "manifest.json")
 """The files beside the shards, in the order in which they are written and sent: the manifest last."""
 # A number of five digits or more, then optionally a word that identifies the run that wrote the shard.
 _SHARD = re.compile(r"shards/[0-9]{5,12}(?:-[0-9A-Za-z]{1,64})?\.arrow", re.ASCII)

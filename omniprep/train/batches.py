@@ -16,12 +16,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from omniprep.data import PackedDataset, stack, to_model
-from omniprep.data.loss import predicted
+from omniprep.data.loss import LOSS_FIELDS, predicted
+from omniprep.data.objective import Objective
 from omniprep.data.prefetch import HostBatch, OneBuffer, on_device, one_buffer
 from omniprep.data.reading import one_line_errors
 from omniprep.errors import OmniprepError
 from omniprep.modalities import row_kinds
 from omniprep.train.compiling import padded
+from omniprep.train.preference import mismatched_batch, sides_of
 from omniprep.train.stream import BinStream
 from omniprep.train.tower_numbers import TowerGeometry, bin_numbers
 
@@ -88,11 +90,15 @@ class Batcher:
     Attributes:
         geometry: Of the towers of the model that will take the batches, for their `BinNumbers`; None until the model
             is loaded, and for models that take no numbers.
+        objective: What is learned from preference rows; None where answers are learned.
+        placeholders: Ids of the tokens that stand for media, for an objective.
         fillers: Modality → a short row with an item of it. It goes behind the rows of a batch that has none, without
             targets, for a model of any class (any_class.py) whose towers must run in every pass.
     """
 
     geometry: TowerGeometry | None = None
+    objective: Objective | None = None
+    placeholders: tuple[int, ...] = ()
     fillers: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
     def __init__(self, modalities: Sequence[str], sources: Sequence[str] = (), length: int = 0) -> None:
@@ -107,13 +113,20 @@ class Batcher:
             numbers: `BinNumbers` of it, so that no forward pass waits for the device to know them.
             positions, targets (K): Where to predict what. weights (K) or None. kinds (K): index into `kinds` of each
             target's row. sources (K): likewise, or None.
-            tokens: Tokens of the batch, without padding.
+            tokens: Tokens of the batch, without padding. sequences: rows, or answers, of each bin.
+            sides: What the objective compares, and mismatched: the batch by which KTO estimates the divergence; each
+            None where it is not needed.
         """
         labels = torch.from_numpy(np.concatenate([b["labels"] for b in bins]).astype(np.int64))
         scale = None
         if "loss_scale" in bins[0]:
             scale = torch.from_numpy(np.concatenate([b["loss_scale"] for b in bins]).astype(np.float32))
-        positions, targets, weights = predicted(labels, scale)
+        sides = None
+        if self.objective is None:
+            positions, targets, weights = predicted(labels, scale)
+        else:
+            sides = sides_of(self.objective, bins, self.placeholders)
+            positions, targets, weights = sides.positions, sides.targets, None
         kind_of_row = np.concatenate([row_kinds(np.asarray(b["row_items"]).T) for b in bins])
         lengths = np.concatenate([np.diff(b["cu_seqlens"]) for b in bins])
         kinds = torch.from_numpy(np.repeat(kind_of_row, lengths))[positions + 1]
@@ -121,7 +134,12 @@ class Batcher:
         if "sources" in bins[0]:
             row_sources = np.concatenate([b["sources"] for b in bins]).astype(np.int64)
             sources = torch.from_numpy(np.repeat(row_sources, lengths))[positions + 1]
-        stacked = padded(stack(self.filled(bins)), self.length)
+        filled = self.filled(bins)
+        stacked, other = padded(stack(filled), self.length), None
+        if self.objective is not None and self.objective.needs_divergence:
+            other = mismatched_batch(
+                self.objective, bins, filled[len(bins) :], stacked, self.geometry, self.placeholders, self.length
+            )
         return {
             "stacked": stacked,
             "numbers": bin_numbers(stacked, self.geometry),
@@ -131,6 +149,9 @@ class Batcher:
             "kinds": kinds,
             "sources": sources,
             "tokens": len(labels),
+            "sequences": tuple(len(b["row_ids"]) for b in bins),
+            "sides": sides,
+            "mismatched": other,
         }
 
     def filled(self, bins: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -204,6 +225,6 @@ def forward_kwargs(batch: dict[str, Any], device: torch.device, dtype: torch.dty
     kwargs: dict[str, Any] = to_model(batch["stacked"], device, dtype)
     if "input_ids" not in kwargs:
         raise OmniprepError("the dataset gives no input_ids")
-    kwargs.pop("labels", None)
-    kwargs.pop("loss_scale", None)
+    for name in LOSS_FIELDS:
+        kwargs.pop(name, None)
     return kwargs

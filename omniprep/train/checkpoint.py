@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -21,6 +22,8 @@ from omniprep.errors import DamagedDataError, OmniprepError
 from omniprep.shards.typed import parse_json
 
 POSITION = "data_state.json"
+WEIGHTS = ("adapter_model.safetensors", "*.safetensors", "*.bin")
+"""Files of weights; the first kind that a folder has counts."""
 GENERATOR = "model-generator.safetensors"
 COPIED = (
     "tokenizer*", "vocab.json", "merges.txt", "*.tiktoken", "special_tokens_map.json", "added_tokens.json",
@@ -38,6 +41,24 @@ def source_folder(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(model))
+
+
+def weights_hash(folder: Path) -> str:
+    """XXH3-128 of a checkpoint's weights: of every byte of their files (10 GB/s and more), by their names.
+
+    Raises:
+        OmniprepError: There are no files of weights.
+    """
+    files = next((found for kind in WEIGHTS if (found := sorted(folder.glob(kind)))), None)
+    if files is None:
+        raise OmniprepError(f"{folder}: no weights there ({', '.join(WEIGHTS)})")
+    digest = xxhash.xxh3_128()
+    for path in files:
+        digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(16 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def complete(

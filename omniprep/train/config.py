@@ -9,13 +9,22 @@ for LoRA and 1e-5 for full training.
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omniprep.config import Switch, Trust, refuse_undecoded
 from omniprep.errors import UsageError
 
+if TYPE_CHECKING:
+    from omniprep.data.objective import Objective
+
 SWITCHES = ("gradient_checkpointing", "liger")
 """Options of the type `Switch`; train_config.yaml of earlier runs has true and false for them, as may callers."""
+
+PREFERENCE_OPTIONS = (
+    "beta", "loss_type", "label_smoothing", "rpo_alpha", "desirable_weight", "undesirable_weight", "orpo_nll",
+    "other_reference",
+)  # fmt: skip
+"""Options of --objective dpo, kto and orpo."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +50,28 @@ class TrainConfig:
     """Seed of the data order, of new LoRA weights and of dropout."""
     weight_by: Literal["tokens", "bins"] = "tokens"
     """What the weights of --data are shares of."""
+
+    objective: Literal["sft", "dpo", "kto", "orpo"] = "sft"
+    """What is learned: answers (sft), or preferences. dpo and orpo are of pairs, kto of single verdicts (of a pair it
+    takes one each); dpo and kto need `omniprep score` first."""
+    beta: float | None = None
+    """Preferences: how strongly the model is held to its reference; orpo: weight of the odds ratio (default: 0.1)."""
+    loss_type: str | None = None
+    """Preferences, by TRL's names: dpo has sigmoid (default), hinge, ipo, robust, nca_pair, sppo_hard, apo_zero,
+    apo_down and sigmoid_norm; kto has kto (default) and apo_zero_unpaired."""
+    label_smoothing: float = 0.0
+    """dpo, sigmoid and robust: probability that a verdict is wrong."""
+    rpo_alpha: float | None = None
+    """dpo: add so many times the cross entropy of the preferred answers."""
+    desirable_weight: float = 1.0
+    """kto: weight of the losses of desirable answers."""
+    undesirable_weight: float = 1.0
+    """kto: weight of the losses of undesirable answers."""
+    orpo_nll: Literal["sequence", "answer"] = "sequence"
+    """orpo: its cross entropy is that of the preferred sequence, prompt included, as TRL has it, or of the preferred
+    answer alone, as ms-swift has it."""
+    other_reference: bool = False
+    """dpo, kto: take the stored reference log-probabilities though another model than --model made them."""
 
     learning_rate: float | None = None
     """Peak learning rate (default: 1e-5, with --lora 1e-4)."""
@@ -199,8 +230,36 @@ class TrainConfig:
         for good, text in checks:
             if not good:
                 raise UsageError(text)
+        self.check_objective()
         for source in (*self.data, *self.eval_data):
             parse_source(source)
+
+    def check_objective(self) -> None:
+        """Refuse parameters that the objective does not have."""
+        if self.preference is None:
+            given = [name for name in PREFERENCE_OPTIONS if getattr(self, name) != DEFAULTS[name]]
+            if given:
+                raise UsageError(f"--{given[0].replace('_', '-')} needs --objective dpo, kto or orpo")
+        elif self.other_reference and not self.preference.needs_reference:
+            raise UsageError("--other-reference is of --objective dpo and kto: orpo has no reference")
+
+    @property
+    def preference(self) -> "Objective | None":
+        """The objective with its parameters where preferences are learned; None for --objective sft."""
+        if self.objective == "sft":
+            return None
+        from omniprep.data.objective import Objective
+
+        return Objective(
+            name=self.objective,
+            beta=0.1 if self.beta is None else self.beta,
+            loss_type=self.loss_type,
+            label_smoothing=self.label_smoothing,
+            rpo_alpha=self.rpo_alpha,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+            orpo_nll=self.orpo_nll,
+        )
 
     @property
     def peak_lr(self) -> float:
@@ -210,6 +269,10 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All options as YAML types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+"""What each option is where it is not given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,6 +315,43 @@ class InferConfig(Trust):
             )
         if self.dtype not in ("auto", "float32", "bfloat16") or self.device not in ("auto", "cpu", "cuda"):
             raise UsageError("--dtype is auto, float32 or bfloat16; --device is auto, cpu or cuda")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig(Trust):
+    """What `omniprep score` takes."""
+
+    data: tuple[str, ...] = ()
+    """Built datasets of preference rows."""
+    model: str = ""
+    """The reference: the checkpoint that training will begin with, or an adapter of `omniprep train` on one."""
+    base_model: str | None = None
+    """Checkpoint under an adapter (default: the one that the adapter names)."""
+
+    objective: Literal["auto", "dpo", "kto"] = "auto"
+    """What the scores are for: kto needs those of mismatched answers too, a second pass (auto: kto for a dataset with
+    single verdicts)."""
+    batch_size: int = 1
+    """Bins in one forward pass."""
+    num_workers: int = 2
+    """Reader processes of each rank (0: read in this process)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights (auto: bfloat16 on a GPU, float32 on the CPU)."""
+    attn: Literal["auto", "varlen", "flash_attention_2", "flash_attention_3", "sdpa", "flex_attention", "eager"] = (
+        "auto"
+    )
+    """Attention, as for `omniprep train`."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where to compute: a GPU where there is one, or the CPU in any case."""
+    family: str | None = None
+    """Model family (default: found from the checkpoint's config)."""
+    overwrite: bool = False
+    """Compute again what another model computed."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used."""
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise UsageError("--batch-size must be positive, --num-workers 0 or more")
 
 
 def is_regex(text: str | None) -> bool:

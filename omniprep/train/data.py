@@ -16,6 +16,7 @@ from omniprep.packing.mixing import bin_shares
 from omniprep.train.batches import Batcher, BatchLoader, Bins, make_loader, number_sources
 from omniprep.train.checkpoint import read_position
 from omniprep.train.config import TrainConfig, parse_source
+from omniprep.train.preference import placeholder_ids
 from omniprep.train.stream import BinStream, Mixture
 
 SPLIT_SEED = 20  # the evaluation split must not move when --seed does
@@ -67,6 +68,7 @@ def prepare_data(
         tower_costs=tower_work,
     )
     batcher = Batcher(modalities, names, length)
+    batcher.objective, batcher.placeholders = config.preference, placeholder_ids(datasets)
     return RunData(
         bins=bins,
         batcher=batcher,

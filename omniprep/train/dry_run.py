@@ -18,7 +18,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from omniprep.errors import OmniprepError
 from omniprep.progress import Reporter
-from omniprep.shards.cut import cut_row
+from omniprep.shards.cut import cut_rows
+from omniprep.shards.pairs import sequences_of_unit
 from omniprep.train import memory
 from omniprep.train.batches import BatchLoader
 from omniprep.train.config import TrainConfig
@@ -155,7 +156,10 @@ def batch_loss(trainer: Any, data: RunData, bins: list[Any], device: torch.devic
 
     def loss() -> torch.Tensor:
         with trainer.compute_loss_context_manager():  # autocast, with --amp
-            result: torch.Tensor = trainer.compute_loss(trainer.model, batch, num_items_in_batch=len(batch["targets"]))
+            items = trainer.local_items([batch])
+            result: torch.Tensor = trainer.compute_loss(
+                trainer.model, batch, num_items_in_batch=items, everywhere=False
+            )
         return result
 
     return loss
@@ -178,9 +182,18 @@ def advice(trainer: Any, data: RunData, measured: Measured, config: TrainConfig,
     yield f"without --gradient-checkpointing: {peak / memory.GIB:.1f} GiB: {verdict}"
 
 
+def whole_rows(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a bin, each as a bin of its own; both answers of a pair together."""
+    first = 0
+    while first < len(item["row_ids"]):
+        end = first + sequences_of_unit(item, first)
+        yield cut_rows(item, first, end)
+        first = end
+
+
 def shorter_bins(trainer: Any, data: RunData, batch: list[int], config: TrainConfig, device: torch.device) -> str:
     """What fits where the whole batch did not: its first rows, half as many tokens at each try; "" if nothing does."""
-    rows = [cut_row(data.bins[i], r) for i in batch for r in range(len(data.bins[i]["row_ids"]))]
+    rows = [row for i in batch for row in whole_rows(data.bins[i])]
     lengths = [len(row["input_ids"]) for row in rows]
     tokens = sum(lengths)
     while tokens > SHORTEST:

@@ -19,15 +19,15 @@ from omniprep import io
 from omniprep.compiler.encode.single_row import encode_prompt, last_answer
 from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig, RowOptions, build_config
+from omniprep.data.loss import LOSS_FIELDS
 from omniprep.errors import OmniprepError, Reject
 from omniprep.families.context import FamilyContext
-from omniprep.inspect.trust import cached_folder
 from omniprep.progress import Reporter
 from omniprep.rows.columns import parse_columns
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.sources import find_splits, numbered
 from omniprep.shards.manifest import TRUST_FLAGS, read_manifest
-from omniprep.shards.typed import parse_json
+from omniprep.train.adapter import base_and_adapter
 from omniprep.train.any_class import AnyPacked
 from omniprep.train.arguments import quiet_libraries
 from omniprep.train.config import InferConfig
@@ -42,7 +42,7 @@ def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
     line, error (a reject code) and message.
     """
     quiet_libraries()
-    base, adapter = base_and_adapter(config)
+    base, adapter = base_and_adapter(config.model, config.base_model)
     build = build_options(config, base, reporter)
     ctx = family_of(build)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -81,43 +81,6 @@ def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
     elif not done:
         raise OmniprepError(f"no row in {', '.join(config.inputs)}")
     return done
-
-
-def base_and_adapter(config: InferConfig) -> tuple[str, Path | None]:
-    """The checkpoint, and the adapter on it if `--model` is one."""
-    run = Path(config.model)
-    if not (run / "adapter_config.json").is_file():
-        if run.is_dir() and not (run / "config.json").is_file():
-            raise OmniprepError(
-                f"--model {run}: neither a checkpoint (config.json) nor an adapter (adapter_config.json)"
-            )
-        return config.model, None
-    adapter = adapter_config(run / "adapter_config.json")
-    if config.base_model:
-        return config.base_model, run
-    named = adapter.get("base_model_name_or_path")
-    if not named or not isinstance(named, str):
-        raise OmniprepError(f"--model {run} is an adapter that names no base model: give --base-model")
-    base = named if Path(named).is_dir() else cached_folder(named)
-    if base is None:
-        raise OmniprepError(
-            f"--model {run} is an adapter on {named!r:.200}, which is neither a folder here nor in the cache of the "
-            "Hub; an adapter does not have it fetched: give --base-model"
-        )
-    return base, run
-
-
-def adapter_config(path: Path) -> dict[str, Any]:
-    """The configuration of a LoRA adapter, from anyone; refused where PEFT would import a module of its choice."""
-    content = parse_json(path.read_bytes(), str(path))
-    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
-        raise OmniprepError(f"{path}: not the configuration of a LoRA adapter")
-    # Without these PEFT takes the folder's name for a repository of the Hub.
-    if not (path.parent / "adapter_model.safetensors").is_file():
-        raise OmniprepError(f"{path.parent}: an adapter without weights (adapter_model.safetensors is missing)")
-    if content.get("megatron_config") is not None:  # then PEFT imports the module that "megatron_core" names
-        raise OmniprepError(f"{path}: adapters for Megatron, which import code by name, are not loaded")
-    return content
 
 
 def build_options(config: InferConfig, base: str, reporter: Reporter) -> BuildConfig:
@@ -191,7 +154,7 @@ def left_padded(rows: Sequence[dict[str, torch.Tensor]], pad_id: int) -> dict[st
         ),
         "position_ids": torch.cat([pad(r["position_ids"], (g, 0)) for r, g in zip(rows, gaps, strict=True)], -2),
     }
-    packing = {"labels", "loss_scale", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache"}
+    packing = {*LOSS_FIELDS, "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache"}
     for name in dict.fromkeys(name for r in rows for name in r if name not in out and name not in packing):
         parts = [r[name] for r in rows if name in r]
         if parts[0].ndim > 1 and len({p.shape[1:] for p in parts}) > 1:  # spectrograms and masks of other lengths

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from omniprep.data import PackedDataset, stack, to_model
+from omniprep.data.loss import LOSS_FIELDS
 from omniprep.errors import OmniprepError
 from omniprep.shards.cut import cut_row
 from omniprep.train.attention_choice import own_attention
@@ -131,7 +132,7 @@ def check_losses(model: Any, rows: Mapping[str, Row]) -> None:
             positions = compared_positions(model, row)
             targets = positions % 100  # any words
             expected = cross_entropy(logits_at(model, row, positions), targets, reduction="none")
-            arguments = {k: v for k, v in row.items() if k not in ("labels", "loss_scale")} | {"use_cache": False}
+            arguments = {k: v for k, v in row.items() if k not in LOSS_FIELDS} | {"use_cache": False}
             losses = model(**arguments, logits_to_keep=positions, targets=targets).losses
             difference = float((losses - expected).abs().max() / expected.abs().max())
             if not difference <= 10 * ROUNDING.get(computing_type(model), 2e-2):
@@ -334,7 +335,7 @@ def compared_positions(model: Any, row: Row) -> Tensor:
 
 def logits_at(forward: Any, row: Row, positions: Tensor) -> Tensor:
     """Logits (K, words) in float32 at some positions of a row."""
-    arguments = {k: v for k, v in row.items() if k not in ("labels", "loss_scale")} | {"use_cache": False}
+    arguments = {k: v for k, v in row.items() if k not in LOSS_FIELDS} | {"use_cache": False}
     logits: Tensor
     if "logits_to_keep" in inspect.signature(getattr(forward, "forward", forward)).parameters:
         logits = forward(**arguments, logits_to_keep=positions).logits[0]

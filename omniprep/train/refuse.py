@@ -6,7 +6,6 @@ from typing import Any
 
 from omniprep.data import PackedDataset
 from omniprep.data.arguments import registered_loader
-from omniprep.data.loss import NOT_FOR_LANGUAGE_MODELING
 from omniprep.errors import OmniprepError
 from omniprep.shards.schema import LOADS
 from omniprep.train.config import TrainConfig
@@ -58,13 +57,6 @@ def check_datasets(datasets: Sequence[PackedDataset], ctx: Any) -> None:
             raise OmniprepError(
                 f"{uri} has other columns or loss weights than {datasets[0].uri}: build both with the same options"
             )
-
-
-def refuse_preferences(datasets: Sequence[PackedDataset]) -> None:
-    """Refuse preference rows where every labeled token is learned: those of rejected answers are labeled too."""
-    for dataset in datasets:
-        if dataset.layout.preferences:
-            raise OmniprepError(f"{dataset.uri}: {NOT_FOR_LANGUAGE_MODELING}")
 
 
 def other_params(dataset: PackedDataset, ctx: Any) -> str:

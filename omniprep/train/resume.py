@@ -13,20 +13,22 @@ from typing import Any
 
 from omniprep.data import PackedDataset
 from omniprep.errors import OmniprepError
+from omniprep.shards.manifest import content_hash
 from omniprep.train.checkpoint import last_checkpoint, read_position
-from omniprep.train.config import TrainConfig
+from omniprep.train.config import DEFAULTS, TrainConfig
 
 KEPT = (
     "learning_rate", "vit_lr", "aligner_lr", "weight_decay", "adam_beta2", "optimizer", "schedule", "warmup", "lora",
     "lora_rank", "lora_alpha", "target_regex", "freeze_llm", "freeze_vit", "freeze_aligner", "weight_by",
-    "eval_fraction",
+    "eval_fraction", "objective",
 )  # fmt: skip
 """Options that the weights, the optimizer, the schedule or the choice of bins in a checkpoint already hold."""
 ADAMW = {"auto", "adamw_torch", "adamw_torch_fused"}
 """Values of --optimizer with the same states, and the same result but for rounding."""
 FREE = (
     "max_steps", "epochs", "batch_size", "grad_accumulation", "max_grad_norm", "lora_dropout", "dtype", "amp", "attn",
-    "model", "lora_dtype",
+    "model", "lora_dtype", "beta", "loss_type", "label_smoothing", "rpo_alpha", "desirable_weight",
+    "undesirable_weight", "orpo_nll",
 )  # fmt: skip
 """Options that may change from here on, and change the result."""
 
@@ -70,12 +72,6 @@ def identity(config: TrainConfig, datasets: Sequence[PackedDataset], ctx: Any) -
     }
 
 
-def content_hash(manifest: dict[str, Any]) -> str:
-    """Hash of a dataset's bins, wherever they lie."""
-    shards = [[shard["bins"], shard["sha256"]] for shard in manifest["shards"]]
-    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
-
-
 def changes(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     """What is otherwise than when a checkpoint was written: a line each, refused where it may not be."""
     state = read_position(checkpoint)
@@ -87,9 +83,9 @@ def changes(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     if state.get("data") != now["data"]:
         raise OmniprepError(f"--resume {checkpoint}: made with other data: the content of --data changed")
     otherwise = {
-        name: f"--{name.replace('_', '-')} was {before.get(name)}, is {value}"
+        name: f"--{name.replace('_', '-')} was {before.get(name, DEFAULTS[name])}, is {value}"
         for name, value in now["options"].items()
-        if before.get(name) != value and not {before.get(name), value} <= ADAMW
+        if before.get(name, DEFAULTS[name]) != value and not {before.get(name), value} <= ADAMW
     }
     if fixed := [otherwise[name] for name in KEPT if name in otherwise]:
         raise OmniprepError(

@@ -16,7 +16,7 @@ from omniprep.families.context import resolve_family
 from omniprep.progress import Reporter
 from omniprep.train.arguments import quiet_libraries, training_arguments
 from omniprep.train.batches import BatchLoader, make_loader
-from omniprep.train.checkpoint import source_folder
+from omniprep.train.checkpoint import source_folder, weights_hash
 from omniprep.train.checkpointing import choose_checkpointing
 from omniprep.train.config import TrainConfig
 from omniprep.train.console import ConsoleCallback, LastStepCallback
@@ -28,7 +28,13 @@ from omniprep.train.freeze import Parts, compute_frozen_towers_without_gradients
 from omniprep.train.memory import memory_errors_as_one_line
 from omniprep.train.model import add_lora, load_trainable, merge_lora, weights_dtype
 from omniprep.train.packages import check_packages
-from omniprep.train.refuse import check_datasets, check_family, refuse_preferences
+from omniprep.train.preference import (
+    check_mismatches,
+    check_objective,
+    check_references,
+    without_dropout,
+)
+from omniprep.train.refuse import check_datasets, check_family
 from omniprep.train.resume import changes, find_checkpoint, identity
 from omniprep.train.structure import describe_parts
 from omniprep.train.trainer import BinTrainer
@@ -95,8 +101,9 @@ def prepare_run(
     datasets, evaluation = (open_datasets(sources, config) for sources in (config.data, config.eval_data))
     ctx = resolve_family(config.model, _family(config, datasets), config.plugin, None, config.trust_remote_code)
     check_datasets([*datasets, *evaluation], ctx)
-    refuse_preferences([*datasets, *evaluation])
     check_family(ctx, config)
+    for text in check_preferences([*datasets, *evaluation], config):
+        reporter.message(text)
     checkpoint = find_checkpoint(config)
     data = choose_data(prepare_data(datasets, evaluation, config, args, checkpoint))
     this_run = identity(config, datasets, ctx)
@@ -130,6 +137,21 @@ def prepare_run(
     return Run(trainer=trainer, args=args, ctx=ctx, data=data, checkpoint=checkpoint)
 
 
+def check_preferences(datasets: Sequence[PackedDataset], config: TrainConfig) -> list[str]:
+    """Refuse datasets that the objective cannot learn from, or whose reference is not the model that training begins
+    with; what to say about the rest.
+    """
+    objective = config.preference
+    check_objective(datasets, objective)
+    if objective is None or not objective.needs_reference:
+        return []
+    told = check_mismatches(datasets) if objective.needs_divergence else []
+    # All ranks of a machine read the same files: 15 GB of weights take seconds from the cache of its disk.
+    return told + check_references(
+        datasets, objective, config.model, weights_hash(source_folder(config.model)), other=config.other_reference
+    )
+
+
 def base_of(model: Any) -> torch.nn.Module:
     """The model within PEFT's wrapper, or as it is."""
     base: torch.nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -144,6 +166,8 @@ def make_model(
     model, parts = load_trainable(ctx, str(checkpoint) if whole else config.model, config, device, datasets)
     transformers.set_seed(config.seed)
     trained = add_lora(model, parts, config, checkpoint) if config.lora else model
+    if config.preference is not None:
+        without_dropout(trained)
     if pads_widths(device, config.deepspeed):
         pad_widths(trained, config.optimizer)
     compute_frozen_towers_without_gradients(trained, parts)

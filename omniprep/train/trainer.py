@@ -5,7 +5,8 @@ What is ours, and why:
 - Data: one long "epoch" that starts where the checkpoint stopped, so that the Trainer never skips or re-reads
   (stream.py).
 - Loss: terms of labeled tokens, weighted as the reference does, over the number of labeled tokens of the whole step
-  on all ranks: the gradient of a step is that of one big batch, however it is split.
+  on all ranks: the gradient of a step is that of one big batch, however it is split. So it is with preferences, whose
+  losses are divided by the pairs of the step.
 - Checkpoints: whole ones in the original layout, `data_state.json` last. Weights are restored by loading the checkpoint
   itself (run.py), since the Trainer would compare its names with the module's and skip all of them silently.
 """
@@ -22,7 +23,8 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
-from omniprep.data.loss import apply_weights, logits_loss
+from omniprep.data.loss import apply_weights
+from omniprep.data.preference import divergence_of, preference_terms, total_loss
 from omniprep.data.prefetch import moved
 from omniprep.errors import OmniprepError
 from omniprep.train.any_class import AnyPacked
@@ -32,9 +34,11 @@ from omniprep.train.config import TrainConfig
 from omniprep.train.data import RunData
 from omniprep.train.facts import RowFacts, write_facts
 from omniprep.train.flops import StepWork
+from omniprep.train.forward import ForwardPass, touches_towers
 from omniprep.train.freeze import Parts, keep_frozen_in_eval, parameter_groups
 from omniprep.train.isolation import filler_rows
-from omniprep.train.meter import Meter
+from omniprep.train.meter import Meter, metric_means
+from omniprep.train.preference import step_counts
 from omniprep.train.refuse import check_ranks
 from omniprep.train.vision_text import Packed
 from omniprep.train.widths import with_padded_states, without_padding
@@ -79,15 +83,14 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model=model, args=args, eval_dataset=data.evaluation)
         self.loss_is_scaled_for_ga = True
         base: Any = model.get_base_model() if config.lora else model  # type: ignore[operator]
-        self.meter = Meter(data.batcher.kinds, data.batcher.sources, args.device, StepWork(base, parts))
-        touches = "touch_towers" in dir(type(base))
-        self.fused_loss = touches or isinstance(base, AnyPacked)
-        self.takes_numbers = isinstance(base, Packed)
+        self.objective = data.batcher.objective
+        self.meter = Meter(data.batcher.kinds, data.batcher.sources, args.device, StepWork(base, parts), self.objective)
+        self.forward_pass = ForwardPass.of(base)
         trained = {parts.part_of(n) for n, p in base.named_parameters() if p.requires_grad}
         keep_frozen_in_eval(model, parts)
         if isinstance(base, Packed):
             data.batcher.geometry = base.geometry  # before a reader process starts with it
-        if touches:
+        if touches_towers(base):
             # With one rank too: else weights of a tower would decay in a step or not, depending on the number of ranks.
             base.touch_towers = args.world_size > 1 or bool(trained & {"tower", "aligner"})
         elif isinstance(base, AnyPacked):
@@ -113,14 +116,20 @@ class BinTrainer(Trainer):  # type: ignore[misc]
         """The run's batches; not handed to accelerate, which would share them out again."""
         return self.loader
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | int:
-        """Labeled tokens of the step on all ranks."""
-        count = sum(len(b["targets"]) for b in batch_samples)
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """What the step's sums are divided by, on all ranks: its labeled tokens; of preferences `step_counts`."""
+        counts = self.local_items(batch_samples)
         if self.args.world_size == 1:
-            return count
-        filled = torch.full((), count, device=device)  # a copy from the host would wait for the device
+            return counts
+        many = counts if isinstance(counts, tuple) else (counts,)
+        # Filled in on the device: a copy from the host would wait for it.
+        filled = torch.stack([torch.full((), count, dtype=torch.int64, device=device) for count in many])
         summed: Tensor = self.accelerator.reduce(filled)
-        return summed
+        return summed if isinstance(counts, tuple) else summed[0]
+
+    def local_items(self, batches: list[dict[str, Any]]) -> int | tuple[int, int]:
+        """The same of some batches of this rank alone."""
+        return sum(len(b["targets"]) for b in batches) if self.objective is None else step_counts(batches)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Nothing: `compute_loss` takes the batch as it is."""
@@ -130,31 +139,52 @@ class BinTrainer(Trainer):  # type: ignore[misc]
 
     def token_losses(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Losses (K) in float32 and hits (K) of a batch's targets."""
+        kwargs = forward_kwargs(batch, self.args.device, self.weights_dtype)
+        return self.forward_pass.losses(
+            model, kwargs, batch["positions"], batch["targets"], batch["numbers"], self.args.device
+        )
+
+    def divergence(self, model: nn.Module, batch: dict[str, Any], *, everywhere: bool = True) -> Tensor | None:
+        """KTO's estimate of the divergence from the reference: over the sequences of one pass of all ranks (or of this
+        rank alone), as TRL has it; None for an objective without one.
+
+        Before the pass that is learned from: models keep the borders of rows of their last pass for the backward one.
+        """
+        other = batch["mismatched"]
+        if other is None:
+            return None
         device = self.args.device
-        kwargs = forward_kwargs(batch, device, self.weights_dtype)
-        positions, targets = batch["positions"].to(device), batch["targets"].to(device)
-        if self.fused_loss:
-            if self.takes_numbers:
-                kwargs["numbers"] = moved(batch["numbers"], device)
-            else:  # a model of any class, or of a plug-in's own
-                kwargs["row_lengths"] = batch["numbers"].row_lengths
-            out = model(**kwargs, logits_to_keep=positions, targets=targets)
-            return out.losses, out.correct
-        logits = model(**kwargs).logits[0]
-        return logits_loss(logits[positions], targets)
+        with torch.no_grad():
+            passed = {"stacked": {**batch["stacked"], **other.stacked}}
+            kwargs = forward_kwargs(passed, device, self.weights_dtype)
+            sides = moved(other.sides, device)
+            losses, _ = self.forward_pass.losses(model, kwargs, sides.positions, sides.targets, other.numbers, device)
+            sums = torch.stack(divergence_of(losses, sides, other.donors.to(device)))
+        total, count = self.accelerator.reduce(sums) if everywhere else sums
+        return (total / count.clamp(min=1)).clamp(min=0)
 
     def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Any = None,
+        everywhere: bool = True,
     ) -> Tensor:
-        """The step's share of the mean over all labeled tokens, times the ranks, whose gradients are averaged."""
+        """The step's share of the mean over all labeled tokens, or pairs, times the ranks, since these are averaged.
+
+        Without `everywhere` no rank waits for another.
+        """
+        assert num_items_in_batch is not None
+        divergence = self.divergence(model, inputs, everywhere=everywhere)
         losses, correct = self.token_losses(model, inputs)
+        if self.objective is not None:
+            terms = preference_terms(self.objective, losses, moved(inputs["sides"], self.args.device), divergence)
+            self.meter.add(losses, correct, inputs)
+            self.meter.add_metrics(terms.metrics)
+            return total_loss(self.objective, terms, num_items_in_batch) * self.args.world_size
         weighted = apply_weights(losses, inputs["weights"])
         self.meter.add(weighted, correct, inputs)
-        assert num_items_in_batch is not None
         count = (
             num_items_in_batch.clamp(min=1) if isinstance(num_items_in_batch, Tensor) else max(num_items_in_batch, 1)
         )
@@ -235,22 +265,36 @@ class BinTrainer(Trainer):  # type: ignore[misc]
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss and accuracy over the labeled tokens of the evaluation bins, over all ranks."""
+        """Mean loss and accuracy over the evaluation bins, and metrics of preferences, over all ranks."""
         if self.evaluation is None:
             return {}
         self.evaluated_at = self.state.global_step
         self.model_wrapped.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        count = 0
+        objective, device = self.objective, self.args.device
+        names = () if objective is None else objective.metrics
+        # Loss, cross entropy beside it, hits, metrics: their sums, and what each is divided by.
+        totals = torch.zeros(2, 3 + len(names), dtype=torch.float64, device=device)
         with torch.no_grad():
             for batch in self.evaluation:
+                divergence = self.divergence(self.model_wrapped, batch)
                 losses, correct = self.token_losses(self.model_wrapped, self._prepare_inputs(batch))
-                weighted = apply_weights(losses, batch["weights"])
-                sums += torch.stack([weighted.sum().double(), correct.sum().double()])
-                count += len(losses)
-        counts = torch.full((1,), count, dtype=torch.float64, device=self.args.device)
-        total, hits, labeled = self.accelerator.reduce(torch.cat([sums, counts])).tolist()
-        metrics = {"eval_loss": total / max(labeled, 1.0), "eval_token_accuracy": hits / max(labeled, 1.0)}
+                if objective is None:
+                    sums = [apply_weights(losses, batch["weights"]).sum(), losses.new_zeros(()), correct.sum()]
+                    counts: list[float] = [len(losses), 0, len(losses)]
+                else:
+                    sides = moved(batch["sides"], device)
+                    terms = preference_terms(objective, losses, sides, divergence)
+                    values = [terms.metrics[name] for name in names]
+                    hits = (correct * sides.preferred).sum()
+                    sums = [terms.losses, terms.nll, hits, *(value.sum() for value in values)]
+                    counts = [*sides.counts, float(sides.preferred.sum()), *(len(value) for value in values)]
+                totals += torch.stack([torch.stack([part.double() for part in sums]), totals.new_tensor(counts)])
+        sums, counts = self.accelerator.reduce(totals).tolist()
+        loss, nll, accuracy = (total / max(count, 1.0) for total, count in zip(sums[:3], counts[:3], strict=True))
+        if objective is not None:
+            loss += objective.nll_weight * nll
+        metrics = {"eval_loss": loss, "eval_token_accuracy": accuracy}
+        metrics |= {f"eval_{name}": mean for name, mean in metric_means(names, [*sums[3:], *counts[3:]]).items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

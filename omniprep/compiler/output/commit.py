@@ -15,7 +15,7 @@ from omniprep import io
 from omniprep.compiler.output.manifest import write_manifest
 from omniprep.compiler.output.ownfiles import OWN, STATE
 from omniprep.errors import DamagedDataError
-from omniprep.shards.names import table_name
+from omniprep.shards.names import REFERENCES, table_name
 from omniprep.shards.typed import parse_json
 
 TABLES = ("index.parquet", "rows.parquet", "rejected.jsonl")
@@ -65,6 +65,7 @@ def _settle(out: str, manifest: dict[str, Any], tag: str) -> None:
         with io.open_input(source) as old, io.atomic_writer(io.join(out, name)) as new:
             shutil.copyfileobj(old, new, 8 << 20)
     write_manifest(out, manifest)
+    io.remove(io.join(out, REFERENCES))  # of the bins as they were, and of rows that may be removed
     for name in TABLES:
         io.remove(io.join(out, table_name(name, tag)))
 

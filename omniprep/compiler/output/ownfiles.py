@@ -11,6 +11,7 @@ from omniprep.compiler.output.fence import RUN
 from omniprep.compiler.output.holder import LEASE
 from omniprep.errors import DamagedDataError, OmniprepError, UsageError
 from omniprep.rows.table_folders import CATALOG
+from omniprep.shards.names import REFERENCES
 from omniprep.shards.typed import parse_json
 
 FOLDERS = ("receipts", "shards", "plan")
@@ -74,8 +75,8 @@ def remove_own(out: str) -> None:
 
 
 def remove_results(out: str) -> None:
-    """Remove the manifest, and then the tables that it speaks of."""
-    for name in RESULTS:
+    """Remove the manifest, and then the tables that it speaks of, and what `omniprep score` computed."""
+    for name in (*RESULTS, REFERENCES):
         io.remove(io.join(out, name))
 
 
