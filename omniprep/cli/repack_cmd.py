@@ -49,6 +49,11 @@ from omniprep.modalities import KINDS
     type=click.Choice(get_args(PixelCodecName)),
     help="How pixels are stored; source only of datasets in source.  [default: the dataset's]",
 )
+@click.option(
+    "--pad-rows-to",
+    type=click.IntRange(min=0),
+    help="End each row with pad tokens, to a multiple of so many; see build.  [default: rows as they are]",
+)
 @CHECK_PIXELS
 @WORKERS
 @RAY_ADDRESS
@@ -66,6 +71,7 @@ def repack(
     exclude_rows: str,
     exclude_source: tuple[str, ...],
     pixel_codec: str | None,
+    pad_rows_to: int | None,
     check_pixels: CheckPixels,
     workers: Workers,
     ray_address: str | None,
@@ -96,6 +102,7 @@ def repack(
             exclude=exclusions(exclude, exclude_rows, exclude_source),
             overwrite=overwrite,
             pixel_codec=pixel_codec,
+            pad_rows_to=pad_rows_to,
             check_pixels=check_pixels,
             workers=workers,
             ray_address=ray_address,

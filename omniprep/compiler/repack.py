@@ -34,6 +34,7 @@ from omniprep.compiler.encode.copied_bins import (
     forget_copied,
     places_of,
 )
+from omniprep.compiler.encode.row_padding import RowPadding, repack_padding
 from omniprep.compiler.merged_names import merged_names, names_of_one_file, refuse_repeated, renamed_table
 from omniprep.compiler.named_rows import RowNames, exclusions
 from omniprep.compiler.output.copied_rows import Chosen, CopiedRows, with_verdicts
@@ -63,7 +64,7 @@ def repack(
     shard_size: int | None = None, sources: Sequence[str] = (), kinds: Sequence[str] = (),
     exclude: RowNames | None = None, overwrite: bool = False,
     pixel_codec: str | None = None, check_pixels: CheckPixels = "first", workers: Workers = 0,
-    ray_address: str | None = None,
+    ray_address: str | None = None, pad_rows_to: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a new dataset from the rows of finished ones; returns its manifest.
 
@@ -82,6 +83,7 @@ def repack(
         check_pixels: As `omniprep.PackedDataset` takes it.
         workers: As `BuildConfig.workers`. The bytes are the same with any number.
         ray_address: A running Ray cluster.
+        pad_rows_to: As `BuildConfig.pad_rows_to` (default: rows as they are).
 
     Raises:
         OmniprepError: Datasets that do not fit together, or `out` holds something else.
@@ -94,11 +96,12 @@ def repack(
         datasets = [StoredDataset(uri, verify="first", check_pixels=check_pixels) for uri in uris]
         refuse_repeated(datasets)
         _check_alike(datasets)
+        padding = repack_padding(datasets, pad_rows_to)
         pixel_codec = pixel_codec or chosen_codec(datasets[0].layout.columns)
         if pixel_codec == "source":
             _check_files(datasets)
         changed = {"bin_length": bin_length, "out": out, "seed": seed, "shard_size": shard_size}
-        changed |= {"workers": workers, "ray_address": ray_address}
+        changed |= {"workers": workers, "ray_address": ray_address, "pad_rows_to": pad_rows_to}
         config = _config(datasets, {**changed, "pixel_codec": pixel_codec, "overwrite": overwrite or None})
         exclude = exclude or exclusions((), "", ())
         chosen = choose(datasets, sources, kinds, exclude)
@@ -118,20 +121,20 @@ def repack(
         config,
         identity,
         progress,
-        lambda lease, shown: _repack(datasets, config, chosen, identity, lease, shown, check_pixels),
+        lambda lease, shown: _repack(datasets, config, chosen, identity, lease, shown, check_pixels, padding),
     )
 
 
 def _repack(
     datasets: Sequence[StoredDataset], config: BuildConfig, chosen: Chosen, identity: BuildIdentity, lease: Lease,
-    progress: Reporter, check_pixels: CheckPixels,
+    progress: Reporter, check_pixels: CheckPixels, padding: RowPadding,
 ) -> dict[str, Any]:  # fmt: skip
-    rows = _rows(chosen, config)
+    rows = _rows(chosen, config, padding, [dataset.record.config.pad_rows_to for dataset in datasets])
     rows.unit_bytes = {**QWEN_BYTES, **datasets[0].record.unit_bytes}
     assignment = assign_bins(rows, config)
     plan_hash = freeze(config.out, rows, assignment, config, lease.generation)
     sources = tuple(CopySource(entry["source"], entry["sha256"]) for entry in identity.inputs)
-    tasks = _tasks(sources, datasets, config, chosen, assignment, lease, check_pixels)
+    tasks = _tasks(sources, datasets, config, chosen, assignment, lease, check_pixels, padding)
     try:
         with ray_session(config.workers, config.ray_address):
             stage = Stage(name="repack", out=config.out, workers=config.workers, progress=progress, lease=lease)
@@ -153,7 +156,7 @@ def _seconds(rows: Rows, assignment: Assignment, config: BuildConfig) -> list[fl
 
 def _tasks(
     sources: tuple[CopySource, ...], datasets: Sequence[StoredDataset], config: BuildConfig, chosen: Chosen,
-    assignment: Assignment, lease: Lease, check_pixels: CheckPixels,
+    assignment: Assignment, lease: Lease, check_pixels: CheckPixels, padding: RowPadding,
 ) -> list[CopyTask]:  # fmt: skip
     """A task a shard, each with what it needs to know of its own rows alone: it may travel to another machine."""
     layout = datasets[0].layout
@@ -186,6 +189,7 @@ def _tasks(
                 borders=borders - borders[0],
                 pixels="files" if config.pixel_codec == "source" else "arrays",
                 check_pixels=check_pixels,
+                padding=padding,
             )
         )
     return tasks
@@ -309,11 +313,6 @@ def _check_alike(datasets: Sequence[StoredDataset]) -> None:
         # A merge may have preference rows and ordinary ones, as a build with --preference mixed.
         if dataclasses.replace(without_codec(dataset.layout), preferences=False) != alike:
             raise OmniprepError(f"{dataset.uri}: its shards hold other columns than those of {first.uri}")
-        if dataset.record.config.pad_rows_to != first.record.config.pad_rows_to:
-            raise OmniprepError(
-                f"{dataset.uri}: its rows end in pad tokens to multiples of {dataset.record.config.pad_rows_to} "
-                f"(--pad-rows-to), those of {first.uri} of {first.record.config.pad_rows_to}; build both alike"
-            )
         for name in ("tokenizer_sha256", "preprocessor_sha256"):
             if dataset.manifest.get(name) != first.manifest.get(name):
                 raise OmniprepError(f"{dataset.uri}: made with another {name.removesuffix('_sha256')} than {first.uri}")
@@ -348,7 +347,8 @@ def _config(datasets: Sequence[StoredDataset], given: dict[str, Any]) -> BuildCo
     return dataclasses.replace(before, inputs=tuple(inputs), **changed)
 
 
-def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
+def _rows(chosen: Chosen, config: BuildConfig, padding: RowPadding, multiples: Sequence[int]) -> Rows:
+    """Facts of the rows; `multiples`: what those of each dataset are padded to before."""
     table = chosen.table
     lengths = table["length"].fill_null(0).to_numpy().astype(np.int32)
     codes = np.array(table["code"].to_pylist(), object)
@@ -356,8 +356,11 @@ def _rows(chosen: Chosen, config: BuildConfig) -> Rows:
     if "verdict" in table.column_names:  # a limit of rows is one of each answer of a pair
         pairs, first = table["verdict"].to_numpy() == Verdict.PAIR, table["chosen_length"].to_numpy()
         longest = np.where(pairs, np.maximum(first, lengths - first), lengths)
+    # As long as the longest row without pad tokens, and those that its dataset put behind it.
+    limits = np.array([config.row_limit + (-config.row_limit % max(m, 1)) for m in multiples])[chosen.dataset]
+    lengths = padding.padded(lengths)
     for long, code in (
-        (longest > config.stored_limit, RejectCode.ROW_TOO_LONG),
+        (longest > limits, RejectCode.ROW_TOO_LONG),
         (pairs & (lengths > config.bin_length), RejectCode.PAIR_EXCEEDS_BIN),
         (~pairs & (lengths > config.bin_length), RejectCode.ROW_EXCEEDS_BIN),
     ):

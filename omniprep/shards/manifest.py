@@ -133,6 +133,8 @@ class Manifest:
     """`model_type`s of its config.json whose classes take the batches; () in datasets built before it was written."""
     placeholders: Mapping[str, int] = field(default_factory=dict)
     """Modality → id of the token that stands for its items; {} in datasets built before it was written."""
+    pad_token: int | None = None
+    """Token that --pad-rows-to ends rows with; None where the tokenizer has none, or before it was written."""
     bin_length: int = 0
     fill: float = 0.0
     counts: Counts | None = None

@@ -16,6 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from omniprep import io
+from omniprep.compiler.encode.row_padding import NO_PADDING, RowPadding, following
 from omniprep.compiler.encode.shard_file import ShardFile
 from omniprep.compiler.run.tasks import Receipt, ShardTask
 from omniprep.errors import DamagedDataError
@@ -89,11 +90,12 @@ class CopyTask(ShardTask):
     pixels: Literal["arrays", "files"]
     """With "files", what is stored as files is copied as such (`StoredDataset.load`)."""
     check_pixels: CheckPixels = "first"
+    padding: RowPadding = NO_PADDING
 
     def run(self) -> Receipt:
         """As `Task.run`."""
         preferences = read_layout(self.schema).preferences
-        copier = _copier(self.sources, self.pixels, self.check_pixels, preferences)
+        copier = _copier(self.sources, self.pixels, self.check_pixels, preferences, self.padding)
         with ShardFile(self.out, self.number, self.schema, self.generation) as shard:
             for number in range(len(self.borders) - 1):
                 rows = slice(int(self.borders[number]), int(self.borders[number + 1]))
@@ -104,11 +106,12 @@ class CopyTask(ShardTask):
 
 @lru_cache(maxsize=1)
 def _copier(
-    sources: tuple[CopySource, ...], pixels: Literal["arrays", "files"], check_pixels: CheckPixels, preferences: bool
-) -> "BinCopier":
+    sources: tuple[CopySource, ...], pixels: Literal["arrays", "files"], check_pixels: CheckPixels, preferences: bool,
+    padding: RowPadding,
+) -> "BinCopier":  # fmt: skip
     """The copier of a process, which keeps old bins from one task to the next."""
     datasets = [StoredDataset(entry.uri, check_pixels=check_pixels) for entry in sources]
-    return BinCopier(datasets, pixels, preferences=preferences)
+    return BinCopier(datasets, pixels, preferences=preferences, padding=padding)
 
 
 def forget_copied() -> None:
@@ -137,7 +140,8 @@ class BinCopier:
     """Makes bins of rows of finished datasets; see the module for what is kept."""
 
     def __init__(
-        self, datasets: Sequence[StoredDataset], pixels: Literal["arrays", "files"], *, preferences: bool = False
+        self, datasets: Sequence[StoredDataset], pixels: Literal["arrays", "files"], *, preferences: bool = False,
+        padding: RowPadding = NO_PADDING,
     ) -> None:  # fmt: skip
         """`preferences`: whether the new shards have the columns of preference rows; old ones may be of both kinds."""
         self._datasets, self._pixels = datasets, pixels
@@ -146,7 +150,7 @@ class BinCopier:
         layout = datasets[0].layout
         self._columns = layout.columns
         self._weighted, self._modalities = layout.weighted, len(layout.modalities)
-        self._preferences = preferences
+        self._preferences, self._padding = preferences, padding
         self._token_columns = [column.name for column in layout.columns if column.kind == "tokens"]
         stored = codec_names(layout.columns) if pixels == "files" else {}
         self._file_columns = [name for name, codec in stored.items() if codec == "source"]
@@ -180,20 +184,28 @@ class BinCopier:
                 inner[row] = [old.borders[place + 1] - start, end - old.borders[place + 1]]
             if old.paired is not None:
                 verdicts[row] = {name: old.arrays[name][place:last] for name in ("chosen", "shared_media")}
+            missing = self._padding.missing(length)
+            if missing:
+                ids.append(np.full(missing, self._padding.token, old.ids.dtype))
+                labels.append(np.full(missing, -100, old.labels.dtype))
+                weights.append(np.zeros(missing, np.float32))
             if not any(old.has_media[place:last]):
                 items += [no_items] * (last - place)
                 for name in self._token_columns:
                     media[name].append(old.arrays[name][start:end])
-                continue
-            cut = cut_rows(old.arrays, place, last)
-            items.append(cut["row_items"])
-            if "position_ids" in cut:  # of a row without media the build keeps none: they are the plain range
-                positions[row] = cut["position_ids"]
-            for name, parts in _media_items(cut).items():
-                media[name] += parts
-            for name in self._file_columns:
-                files[name] += cut.get("files", {}).get(name, [])
-        lengths = places.length
+            else:
+                cut = cut_rows(old.arrays, place, last)
+                items.append(cut["row_items"])
+                if "position_ids" in cut:  # of a row without media the build keeps none: they are the plain range
+                    positions[row] = following(cut["position_ids"], missing)
+                for name, parts in _media_items(cut).items():
+                    media[name] += parts
+                for name in self._file_columns:
+                    files[name] += cut.get("files", {}).get(name, [])
+            if missing:
+                for name in self._token_columns:  # 0 is text
+                    media[name].append(np.zeros(missing, old.arrays[name].dtype))
+        lengths = own_lengths = self._padding.padded(places.length)
         if inner:
             lengths = np.array([n for row, own in enumerate(lengths.tolist()) for n in inner.get(row, [own])], np.int64)
             row_ids = np.repeat(row_ids, [len(inner.get(row, [0])) for row in range(len(row_ids))])
@@ -201,7 +213,7 @@ class BinCopier:
             input_ids=np.concatenate(ids),
             labels=np.concatenate(labels),
             loss_scale=np.concatenate(weights) if self._weighted else None,
-            position_ids=_joined_positions(positions, places.length, inner) if positions else None,
+            position_ids=_joined_positions(positions, own_lengths, inner) if positions else None,
             cu_seqlens=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]).astype(np.int32),
             row_ids=row_ids.astype(np.int32),
             row_items=np.concatenate(items),

@@ -20,6 +20,7 @@ from omniprep.compiler.output.manifest import versions
 from omniprep.compiler.output.paths import plan_path
 from omniprep.compiler.pack import Assignment, Rows
 from omniprep.compiler.plan.file import read_rejects
+from omniprep.compiler.plan.padding import pad_token
 from omniprep.compiler.plan.split_task import merge_unread, rejected_json
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
@@ -74,6 +75,7 @@ class Planned:
             "model": self.config.model,
             "model_types": list(model_types(ctx.config)),
             "placeholders": {modality: ctx.placeholder_id(modality) for modality in ctx.modalities},
+            "pad_token": pad_token(ctx),
             "tokenizer_sha256": ctx.tokenizer_sha256,
             "preprocessor_sha256": hashlib.sha256(json.dumps(ctx.preprocessor, sort_keys=True).encode()).hexdigest(),
             "versions": {**versions(), **ctx.versions},

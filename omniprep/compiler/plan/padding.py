@@ -22,15 +22,18 @@ def with_pad_tokens(
     missing = -length % config.pad_rows_to if config.pad_rows_to else 0
     if not missing:
         return ids, weights, length
-    padding = np.full(missing, _pad_token(ctx), ids.dtype)
+    token = pad_token(ctx)
+    if token is None:
+        raise UsageError(f"--pad-rows-to: the tokenizer of {ctx.spec.model} has no pad_token and no eos_token")
+    padding = np.full(missing, token, ids.dtype)
     return np.concatenate([ids, padding]), np.concatenate([weights, np.zeros(missing, weights.dtype)]), length + missing
 
 
 @lru_cache(maxsize=8)
-def _pad_token(ctx: FamilyContext) -> int:
-    """Id of the tokenizer's pad token, else of the one that ends a text; never one that stands for media."""
+def pad_token(ctx: FamilyContext) -> int | None:
+    """Id of the tokenizer's pad token, else of the one that ends a text, if any; never one that stands for media."""
     media = {ctx.placeholder_id(modality) for modality in ctx.modalities}
     for token in (ctx.special_tokens.pad_token_id, ctx.special_tokens.eos_token_id):
         if isinstance(token, int) and token not in media:
             return token
-    raise UsageError(f"--pad-rows-to: the tokenizer of {ctx.spec.model} has no pad_token and no eos_token")
+    return None
