@@ -27,14 +27,19 @@ from terminal import Screen, watch
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 COLUMNS = 110
-NAMES = ("plan", "build", "inspect", "rejected", "report", "compare", "serve")
+NAMES = ("plan", "build", "inspect", "report", "compare", "serve")
 
 
 def show(command: list[str], until: Callable[[Screen], bool] | None = None) -> Screen:
-    """What a command shows; its failure ends this program."""
+    """What a command shows, without paths of this machine; its failure ends this program."""
     screen, code = watch(command, ROOT, COLUMNS, until)
     if code:
         raise SystemExit(screen.text())
+    # --out and --model, as the picture's command has them.
+    for option, typed in (("--out", "packed"), ("--model", "build/demo/model")):
+        if option in command:
+            given = command[command.index(option) + 1]
+            screen.lines = [line.replace(given, typed) for line in screen.lines]
     return screen
 
 
@@ -152,25 +157,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="omniprep-pictures-") as folder:
         packed = Path(folder) / "packed"
         build = [*program, "build", *inputs, *given, "--out", str(packed)]
+        good = [name for name in inputs if "broken" not in name]
         if "build" in options.names:
-            good = [name for name in inputs if "broken" not in name]
             small = [*program, "build", *good, "--model", options.model, "--bin-length", "640", "--out", str(packed)]
             small += ["--workers", "2", "--shard-size", "256KiB"]
-            busy = show(small, lambda screen: sum("bins" in line for line in screen.lines) >= 1)
+            busy = show(small, lambda screen: any("worker" in line and "bin" in line for line in screen.lines))
             typed = "omniprep build chats/*.jsonl --model build/demo/model --bin-length 640 --out packed/ --workers 2"
             save("build", typed, busy)
         show([*build, "--workers", "0", "--overwrite"])
         if "plan" in options.names:
             more = ["--workers", "0", "--compare", "max-pixels=50176", "--quiet"]
-            shown = show([*program, "plan", *inputs, *given, *more])
-            save("plan", f"omniprep plan data_samples/*.jsonl {said} --compare max-pixels=50176 --quiet", shown)
+            shown = show([*program, "plan", *good, *given, *more])
+            save("plan", f"omniprep plan chats/*.jsonl {said} --compare max-pixels=50176 --quiet", shown)
         row = "data_samples/images.jsonl:5"
         if "inspect" in options.names:
             shown = show([*program, "inspect", str(packed), "--row", row])
             save("inspect", f"omniprep inspect packed/ --row {row}", shown)
-        if "rejected" in options.names:
-            shown = show([*program, "inspect", str(packed), "--rejected", "--limit", "3"])
-            save("rejected", "omniprep inspect packed/ --rejected --limit 3", shown)
         if "report" in options.names:
             save_report(packed)
         if "compare" in options.names:
