@@ -12,8 +12,9 @@ import torch
 from conftest import SAMPLES
 from test_parity import MEDIA, _load, compare, json_types
 
-from omniprep import PackedDataset, collate
+from omniprep import PackedDataset, PackedStream, collate, loader
 from omniprep.config import BuildConfig
+from omniprep.data.loss import PreferenceLabels
 from omniprep.errors import OmniprepError, Reject
 
 preference = _load("preference_cases")
@@ -137,6 +138,37 @@ def test_chosen_and_rejected_are_read_as_the_same_pair(name, model_dir):
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             assert torch.equal(ours[key], value) if isinstance(value, torch.Tensor) else ours[key] == value, key
+
+
+def test_columns_of_other_names_are_renamed_to_those_of_pairs(model_dir):
+    row = {"frage": "<image>q", "better": "r", "worse": "n", "bild": "rgb.jpg", "bild2": "gray.png"}
+    names = ("query=frage", "chosen=better", "rejected=worse", "images=bild", "rejected_images=bild2")
+    found = answers_of(row, model_dir, MEDIA, columns=names)
+    plain = {
+        "query": "<image>q",
+        "response": "r",
+        "rejected_response": "n",
+        **PICTURES,
+        "rejected_images": ["gray.png"],
+    }
+    for ours, theirs in zip(found, answers_of(plain, model_dir, MEDIA), strict=True):
+        same(ours, theirs)
+    content = [{"type": "image", "path": "rgb.jpg"}, {"type": "text", "text": "q"}]
+    typed = {"messages": [user(content), answer("r")], "worse": "n"}
+    pair = answers_of(typed, model_dir, MEDIA, columns=("rejected_response=worse", "content.image=path"))
+    assert [len(found["image_grid_thw"]) for found in pair] == [1, 1]
+
+
+def test_a_table_may_have_both_columns_of_rejected_answers(model_dir):
+    rows = [
+        {**PAIR, "rejected_messages": None},
+        {"messages": PAIR["messages"], "rejected_response": None, "rejected_messages": [user("q"), answer("n")]},
+        {**PAIR, "chosen": None, "rejected": None, "label": None},
+    ]
+    first, *others = [answers_of(row, model_dir, MEDIA) for row in rows]
+    for other in others:
+        for ours, theirs in zip(first, other, strict=True):
+            same(ours, theirs)
 
 
 def test_prompt_and_completion_of_trl_have_a_verdict(model_dir):
@@ -291,6 +323,45 @@ def test_a_batch_of_several_bins_numbers_its_pairs(pairs):
     ids = batch["pair_ids"].tolist()
     assert ids[::2] == ids[1::2] == list(range(len(ids) // 2)) and batch["pair_ids"].dtype == torch.int64
     assert sum(np.diff(batch["cu_seq_lens_q"])) == batch["input_ids"].shape[1]
+
+
+def test_every_way_to_a_batch_has_pairs(pairs):
+    ds = PackedDataset(pairs)
+    (batch,) = loader(ds, batch_size=len(ds), rank=0, world=1)
+    streamed = ds.collate(list(PackedStream(ds, rank=0, world=1)))
+    for found in (batch, streamed):
+        assert found["pair_ids"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+        assert found["chosen"].tolist() == [1, 0] * 6 and isinstance(found["labels"], PreferenceLabels)
+    (moved,) = loader(ds, batch_size=len(ds), num_workers=1, rank=0, world=1)
+    assert torch.equal(moved["pair_ids"], batch["pair_ids"]) and isinstance(moved["labels"], PreferenceLabels)
+
+
+def test_weights_and_pad_tokens_are_of_each_answer(folder, build):
+    answers = ["<tool_call>a</tool_call> b c", "d"]
+    row = {"messages": [user("q"), answer(answers[0])], "rejected_response": answers[1]}
+    source = write(folder / "weighted.jsonl", [row, PAIR])
+    out, _ = build(source, "weighted", "--loss-scale", "hermes", "--pad-rows-to", 16)
+    ds = PackedDataset(out)
+    assert (np.diff(ds[0]["cu_seqlens"]) % 16 == 0).all()
+    batch = ds.row(str(source), 1)
+    first, second = np.split(batch["labels"].loss_scale[0].numpy(), [int(batch["cu_seq_lens_q"][1])])
+    assert set(first) == {0.0, 1.0, 2.0} and set(second) == {0.0, 1.0}
+    assert isinstance(batch["labels"], PreferenceLabels)
+
+
+def test_the_hubs_preview_has_both_answers(pairs):
+    import io
+
+    import pyarrow.parquet as pq
+
+    from omniprep.hub.preview import preview
+    from omniprep.inspect.vocabulary import vocabulary_of
+
+    ds = PackedDataset(pairs)
+    table = pq.read_table(io.BytesIO(preview(ds, vocabulary_of(ds, None))["parquet"]))
+    first = table.to_pylist()[0]
+    assert first["verdict"] == "pair" and first["rejected_messages"][-1]["content"] == "It is not 0."
+    assert first["messages"][-1]["content"] == "It is 0."
 
 
 def test_the_answers_are_those_of_rows_of_their_own(pairs, rows, folder, build):
@@ -539,6 +610,53 @@ def test_pairs_of_any_chat_model(model_type, tmp_path):
         for batch in (found, expected):
             batch.pop("chosen")
         same(found, expected)
+
+
+def test_shared_media_of_every_kind_of_column_are_repeated():
+    """A vector an item, one a row, arrays of one shape, of shapes of their own, and spectrograms."""
+    from omniprep.shards.pairs import with_repeated_media
+    from omniprep.shards.schema import Column, Layout, arrow_schema, read_layout
+
+    columns = (
+        Column(name="grid", modality="image", kind="items", shape=(2,)),
+        Column(name="pixels", modality="image", kind="flat", dtype="uint8", shape=(3,), sizes="prod(grid)"),
+        Column(name="tiles", modality="image", kind="flat", dtype="float32", shape=(0,)),
+        Column(name="of_row", modality="image", kind="rows", shape=(1,)),
+        Column(name="clips", modality="audio", kind="items", load="none"),
+        Column(
+            name="mel", modality="audio", kind="flat", dtype="bfloat16", shape=(2,), sizes="clips", load="mel",
+            params={"mask": "mel_mask", "pad_to": None},
+        ),
+    )  # fmt: skip
+    layout: Layout = read_layout(arrow_schema(columns, family="f", modalities=("image", "audio"), preferences=True))
+    item = {
+        "columns": layout.columns,
+        "modalities": layout.modalities,
+        "layout": layout,
+        "cu_seqlens": np.arange(5, dtype=np.int32),
+        "row_ids": np.array([0, 0, 1, 1]),
+        # The first pair shares its two pictures and has a sound of its own in each answer; the second is the other way.
+        "row_items": np.array([[2, 1], [0, 1], [1, 1], [1, 0]]),
+        "pair_ids": np.array([0, 0, 1, 1]),
+        "chosen": np.array([1, 0, 1, 0]),
+        "shared_media": np.array([0, 0b01, 0, 0b10]),
+        "grid": np.array([[1, 1], [1, 2], [2, 1], [1, 1]]),
+        "pixels": np.arange(18, dtype=np.uint8).reshape(6, 3),
+        "tiles_shapes": np.array([[1, 2], [1, 1], [1, 3], [2, 1]]),
+        "tiles": np.arange(8, dtype=np.float32),
+        "of_row": np.array([[10], [11], [12]]),
+        "clips": np.array([1, 2, 3]),
+        "mel": np.arange(12, dtype=np.uint16),
+    }
+    found = with_repeated_media(item)
+    assert found["row_items"].tolist() == [[2, 1], [2, 1], [1, 1], [1, 1]] and "shared_media" not in found
+    assert found["grid"].tolist() == [[1, 1], [1, 2], [1, 1], [1, 2], [2, 1], [1, 1]]
+    assert found["pixels"][:, 0].tolist() == [0, 3, 6, 0, 3, 6, 9, 12, 15]
+    assert found["tiles"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7]
+    assert found["tiles_shapes"].tolist() == [[1, 2], [1, 1], [1, 2], [1, 1], [1, 3], [2, 1]]
+    assert found["of_row"].tolist() == [[10], [10], [11], [12]]
+    assert found["clips"].tolist() == [1, 2, 3, 3]
+    assert found["mel"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 6, 7, 8, 9, 10, 11]
 
 
 def test_damaged_pairs_are_refused(pairs):

@@ -82,11 +82,14 @@ def split_answers(raw: Any, preference: Preference, columns: Columns = ()) -> An
     own = _own_columns(row)
     if not own:
         return _ordinary(raw, preference)
-    has_rejected = "rejected_response" in own or "rejected_messages" in own
     offered = all(name in own and isinstance(own[name], (*_TEXTS, type(None))) for name in ("chosen", "rejected"))
-    is_pair = preference != "kto" and (has_rejected or offered)
+    names: list[str] = []
+    if preference != "kto":
+        names += [name for name in ("rejected_response", "rejected_messages") if name in own]
+        names += ["chosen", "rejected"] if offered else []
+    given = {name for name in names if own[name] is not None}  # a table has all columns, null in rows of other kinds
     is_verdict = preference == "kto" or (preference != "pairs" and isinstance(own.get("label"), bool))
-    if is_pair and is_verdict:
+    if given and is_verdict:
         raise Reject(
             RejectCode.BAD_PREFERENCE,
             "the row has a rejected answer and a label: --preference pairs takes the first, --preference kto the other",
@@ -94,20 +97,19 @@ def split_answers(raw: Any, preference: Preference, columns: Columns = ()) -> An
     rest = {key: value for key, value in row.items() if not (isinstance(key, str) and key.lower() in PREFERENCE_NAMES)}
     if is_verdict:
         return _verdict(rest, own)
-    if not is_pair:
+    if not names:
         return _not_taken(raw, own, preference)
-    nulls = [name for name in ("rejected_response", "chosen", "rejected") if name in own and own[name] is None]
-    if has_rejected and own.get("rejected_messages") is not None:
-        nulls = [name for name in nulls if name == "rejected_response"]
-    if nulls:
-        if preference == "mixed":  # of a table whose other rows are pairs
-            return Answers(Verdict.NONE, rest, renamed=True)
-        raise Reject(RejectCode.NO_PARTNER, f"the column {nulls[0]} is empty, so an answer has no partner")
-    if has_rejected and offered:
+    if not given and preference == "mixed":
+        return Answers(Verdict.NONE, rest, renamed=True)
+    whole = given & {"rejected_response", "rejected_messages"}
+    if len(given - whole) == 1 or not given:
+        empty = next(name for name in reversed(names) if name not in given)
+        raise Reject(RejectCode.NO_PARTNER, f"the column {empty} is empty, so an answer has no partner")
+    if whole and given - whole:
         raise Reject(
             RejectCode.BAD_PREFERENCE, "the row has the columns chosen and rejected, and rejected_response or _messages"
         )
-    answers = _pair_of_columns(rest, own) if offered else _pair_of_rejected(rest, own)
+    answers = _pair_of_rejected(rest, own) if whole else _pair_of_columns(rest, own)
     if own.get("margin") is not None:
         answers.unread["margin"] = ""
     return answers
