@@ -111,7 +111,9 @@ class Stage:
 
     def rates(self) -> list[str]:
         """Rates, such as ["1.2k rows/s", "310k tokens/s"]."""
-        parts = [f"{short((self.done - self.before) / self.seconds)} {self.unit}/s"]
+        rate = (self.done - self.before) / self.seconds
+        slow = 0 < rate < 0.05  # which would read 0.0
+        parts = [f"{short(rate * 60)} {self.unit}/min" if slow else f"{short(rate)} {self.unit}/s"]
         if self.tokens > self.tokens_before:
             parts.append(f"{short((self.tokens - self.tokens_before) / self.seconds)} tokens/s")
         return parts

@@ -84,7 +84,7 @@ def test_a_version_that_chooses_otherwise_is_named_with_the_first_input(monkeypa
     assert f"gives 6 for {asked}; omniprep gives 4" in finding.text
     result = omniprep("doctor", "--model", model_dir)
     assert result.code == 1 and "DIFFERS" in result.out and "121 frames at 30 a second" in result.out
-    assert result.err == "1 faults\n"
+    assert result.err == "1 fault\n"
 
 
 def test_sizes_that_differ_are_a_fault_but_the_lost_floor_of_thin_pictures_is_none(monkeypatch):
@@ -147,3 +147,28 @@ def test_slow_ways_are_told_from_fast_ones(monkeypatch, fresh_python):
 def test_an_unknown_model_is_one_line(omniprep, tmp_path):
     result = omniprep("doctor", "--model", tmp_path)
     assert result.code == 1 and "config.json" in result.err and "Traceback" not in result.err
+
+
+def test_packages_of_an_extra_that_is_absent_are_one_line(capsys):
+    from omniprep.cli.doctor_cmd import show
+    from omniprep.doctor.machine import Finding
+
+    absent = [Finding(name, "absent", "not installed; training needs it", "pip install x") for name in ("peft", "trl")]
+    show(
+        "packages",
+        [Finding("click", "ok", "8.1"), *absent, Finding("s3fs", "absent", "not installed", "pip install y")],
+    )
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split("  -> ")[-1] for line in lines[1:]] == ["pip install x", "pip install y"]
+    assert lines[1].startswith("  peft, trl ")
+
+
+def test_what_is_meant_to_differ_is_said_once():
+    from omniprep.doctor.families import FamilyReport
+
+    known = set()
+    first, second = (FamilyReport(name, "1", "here", against="its processor") for name in ("a", "b"))
+    first.meant = {"tail": "nothing follows it"}
+    second.meant = {"tail": "nothing follows it", "mask": "no padding"}
+    assert list(first.lines(known))[-2:] == ["  what differs and is meant to:", "    tail: nothing follows it"]
+    assert list(second.lines(known))[-2:] == ["  what differs and is meant to, as above: tail:", "    mask: no padding"]

@@ -199,6 +199,14 @@ def test_most_rows_rejected_is_a_warning_and_all_an_error(here: Path, planned: A
     assert "no row was packed, its only row was rejected (bad_json 1)" in line
 
 
+def test_a_plan_lists_its_rejects_once_and_shows_them_where_it_fails(here: Path, planned: Any) -> None:
+    (here / "bad.jsonl").write_text(f"{LINES[0]}\nx\n")
+    result = planned("bad.jsonl")
+    assert (result.out + result.err).count("bad.jsonl:2: bad_json") == 1 and "bad.jsonl:2" in result.out
+    failed = planned("bad.jsonl", "--max-error-rate", 0.1)
+    assert failed.code == 1 and failed.err.count("rejected: bad.jsonl:2: bad_json") == 1
+
+
 def test_the_warning_is_red_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     from test_progress import terminal_of
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniprep.cli.command import Command
-from omniprep.printable import printable, printable_json, say
+from omniprep.printable import counted, printable, printable_json, say
 
 if TYPE_CHECKING:
     from omniprep.doctor.families import FamilyReport
@@ -69,7 +69,8 @@ def doctor(
     report.section("system", system())
     report.section("packages", packages())
     if report.faults:
-        say(f"{report.finish()} packages are missing or too old; the commands above install them", error=True)
+        what = counted(report.finish(), "package is", "packages are")
+        say(f"{what} missing or too old; the commands above install them", error=True)
         sys.exit(1)
     report.section("media", decoders())
     report.section("fast paths", fast_paths())
@@ -79,7 +80,7 @@ def doctor(
     for tried in try_families(model, family, plugin, trust_remote_code, logits):
         report.family(tried)
     if faults := report.finish():
-        say(f"{faults} faults", error=True)
+        say(counted(faults, "fault"), error=True)
         sys.exit(1)
 
 
@@ -90,6 +91,8 @@ class Report:
     as_json: bool
     faults: int = 0
     content: dict[str, Any] = field(default_factory=dict)
+    meant: set[tuple[str, str]] = field(default_factory=set)
+    """What differs and is meant to, as far as it was shown."""
 
     def section(self, title: str, findings: "Iterable[Finding]") -> None:
         """A section of findings; those that are missing or differ are faults."""
@@ -105,7 +108,7 @@ class Report:
         self.content.setdefault("families", []).append(dataclasses.asdict(tried))
         if not self.as_json:
             print()
-            for line in tried.lines():
+            for line in tried.lines(self.meant):
                 say(line)
 
     def finish(self) -> int:
@@ -122,12 +125,26 @@ def show(title: str, findings: "Iterable[Finding]") -> None:
 
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(f"\n{title}", style="bold")
-    for finding in findings:
+    for finding in _merged(list(findings)):
         mark, style = MARKS[finding.state]
         fix = printable(f"  -> {finding.fix}") if finding.fix else ""
         name, text = printable(f"{finding.name:20}"), printable(finding.text)
         line = Text.assemble(f"  {name} ", (f"{mark:8}", style), text, (fix, "cyan"))
         console.print(line, soft_wrap=True)
+
+
+def _merged(findings: "list[Finding]") -> "list[Finding]":
+    """Findings with the same text and the same cure as one line, such as the packages of an extra that is absent."""
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for finding in findings:
+        if finding.fix:
+            names.setdefault((finding.state, finding.text, finding.fix), []).append(finding.name)
+    merged = []
+    for finding in findings:
+        alike = names.pop((finding.state, finding.text, finding.fix), [])
+        if alike or not finding.fix:
+            merged.append(dataclasses.replace(finding, name=", ".join(alike)) if alike else finding)
+    return merged
 
 
 def try_families(

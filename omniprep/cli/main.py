@@ -8,6 +8,7 @@ results to standard output.
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 from typing import cast
@@ -48,6 +49,10 @@ COMMANDS = {
     "init-model": "Make a small random Qwen2.5-Omni checkpoint with the real vocabulary.",
 }
 
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of the signal."""
+SHOW_CURSOR = "\x1b[?25h"
 
 EXAMPLES = (
     "omniprep plan chats/*.jsonl --model Qwen/Qwen2.5-Omni-7B --bin-length 16384",
@@ -143,7 +148,7 @@ def _run(args: list[str] | None) -> int:
         terminated = isinstance(error, Terminated) or isinstance(error.__context__, Terminated)
         what = "Terminated" if terminated else "Interrupted"
         _tell(error, f"{what}. The same command again goes on where this one stopped.")
-        return 1 if terminated else 130
+        return 1 if terminated else INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): without this the interpreter's last flush would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -167,4 +172,13 @@ def main() -> None:
     """Entry point of the console script."""
     # transformers 5 warns seven times about the talker's ids in every Qwen2.5-Omni config; workers inherit this.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    sys.exit(run())
+    try:
+        code = run()
+    except KeyboardInterrupt:  # another Ctrl-C, while the first was told
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        # From here on Ctrl-C ends the process at once: Python would print tracebacks of its own shutdown.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if sys.stderr.isatty():
+            print(SHOW_CURSOR, end="", file=sys.stderr, flush=True)  # if a Ctrl-C kept the bars from doing it
+    sys.exit(code)

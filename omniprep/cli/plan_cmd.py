@@ -95,12 +95,15 @@ def plan(
             from omniprep.compiler.plan.measure import measure as time_rows
             from omniprep.compiler.plan.mixture import mixture_parts
             from omniprep.compiler.run.cluster import planned_workers
+            from omniprep.observe.reporter import RejectsLast
             from omniprep.progress import QuietReporter
 
             silent = QuietReporter(io.StringIO())  # the other plans would repeat the messages of the first
             # With --split-by rows the part for evaluation is planned too, beside the one to train on (the last).
             *eval_parts, kept = parts_of(dataclasses.replace(options, out=options.out or str(Path(folder) / "out")))
-            planned = plan_only(kept, progress)
+            examples = RejectsLast(progress)  # the result lists rejects: they would be read twice
+            with examples.shown_on_failure():
+                planned = plan_only(kept, examples)
             estimates = {"as asked": estimate(planned, kept, time_rows(planned, kept) if measure else None)}
             for part in eval_parts:
                 estimates["--eval-fraction"] = estimate(plan_only(part, silent), part)
@@ -177,9 +180,10 @@ def print_mixture(parts: list["MixturePart"], epochs: float, tokens_per_second: 
         )
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
     bins = sum(part.bins for part in parts)
-    say(f"an epoch: {bins:,} bins, {round(total):,} tokens; {epochs:g} epochs: {round(total * epochs):,} tokens")
+    whole = f"{epochs:g} {'epoch' if epochs == 1 else 'epochs'}"
+    say(f"an epoch: {counted(bins, 'bin')}, {round(total):,} tokens; {whole}: {round(total * epochs):,} tokens")
     for part in parts:
-        say(f"{part.name}: {part.passes * epochs:.2f} passes in {epochs:g} epochs")
+        say(f"{part.name}: {part.passes * epochs:.2f} passes in {whole}")
     if tokens_per_second:
         hours = total * epochs / tokens_per_second / 3600
         say(f"hours at {tokens_per_second:,.0f} tokens/s: {hours:,.2f}")
@@ -192,7 +196,7 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
     items = ", ".join(f"{count:,} {name}" for name, count in estimate.items.items() if count)
     workers = max(1, min(workers, estimate.shards))  # a shard is encoded by one of them
     time = duration(estimate.core_seconds / workers)
-    known = f"{estimate.timed} rows, encoded here" if estimate.timed else "benchmarks; see --measure"
+    known = f"{counted(estimate.timed, 'row')}, encoded here" if estimate.timed else "benchmarks; see --measure"
     return {
         "rows left out by --where": f"{estimate.filtered:,}",
         "rows read": f"{estimate.read:,}",

@@ -6,7 +6,7 @@ import click
 
 from omniprep.cli.command import CHECK_PIXELS, CheckPixels, Command
 from omniprep.modalities import KINDS
-from omniprep.printable import say
+from omniprep.printable import counted, say
 
 
 @click.command(
@@ -44,4 +44,4 @@ def sample(
     written = write_sample(
         dataset, out, count=count, rows=rows, kinds=kinds, seed=seed, model=model, check_pixels=check_pixels
     )
-    say(f"{written} rows: {out / 'rows.jsonl'}")
+    say(f"{counted(written, 'row')}: {out / 'rows.jsonl'}")

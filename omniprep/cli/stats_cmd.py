@@ -4,7 +4,7 @@ import click
 
 from omniprep.cli.command import Command
 from omniprep.cli.summary import count_lines, print_notes, print_table
-from omniprep.printable import printable_json
+from omniprep.printable import counted, printable_json
 
 
 @click.command(name="stats", cls=Command, examples=("omniprep stats packed/", "omniprep stats packed/ --json"))
@@ -25,4 +25,6 @@ def stats(dataset: str, as_json: bool) -> None:
     lines += [(f"balance, {b['ranks']} ranks", f"{b['balanced']:.3f}") for b in numbers["bins"]["balance"]]
     print_table(dataset, lines)
     print_notes(numbers["totals"])
-    print_table("sources", [(s["source"], f"{s['rows']:,} rows, {s['tokens']:,} tokens") for s in numbers["sources"]])
+    print_table(
+        "sources", [(s["source"], f"{counted(s['rows'], 'row')}, {s['tokens']:,} tokens") for s in numbers["sources"]]
+    )

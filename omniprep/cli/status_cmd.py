@@ -54,7 +54,9 @@ def status_lines(found: "Status") -> list[str]:
             f"{size(found.finished['bytes'])}"
         )
         for number, generation in enumerate(found.finished["generations"]):
-            lines.append(f"  generation {number}: {generation['command']}, {generation['rows']['read']:,} rows")
+            lines.append(
+                f"  generation {number}: {generation['command']}, {counted(generation['rows']['read'], 'row')}"
+            )
     lines += [stage_line(stage, running=found.state == "running") for stage in found.stages]
     if found.lease is not None:
         lines.append(lease_line(found.lease))

@@ -7,7 +7,7 @@ import click
 
 from omniprep.cli.command import CHECK_PIXELS, CheckPixels, Command, command_progress, observed
 from omniprep.cli.options import trust_options
-from omniprep.printable import say
+from omniprep.printable import counted, say
 
 
 @click.command(
@@ -85,12 +85,12 @@ def verify(
         say(finding)
     if findings:
         advice = "copy or pull it again, or build it again with --overwrite"
-        say(f"{dataset} is damaged: {len(findings)} faults; {advice}", error=True)
+        say(f"{dataset} is damaged: {counted(len(findings), 'fault')}; {advice}", error=True)
         sys.exit(1)
     rows = counts.rows
     say(
-        f"{dataset} is whole: {len(ds.record.shards)} shards, {size(total)}, {len(ds):,} bins, "
-        f"{rows.read:,} rows read = {rows.packed:,} packed + {rows.rejected:,} rejected"
+        f"{dataset} is whole: {counted(len(ds.record.shards), 'shard')}, {size(total)}, {counted(len(ds), 'bin')}, "
+        f"{counted(rows.read, 'row')} read = {rows.packed:,} packed + {rows.rejected:,} rejected"
         + (f" + {rows.removed:,} removed, of which nothing is left" if rows.removed else "")
     )
     if deeply is not None and deeply.unread:
@@ -98,4 +98,4 @@ def verify(
             f"{dataset}: {deeply.equal:,} of {checked:,} rows could be encoded again, to the same tensors"
         )
     if deep:
-        say(f"{checked:,} rows encoded again, to the same tensors")
+        say(f"{counted(checked, 'row')} encoded again, to the same tensors")

@@ -75,8 +75,8 @@ class FamilyReport:
         wrong += ["; ".join(trial.comparison.faults) for trial in self.rows]
         return sum(map(bool, wrong)) + len(self.rejected) + bool(self.fault)
 
-    def lines(self) -> Iterator[str]:
-        """The report as lines of text."""
+    def lines(self, known: set[tuple[str, str]]) -> Iterator[str]:
+        """The report as lines of text; `known` gets what is meant to differ, which is then said once."""
         yield f"family {self.name} {self.version} ({self.origin})"
         if self.not_tried:
             yield f"  not tried: {self.not_tried}"
@@ -97,8 +97,10 @@ class FamilyReport:
             yield from _row_lines(row)
         yield from (f"  FAULT {text}" for text in self.rejected)
         if self.meant:
-            yield "  what differs and is meant to:"
-            yield from (f"    {name}: {reason}" for name, reason in self.meant.items())
+            before = [name for name, reason in self.meant.items() if (name, reason) in known]
+            yield f"  what differs and is meant to{f', as above: {chr(44).join(before)}' if before else ''}:"
+            yield from (f"    {name}: {reason}" for name, reason in self.meant.items() if (name, reason) not in known)
+            known.update(self.meant.items())
         if self.logits_not_compared:
             yield f"  logits not compared: {self.logits_not_compared}"
         for trial in self.logits:

@@ -13,7 +13,7 @@ from omniprep.inspect.describe import Piece, StoredRow, pieces_of
 from omniprep.inspect.media import MediaItem, media_of
 from omniprep.inspect.pictures import few, half_blocks
 from omniprep.inspect.vocabulary import Vocabulary
-from omniprep.printable import printable
+from omniprep.printable import counted, printable
 from omniprep.shards.dataset import StoredDataset
 
 COLORS = {"image": "magenta", "audio": "cyan", "video": "yellow"}
@@ -24,14 +24,15 @@ def show_head(console: Console, dataset: StoredDataset, number: int, rows: Seque
     counts, tokens = dataset.counts, sum(row.tokens for row in rows)
     trained = sum(row.trained for row in rows)
     console.print(
-        f"{counts['bins']:,} bins of {dataset.record.bin_length:,} tokens, {counts['rows']['packed']:,} rows, "
+        f"{counted(counts['bins'], 'bin')} of {dataset.record.bin_length:,} tokens, "
+        f"{counted(counts['rows']['packed'], 'row')}, "
         f"fill {100 * dataset.record.fill:.2f} %",
         style="dim",
     )
     pairs = sum(row.verdict == "rejected" for row in rows)
-    of_pairs = f" ({pairs} pairs)" if pairs else ""
+    of_pairs = f" ({counted(pairs, 'pair')})" if pairs else ""
     console.print(
-        f"bin {number}: {len(rows) - pairs} rows{of_pairs}, {tokens:,} tokens, {trained:,} of them trained "
+        f"bin {number}: {counted(len(rows) - pairs, 'row')}{of_pairs}, {tokens:,} tokens, {trained:,} of them trained "
         f"({100 * trained / max(tokens, 1):.0f} %)",
         style="bold",
     )

@@ -63,6 +63,28 @@ class Several(Reporter):
             each.event(name, facts)
 
 
+class RejectsLast(Several):
+    """A reporter that keeps lines of rejected rows back, for a command whose result lists them."""
+
+    def __init__(self, progress: Reporter) -> None:
+        super().__init__(progress)
+        self.kept: list[str] = []
+
+    def show_reject(self, text: str) -> None:
+        """Keep the line."""
+        self.kept.append(text)
+
+    @contextmanager
+    def shown_on_failure(self) -> Iterator[None]:
+        """A block after which the lines are shown where it fails, since there will be no result."""
+        try:
+            yield
+        except BaseException:
+            for text in self.kept:
+                super().show_reject(text)
+            raise
+
+
 @contextmanager
 def command_reporter(command: str, options: ObserveOptions, *, quiet: bool = False) -> Iterator[Reporter]:
     """What a command reports to, within a `with` block; says that it began, and what ended the block if not well.
