@@ -11,6 +11,7 @@ Sections, with their share of the five minutes:
     kernels    15 s  pixels to floats against a plain copy, copies from the host
     attention  40 s  row by row, variable length and flex, by length of rows (the bins are built meanwhile)
     steps     140 s  by attention, LoRA, liger, checkpointing; profiles, waits of the host, waits for data
+    preferences 30 s `omniprep score`, then steps of DPO on pairs
     memory     60 s  the dry run's peak against training's; LoRA on the 7B
     loader     45 s  readers and codecs
     loops      40 s  a loop of one's own on transformers' class, by attention
@@ -175,6 +176,34 @@ def leave(run: Any) -> None:
     release()
 
 
+# Preferences ----------------------------------------------------------------------------------------------------------
+
+
+def preferences(bench: Bench) -> None:
+    """`omniprep score`, then steps of DPO, which begins with the reference itself: its first loss is the log of 2."""
+    bench.report.guard("steps", "score", lambda: measure_score(bench))
+    release()
+    bench.report.guard(
+        "steps", "dpo", lambda: measure_steps(bench, "dpo", data="pairs", profiled=3, objective="dpo"), needs=15
+    )
+    release()
+
+
+def measure_score(bench: Bench) -> None:
+    """Seconds of `omniprep score` with a model of the 3B's shape, its making included."""
+    from omniprep.data import PackedDataset
+    from omniprep.train.config import ScoreConfig
+    from omniprep.train.score import score
+
+    pairs, shape = bench.bins()["pairs"], bench.shape("3b")
+    (shape / "model.safetensors").touch()  # of what scores hash; the weights are drawn
+    began = time.monotonic()
+    with random_weights(bench.device):
+        score(ScoreConfig(data=(str(pairs),), model=str(shape), num_workers=0 if bench.small else 4), Quiet())
+    tokens = int(PackedDataset(str(pairs)).index["tokens"].sum())
+    bench.report.row("steps", "score", seconds=round(time.monotonic() - began, 1), tokens=tokens)
+
+
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 MEMORY: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -283,6 +312,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "kernels": kernels,
     "attention": attention,
     "steps": steps,
+    "preferences": preferences,
     "memory": memory,
     "loader": loader,
     "loops": loops,

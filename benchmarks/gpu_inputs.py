@@ -83,6 +83,7 @@ def random_weights(device: Any) -> Iterator[None]:
     from transformers import PreTrainedModel
 
     def draw(cls: Any, path: str, *, config: Any, dtype: Any, attn_implementation: Any, **unused: Any) -> Any:
+        torch.manual_seed(0)  # the same ones each time
         with torch.device(device):
             model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
         model.name_or_path = str(path)
@@ -97,7 +98,7 @@ def random_weights(device: Any) -> Iterator[None]:
 
 
 def write_rows(folder: Path, pictures: int, sounds: int, scale: float = 1.0) -> dict[str, Path]:
-    """Chats of one picture, and chats of one sound, with their media beside them.
+    """Chats of one picture, the same with a second answer, and chats of one sound, with their media beside them.
 
     Args:
         folder: Where to.
@@ -109,12 +110,13 @@ def write_rows(folder: Path, pictures: int, sounds: int, scale: float = 1.0) -> 
 
     rng = np.random.default_rng(0)
     (folder / "media").mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[dict[str, Any]]] = {"image": [], "audio": []}
+    rows: dict[str, list[dict[str, Any]]] = {"image": [], "audio": [], "pairs": []}
     for number in range(pictures):
         width, height = (max(int(side * scale), 28) for side in PICTURES[number % len(PICTURES)])
         name = f"media/{number}.jpg"
         Image.fromarray(picture(width, height, rng)).save(folder / name, quality=90)
         rows["image"].append(chat("image", name, 4 + number % 5))
+        rows["pairs"].append(chat("image", name, 4 + number % 5) | {"rejected_response": ANSWER * (1 + number % 3)})
     for number in range(sounds):
         name = f"media/{number}.wav"
         write_sound(folder / name, max((8 + 7 * (number % 4)) * scale, 1.0), rng)
@@ -200,7 +202,7 @@ def build_bins(folder: Path, model: Path, bin_length: int, pictures: int, sounds
     """Datasets of images in each codec, and of sounds.
 
     Returns:
-        "delta", "raw", "webp": the same image bins; "sound".
+        "delta", "raw", "webp": the same image bins; "sound"; "pairs": two answers to each image.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -208,7 +210,7 @@ def build_bins(folder: Path, model: Path, bin_length: int, pictures: int, sounds
     common = ("--bin-length", str(bin_length), "--quiet")
 
     def build(kind: str) -> Path:
-        out = folder / {"image": "delta", "audio": "sound"}[kind]
+        out = folder / {"image": "delta", "audio": "sound", "pairs": "pairs"}[kind]
         omniprep("build", str(rows[kind]), "--model", str(model), "--out", str(out), "--pixel-codec", "delta",
                  "--workers", "0", *common)  # fmt: skip
         return out
@@ -219,6 +221,6 @@ def build_bins(folder: Path, model: Path, bin_length: int, pictures: int, sounds
         return out
 
     with ThreadPoolExecutor() as pool:
-        delta, sound = pool.map(build, ("image", "audio"))
+        delta, sound, pairs = pool.map(build, ("image", "audio", "pairs"))
         raw, webp = pool.map(repack, ("raw", "webp"))
-    return {"delta": delta, "raw": raw, "webp": webp, "sound": sound}
+    return {"delta": delta, "raw": raw, "webp": webp, "sound": sound, "pairs": pairs}
