@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 GIB = 1 << 30
-HEADROOM = 0.94
+HEADROOM = 0.90
 """Share of a card's memory that a step may take; the rest goes to fragments, CUDA's context and libraries."""
 CARDS = {"24 GB": 22.0, "48 GB": 44.5, "80 GB": 79.0, "141 GB": 139.8}
 """GiB that torch sees of cards sold with so much: RTX 4090 or L4, L40S, H100 or A100, H200."""

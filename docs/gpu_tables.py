@@ -7,6 +7,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "gpu.json"
+OTHER_CARD = ROOT / "benchmarks" / "results" / "gpu_h100.json"
+"""Quick runs on an H100, of tables whose names begin with "h100_"."""
 Rows = list[dict[str, Any]]
 
 
@@ -93,6 +95,42 @@ def dry_run(result: dict[str, Any]) -> Rows:
     ]
 
 
+def loops(result: dict[str, Any]) -> Rows:
+    """A loop of one's own beside the trainer, both with checkpointing."""
+    rows = [row for row in result["rows"] if row["part"] == "loops" and "step_ms" in row]
+    rows += [row for row in result["rows"] if row["part"] == "steps" and row["what"] == "full, checkpointing"]
+    names = {
+        "full, checkpointing": "`omniprep train`",
+        "omniprep's attention": "plain loop, `omniprep.packed_attention`",
+    }
+    return [
+        {
+            f"a step on one {result['device']}": names.get(row["what"], row["what"]),
+            "ms": f"{row['step_ms']:,.0f}",
+            "tokens/s": f"{row['tokens_per_s']:,}",
+            "peak GiB": f"{row['peak_gib']:.1f}",
+        }
+        for row in rows
+    ]
+
+
+def classes(result: dict[str, Any]) -> Rows:
+    """Classes of other families by the attention that was chosen for them."""
+    names = {"omniprep_flash_varlen": "`varlen`", "omniprep_rows": "row by row"}
+    ways: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        if row["part"] == "classes" and "attention" in row:
+            ways.setdefault(names.get(row["attention"], row["attention"]), []).append(row)
+    return [
+        {
+            "attention chosen": way,
+            "types": ", ".join(sorted(row["what"] for row in rows)),
+            "largest difference of a loss": f"{max(row['worst_loss'] for row in rows):.1%}",
+        }
+        for way, rows in ways.items()
+    ]
+
+
 def memory() -> Rows:
     """Reckoned peaks in GiB by bin length, and the longest bin of each card."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -107,8 +145,11 @@ def gpu_rows(name: str) -> Rows:
     """The rows of a table by its name after "gpu_"; none where nothing was measured."""
     if name == "memory":
         return memory()
-    if not RESULT.exists():
+    path = OTHER_CARD if name.startswith("h100_") else RESULT
+    if not path.exists():
         return []
-    result = json.loads(RESULT.read_text())
-    tables = {"steps": steps, "goals": goals, "attention": attention, "loader": loader, "dry_run": dry_run}
-    return {**tables, "training": training}[name](result)
+    tables = {
+        "steps": steps, "goals": goals, "attention": attention, "loader": loader, "dry_run": dry_run,
+        "training": training, "loops": loops, "classes": classes,
+    }  # fmt: skip
+    return tables[name.removeprefix("h100_")](json.loads(path.read_text()))
