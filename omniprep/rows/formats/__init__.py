@@ -5,7 +5,7 @@ A module has the functions of `Format`. It is imported when an input of its kind
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -48,6 +48,10 @@ def library(module: str, package: str, uri: str) -> Any:
         raise OmniprepError(f"{uri}: reading it needs {package}: pip install 'omniprep[{extra}]' ({error})") from error
 
 
+_MAX_BATCH_BYTES = 512 << 20
+"""Half of the memory that a task asks for: a row is converted while its batch is held."""
+
+
 @contextmanager
 def faults_named(uri: str, what: str, *errors: type[Exception]) -> Iterator[None]:
     """What a table's library raises in the block, Arrow's and the system's errors among it, as one OmniprepError.
@@ -70,3 +74,25 @@ def faults_named(uri: str, what: str, *errors: type[Exception]) -> Iterator[None
 def few_rows(group_bytes: int, group_rows: int) -> int:
     """Rows to read at a time so that they hold about 8 MB: a group of rows may have gigabytes of inline media."""
     return max(1, min(64, (8 << 20) * group_rows // max(group_bytes, 1)))
+
+
+def rows_of_dictionaries(group: Any, columns: Collection[str] | None, rows: int) -> int:
+    """At most `rows`, and so few that they take 512 MiB whatever they repeat.
+
+    A dictionary of Parquet stores a value once that each row may repeat: a file of 2 kB can hold a thousand rows of
+    50 MB. The values of a row are at most all that its column's dictionaries hold.
+
+    Args:
+        group: Metadata of the row group.
+        columns: Names of those that are read; None for all.
+        rows: How many would be read at a time otherwise.
+    """
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    repeated = sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
+        and any("DICTIONARY" in encoding for encoding in chunk.encodings)
+        and (columns is None or chunk.path_in_schema.split(".")[0] in columns)
+    )
+    return max(1, min(rows, _MAX_BATCH_BYTES // max(repeated, 1)))

@@ -8,7 +8,7 @@ from typing import Any
 from omniprep import io
 from omniprep.errors import OmniprepError
 from omniprep.rows.choosing import SKIPPED, Chooser, parquet_bounds, rows_of_table
-from omniprep.rows.formats import few_rows
+from omniprep.rows.formats import few_rows, rows_of_dictionaries
 from omniprep.rows.inputs import Input
 from omniprep.rows.opening import open_file, refuse_other_format
 from omniprep.rows.split import Split
@@ -45,6 +45,7 @@ def read_group(table: Any, number: int, chooser: Chooser | None, uri: str) -> It
 
     def batches(columns: list[str] | None) -> Iterator[Any]:
         rows = few_rows(group.total_byte_size, group.num_rows) if columns is None else MANY_ROWS
+        rows = rows_of_dictionaries(group, columns, rows)
         yield from table.iter_batches(rows, row_groups=[number], columns=columns, use_threads=False)
 
     yield from rows_of_table(chooser, batches, table.schema_arrow, uri)
