@@ -31,7 +31,7 @@ def target_on_site(folder: str, target: str) -> str:
     path = posixpath.normpath(posixpath.join(folder, target))
     if path in TOP_PAGES:
         return TOP_PAGES[path]
-    if path.startswith("docs/"):
+    if path.startswith("docs/") and not path.endswith(".py"):  # the site has no scripts but as pages
         return path.removeprefix("docs/")
     return f"source/{path}.md"
 
