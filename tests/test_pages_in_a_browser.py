@@ -214,6 +214,18 @@ def test_a_report_on_all_screens(built, browser, tmp_path):
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") != before
 
 
+def test_changes_since_the_build_are_drawn(built, browser, omniprep, tmp_path):
+    folder = shutil.copytree(built, tmp_path / "data")
+    source = next(built.parent.glob("*.jsonl"))
+    done = omniprep("remove", folder, "--row", f"{source}:1", "--row", f"{source}:2")
+    assert done.code == 0, done.err
+    open_page(browser, (folder / "report.html").as_uri())
+    built_row, removal = browser.execute_script(CELLS, "#table-changes")
+    assert built_row[:2] == ["build", "12"] and removal[:2] == ["remove", "−2"]
+    (cells,) = browser.execute_script(CELLS, "#table-sources")
+    assert cells[1:4] == ["14", "2", "2"] and "rows removed" in "".join(texts(browser, "#totals"))
+
+
 def test_an_empty_section_is_drawn_too(built, browser, tmp_path):
     target = tmp_path / "page.html"
     target.write_text(page(collect(PackedDataset(str(built)), None, shown=0)))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from report_dataset import NASTY, build, build_preferences
+from report_dataset import HIDDEN, NASTY, build, build_preferences
 
 from omniprep.data.dataset import PackedDataset
 from omniprep.errors import RejectCode
@@ -18,6 +18,7 @@ from omniprep.inspect.vocabulary import load_vocabulary
 from omniprep.report.bins import ChosenBin, browse, choose_bins
 from omniprep.report.numbers import balance, histogram, length_histogram
 from omniprep.report.page import collect, page, write_report
+from omniprep.report.plots import draw_all
 from omniprep.report.rows import parts_of
 from omniprep.shards.cut import cut_row
 
@@ -78,20 +79,20 @@ def enlarge(built: Path, target: Path, rows: int, sources: int) -> Path:
     times = -(-rows // len(table))
     pq.write_table(pa.concat_tables([index] * times), target / "index.parquet")
     bins = pa.concat_tables([table] * times)
-    names = pa.array([f"s3://lake/{'day/' * 30}{n:05}.jsonl" for n in range(sources)])
+    names = pa.array([f"s3://lake/{'<day>/' * 500}{n:05}.jsonl" for n in range(sources)])
     source = pa.DictionaryArray.from_arrays(pa.array(np.arange(len(bins)) % sources, pa.int32()), names)
-    pq.write_table(bins.set_column(0, "source", source.cast(pa.string())), target / "rows.parquet")
+    pq.write_table(bins.set_column(0, "source", source), target / "rows.parquet")
     manifest = json.loads((target / "manifest.json").read_text())
     manifest["shards"][0]["bins"] = len(index) * times
     manifest["inputs"] = [{"source": name, "bytes": 7} for name in names.to_pylist()]
-    unread = {f"column{n}": {"rows": 1, "option": ""} for n in range(3000)}
+    unread = {f"column{n}{'<' * 1000}": {"rows": 1, "option": ""} for n in range(3000)}
     manifest["counts"] |= {"unread_columns": unread, "rows_with_unread_columns": 1}
     codes = [str(code) for code in RejectCode]
     manifest["counts"]["rejected_by_code"] = dict.fromkeys(codes, 50)
     (target / "manifest.json").write_text(json.dumps(manifest))
     with (target / "rejected.jsonl").open("w") as file:
         for n in range(50 * len(codes)):
-            reject = {"source": "s", "line": n, "code": codes[n % len(codes)], "message": "m" * 900, "row": "<" * 3000}
+            reject = {"source": "s", "line": n, "code": codes[n % len(codes)], "message": "<" * 900, "row": "<" * 3000}
             file.write(json.dumps(reject) + "\n")
     return target
 
@@ -200,3 +201,24 @@ def test_preference_rows_show_both_answers_and_their_verdicts(omniprep, model_di
     first = [row for entry in choose_bins(dataset.rows, len(dataset), 8) for row in entry.first]
     verdicts = set(dataset.rows["verdict"].take(first).to_pylist())
     assert 2 in verdicts and verdicts & {0, 1}, "no pair, or no verdict, is among the rows that bins were chosen for"
+
+
+def test_names_in_plots_are_shown_and_not_obeyed(built):
+    data = collect(PackedDataset(str(built)), None, shown=0)
+    data["sources"][0]["source"] = f"lake/{HIDDEN}.jsonl"
+    drawn = draw_all(data)["sources"]
+    assert "\\u202e" in drawn and "\\x1b" in drawn
+    assert not [character for character in HIDDEN if not character.isprintable() and character in drawn]
+
+
+def test_changes_since_the_build_and_removed_rows_are_shown(built, omniprep, tmp_path):
+    folder = shutil.copytree(built, tmp_path / "data")
+    source = PackedDataset(str(folder)).rows["source"][0].as_py()
+    done = omniprep("remove", folder, "--row", f"{source}:1", "--row", f"{source}:2")
+    assert done.code == 0, done.err
+    data = collect(PackedDataset(str(folder)), None, shown=0)
+    assert [change["command"] for change in data["generations"]] == ["build", "remove"]
+    assert data["generations"][1]["rows"]["packed"] == 2 == data["totals"]["rows"]["removed"]
+    (fact,) = data["sources"]
+    assert (fact["rows"], fact["rejected"], fact["removed"]) == (14, 2, 2)
+    assert "delta" in data["stored"]["pixel_values"]

@@ -1,5 +1,6 @@
 """The vocabulary that turns a dataset's tokens back into text; loads tokenizers, and no transformers."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.special = np.array(sorted(tokenizer.get_added_tokens_decoder()), np.int64)
         """Ids outside the byte-pair vocabulary, the media tokens among them."""
+
+    @cached_property
+    def tool_tokens(self) -> np.ndarray:
+        """Special tokens that are written around tools and their calls, such as <tool_call> and [AVAILABLE_TOOLS]."""
+        return np.array([token for token in self.special.tolist() if "tool" in self.decode([token]).lower()], np.int64)
 
     def decode(self, ids: list[int]) -> str:
         """The text of some tokens, special ones included."""

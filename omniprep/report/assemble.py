@@ -32,6 +32,11 @@ def as_json(data: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` characters: a longer one without its middle."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) - (most - most // 2 - 1) :]}"
+
+
 def _default(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()

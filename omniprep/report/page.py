@@ -9,7 +9,7 @@ from omniprep import io
 from omniprep.config import BuildConfig
 from omniprep.errors import OmniprepError
 from omniprep.inspect.vocabulary import Vocabulary, vocabulary_of
-from omniprep.report.assemble import assemble, fill, resource
+from omniprep.report.assemble import assemble, fill, resource, shortened
 from omniprep.report.bins import browse, choose_bins
 from omniprep.report.numbers import facts, histogram
 from omniprep.report.rejects import reject_facts
@@ -19,8 +19,10 @@ from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.schema import Column
 
 SHOWN_BINS = 8
-MOST_LISTED = 100
-"""Inputs, unread columns and changes that a page lists; a dataset may have a million inputs."""
+MOST_LISTED, MOST_COLUMNS = 100, 40
+"""Inputs and changes, and columns that were not read, that a page lists; a dataset may have a million inputs."""
+NAME_CHARS = 300
+"""Of the name of an input or a column in such a list: 100 of them take 30 KB."""
 SECTIONS = {
     "lengths": "Lengths", "sources": "Sources", "media": "Media", "packing": "Packing", "rejects": "Rejects",
     "browser": "Rows", "config": "Config",
@@ -40,7 +42,11 @@ def collect(dataset: StoredDataset, vocabulary: Vocabulary | None, shown: int = 
     chosen = choose_bins(dataset.rows, len(dataset), shown, found, with_sound=with_sound)
     numbers = facts(dataset)
     unread = list(numbers["totals"]["unread_columns"].items())
-    numbers["totals"]["unread_columns"] = dict(unread[:MOST_LISTED])
+    numbers["totals"]["unread_columns"] = {
+        shortened(name, NAME_CHARS): column for name, column in unread[:MOST_COLUMNS]
+    }
+    for fact in numbers["sources"]:
+        fact["source"] = shortened(fact["source"], NAME_CHARS)
     config = options_of(dataset)
     return {
         "name": name_of(dataset),
@@ -98,7 +104,9 @@ def stored_pixels(columns: Sequence[Column]) -> dict[str, str]:
 def _inputs(dataset: StoredDataset) -> list[dict[str, Any]]:
     """The first inputs, and how many more there are."""
     inputs = dataset.record.inputs
-    listed: list[dict[str, Any]] = [{"source": i.source, "bytes": i.bytes} for i in inputs[:MOST_LISTED]]
+    listed: list[dict[str, Any]] = [
+        {"source": shortened(entry.source, NAME_CHARS), "bytes": entry.bytes} for entry in inputs[:MOST_LISTED]
+    ]
     if rest := inputs[MOST_LISTED:]:
         listed.append({"source": f"{len(rest):,} more inputs", "bytes": sum(entry.bytes or 0 for entry in rest)})
     return listed
@@ -110,7 +118,8 @@ def _generations(dataset: StoredDataset) -> list[dict[str, Any]]:
     for change in dataset.record.generations[-MOST_LISTED:]:
         names = [name.rsplit("/", 1)[-1] for name in change.inputs[:3]]
         more = [f"{len(change.inputs) - 3:,} more"] if len(change.inputs) > 3 else []
-        listed.append({**dataclasses.asdict(change), "inputs": ", ".join(names + more)})
+        inputs = shortened(", ".join(names + more), NAME_CHARS)
+        listed.append({**dataclasses.asdict(change), "inputs": inputs})
     return listed
 
 

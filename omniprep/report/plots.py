@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from omniprep.modalities import KINDS, MODALITIES
+from omniprep.printable import printable
 from omniprep.progress import duration, short
 
 SIZE = (4.7, 2.8)
@@ -67,7 +68,7 @@ def sources(canvas: Canvas, data: Mapping[str, Any]) -> bool:
     """Tokens of the largest inputs, by what their rows hold."""
     shown = [s for s in data["sources"] if s["tokens"]][:12][::-1]
     axes, before = canvas.axes, [0] * len(shown)
-    names = [s["source"].rstrip("/").rsplit("/", 1)[-1] for s in shown]
+    names = [printable(s["source"].rstrip("/").rsplit("/", 1)[-1]) for s in shown]
     for number, kind in enumerate(KINDS):
         values = [s["by_kind"].get(kind, 0) for s in shown]
         if not any(values):
@@ -265,7 +266,7 @@ def _svg(name: str, data: Mapping[str, Any]) -> str:
     text = re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
 
     def tip(match: re.Match[str]) -> str:
-        return f"<g><title>{html.escape(canvas.tips[match[1]])}</title>"
+        return f"<g><title>{html.escape(printable(canvas.tips[match[1]]))}</title>"
 
     return re.sub(r'<g id="(tip\d+)">', tip, text)
 

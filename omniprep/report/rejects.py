@@ -9,13 +9,14 @@ from typing import Any
 
 from omniprep import io
 from omniprep.errors import DamagedDataError, RejectCode
+from omniprep.report.assemble import as_json, shortened
 from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.typed import parse_json
 
 EXAMPLES = 12
 """Rejects of each code that a report shows with their row, as long as all fit into EXAMPLE_BYTES."""
 EXAMPLE_BYTES = 120_000
-ROW_BYTES = 1500
+ROW_BYTES, MESSAGE_CHARS = 1500, 2000
 _ROW_KEY = b', "row": '
 
 
@@ -40,20 +41,28 @@ def reject_examples(uri: str, counts: Mapping[str, int]) -> list[dict[str, Any]]
     examples: list[dict[str, Any]] = []
     if not wanted or not io.exists(uri):
         return examples
-    # The first example of a code is always shown; of the others each code has its share of the bytes.
+    # Each code has its share of the bytes; its first example is cut to it, further ones are shown as they fit.
     share = EXAMPLE_BYTES // len(wanted)
     used: Counter[str] = Counter()
     for reject, _ in read_rejects(uri):
         code = reject["code"]
         if seen[code] < wanted.get(code, 0):
             seen[code] += 1
-            size = len(str(reject).encode(errors="replace"))
-            if used[code] == 0 or used[code] + size <= share:
+            while used[code] == 0 and _size(reject) > share and max(len(reject["row"]), len(reject["message"])) > 40:
+                reject |= {
+                    name: shortened(reject[name], max(len(reject[name]) // 2, 40)) for name in ("message", "row")
+                }
+            if used[code] + _size(reject) <= share or used[code] == 0:
                 examples.append(reject)
-                used[code] += size
+                used[code] += _size(reject)
         if all(seen[code] >= count for code, count in wanted.items()):
             break
     return examples
+
+
+def _size(reject: Mapping[str, Any]) -> int:
+    """Bytes that a reject takes in a page."""
+    return len(as_json(reject).encode(errors="replace"))
 
 
 def read_rejects(uri: str, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
@@ -76,5 +85,6 @@ def read_rejects(uri: str, offset: int = 0) -> Iterator[tuple[dict[str, Any], in
             size = len(line) - row_start - len(b"}\n")
             text = line[row_start : row_start + min(size, ROW_BYTES)].decode(errors="ignore")
             del line  # not held while the next is read
-            shown = {name: reject.get(name, "") for name in ("source", "line", "code", "message")}
+            shown = {name: reject.get(name, "") for name in ("source", "line", "code")}
+            shown["message"] = shortened(str(reject.get("message", "")), MESSAGE_CHARS)
             yield {**shown, "row": text if size <= ROW_BYTES else f"{text}… ({size:,} bytes)"}, offset

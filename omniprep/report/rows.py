@@ -35,7 +35,7 @@ def kinds_of(row: StoredRow, vocabulary: Vocabulary | None, placeholders: Mappin
         kinds.append("video with sound")
     if len(present) > 1:
         kinds.append("several media")
-    if vocabulary is not None and np.isin(ids, tool_tokens(vocabulary)).any():
+    if vocabulary is not None and np.isin(ids, vocabulary.tool_tokens).any():
         kinds.append("tools")
     if row.verdict:
         kinds.append("preference verdict" if row.pair is None else "preference pair")
@@ -49,11 +49,6 @@ def has_video_sound(ids: np.ndarray, placeholders: Mapping[str, int]) -> bool:
         return False
     before, after = ids[:-1], ids[1:]
     return bool((((before == video) & (after == audio)) | ((before == audio) & (after == video))).any())
-
-
-def tool_tokens(vocabulary: Vocabulary) -> list[int]:
-    """Special tokens that are written around tools and their calls, such as <tool_call> and [AVAILABLE_TOOLS]."""
-    return [token for token in vocabulary.special.tolist() if "tool" in vocabulary.decode([token]).lower()]
 
 
 def row_id(row: StoredRow) -> int:

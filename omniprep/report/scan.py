@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from omniprep.inspect.vocabulary import Vocabulary
-from omniprep.report.rows import tool_tokens
 from omniprep.shards.codecs.picture import PictureShape, picture_shapes
 from omniprep.shards.content import item_shapes, item_sizes
 from omniprep.shards.dataset import StoredDataset
@@ -29,7 +28,7 @@ def scan(dataset: StoredDataset, vocabulary: Vocabulary | None, most: int = SCAN
     "found" has, for what rows.parquet does not tell, one row that holds it: kind → row number.
     """
     chosen = spread(len(dataset), most)
-    tools = tool_tokens(vocabulary) if vocabulary else []
+    tools = vocabulary.tool_tokens if vocabulary else np.empty(0, np.int64)
     found: dict[str, int] = {}
     image_sizes: Counter[tuple[int, int]] = Counter()
     audio_seconds: list[float] = []

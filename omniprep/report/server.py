@@ -17,6 +17,7 @@ from omniprep.errors import OmniprepError, UsageError
 from omniprep.printable import say
 from omniprep.report.answers import Answers, NotFoundError
 from omniprep.report.assemble import as_json
+from omniprep.report.numbers import MOST_SOURCES, source_facts_of
 from omniprep.report.page import collect, page, vocabulary_or_remark
 from omniprep.shards.dataset import StoredDataset
 from omniprep.shards.manifest import read_manifest
@@ -78,7 +79,7 @@ class Site:
         vocabulary, self.remark = vocabulary_or_remark(dataset, self._model)
         data = collect(dataset, vocabulary, shown=0)
         data["statuses"] = dataset.rows["status"].unique().to_pylist()
-        data["source_names"] = [fact["source"] for fact in data["sources"] if fact["source"] in dataset.row_keys[0]]
+        data["source_names"] = [fact["source"] for fact in source_facts_of(dataset)[:MOST_SOURCES]]
         data["kinds"] = ["image", "audio", "video", "several media", "text alone"]
         if "verdict" in dataset.rows.column_names:
             data["kinds"] += ["preference pair", "preference verdict"]

@@ -13,7 +13,7 @@ function showBins() {
   options(at("bin-select"), [["", `all ${whole(data.browser.length)} shown`], ...data.browser.map((b) => [b.bin, `${b.bin} (${plural(b.rows.length + b.more, "row")}, ${plural(b.tokens, "token")})`])]);
   const verdicts = [...new Set(every.map((row) => row.verdict).filter(Boolean))].sort();
   at("verdict-label").hidden = !verdicts.length;
-  options(at("row-verdict"), [["", "both"], ...verdicts.map((verdict) => [verdict, verdict])]);
+  options(at("row-verdict"), [["", "all"], ...verdicts.map((verdict) => [verdict, verdict])]);
   for (const row of every) row.searched = `${row.source}:${row.line} ${textOf(row)}`.toLowerCase();
   const inputs = ["row-search", "row-kind", "row-source", "row-verdict", "row-least", "row-most", "bin-select"];
   const update = () => showRows(Object.fromEntries(inputs.map((id) => [id, at(id).value])));

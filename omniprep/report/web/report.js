@@ -47,8 +47,9 @@ function showFacts() {
 /* What was done to the dataset since it was built */
 function showChanges() {
   at("changes").hidden = !data.generations.length;
+  const signed = (g, n) => (g.command === "remove" && n ? "−" : "") + whole(n);
   table(at("table-changes"), ["command", "rows", "rejected", "tokens", "bins", "fill", "inputs"], data.generations.map((g) =>
-    [g.command, whole(g.command === "remove" ? -g.rows.removed : g.rows.packed), whole(g.rows.rejected), whole(g.tokens), whole(g.bins), g.fill ? (100 * g.fill).toFixed(2) + " %" : "", g.inputs]), [1, 2, 3, 4, 5]);
+    [g.command, signed(g, g.rows.packed), whole(g.rows.rejected), signed(g, g.tokens), whole(g.bins), g.fill ? (100 * g.fill).toFixed(2) + " %" : "", g.inputs]), [1, 2, 3, 4, 5]);
 }
 
 /* Rejects: examples of each code in a report; all of them, page by page, from a server (served.js). */
