@@ -3,7 +3,9 @@ rejected answer without a word.
 """
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -405,10 +407,14 @@ def test_no_loss_of_language_modeling_is_made_of_pairs(pairs):
 
 def test_what_would_train_on_rejected_answers_refuses_pairs(pairs, model_dir, omniprep, folder):
     from omniprep.adapters.contracts import check_dataset
+    from omniprep.adapters.transformers import PackedBins
 
     ds = PackedDataset(pairs)
     with pytest.raises(OmniprepError, match="preference rows"):
         check_dataset(ds, "a trainer", "qwen2_5_omni", ())
+    trainer = SimpleNamespace(args=SimpleNamespace(n_gpu=1), label_smoother=None)
+    with pytest.raises(OmniprepError, match="preference rows"):
+        PackedBins.check_packed(trainer, ds)
     with pytest.raises(OmniprepError, match="context parallelism"):
         ds.slice(0, 2)[0]
     done = omniprep("train", pairs, "--model", model_dir, "--out", folder / "run", "--max-steps", 1)
@@ -546,6 +552,29 @@ def test_a_split_by_rows_puts_a_chat_with_its_pair(folder, build):
     plain, _ = build(write(folder / "split_chats.jsonl", chats), "split_chats", *options)
     lines = [PackedDataset(f"{folder}-eval").rows["line"].to_pylist() for folder in (out, plain)]
     assert lines[0] == lines[1] and 0 < len(lines[0]) < 40
+
+
+def test_plan_and_stats_count_pairs(pairs, folder, omniprep, model_dir, rows):
+    line = rf"preferences\s.*\b{len(rows)} pairs"
+    done = omniprep("stats", pairs)
+    assert done.code == 0 and re.search(line, done.out), done.out
+    options = ("--model", model_dir, "--bin-length", 2048, "--workers", 0, "--media-root", SAMPLES, "--measure")
+    done = omniprep("plan", folder / "pairs.jsonl", *options)
+    assert done.code == 0 and re.search(line, done.out), done.out + done.err
+    planned = int(re.search(r"tokens\W+([\d,]+)", done.out)[1].replace(",", ""))
+    assert planned == PackedDataset(pairs).counts["tokens"]
+
+
+def test_shards_are_arrow_files_with_plain_columns(pairs):
+    import pyarrow as pa
+
+    path = next((pairs / "shards").glob("*.arrow"))
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    names = table.column_names
+    assert names[names.index("row_items") + 1 :][:3] == ["pair_ids", "chosen", "shared_media"]
+    assert all(table.schema.field(name).type == pa.list_(pa.int32()) for name in ("pair_ids", "chosen", "shared_media"))
+    assert json.loads(table.schema.metadata[b"omniprep"])["format"] == 3
 
 
 def test_identical_pairs_are_duplicates_and_other_verdicts_are_not(folder, build):

@@ -13,7 +13,7 @@ import click
 
 from omniprep.cli.command import Command, announce, command_progress, observed
 from omniprep.cli.options import check_values, make_config, options_of, require, yaml_value
-from omniprep.cli.summary import note_lines, warn_of_rejects
+from omniprep.cli.summary import listed, note_lines, warn_of_rejects
 from omniprep.config import BuildConfig
 from omniprep.errors import RejectCode, UsageError
 from omniprep.printable import counted, printable, say
@@ -147,6 +147,8 @@ def print_plan(estimates: dict[str, "Estimate"], workers: int, seconds: float) -
     for name in columns[0]:
         if name == "rows left out by --where" and not any(estimate.filtered for estimate in estimates.values()):
             continue
+        if name == "preferences" and not any(estimate.preference for estimate in estimates.values()):
+            continue
         table.add_row(name, *(column[name] for column in columns))
         if name == "rows rejected":
             for code in codes:
@@ -193,7 +195,7 @@ def print_mixture(parts: list["MixturePart"], epochs: float, tokens_per_second: 
 
 def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
     """One column of the table of plans."""
-    items = ", ".join(f"{count:,} {name}" for name, count in estimate.items.items() if count)
+    items = listed(estimate.items)
     workers = max(1, min(workers, estimate.shards))  # a shard is encoded by one of them
     time = duration(estimate.core_seconds / workers)
     known = f"{counted(estimate.timed, 'row')}, encoded here" if estimate.timed else "benchmarks; see --measure"
@@ -202,6 +204,7 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
         "rows read": f"{estimate.read:,}",
         "rows packed": f"{estimate.packed:,}",
         "rows rejected": f"{estimate.read - estimate.packed:,}",
+        "preferences": listed(estimate.preference) or "none",
         "media items": items or "none",
         "tokens": f"{estimate.tokens:,}",
         "of them trained": f"{100 * estimate.trained / max(estimate.tokens, 1):.0f} %",

@@ -27,10 +27,15 @@ def print_table(title: str, lines: list[tuple[str, str]]) -> None:
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
 
 
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts that are not 0, with their names: "2 pairs, 1 ordinary"."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
 def count_lines(totals: dict[str, Any], codes: dict[str, int]) -> list[tuple[str, str]]:
     """The part of a table about a dataset: what `omniprep.report.numbers.totals` gives, and its rejects by code."""
     rows, tokens = totals["rows"], totals["tokens"]
-    items = ", ".join(f"{count:,} {name}" for name, count in totals["items"].items() if count)
+    items = listed(totals["items"])
     return [
         *((("rows left out by --where", f"{rows['filtered']:,}"),) if rows.get("filtered") else ()),
         *((("rows of the other part (--split-by)", f"{rows['other_part']:,}"),) if rows.get("other_part") else ()),
@@ -39,6 +44,7 @@ def count_lines(totals: dict[str, Any], codes: dict[str, int]) -> list[tuple[str
         ("rows rejected", f"{rows['rejected']:,}"),
         *((f"  {code}", f"{count:,}") for code, count in Counter(codes).most_common()),
         *((("rows removed", f"{rows['removed']:,}"),) if rows.get("removed") else ()),
+        *((("preferences", listed(totals["preference"])),) if totals["preference"] else ()),
         ("media items", items or "none"),
         ("tokens", f"{tokens:,}, {100 * totals['trained'] / max(tokens, 1):.0f} % trained"),
         ("bins", f"{totals['bins']:,} of {totals['bin_length']:,} tokens"),
@@ -53,8 +59,6 @@ def print_summary(out: str, manifest: dict[str, Any], seconds: float) -> None:
 
     counts = manifest["counts"]
     lines = count_lines(totals(manifest), counts["rejected_by_code"])
-    if verdicts := [f"{count:,} {name}" for name, count in counts.get("preference", {}).items() if count]:
-        lines.append(("preferences", ", ".join(verdicts)))
     speed = short(counts["tokens"] / max(seconds, 1e-9))
     print_table(out, [*lines, ("time", f"{duration(seconds)}, {speed} tokens/s")])
     if rejected := counts["rows"]["rejected"]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omniprep.compiler.costs import encode_seconds, load_seconds, stored_bytes
-from omniprep.compiler.output.manifest import note_columns
+from omniprep.compiler.output.manifest import count_verdicts, note_columns
 from omniprep.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Estimate:
     packed: int
     codes: Counter[str]
     items: dict[str, int]
+    preference: dict[str, int]
+    """Rows by what they are to a preference objective; {} where none is anything."""
     tokens: int
     trained: int
     lengths: tuple[int, int, int, int, int]
@@ -72,6 +74,7 @@ def estimate(planned: "Planned", config: "BuildConfig", timed: tuple[float, int]
         packed=int(kept.sum()),
         codes=Counter(code for code in facts["code"] if code),
         items={name: int(columns[modality.column].sum()) for name, modality in MODALITIES.items()},
+        preference=count_verdicts(facts["verdict"][kept]) if "verdict" in facts else {},
         tokens=int(lengths.sum()),
         trained=int(facts["trained"][kept].sum()),
         lengths=(points[0], points[1], points[2], points[3], points[4]),
