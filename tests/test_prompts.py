@@ -206,7 +206,7 @@ def test_a_video_with_its_sound_is_left_out(omniprep, model_dir, tmp_path):
     assert "--use-audio-in-video" in reason and result.skipped[reason] == [f"{INPUTS[3]}:1"] and result.written == 2
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_omni"])
 def test_other_families_give_what_their_processor_makes_or_say_what_they_lack(omniprep, tmp_path, family):
     pytest.importorskip("dashscope", reason="the Qwen vocabulary comes with dashscope (omniprep[demo])")
     from transformers import AutoProcessor
@@ -238,7 +238,7 @@ def test_a_family_without_prompts_for_vllm_is_refused(omniprep, tmp_path):
     sound = init_model(tmp_path / "audio", "qwen2_audio")
     done = omniprep("build", INPUTS[2], "--model", sound, "--bin-length", 2048, "--workers", 0, "--out", tmp_path / "a")
     assert done.code == 0, done.err
-    with pytest.raises(OmniprepError, match="family 'qwen2_audio' has no --prompts tokens"):
+    with pytest.raises(OmniprepError, match="'qwen2_audio' has no --prompts tokens.*waveforms.*chats"):
         export_prompts(tmp_path / "a", tmp_path / "q.parquet", "tokens")
     assert not list(tmp_path.glob(".q.parquet*")) and not (tmp_path / "q.parquet").exists()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SAMPLES
 from test_adapter_contracts import write
 from train_helpers import swift_model, thinker_of, word_tokenizer, write_dataset, write_model
 from tutorial import blocks_of
@@ -25,7 +25,11 @@ BLOCKS = {
     if block.runner == "tests/test_trainer_blocks.py"
 }
 # TRL asks for bfloat16, which it refuses without a GPU.
-SWAPS = {"max_steps=1000": "max_steps=6", 'SFTConfig("run/"': 'SFTConfig("run/", bf16=False'}
+SWAPS = {
+    "max_steps=1000": "max_steps=6",
+    'SFTConfig("run/"': 'SFTConfig("run/", bf16=False',
+    'GRPOConfig("run/"': 'GRPOConfig("run/", bf16=False, max_steps=1, max_completion_length=2',
+}
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +142,60 @@ def test_megatron_bridge(tmp_path, monkeypatch):
     assert not (batch["cu_seqlens_q"] % 8).any() and batch["visual_inputs"] is not None
 
 
+def test_grpo(omniprep, tmp_path, monkeypatch):
+    """Of a prompt the model gets the ids of the packed row, up to its answer, and its pixels but for rounding."""
+    pytest.importorskip("trl", reason="trl is of omniprep[adapters]")
+    pytest.importorskip("dashscope", reason="the Qwen vocabulary comes with dashscope (omniprep[demo])")
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from omniprep.testing.init_model import init_model
+
+    folder = init_model(tmp_path / "model", "qwen2_5_vl")
+    options = ("--model", folder, "--bin-length", 2048, "--workers", 0, "--quiet")
+    for command in (
+        ("build", SAMPLES / "images.jsonl", *options, "--out", tmp_path / "packed"),
+        ("export", tmp_path / "packed", "--prompts", "chats", "--out", tmp_path / "prompts.jsonl"),
+    ):
+        done = omniprep(*command)
+        assert done.code == 0, done.err
+    rows = PackedDataset(tmp_path / "packed")
+    packed = [rows.row(row["source"], row["line"]) for row in rows.rows.to_pylist()]
+    monkeypatch.chdir(tmp_path)
+    model, steps = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32), []
+
+    def note(_, __, batch):
+        if "labels" in batch:
+            steps.append({name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    run("Prompts for reinforcement learning", model=model, processor=AutoProcessor.from_pretrained(folder))
+    assert steps
+    for batch in steps:
+        completions = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        (row,) = [row for row in packed if all(ids[: len(asked := asked_of(row))] == asked for ids in completions)]
+        # The processor resizes by torchvision, the build as Pillow does: neighboring values of a byte are 0.015 apart.
+        torch.testing.assert_close(batch["pixel_values"], torch.cat([row["pixel_values"]] * 2), rtol=0, atol=0.05)
+        assert torch.equal(batch["image_grid_thw"], torch.cat([row["image_grid_thw"]] * 2))
+
+
+def asked_of(row) -> list[int]:
+    """Ids of a row up to its last answer, whose labels end the row."""
+    labels = row["labels"][0]
+    unlabeled = (labels == -100).nonzero()[:, 0]
+    last = int((labels != -100).nonzero()[-1, 0])
+    return row["input_ids"][0, : int(unlabeled[unlabeled < last][-1]) + 1].tolist()
+
+
 def test_every_block_has_a_test():
     here = sys.modules[__name__]
     tests = {name.removeprefix("test_") for name in vars(here) if name.startswith("test_")}
-    named = {"torchdata and torchtitan": "torchdata", "TRL's SFTTrainer": "trl", "GRPO": "grpo"}
+    named = {
+        "torchdata and torchtitan": "torchdata",
+        "TRL's SFTTrainer": "trl",
+        "Prompts for reinforcement learning": "grpo",
+    }
     for heading in BLOCKS:
         name = named.get(heading, heading.lower().replace("-", "_").replace(" ", "_"))
         assert name in tests or name.replace("llama_factory", "llamafactory") in tests, heading

@@ -24,10 +24,15 @@ TAKEN_BY_VLLM: dict[str, tuple[str, ...]] = {
     "qwen2_5_vl": ("image",),
     "qwen2_5_omni": ("image", "audio", "video"),
     "qwen3_vl": ("image",),
+    "qwen3_omni": ("image",),
 }
 """Families, and modalities of theirs, whose stored media are all that vLLM makes a prompt of. Of a video Qwen2.5-VL
-also needs the rate of its frames, and Qwen3-VL their times, which a shard holds as positions and text alone. What vLLM
-takes of Qwen2-Audio and Qwen3-Omni was not tried."""
+also needs the rate of its frames, and Qwen3-VL and Qwen3-Omni their times, which a shard holds as positions and text
+alone. Of the audio of Qwen3-Omni vLLM takes waveforms: its processing info has the parser of Qwen2-Audio."""
+REASONS = {
+    "qwen2_audio": "of its audio vLLM takes waveforms or the outputs of its tower, and a shard holds spectrograms",
+}
+"""Why a family of which vLLM has a model is not among them."""
 
 
 class SkippedRowError(Exception):
@@ -53,7 +58,8 @@ class PromptCutter:
         options = dataset.record.config
         if ctx.name not in TAKEN_BY_VLLM:
             raise OmniprepError(
-                f"{dataset.uri}: family {ctx.name!r} has no --prompts tokens (it is there for "
+                f"{dataset.uri}: family {ctx.name!r} has no --prompts tokens "
+                f"({REASONS.get(ctx.name, 'what vLLM takes of it was not tried')}; there for "
                 f"{', '.join(TAKEN_BY_VLLM)}); use --prompts chats"
             )
         if not options.use_chat_template:
