@@ -80,7 +80,7 @@ def rows_of_dictionaries(group: Any, columns: Collection[str] | None, rows: int)
     """At most `rows`, and so few that they take 512 MiB whatever they repeat.
 
     A dictionary of Parquet stores a value once that each row may repeat: a file of 2 kB can hold a thousand rows of
-    50 MB. The values of a row are at most all that its column's dictionaries hold.
+    50 MB. The values of a row are at most all that its column's dictionary holds.
 
     Args:
         group: Metadata of the row group.
