@@ -82,6 +82,29 @@ def _place(dataset: PackedDataset, source: str) -> int:
     return dataset.rows["source"].to_pylist().index(source)
 
 
+def test_a_dataset_without_bins_is_compared_too(omniprep, first, model_dir, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"messages": 5}\n')
+    done = omniprep(
+        "build",
+        tmp_path / "bad.jsonl",
+        "--model",
+        model_dir,
+        "--bin-length",
+        512,
+        "--workers",
+        0,
+        "--out",
+        tmp_path / "empty",
+    )
+    assert done.code == 1, "nothing was packed"
+    empty, full = PackedDataset(str(tmp_path / "empty")), PackedDataset(str(first))
+    for pair in ((empty, full), (full, empty), (empty, empty)):
+        data = collect_comparison(*pair)
+        assert [step["a"] + step["b"] for step in data["lengths"]] or pair == (empty, empty)
+        rows = next(line for line in data["counts"] if line["name"] == "rows packed")
+        assert (rows["a"], rows["b"]) == tuple(dataset.counts["rows"]["packed"] for dataset in pair)
+
+
 def test_names_are_the_shortest_that_differ():
     assert names_of("s3://lake/monday/packed", "s3://lake/tuesday/packed/") == ["monday/packed", "tuesday/packed"]
     assert names_of("a", "b") == ["a", "b"] and names_of("a/b", "b") == ["a/b", "b"]

@@ -193,7 +193,7 @@ class Answers:
         if self.vocabulary is None:
             raise UsageError("without the tokenizer no text can be searched; give the checkpoint with --model")
         numbers = self.dataset.rows["bin"].fill_null(-1).to_numpy()
-        bins = np.unique(numbers[mask & (numbers >= 0)])
+        bins = np.unique(numbers[mask & (numbers >= 0) & (numbers < len(self.dataset))])
         ends = time.monotonic() + SECONDS
         found: list[dict[str, Any]] = []
         done = int(np.searchsorted(bins, after))

@@ -40,6 +40,7 @@ function showFacts() {
     [named(names, s.source), whole(s.rows), whole(s.rejected), ...(removed ? [whole(s.removed)] : []), whole(s.tokens), percent(s.trained, s.tokens)]), [1, 2, 3, 4, 5]);
   table(at("table-balance"), ["ranks", "steps", "balanced order", "random order"], data.bins.balance.map((b) =>
     [whole(b.ranks), whole(b.steps), b.balanced.toFixed(3), b.random.toFixed(3)]), [0, 1, 2, 3]);
+  at("table-balance").hidden = !data.bins.balance.length;
   const media = data.media;
   if (media) at("media-facts").textContent = media.bins < media.of ? `from ${whole(media.bins)} of ${whole(media.of)} bins, evenly spread` : `from all ${whole(media.of)} bins`;
 }
