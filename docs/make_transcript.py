@@ -32,9 +32,9 @@ BLOCK = re.compile(r"^(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w*)\n(
 INIT_MODEL = "omniprep init-model model"
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
 VARYING = (
-    (r"\d+:\d\d(?::\d\d)?", "N:N"),  # clocks of progress bars
+    (r"\b\d+:\d\d(?::\d\d)?(?: (?:min|h)\b)?", "N s"),  # times above a minute
     (rf",? *{NUMBER}[kMG]? ?\w+/s\b", ""),  # rates: bars leave out those that find no room
-    (rf"\b{NUMBER} (s|ms|min|MiB/s)\b", r"N \1"),  # times
+    (rf"\b{NUMBER} (?:s|ms|min)\b", "N s"),
     (rf"(loss|lr|grad norm|accuracy|data wait|tokens/s) +{NUMBER}(?:e[-+]\d+)?", r"\1 N"),  # of training
     (r'"response": "(?:[^"\\]|\\.)*"', '"response": "N"'),
     (r"[━╸╺─]{5,}", "━"),  # bars as long as the texts beside them let them be

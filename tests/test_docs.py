@@ -150,7 +150,7 @@ def test_the_transcript_is_compared_but_for_times_and_rates(monkeypatch):
     assert plain("step 4/8  loss 11.57  lr 2.4e-03") == plain("step 4/8  loss 9.1  lr 2.41e-03")
     assert plain("step 4/8  loss 11.57") != plain("step 5/8  loss 11.57")
     assert plain("| 12.8 KiB |") != plain("| 12.9 KiB |")
-    assert plain("time  6.6 s, 35.4 tokens/s") == plain("time  12 s, 5 tokens/s")
+    assert plain("time  6.6 s, 35.4 tokens/s") == plain("time  12 s, 5 tokens/s") == plain("time  1:12 min, 5 tokens/s")
 
 
 @pytest.mark.parametrize(
