@@ -61,6 +61,28 @@ def test_it_may_go_on_without_an_end(ds):
         len(stream)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_without_an_end_stay_in_one_epoch(ds, workers):
+    """7 bins on 2 or 3 workers: one of them has fewer bins in an epoch, and must not run ahead."""
+    for first in (0, 2):
+        want = [n for epoch in range(first, first + 4) for n in expected(ds, epoch)]
+        stream = PackedStream(ds, epoch=first, repeat=True)
+        assert numbers(ds, islice(loader(stream, workers), 25)) == want[:25]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdatas_loader_resumes_after_epochs_without_an_end(ds, workers):
+    module = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is of omniprep[adapters]")
+    first = loader(PackedStream(ds, epoch=1, repeat=True), workers, module.StatefulDataLoader)
+    want = [n for epoch in range(1, 5) for n in expected(ds, epoch)]
+    for steps in (6, 9):
+        batches = iter(first)
+        assert numbers(ds, islice(batches, steps)) == want[:steps]
+        again = loader(PackedStream(ds, repeat=True), workers, module.StatefulDataLoader)
+        again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert numbers(ds, islice(again, 12)) == want[steps : steps + 12]
+
+
 def test_a_state_is_after_what_was_yielded(ds):
     stream, order = PackedStream(ds, epoch=2), expected(ds, 2)
     for taken in range(8):
@@ -99,3 +121,30 @@ def test_torchdatas_loader_resumes_after_any_step(ds, workers, steps):
     assert numbers(ds, second) == order[steps:]
     stream.set_epoch(2)
     assert numbers(ds, second) == expected(ds, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchtitans_loader_resumes_each_rank(ds, workers):
+    """Its trainer takes pairs (inputs, labels), and saves the state of each data-parallel rank under its number."""
+    module = pytest.importorskip(
+        "torchtitan.components.dataloader", reason="packages of its own: tests/other_trainers.sh"
+    )
+
+    def pairs(items):
+        batch = ds.collate(items)
+        return batch, batch.pop("labels")
+
+    def make(rank):
+        stream = PackedStream(ds, rank=rank, world=2, tail="drop", repeat=True)
+        return module.ParallelAwareDataloader(stream, rank, 2, batch_size=1, collate_fn=pairs, num_workers=workers)
+
+    for rank in range(2):
+        want = [n for epoch in range(3) for n in expected(ds, epoch, rank=rank, world_size=2, tail="drop")]
+        first = make(rank)
+        batches = iter(first)
+        assert numbers(ds, [inputs for inputs, _ in islice(batches, 4)]) == want[:4]
+        inputs, labels = next(batches)
+        assert labels.shape == inputs["input_ids"].shape and "labels" not in inputs
+        again = make(rank)
+        again.load_state_dict(first.state_dict())
+        assert numbers(ds, [inputs for inputs, _ in islice(again, 4)]) == want[5:9]

@@ -43,6 +43,7 @@ class PackedStream(IterableDataset[dict[str, Any]]):
         self._sampler(epoch)  # raises for numbers that do not fit
         # In shared memory: workers that outlive an epoch (persistent_workers) see what set_epoch says.
         self._epoch = torch.tensor(epoch).share_memory_()  # type: ignore[no-untyped-call]
+        self._began = epoch  # epoch that the workers' turns are counted from
         self._running = epoch  # epoch that `_taken` counts in
         self._taken = 0  # bins that this worker has yielded of it
         self._loaded = False
@@ -74,10 +75,15 @@ class PackedStream(IterableDataset[dict[str, Any]]):
         """The bins of this worker, from where a loaded state says."""
         worker, workers = _worker()
         if not self._loaded:
-            self._running, self._taken = self.epoch, 0
+            self._began = self._running = self.epoch
+            self._taken = 0
         self._loaded = False
         while True:
-            mine = list(self._sampler(self._running))[worker::workers]
+            order = list(self._sampler(self._running))
+            # The turns of the workers go on from epoch to epoch: a DataLoader asks each for as many bins as the others,
+            # and a worker with fewer bins an epoch would run ahead.
+            before = (self._running - self._began) * len(order)
+            mine = order[(worker - before) % workers :: workers]
             while self._taken < len(mine):
                 self._taken += 1  # before the bin is handed out: a state that is taken then counts it
                 yield self.dataset[mine[self._taken - 1]]
@@ -88,10 +94,10 @@ class PackedStream(IterableDataset[dict[str, Any]]):
     def state_dict(self) -> dict[str, Any]:
         """Where this worker is, after what it has yielded: a few integers."""
         worker, workers = _worker()
-        running, taken = self._running, self._taken
+        began, running, taken = self._began, self._running, self._taken
         if not (self.repeat or self._loaded or running == self.epoch):  # set_epoch was called since the last iteration
-            running, taken = self.epoch, 0
-        facts = {"epoch": running, "taken": taken, "worker": worker, "workers": workers}
+            began, running, taken = self.epoch, self.epoch, 0
+        facts = {"began": began, "epoch": running, "taken": taken, "worker": worker, "workers": workers}
         return facts | {"num_bins": len(self.dataset), "seed": self.seed, "rank": self.rank, "world": self.world}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,12 +110,12 @@ class PackedStream(IterableDataset[dict[str, Any]]):
         if not isinstance(state, dict) or not all(isinstance(state.get(name), int) for name in now):
             raise OmniprepError(f"{state!r:.200} is no state of a PackedStream")
         for name, value in now.items():
-            if name not in ("epoch", "taken") and state[name] != value:
+            if name not in ("began", "epoch", "taken") and state[name] != value:
                 raise OmniprepError(
                     f"the state has {name} {state[name]}, this run has {value}: going on would repeat and leave out "
                     "bins; give the same, or use omniprep.loader, whose state fits any number of ranks and workers"
                 )
-        self._running, self._taken = state["epoch"], state["taken"]
+        self._began, self._running, self._taken = state["began"], state["epoch"], state["taken"]
         self._epoch.fill_(self._running)
         self._loaded = True
 
