@@ -394,3 +394,43 @@ def test_a_store_that_is_there_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     check_places(uris, heard.append)  # type: ignore[arg-type]
     assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--learning-rate", -1, "--learning-rate must be positive"),
+        ("--learning-rate", "nan", "--learning-rate must be positive"),
+        ("--weight-decay", -0.1, "--weight-decay must be 0 or more"),
+        ("--warmup", -1, "--warmup must be 0 or more"),
+        ("--max-grad-norm", -1, "--max-grad-norm must be 0 or more"),
+        ("--adam-beta2", 1, "--adam-beta2 must be from 0 to below 1"),
+        ("--seed", -1, "--seed must be 0 or more"),
+        ("--report-to", "wandbb", "--report-to wandbb: not known; did you mean 'wandb'?"),
+        ("--report-to", "mlfow", "there are: tensorboard, wandb, trackio, none"),
+    ],
+)
+def test_options_of_training(omniprep: Any, option: str, value: Any, said: str) -> None:
+    """Found before anything is imported; a package of a misspelled name is anybody's, and never advised."""
+    assert said in the_line(omniprep("train", "packed", "--model", "m", "--out", "run", option, value), 2)
+
+
+def test_infer_on_a_gpu_that_is_not_there(here: Path, omniprep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = the_line(omniprep("infer", "good.jsonl", "--model", "m", "--device", "cuda"), 2)
+    assert "--device cuda: torch sees no GPU here" in line
+
+
+def test_init_model_spares_other_folders(here: Path, omniprep: Any) -> None:
+    (here / "packed").mkdir()
+    (here / "packed" / "rows.parquet").write_bytes(b"")
+    assert "packed holds other files; choose an empty or a new folder" in the_line(omniprep("init-model", "packed"), 1)
+
+
+def test_a_multimodal_tokenizer_without_its_processor(here: Path, omniprep: Any, model_dir: Path) -> None:
+    config = json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]})
+    checkpoint_of(model_dir, here / "model", config=config, preprocessor_config=None)
+    line = the_line(omniprep("plan", "good.jsonl", "--model", "model", "--bin-length", 64, "--workers", 0), 1)
+    assert "has neither preprocessor_config.json nor processor_config.json" in line

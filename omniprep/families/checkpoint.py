@@ -74,6 +74,12 @@ class Checkpoint:
             )
         except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
+            settings = ("preprocessor_config.json", "processor_config.json")
+            if not any(checkpoint_file(self._model, name) for name in settings):
+                reason = (
+                    f"it has neither {settings[0]} nor {settings[1]}; copy them from the checkpoint, or give a "
+                    "multimodal one"
+                )
             if "trust_remote_code" in str(error):
                 reason = "it is Python code of the checkpoint's own, which runs with --trust-remote-code"
             raise OmniprepError(f"model {self._model!r}: its AutoProcessor cannot be loaded: {reason}") from error

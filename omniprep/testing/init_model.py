@@ -15,6 +15,9 @@ from pathlib import Path
 from omniprep.config import refuse_undecoded
 from omniprep.errors import OmniprepError, UsageError, did_you_mean
 
+_SUFFIXES = (".json", ".jinja", ".model", ".pt", ".safetensors", ".txt")
+"""Of files of a checkpoint, which an init-model that was stopped may have left."""
+
 
 def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0, plugins: tuple[str, ...] = ()) -> Path:
     """Make a small random-weight checkpoint in a folder without one.
@@ -40,6 +43,8 @@ def init_model(path: str | Path, family: str = "qwen2_5_omni", *, seed: int = 0,
     path = Path(path)
     if (path / "config.json").exists():
         raise OmniprepError(f"{path} holds a checkpoint already; choose another folder")
+    if path.is_dir() and any(entry.suffix not in _SUFFIXES for entry in path.iterdir()):
+        raise OmniprepError(f"{path} holds other files; choose an empty or a new folder")
     path.mkdir(parents=True, exist_ok=True)
     make(path, seed)
     return path

@@ -7,12 +7,13 @@ for LoRA and 1e-5 for full training.
 """
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from omniprep.config import Switch, Trust, refuse_undecoded
-from omniprep.errors import UsageError
+from omniprep.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from omniprep.data.objective import Objective
@@ -25,6 +26,10 @@ PREFERENCE_OPTIONS = (
     "other_reference",
 )  # fmt: skip
 """Options of --objective dpo, kto and orpo."""
+
+
+REPORT_TO = ("tensorboard", "wandb", "trackio", "none")
+"""Where logs go. A closed list: the package of a misspelled one would be anybody's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,12 +195,27 @@ class TrainConfig:
             refuse_undecoded(value, option)
             if field.name in SWITCHES and isinstance(value, bool):
                 object.__setattr__(self, field.name, "on" if value else "off")
+        for name in self.report_to:
+            if name not in REPORT_TO:
+                hint = did_you_mean(name, REPORT_TO) or f"; there are: {', '.join(REPORT_TO)}"
+                raise UsageError(f"--report-to {name}: not known{hint}")
         checks: list[tuple[bool, str]] = [
             (self.max_steps >= 0, "--max-steps must be 0 or more"),
             (self.max_steps > 0 or self.epochs > 0, "--epochs must be positive"),
             (self.batch_size > 0, "--batch-size must be positive"),
             (self.grad_accumulation > 0, "--grad-accumulation must be positive"),
-            (self.lora_rank > 0, "--lora-rank must be positive"),
+            *(
+                (rate is None or 0 < rate < math.inf, f"--{name.replace('_', '-')} must be positive")
+                for name in ("learning_rate", "vit_lr", "aligner_lr")
+                for rate in [getattr(self, name)]
+            ),
+            *(
+                (0 <= getattr(self, name) < math.inf, f"--{name.replace('_', '-')} must be 0 or more")
+                for name in ("weight_decay", "warmup", "max_grad_norm", "seed")
+            ),
+            (0 <= self.adam_beta2 < 1, "--adam-beta2 must be from 0 to below 1"),
+            (0 <= self.lora_dropout < 1, "--lora-dropout must be from 0 to below 1"),
+            (self.lora_rank > 0 and self.lora_alpha > 0, "--lora-rank and --lora-alpha must be positive"),
             (self.num_workers >= 0, "--num-workers must be 0 or more"),
             (self.logging_steps is None or self.logging_steps > 0, "--logging-steps must be positive"),
             (self.save_total_limit is None or self.save_total_limit > 0, "--save-total-limit must be positive"),

@@ -20,7 +20,7 @@ from omniprep.compiler.encode.single_row import encode_prompt, last_answer
 from omniprep.compiler.options import family_of
 from omniprep.config import BuildConfig, RowOptions, build_config
 from omniprep.data.loss import LOSS_FIELDS
-from omniprep.errors import OmniprepError, Reject
+from omniprep.errors import OmniprepError, Reject, UsageError
 from omniprep.families.context import FamilyContext
 from omniprep.progress import Reporter
 from omniprep.rows.columns import parse_columns
@@ -42,6 +42,8 @@ def infer(config: InferConfig, reporter: Reporter, write: Any) -> int:
     line, error (a reject code) and message.
     """
     quiet_libraries()
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no GPU here (omniprep doctor); --device auto takes the CPU")
     base, adapter = base_and_adapter(config.model, config.base_model)
     build = build_options(config, base, reporter)
     ctx = family_of(build)
