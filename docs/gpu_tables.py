@@ -48,15 +48,21 @@ def training(result: dict[str, Any]) -> Rows:
 
 
 def goals(result: dict[str, Any]) -> Rows:
-    """What was to be reached, and what was."""
+    """What was to be reached, and what was. Steps of one goal that reached the same figure share a line."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for check in result["checks"]:
+        goal, _, step = check["goal"].partition(" (")
+        figures = (f"{check['value']:,}", f"{check['limit']:,}", "yes" if check["reached"] else "no")
+        lines.setdefault((goal, *figures), []).append(step.removesuffix(")"))
     return [
         {
-            "goal": check["goal"],
-            "measured": f"{check['value']:,}",
-            "limit": f"{check['limit']:,}",
-            "reached": "yes" if check["reached"] else "no",
+            "goal": f"{goal} ({steps[0]})" if len(steps) == 1 and steps[0] else goal,
+            "steps": "" if len(steps) == 1 else f"all {len(steps)}",
+            "measured": measured,
+            "limit": limit,
+            "reached": reached,
         }
-        for check in result["checks"]
+        for (goal, measured, limit, reached), steps in lines.items()
     ]
 
 
