@@ -500,6 +500,7 @@ def test_verdicts(folder, build, omniprep):
     assert (ds[0]["pair_ids"] == -1).all() and set(ds[0]["chosen"].tolist()) == {0, 1}
     done = omniprep("inspect", out)
     assert "undesirable" in done.out
+    assert omniprep("verify", out, "--deep").code == 0
     done = omniprep("export", out, "--prompts", "chats", "--out", folder / "kto_prompts.jsonl")
     assert done.code == 0, done.err
     lines = [json.loads(line) for line in (folder / "kto_prompts.jsonl").read_text().splitlines()]

@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniprep.shards.content import item_sizes
+from omniprep.shards.reader import BufferPool
+
+_POOL = BufferPool()  # fresh pages for each bin would cost more than the copy
 
 
 def with_repeated_media(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,13 +49,13 @@ def _repeat(
     entries: NDArray[np.int64],
 ) -> None:
     """Take items (by number, one perhaps twice) of a modality's columns of `item` into `result`."""
-    files = dict(item.get("files", {}))
+    stored_files = item.get("files", {})
     for column in item["columns"]:
         if column.modality != modality or column.kind == "tokens":
             continue
-        if column.name in files:
-            files[column.name] = [files[column.name][number] for number in items.tolist()]
-            result["files"] = files
+        if column.name in stored_files:
+            repeated = [stored_files[column.name][number] for number in items.tolist()]
+            result["files"] = {**result["files"], column.name: repeated}
         elif column.name not in item:
             continue  # pixels in a codec that were not asked for
         elif column.kind == "rows":
@@ -62,8 +65,10 @@ def _repeat(
         else:
             sizes = item_sizes(column, item) * (column.unit if column.load == "mel" else 1)
             starts = np.cumsum(sizes) - sizes
-            parts = zip(starts[items].tolist(), sizes[items].tolist(), strict=True)
-            result[column.name] = np.concatenate([item[column.name][start : start + size] for start, size in parts])
+            places = zip(starts[items].tolist(), sizes[items].tolist(), strict=True)
+            parts = [item[column.name][start : start + size] for start, size in places]
+            room = _POOL.take(sum(part.nbytes for part in parts)).view(parts[0].dtype)
+            result[column.name] = np.concatenate(parts, out=room.reshape(-1, *parts[0].shape[1:]))
 
 
 def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
