@@ -119,7 +119,7 @@ class Reader:
             self.python(block.text)
             self.ran += 1
         elif block.language == "json":
-            for text in [block.text] if block.text.count("\n{") == 0 else block.text.splitlines():
+            for text in re.split(r"\n(?={)", block.text):  # rows may take several lines, each begins one
                 json.loads(text)
         elif block.language == "yaml":
             list(yaml.safe_load_all(block.text))
