@@ -3,12 +3,14 @@
 - README.md is the first page; CONTRIBUTING.md, CHANGELOG.md and SECURITY.md are pages of the same names.
 - A link from a page to a file or folder of the repository, such as `../pipelines`, leads to a page with its text.
 - build/api, the reference that pdoc writes, becomes `api/`.
+- commands.md is what `--help` prints of each command.
 """
 
 import posixpath
 import re
 from pathlib import Path
 
+import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -55,6 +57,21 @@ def source_page(path: str) -> str:
     return page
 
 
+def commands_page() -> str:
+    """A page with the help of each command."""
+    from omniprep.cli.main import COMMANDS, cli
+
+    page = "# Command line\n\nWhat `omniprep COMMAND --help` prints. "
+    page += "Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.\n"
+    top = click.Context(cli, info_name="omniprep")
+    for name in COMMANDS:
+        command = cli.get_command(top, name)
+        assert command is not None, name
+        context = click.Context(command, info_name=name, parent=top, max_content_width=100, terminal_width=100)
+        page += f"\n## {name}\n\n````text\n{command.get_help(context)}\n````\n"
+    return page
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie outside docs/, pages of linked source files, and the API reference."""
     texts = {name: with_site_links(file.content_string, "docs") for name, file in _pages(files).items()}
@@ -66,6 +83,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             # A link to what does not exist gets no page, so that mkdocs reports it.
             if target.startswith("source/") and (ROOT / target[len("source/") : -len(".md")]).exists():
                 texts[target] = source_page(target[len("source/") : -len(".md")])
+    texts["commands.md"] = commands_page()
     for name, text in texts.items():
         if existing := files.get_file_from_path(name):
             files.remove(existing)

@@ -243,7 +243,9 @@ def test_every_page_is_in_the_navigation_of_the_site():
     """mkdocs only mentions one that is not."""
     nav = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\ntheme:")[0]
     named = re.findall(r": (\S+\.md)$", nav, re.MULTILINE)
-    assert sorted(named) == sorted({*(Path(page).name for page in PAGES if page != "README.md"), "index.md"})
+    assert sorted(named) == sorted(
+        {*(Path(page).name for page in PAGES if page != "README.md"), "index.md", "commands.md"}
+    )
 
 
 def test_the_site_is_built_strictly(tmp_path):
@@ -269,6 +271,8 @@ def test_the_site_is_built_strictly(tmp_path):
     assert (site / "api" / "index.html").read_text() == "written by pdoc"
     assert 'href="first-dataset.html"' in (site / "index.html").read_text()
     assert list((site / "source").rglob("*.html"))
+    commands = (site / "commands.html").read_text()
+    assert all(f'id="{name}"' in commands for name in COMMANDS) and "--bin-length" in commands
     with (tmp_path / "README.md").open("a") as file:
         file.write("\n[a](docs/absent.md) and [b](docs/inputs.md#absent)\n")
     done = build()
