@@ -129,5 +129,7 @@ def test_what_is_no_dataset_is_named(omniprep, first, tmp_path):
     assert not (tmp_path / "page.html").exists()
     done = omniprep("report", first, first, first)
     assert done.code == 2 and "not 3" in done.err
+    done = omniprep("report", first, "page.html")
+    assert done.code == 2 and "--out page.html" in done.err
     done = omniprep("report", first, first, "--bins", 8)
     assert done.code == 2 and "--bins" in done.err

@@ -79,7 +79,7 @@ def enlarge(built: Path, target: Path, rows: int, sources: int) -> Path:
     times = -(-rows // len(table))
     pq.write_table(pa.concat_tables([index] * times), target / "index.parquet")
     bins = pa.concat_tables([table] * times)
-    names = pa.array([f"s3://lake/{'<day>/' * 500}{n:05}.jsonl" for n in range(sources)])
+    names = pa.array([f"s3://lake/{'<day>/' * 54}{n:05}.jsonl" for n in range(sources)])
     source = pa.DictionaryArray.from_arrays(pa.array(np.arange(len(bins)) % sources, pa.int32()), names)
     pq.write_table(bins.set_column(0, "source", source), target / "rows.parquet")
     manifest = json.loads((target / "manifest.json").read_text())

@@ -45,6 +45,8 @@ def report(
     """
     if len(datasets) > 2:
         raise UsageError(f"a report is of one dataset or compares two, not {len(datasets)}")
+    if len(datasets) == 2 and datasets[1].endswith(".html"):
+        raise UsageError(f"{datasets[1]} is no dataset; a page is written there with --out {datasets[1]}")
     if len(datasets) == 2:
         of_one = {"shown": "--bins", "model": "--model", "check_pixels": "--check-pixels"}
         if given := [f for name, f in of_one.items() if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]:
