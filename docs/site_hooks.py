@@ -67,7 +67,7 @@ def commands_page() -> str:
     for name in COMMANDS:
         command = cli.get_command(top, name)
         assert command is not None, name
-        context = click.Context(command, info_name=name, parent=top, max_content_width=100, terminal_width=100)
+        context = click.Context(command, info_name=name, parent=top, max_content_width=86, terminal_width=86)
         page += f"\n## {name}\n\n````text\n{command.get_help(context)}\n````\n"
     return page
 
