@@ -155,7 +155,8 @@ class RejectCode(StrEnum):
     BAD_PREFERENCE = (
         "bad_preference",
         "Columns of preferences from which no pair can be read: rejected_response is a list, chosen and rejected stand "
-        "beside another answer or without a prompt, or a row has both a rejected answer and a label.",
+        "beside another answer or without a prompt, or a row has both a rejected answer and a label. Where these "
+        "columns mean something else, --preference ignore does not read them.",
     )
     BAD_LABEL = ("bad_label", "The label of a row for KTO is none of true, false, 1 and 0.")
     EMPTY_ANSWER = ("empty_answer", "The preferred or the rejected answer, or the one with a verdict, is empty.")

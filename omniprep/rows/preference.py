@@ -253,7 +253,9 @@ def _prompt(row: dict[str, Any]) -> list[dict[str, Any]]:
     messages = read_chat(row).messages
     if messages[-1]["role"] in ("assistant", "tool_call"):
         raise Reject(
-            RejectCode.BAD_PREFERENCE, "chosen and rejected are answers, but the chat before them ends with one too"
+            RejectCode.BAD_PREFERENCE,
+            "chosen and rejected are answers, but the chat before them ends with one too (--preference ignore does not "
+            "read these columns)",
         )
     return messages
 
