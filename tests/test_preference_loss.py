@@ -275,7 +275,10 @@ def ours_of_pairs(case: SimpleNamespace, objective: Any) -> tuple[torch.Tensor, 
     return loss, gradients(case.model, loss), metrics
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize(
+    "loss_type",
+    [pytest.param(name, marks=() if name in ("sigmoid", "ipo") else pytest.mark.slow) for name in LOSS_TYPES],
+)
 def test_dpo_equals_trl(case, tokenizer, tmp_path, loss_type):
     smoothing = 0.2 if loss_type == "robust" else 0.0
     objective = omniprep.Objective(name="dpo", beta=0.3, loss_type=loss_type, label_smoothing=smoothing)

@@ -21,8 +21,11 @@ from omniprep.compiler.output import lease
 from omniprep.compiler.output.fence import Fence, LostLeaseError
 from omniprep.errors import DamagedDataError, OmniprepError, Reject
 from omniprep.media.fetch import MediaRoots
+from omniprep.shards.manifest import content_hash
+from omniprep.shards.references import ReferenceModel, References, write_references
 from tests.reliability import built_locally, command, outcome
 from tests.s3_server import BUCKET, Store, store
+from tests.train_helpers import write_preferences
 
 __all__ = ["store"]
 
@@ -351,3 +354,25 @@ def test_of_many_that_begin_at_once_one_goes_on(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert len(held) == 1 and not io.exists(f"{out}/lease.json")
+
+
+def test_scores_of_a_reference_model_lie_with_the_dataset(store: Store, tmp_path: Path) -> None:
+    """Written at once: a write that fails leaves those that were there."""
+    folder, uri = write_preferences(tmp_path / "d", sizes=(2, 1)), f"s3://{BUCKET}/preferences"
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        io.write_atomic(f"{uri}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    dataset = PackedDataset(uri)
+    assert dataset.references is None and "reference_logps" not in dataset[0]
+    made_by = ReferenceModel(content=content_hash(dataset.manifest), model="m", weights="0" * 32)
+    for value in (-1.5, -2.5):
+        logps = np.full(6, value, np.float32)
+        write_references(uri, References(made_by=made_by, begins=np.array([0, 4, 6]), logps=logps, kl_logps=logps - 1))
+    again = PackedDataset(uri)
+    assert again.references is not None and again.references.made_by == made_by
+    assert again[1]["reference_logps"].tolist() == [-2.5, -2.5]
+    assert again[1]["reference_kl_logps"].tolist() == [-3.5, -3.5]
+    store.fault = lambda method, path: 403 if method in ("PUT", "POST") else None
+    with pytest.raises(OSError):
+        write_references(uri, References(made_by=made_by, begins=np.array([0, 4, 6]), logps=logps * 2, kl_logps=None))
+    store.fault = lambda method, path: None
+    assert PackedDataset(uri)[1]["reference_logps"].tolist() == [-2.5, -2.5]

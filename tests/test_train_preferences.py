@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from train_helpers import Messages, small_family, write_dataset, write_model, write_preferences
 from transformers import Qwen2_5OmniForConditionalGeneration
 
@@ -327,3 +328,41 @@ def test_kto_of_bins_of_one_row_cannot_estimate_the_divergence(run, tmp_path):
 def test_options_that_contradict(options, text):
     with pytest.raises(UsageError, match=text):
         TrainConfig(**options)
+
+
+@pytest.mark.slow
+def test_from_json_lines_to_a_model_that_prefers_what_is_chosen(omniprep, model_dir, tmp_path, monkeypatch):
+    """The commands of a user, pictures that both answers share among the rows; an append takes the scores away."""
+    Image.new("RGB", (112, 84), (200, 30, 30)).save(tmp_path / "red.png")
+    for name, first in (("pairs", 0), ("more", 8)):
+        rows = []
+        for number in range(first, first + 8):
+            question = {"role": "user", "content": ("<image>" if number % 2 else "") + f"Is it {number}?"}
+            row = {"messages": [question, {"role": "assistant", "content": "Yes."}], "rejected_response": "No, never."}
+            rows.append(row | ({"images": ["red.png"]} if number % 2 else {}))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object, code: int = 0) -> str:
+        done = omniprep(*words)
+        assert done.code == code, done.err
+        return done.err
+
+    model = ("--model", model_dir)
+    run("build", "pairs.jsonl", *model, "--bin-length", 256, "--workers", 0, "--out", "packed")
+    train = ("train", "packed", *model, "--objective", "dpo", "--report-to", "none", "--num-workers", 0)
+    train += ("--learning-rate", "1e-3", "--max-steps", 8, "--logging-steps", 1)
+    assert "run omniprep score packed" in run(*train, "--out", "run", code=1)
+    run("score", "packed", *model, "--num-workers", 0)
+    run(*train, "--out", "run")
+    logs = json.loads((tmp_path / "run" / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
+    assert losses(logs)[0] == pytest.approx(np.log(2), abs=1e-5) and losses(logs)[-1] < 0.55
+    assert [line for line in logs if "loss" in line][-1]["rewards/accuracies"] == 1
+    run("append", "packed", "more.jsonl", "--workers", 0)
+    assert not (tmp_path / "packed" / "reference_logps.parquet").exists()
+    assert "run omniprep score packed" in run(*train, "--out", "run2", code=1)
+    run("score", "packed", *model, "--num-workers", 0)
+    assert len(PackedDataset(tmp_path / "packed").references.logps) == 32
+    assert "another model" in run("score", "packed", "--model", "run", "--num-workers", 0, code=1)
+    run("score", "packed", "--model", "run", "--num-workers", 0, "--overwrite")
+    assert "training begins with" in run(*train, "--out", "run3", code=1)
