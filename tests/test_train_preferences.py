@@ -242,7 +242,9 @@ def test_a_reference_that_is_missing_or_of_another_model_or_content_is_refused(r
         run.score(pairs)
     assert losses(run.train(pairs, objective="dpo", other_reference=True, max_steps=1))
     assert any("are of 'another/model'" in line for line in run.lines)
-    run.score(pairs, overwrite=True)
+    run.score(pairs, overwrite=True, dtype="bfloat16")
+    assert losses(run.train(pairs, objective="dpo", max_steps=1))
+    assert any("were computed in bfloat16, training is in float32" in line for line in run.lines)
     assert read_references(str(pairs), 4).made_by.model == str(checkpoint)
     changed = json.loads((pairs / "manifest.json").read_text())
     changed["shards"][0]["sha256"] = "1" * 64

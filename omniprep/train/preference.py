@@ -157,7 +157,7 @@ def check_objective(datasets: Sequence[PackedDataset], objective: Objective | No
 
 
 def check_references(
-    datasets: Sequence[PackedDataset], objective: Objective, model: str, weights: str, *, other: bool
+    datasets: Sequence[PackedDataset], objective: Objective, model: str, weights: str, dtype: str, *, other: bool
 ) -> list[str]:
     """Refuse datasets whose reference log-probabilities are missing, or of another model than training begins with.
 
@@ -166,6 +166,7 @@ def check_references(
         objective: One that needs a reference.
         model: Where training begins, for messages.
         weights: `weights_hash` of it.
+        dtype: Type of the weights that will train, such as bfloat16.
         other: Whether another model may have made them.
 
     Returns:
@@ -196,6 +197,11 @@ def check_references(
                     f"{text}, which has other weights: run {command} --overwrite, or give --other-reference"
                 )
             told.append(text)
+        if maker.dtype != dtype:
+            told.append(
+                f"{uri}: its reference log-probabilities were computed in {maker.dtype}, training is in {dtype}: "
+                "margins begin at the difference of rounding, not at 0"
+            )
     return told
 
 

@@ -102,7 +102,7 @@ def prepare_run(
     ctx = resolve_family(config.model, _family(config, datasets), config.plugin, None, config.trust_remote_code)
     check_datasets([*datasets, *evaluation], ctx)
     check_family(ctx, config)
-    for text in check_preferences([*datasets, *evaluation], config):
+    for text in check_preferences([*datasets, *evaluation], config, args.device):
         reporter.message(text)
     checkpoint = find_checkpoint(config)
     data = choose_data(prepare_data(datasets, evaluation, config, args, checkpoint))
@@ -137,7 +137,7 @@ def prepare_run(
     return Run(trainer=trainer, args=args, ctx=ctx, data=data, checkpoint=checkpoint)
 
 
-def check_preferences(datasets: Sequence[PackedDataset], config: TrainConfig) -> list[str]:
+def check_preferences(datasets: Sequence[PackedDataset], config: TrainConfig, device: torch.device) -> list[str]:
     """Refuse datasets that the objective cannot learn from, or whose reference is not the model that training begins
     with; what to say about the rest.
     """
@@ -147,8 +147,9 @@ def check_preferences(datasets: Sequence[PackedDataset], config: TrainConfig) ->
         return []
     told = check_mismatches(datasets) if objective.needs_divergence else []
     # All ranks of a machine read the same files: 15 GB of weights take seconds from the cache of its disk.
+    weights, dtype = weights_hash(source_folder(config.model)), str(weights_dtype(config, device))
     return told + check_references(
-        datasets, objective, config.model, weights_hash(source_folder(config.model)), other=config.other_reference
+        datasets, objective, config.model, weights, dtype.removeprefix("torch."), other=config.other_reference
     )
 
 
