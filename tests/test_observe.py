@@ -22,6 +22,7 @@ from omniprep.errors import DamagedDataError, OmniprepError, UsageError, error_c
 from omniprep.families.errors import FamilyError
 from omniprep.observe.events import events_schema
 from omniprep.observe.metrics import serve_metrics
+from omniprep.observe.options import ObserveOptions
 
 VALIDATOR = jsonschema.Draft202012Validator(events_schema())
 
@@ -262,6 +263,13 @@ print([name for name in ("torch", "transformers", "ray", "pyarrow") if name in s
 
 
 def test_metrics_are_on_loopback_unless_asked() -> None:
+    pytest.importorskip("prometheus_client", reason="prometheus-client is not installed (omniprep[metrics])")
+    assert ObserveOptions().metrics_host == "127.0.0.1"
+    port = free_port()
+    with serve_metrics("127.0.0.1", port):
+        for address, listens in (("127.0.0.1", True), ("127.0.0.2", False)):  # 0.0.0.0 would take both
+            with socket.socket() as client:
+                assert (client.connect_ex((address, port)) == 0) == listens
     with pytest.raises(UsageError, match="cannot listen on 203.0.113.7"), serve_metrics("203.0.113.7", free_port()):
         pass
 

@@ -3,7 +3,9 @@
 import io as _io
 import json
 import random
+import re
 import tarfile
+import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -19,7 +21,7 @@ from omniprep.errors import OmniprepError, Reject, UsageError
 from omniprep.rows import choosing
 from omniprep.rows.inputs import find_inputs
 from omniprep.rows.sources import Tally, find_splits, numbered, read_split
-from omniprep.rows.where import Bounds
+from omniprep.rows.where import Bounds, _pattern
 from omniprep.rows.where_parser import parse_where
 
 # Every third text is absent, numbers and flags have nulls of their own, and a struct is absent or has an absent field.
@@ -323,6 +325,20 @@ def test_bounds_never_leave_out_a_row_that_is_chosen() -> None:
 def test_what_is_not_of_the_subset_is_refused(where: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         BuildConfig(where=where)
+
+
+def test_like_means_what_it_means_and_takes_no_time() -> None:
+    """Against a pattern that tries every place; and texts that made that one take minutes."""
+    rng = random.Random(0)
+    for _ in range(20_000):
+        like = "".join(rng.choices("ab%_.", k=rng.randrange(7)))
+        text = "".join(rng.choices("ab.\n", k=rng.randrange(9)))
+        tried = "".join({"%": ".*", "_": "."}.get(letter) or re.escape(letter) for letter in like)
+        assert bool(_pattern(like).fullmatch(text)) == bool(re.fullmatch(tried, text, re.DOTALL)), (like, text)
+    begun = time.process_time()
+    for like in ("%a%a%a%a%b", "%a_%_a%a_a%b%", "a%a%a%ab"):
+        assert not _pattern(like).fullmatch("a" * 100_000)
+    assert time.process_time() - begun < 5
 
 
 def test_long_chains_are_read() -> None:

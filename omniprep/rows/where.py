@@ -198,9 +198,19 @@ def _order(own: Any, operator: str, other: Any) -> bool:
 
 @lru_cache(maxsize=64)
 def _pattern(like: str) -> re.Pattern[str]:
-    """LIKE: % for any letters, _ for one; there is no way to escape them."""
-    parts = {"%": ".*", "_": "."}
-    return re.compile("".join(parts.get(letter) or re.escape(letter) for letter in like), re.DOTALL)
+    """LIKE: % for any letters, _ for one; there is no way to escape them.
+
+    What stands between two % is taken where it is found first and not looked for again (an atomic group): if any place
+    lets the rest match, the first does. Tried anew at each place, `%a%a%a%b` on a text of 2,000 letters took minutes.
+    """
+    first, *others = (
+        "".join("." if letter == "_" else re.escape(letter) for letter in part) for part in like.split("%")
+    )
+    if not others:
+        return re.compile(first, re.DOTALL)
+    *between, last = others
+    middle = "".join(f"(?>.*?{part})" for part in between if part)
+    return re.compile(f"{first}{middle}.*{last}", re.DOTALL)
 
 
 def kind_of(value: Any) -> str:
