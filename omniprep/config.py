@@ -179,6 +179,10 @@ class RowOptions:
             for name in PIXEL_OPTIONS
             for value in [getattr(self, name)]
         ]
+        for least, most in (("min_pixels", "max_pixels"), ("video_min_pixels", "video_max_pixels"), _FRAMES):
+            low, high = getattr(self, least), getattr(self, most)
+            text = f"--{least.replace('_', '-')} {low} is above --{most.replace('_', '-')} {high}"
+            checks.append((low is None or high is None or low <= high, text))
         checks.append((_is_day(self.template_date), "--template-date must be a day as YYYY-MM-DD"))
         _refuse(checks)
         parse_columns(self.columns)
@@ -340,6 +344,7 @@ PIXEL_OPTIONS = (
     "fps_min_frames",
     "fps_max_frames",
 )
+_FRAMES = ("fps_min_frames", "fps_max_frames")
 # What may change between two runs of one build without changing a byte of its shards.
 _FREE = {"out", "workers", "ray_address", "overwrite", "on_error", "max_error_rate", "decode_timeout", "decode_memory"}
 

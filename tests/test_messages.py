@@ -128,6 +128,19 @@ def test_an_input_that_is_something_else(here: Path, planned: Any, name: str, co
         (("plan", "good.jsonl", "--model", "--out", "x"), 2, "--model needs a value, and --out follows"),
         (("plan", "--plain", "good.jsonl"), 2, "--plain goes before the command: omniprep --plain plan ..."),
         (("good.jsonl",), 2, "no command 'good.jsonl'; the command comes first, such as: omniprep plan good.jsonl"),
+        (("plan", "good.jsonl,other.jsonl"), 1, "give several inputs apart: good.jsonl other.jsonl"),
+        (("plan", "good.jsonl other.jsonl"), 1, "give several inputs apart: good.jsonl other.jsonl"),
+        (("plan", "good.jsonl/"), 1, "good.jsonl/: is a file; leave the slash at its end away"),
+        (("plan", "org/name"), 1, "org/name: no such file; a dataset of the Hub is hf://datasets/org/name"),
+        (("plan", "good.jsonl", "-out", "x"), 2, "no option '-out'; did you mean '--out'?"),
+        (("plan", "good.jsonl", "--min-pixels", 9, "--max-pixels", 4), 2, "--min-pixels 9 is above --max-pixels 4"),
+        (
+            ("plan", "good.jsonl", "--fps-min-frames", 9, "--fps-max-frames", 4),
+            2,
+            "--fps-min-frames 9 is above --fps-max-frames 4",
+        ),
+        (("nonsense",), 2, "no command 'nonsense'; omniprep --help lists them"),
+        (("help",), 2, "no command 'help'; write omniprep --help, or omniprep COMMAND --help"),
         (("build", "good.jsonl", "--out", "/proc/x"), 1, "/proc/x: no folder can be made here; choose another --out"),
         (("build", "good.jsonl", "--out", "other.txt"), 1, "other.txt: is a file, a folder is needed"),
         (("build", "good.jsonl", "--out", "x" * 256), 1, ": the name is too long for the file system"),
@@ -138,7 +151,8 @@ def test_an_input_that_is_something_else(here: Path, planned: Any, name: str, co
 def test_a_slip_of_the_command_line(
     here: Path, omniprep: Any, model_dir: Path, arguments: tuple[Any, ...], code: int, said: str
 ) -> None:
-    (here / "other.txt").write_text("x")
+    for name in ("other.txt", "other.jsonl"):
+        (here / name).write_text("x")
     (here / "empty").mkdir()
     usual = () if len(arguments) == 1 else ("--model", model_dir, "--bin-length", 2048, "--workers", 0)
     options = [value for value in usual if "--bin-length" not in arguments or value not in ("--bin-length", 2048)]
@@ -168,6 +182,8 @@ def test_what_is_no_dataset(here: Path, omniprep: Any, command: str) -> None:
         (here / "above" / "packed").mkdir(parents=True)
         (here / "above" / "packed" / "manifest.json").write_text("{}")
         assert "did you mean 'above/packed'?" in call("above")
+        (here / "above" / "packed" / "shards").mkdir()
+        assert "did you mean 'above/packed'?" in call("above/packed/shards")
 
 
 def test_a_second_build_of_other_inputs_says_how_to_go_on(here: Path, planned: Any) -> None:
@@ -299,7 +315,9 @@ def test_media_that_are_not_found_name_what_was_meant(here: Path, planned: Any) 
 
     (here / "pics").mkdir()
     Image.new("RGB", (56, 56)).save(here / "pics" / "a.JPG", "JPEG")
+    Image.new("RGB", (56, 56)).save(here / "pics" / "b.JPG", "JPEG")
     names = ["pics\\a.JPG", "pics/a.jpg", "pics/a.png", "b.png", "/etc/passwd", "s3://bucket/dir/a.png"]
+    names += ["pics/a.JPG, pics/b.JPG", "/no/such.png"]
     rows = [{**ROWS[0], "images": [name]} for name in names]
     (here / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert planned("in.jsonl", "--out", "o", command="build").code == 1
@@ -310,6 +328,8 @@ def test_media_that_are_not_found_name_what_was_meant(here: Path, planned: Any) 
     assert rejected[3].endswith("b.png: no such file (looked in .); --media-root adds a folder")
     assert rejected[4].endswith("lies outside .; allow its folder with --media-root /etc")
     assert rejected[5].endswith("lies outside .; allow its folder with --media-root s3://bucket/dir")
+    assert rejected[6].endswith("no such file (looked in .); several media are a list of names")
+    assert rejected[7].endswith("/no/such.png: no such file")
 
 
 def test_a_media_root_that_is_not_there_is_told(here: Path, planned: Any) -> None:
@@ -434,3 +454,21 @@ def test_a_multimodal_tokenizer_without_its_processor(here: Path, omniprep: Any,
     checkpoint_of(model_dir, here / "model", config=config, preprocessor_config=None)
     line = the_line(omniprep("plan", "good.jsonl", "--model", "model", "--bin-length", 64, "--workers", 0), 1)
     assert "has neither preprocessor_config.json nor processor_config.json" in line
+
+
+def test_a_dataset_is_no_input_and_a_repack_of_nothing_fails(here: Path, omniprep: Any, planned: Any) -> None:
+    assert planned("good.jsonl", "--out", "packed", command="build").code == 0
+    assert "packed: is a built dataset, and no input; omniprep repack merges" in the_line(planned("packed"), 1)
+    repacked = omniprep("repack", "packed", "--bin-length", 8, "--workers", 0, "--out", "small")
+    assert "small: no row was packed, all 2 were rejected (row_too_long 2)" in the_line(repacked, 1)
+    assert "'--sample': -3 is not in the range" in the_line(omniprep("verify", "packed", "--deep", "--sample", -3), 2)
+    page = the_line(omniprep("report", "packed", "--out", "none/page.html"), 1)
+    assert page == "Error: none/page.html: No such file or directory"
+
+
+def test_doctor_of_an_unknown_family(omniprep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omniprep.doctor import families
+
+    monkeypatch.setattr(families, "reference_findings", lambda: ())
+    line = the_line(omniprep("doctor", "--family", "qwen2_5_omn"), 2)
+    assert "--family qwen2_5_omn: not registered; did you mean 'qwen2_5_omni'?" in line

@@ -206,6 +206,12 @@ def test_workers_tell_the_time_left_before_the_first_shard_is_done(monkeypatch):
     assert stage.under_way == 0.0
 
 
+def test_slow_rates_are_of_a_minute():
+    stage = Stage("encode", 10, "shards", began=time.monotonic() - 100)
+    stage.add(1, 0, 0)
+    assert stage.facts() == "0.6 shards/min"
+
+
 def test_a_terminal_of_ascii_gets_ascii(monkeypatch):
     class Ascii(Terminal):
         encoding = "ascii"

@@ -114,6 +114,10 @@ class Command(click.Command):
             return super().parse_args(ctx, with_switch_values(self.params, args))
         except click.NoSuchOption as error:
             group = ctx.parent.command if ctx.parent is not None else None
+            written = [arg for arg in args if arg.startswith("-") and not arg.startswith("--")]
+            long = next((f"-{arg}" for arg in written if any(f"-{arg}" in param.opts for param in self.params)), "")
+            if long and len(error.option_name) == 2:  # click reads -model as -m -o -d ...
+                raise click.UsageError(f"no option {long[1:]!r}; did you mean {long!r}?", ctx) from error
             if group is not None and any(error.option_name in param.opts for param in group.params):
                 where = f"omniprep {error.option_name} {ctx.info_name} ..."
                 raise click.UsageError(f"{error.option_name} goes before the command: {where}", ctx) from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniprep.cli.command import Command
+from omniprep.errors import UsageError, did_you_mean
 from omniprep.printable import counted, printable, printable_json, say
 
 if TYPE_CHECKING:
@@ -159,6 +160,9 @@ def try_families(
     from omniprep.train.doctor_logits import compare_logits
 
     load_families(plugin)
+    if family is not None and family not in REGISTRY.families:
+        hint = did_you_mean(family, REGISTRY.families) or f"; there are: {', '.join(sorted(REGISTRY.families))}"
+        raise UsageError(f"--family {family}: not registered{hint}")
     if model is not None:
         record = resolve_family(model, family, plugin, None, trust_remote_code).record
         chosen = [(record, model)]

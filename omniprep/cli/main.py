@@ -8,6 +8,7 @@ results to standard output.
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -84,6 +85,10 @@ class LazyGroup(click.Group):
             hint = did_you_mean(args[0], COMMANDS)
             if not hint and os.path.exists(args[0]):
                 hint = f"; the command comes first, such as: omniprep plan {args[0]} --model ..."
+            elif args[0] == "help":
+                hint = "; write omniprep --help, or omniprep COMMAND --help"
+            elif not hint:
+                hint = "; omniprep --help lists them"
             raise click.UsageError(f"no command {args[0]!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -156,7 +161,8 @@ def _run(args: list[str] | None) -> int:
     except OSError as error:
         if error.filename is None or isinstance(error.filename, int):
             raise  # omniprep should have caught it and named the file: a defect
-        _tell(error, f"Error: {os.fsdecode(error.filename)}: {error.strerror}")
+        name = re.sub(r"\.[0-9a-f]{8}\.tmp$", "", os.fsdecode(error.filename))  # what the file was to become
+        _tell(error, f"Error: {name}: {error.strerror}")
         return 1
 
 
@@ -180,5 +186,6 @@ def main() -> None:
         # From here on Ctrl-C ends the process at once: Python would print tracebacks of its own shutdown.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if sys.stderr.isatty():
-            print(SHOW_CURSOR, end="", file=sys.stderr, flush=True)  # if a Ctrl-C kept the bars from doing it
+            sys.stderr.write(SHOW_CURSOR)  # if a Ctrl-C kept the bars from doing it
+            sys.stderr.flush()
     sys.exit(code)

@@ -85,7 +85,7 @@ def repack(
     for rows that the first build rejected as too long. Rows too long for the new bins are rejected, never cut.
     """
     began = time.monotonic()
-    from omniprep.cli.summary import finished_facts, print_summary
+    from omniprep.cli.summary import check_something_packed, finished_facts, print_summary
     from omniprep.compiler.named_rows import exclusions
     from omniprep.compiler.repack import repack as run_repack
 
@@ -109,3 +109,4 @@ def repack(
         )
         progress.event("finished", finished_facts(out, manifest))
     print_summary(out, manifest, time.monotonic() - began)
+    check_something_packed(out, manifest["counts"])

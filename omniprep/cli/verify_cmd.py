@@ -15,7 +15,9 @@ from omniprep.printable import counted, say
 )
 @click.argument("dataset")
 @click.option("--deep", is_flag=True, help="Also encode a sample of rows again and compare.")
-@click.option("--sample", default=32, show_default=True, help="Rows that --deep encodes again.")
+@click.option(
+    "--sample", default=32, show_default=True, type=click.IntRange(min=1), help="Rows that --deep encodes again."
+)
 @click.option("--model", help="For --deep: checkpoint to encode with.  [default: the build's, if it is here]")
 @click.option(
     "--input",

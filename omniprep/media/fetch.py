@@ -118,12 +118,21 @@ class MediaRoots:
                     return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: {kind}, not a file")
             except (OSError, ValueError):
                 continue  # nothing there, or a name that the system does not accept
+        if text.startswith("/"):
+            return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file")
         folders = ", ".join(self._folders())
-        hint = f"there is {_short(near)}" if (near := self._near(text)) else "--media-root adds a folder"
+        hint = self._near(text) or "--media-root adds a folder"
         return Reject(RejectCode.MEDIA_NOT_FOUND, f"{_short(text)}: no such file (looked in {folders}); {hint}")
 
     def _near(self, text: str) -> str:
-        """A file in the allowed folders that a path may have meant: other slashes, another suffix; else ""."""
+        """What a path may have meant: other slashes, another suffix, several files; "" where nothing is found.
+
+        In a store nothing is looked for: each try is a request.
+        """
+        if not all(map(io.is_local, self._folders())):
+            return ""
+        if "," in text and all(self.is_file(name.strip()) for name in text.split(",")):
+            return "several media are a list of names"
         path = text.replace("\\", "/")
         stem, suffix = os.path.splitext(path)
         suffixes = (
@@ -131,7 +140,9 @@ class MediaRoots:
             suffix.upper(),
             *next((group for group in _SUFFIXES if suffix.lower() in group), ()),
         )
-        return next((name for name in (path, *(stem + s for s in suffixes)) if name != text and self.is_file(name)), "")
+        names = (path, *(stem + other for other in suffixes))
+        near = next((name for name in names if name != text and self.is_file(name)), "")
+        return f"there is {_short(near)}" if near else ""
 
     def _read_base64(self, text: str) -> Source:
         """Decode a long text that names no file, as the reference does.

@@ -129,7 +129,7 @@ class _Search:
         if any(letter in name for letter in "*?[") and not _ask(io.exists, name):
             return self._glob(name)
         if not _ask(io.exists, name):
-            raise OmniprepError(f"{name}: no such file{io.did_you_mean_file(name)}")
+            raise OmniprepError(f"{name}: {_why_absent(name)}")
         if _ask(io.is_folder, name):
             return self._folder(name, split, pattern)
         if split:
@@ -192,6 +192,8 @@ class _Search:
         return Input(given, READABLE[table], uri=name, version=version, base=io.local_path(name))
 
     def _folder(self, name: str, split: str, given: str) -> list[Input]:
+        if all(_ask(io.exists, io.join(name, part)) for part in ("manifest.json", "rows.parquet", "shards")):
+            raise OmniprepError(f"{name}: is a built dataset, and no input; omniprep repack merges built datasets")
         if self._tables.kind(name):
             if split:
                 raise OmniprepError(f"{name}: a table has no splits, so there is no split {split!r} in it")
@@ -278,6 +280,20 @@ def _catalog_table(given: str) -> Input:
     return Input(given, "iceberg", uri=uri, version=version)
 
 
+def _why_absent(name: str) -> str:
+    """What is said of an input that is not there."""
+    if io.is_local(name):
+        if os.path.isfile(io.local_path(name).rstrip("/")):
+            return "is a file; leave the slash at its end away"
+        for mark in (",", " "):
+            names = [part for part in name.split(mark) if part]
+            if len(names) > 1 and all(os.path.exists(part) for part in names):
+                return f"no such file; give several inputs apart: {' '.join(names)}"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.isdir(os.path.dirname(name)) and _kind(name) is None:
+            return f"no such file; a dataset of the Hub is {saved.HUB}{name}"
+    return f"no such file{io.did_you_mean_file(name)}"
+
+
 def _ask(function: Callable[[str], T], name: str) -> T:
     """Call a function of the file system or store; what it raises becomes an OmniprepError that names the input."""
     try:
@@ -287,7 +303,8 @@ def _ask(function: Callable[[str], T], name: str) -> T:
     except OmniprepError as error:
         raise OmniprepError(f"{name}: {error}") from error
     except (OSError, ImportError, ValueError) as error:
-        raise OmniprepError(f"{name}: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error)  # an OSError's text names the file once more
+        raise OmniprepError(f"{name}: {reason}") from error
 
 
 def _kind(name: str) -> tuple[Kind, str] | None:

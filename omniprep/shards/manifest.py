@@ -192,6 +192,8 @@ def _why_no_dataset(uri: str) -> str:
     if io.exists(io.join(uri, "plan", "build.json")):
         return f"{none}; the command that built it, run again, finishes it (omniprep status {uri})"
     names = sorted(os.listdir(folder))[:1000] if folder else []
+    if folder and os.path.isfile(os.path.join(folder, os.pardir, "manifest.json")):
+        return f"{none}; did you mean {os.path.normpath(os.path.join(uri, os.pardir))!r}?"
     if inside := [name for name in names if os.path.isfile(os.path.join(folder, name, "manifest.json"))]:
         return f"{none}; did you mean {os.path.join(uri, inside[0])!r}?"
     return f"{none}; `omniprep build` makes one"
