@@ -104,7 +104,7 @@ def test_opening_a_dataset_takes_nothing_of_trust(tmp_path: Path) -> None:
         ({"config": {"max_length": "9"}}, "config: max_length"),
         ({"config": {"truncation": "sideways"}}, "config: truncation"),
         ({"config": {"truncation": ["left"]}}, "config: truncation"),
-        ({"config": {"bin_length": -1}}, "--bin-length must be positive"),
+        ({"config": {"bin_length": -1}}, "--bin-length must be from 1 to"),
         ({"config": {"limit_mm_per_row": "image=8"}}, "config: limit_mm_per_row"),
         ({"config": {"limit_mm_per_row": [8]}}, "config: limit_mm_per_row[0]"),
         ({"inputs": [{"bytes": 1}]}, "inputs[0]: 'source' is absent"),
