@@ -186,7 +186,7 @@ def make_inputs(folder: Path, model: Path, bin_length: int, rows: int, scale: fl
     sounds = rows // 3
     write_config(model, folder / "checkpoint", "small")
     files = write_rows(folder, rows - sounds, sounds, scale)
-    lines = [line for path in files.values() for line in path.read_text().splitlines()]
+    lines = [line for kind in ("image", "audio") for line in files[kind].read_text().splitlines()]
     # The packer takes rows from the whole file, the other side as they stand; both shuffle.
     system = {"role": "system", "content": "You are a helpful assistant."}
     chats = [json.loads(line) for line in lines]

@@ -360,7 +360,7 @@ def word_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made)
 
 
-def swift_model(checkpoint: Path, tokenizer_folder: str) -> tuple[Any, Any]:
+def swift_model(checkpoint: Path, tokenizer_folder: Path | str) -> tuple[Any, Any]:
     """Model and processor as ms-swift's get_model_tokenizer makes them of a checkpoint that has a tokenizer.
 
     Args:
@@ -374,7 +374,7 @@ def swift_model(checkpoint: Path, tokenizer_folder: str) -> tuple[Any, Any]:
     use_submodel_func(whole, "thinker")
     whole.model_meta = swift.MODEL_MAPPING["qwen2_5_omni"]
     whole.model_info = ModelInfo("qwen2_5_omni", str(checkpoint), torch.float32, 4096, None, None)
-    return whole, swift.get_model_tokenizer(tokenizer_folder, load_model=False, model_type="qwen2_5_omni")[1]
+    return whole, swift.get_model_tokenizer(str(tokenizer_folder), load_model=False, model_type="qwen2_5_omni")[1]
 
 
 ARCH = SimpleNamespace(
