@@ -11,4 +11,10 @@ from pathlib import Path
 def cache_folder(name: str) -> Path:
     """A folder below it, which may not exist."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "omniprep" / name
+    try:
+        folder = Path(home).expanduser()
+    except (
+        RuntimeError
+    ):  # a user without a home, as in some containers: a folder that cannot be made, so nothing is kept
+        folder = Path(os.devnull)
+    return folder / "omniprep" / name

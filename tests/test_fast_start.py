@@ -13,6 +13,7 @@ from PIL import Image
 from omniprep.cli.command import announce
 from omniprep.cli.plan_cmd import plan
 from omniprep.families import tokenizer_cache, tokenizer_child
+from omniprep.user_cache import cache_folder
 
 SLOW = ("torch", "torchvision", "transformers", "ray", "matplotlib")
 COMMANDS = f"""
@@ -166,6 +167,21 @@ def test_a_terminal_is_told_at_once_what_is_read_and_that_the_first_time_takes_l
     path.parent.mkdir(parents=True)
     path.touch()
     assert told() == [first]
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "a/b/c", "no/such-model"])
+def test_a_model_that_is_not_there_is_left_to_who_reads_it(model: str) -> None:
+    assert not tokenizer_cache.is_new(model)
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    folder = cache_folder("tokenizers")
+    assert not folder.exists()
+    with pytest.raises(OSError):
+        folder.mkdir(parents=True)
 
 
 def test_once_transformers_is_imported_nothing_is_taken_from_the_cache(model_dir, own_cache, monkeypatch):

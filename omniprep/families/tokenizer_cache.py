@@ -78,7 +78,10 @@ def stored_tokenizer(model: str) -> StoredTokenizer | None:
 
 def is_new(model: str) -> bool:
     """Whether a checkpoint that is here has no tokenizer in the cache, so that the next command has it made."""
-    path = _path(model)
+    try:
+        path = _path(model)
+    except (OSError, ValueError):  # no folder, and no name that the Hub could have: who reads the checkpoint says so
+        return False
     return path is not None and not path.exists()
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -99,15 +99,11 @@ class CompiledElsewhere:
     def compiling(self) -> Iterator[None]:
         """A block of the child, which no other process of this user runs at the same time; it ends with the mark."""
         try:
-            import fcntl
-
             cache_folder(_FOLDER).mkdir(parents=True, exist_ok=True)
-            lock = (cache_folder(_FOLDER) / _LOCK).open("a")
-        except (ImportError, OSError):  # no such locks here, or no folder: each process compiles for itself
+        except OSError:  # each process compiles for itself
             yield
             return
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _lock(wait=True):
             yield
             if not _is_unkept:
                 self.mark.touch()
@@ -117,7 +113,9 @@ class CompiledElsewhere:
         """The file that says so. Its name is a hash of what numba's own cache goes by, and of this machine, since a
         home may be shared and that cache not.
         """
-        stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in self._sources]
+        stamps = [
+            (str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in self._sources if path.exists()
+        ]  # none of them do in a zip file
         settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_"))
         content = [self._function, stamps, settings, _versions(), sys.version, platform.node(), _processor()]
         return cache_folder(_FOLDER) / hashlib.sha256(repr(content).encode()).hexdigest()
@@ -140,18 +138,30 @@ def _processor() -> str:
     return "\n".join(line for line in facts if line.startswith(("model name", "flags", "Features", "CPU part")))
 
 
+@contextmanager
+def _lock(*, wait: bool) -> Iterator[bool]:
+    """Holds the lock of the process that compiles; gives whether another process has it (never, where it is awaited).
+
+    Where there are no such locks (some network drives, Windows), it is as if nobody had it.
+    """
+    with ExitStack() as stack:
+        is_taken = False
+        try:
+            import fcntl
+
+            file = stack.enter_context((cache_folder(_FOLDER) / _LOCK).open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            is_taken = True
+        except (ImportError, OSError):
+            pass
+        yield is_taken
+
+
 def _is_compiling() -> bool:
     """Whether another process of this user compiles at this moment."""
-    try:
-        import fcntl
-
-        with (cache_folder(_FOLDER) / _LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):  # no such locks here, or no folder yet
-        return False
-    return False
+    with _lock(wait=False) as is_taken:
+        return is_taken
 
 
 def answer_of_compiler() -> bytes | None:
