@@ -5,7 +5,7 @@ A row is not parsed and not copied whole, since inline media may make it huge.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from omniprep import io
 from omniprep.errors import DamagedDataError, RejectCode
@@ -17,6 +17,8 @@ EXAMPLES = 12
 """Rejects of each code that a report shows with their row, as long as all fit into EXAMPLE_BYTES."""
 EXAMPLE_BYTES = 120_000
 ROW_BYTES, MESSAGE_CHARS = 1500, 2000
+BLOCK_BYTES = 1 << 20
+"""Bytes that are read at once: a line may hold hundreds of MB, of which only the beginning is kept."""
 _ROW_KEY = b', "row": '
 
 
@@ -74,17 +76,36 @@ def read_rejects(uri: str, offset: int = 0) -> Iterator[tuple[dict[str, Any], in
     """
     with io.open_input(uri) as file:
         file.seek(offset)
-        while line := file.readline():
-            offset += len(line)
+        for line, length in _beginnings(file):
+            offset += length
             # The row is the last value. No message can hold the key: its quotes would be escaped.
             row_start = line.find(_ROW_KEY)
             reject = parse_json(line[:row_start] + b"}", uri) if row_start >= 0 else None
             if not isinstance(reject, dict) or not isinstance(reject.get("code"), str):
                 raise DamagedDataError(f"{uri}: a line that no build wrote")
             row_start += len(_ROW_KEY)
-            size = len(line) - row_start - len(b"}\n")
+            size = length - row_start - len(b"}\n")
             text = line[row_start : row_start + min(size, ROW_BYTES)].decode(errors="ignore")
-            del line  # not held while the next is read
             shown = {name: reject.get(name, "") for name in ("source", "line", "code")}
             shown["message"] = shortened(str(reject.get("message", "")), MESSAGE_CHARS)
             yield {**shown, "row": text if size <= ROW_BYTES else f"{text}… ({size:,} bytes)"}, offset
+
+
+def _beginnings(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Of each line what stands before its row and `ROW_BYTES` of that, and the length of the line in bytes."""
+    kept, length, is_enough = bytearray(), 0, False
+    while block := file.read(BLOCK_BYTES):
+        start = 0
+        while start < len(block):
+            end = block.find(b"\n", start) + 1 or len(block)
+            length += end - start
+            if not is_enough:
+                kept += block[start:end]
+                row_start = kept.find(_ROW_KEY)
+                is_enough = 0 <= row_start < len(kept) - len(_ROW_KEY) - ROW_BYTES or len(kept) > 4 * BLOCK_BYTES
+            if block[end - 1 : end] == b"\n":
+                yield bytes(kept), length
+                kept, length, is_enough = bytearray(), 0, False
+            start = end
+    if length:
+        yield bytes(kept), length
