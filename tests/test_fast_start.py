@@ -22,6 +22,28 @@ from omniprep.cli.main import run
 codes = [run(command) for command in json.loads(sys.argv[1])]
 print(codes, [name for name in {SLOW!r} if name in sys.modules])
 """
+ENDS = """
+import atexit, sys, threading, time, types
+from omniprep.cli import main
+
+class Torn:
+    def __del__(self):
+        print("taken apart", flush=True)
+
+def late():
+    time.sleep(0.3)
+    print("thread")
+
+main.run = lambda: 3
+sys.modules[sys.argv[1]] = types.ModuleType(sys.argv[1])
+main.this_command.name = sys.argv[2]
+held = Torn()
+held.itself = held
+atexit.register(print, "exit handler")
+threading.Thread(target=late).start()
+print("result")
+main.main()
+"""
 TEXTS = ["<|im_start|>user\nHello  world<|im_end|>", "naïve ＡＢ 你好 123 <|image_pad|>", "x\n\n y"]
 IDS = f"""
 import json, sys
@@ -187,6 +209,17 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) ->
 def test_once_transformers_is_imported_nothing_is_taken_from_the_cache(model_dir, own_cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", sys)
     assert tokenizer_cache.stored_tokenizer(str(model_dir)) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "at_once"), [("torch", "build", True), ("torch", "train", False), ("json", "build", False)]
+)
+def test_a_process_with_torch_ends_whole_without_being_taken_apart(module: str, command: str, at_once: bool) -> None:
+    """Which takes 0.8 s of CPU. Threads are awaited, exit handlers run, and what was printed arrives in a pipe."""
+    done = subprocess.run([sys.executable, "-c", ENDS, module, command], capture_output=True, text=True)
+    assert done.returncode == 3 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines == ["result", "thread", "exit handler", *([] if at_once else ["taken apart"])]
 
 
 def test_torch_that_is_imported_while_rows_are_made_has_one_thread():

@@ -5,12 +5,14 @@ functions that use them. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
 results to standard output.
 """
 
+import atexit
 import importlib
 import io
 import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from typing import cast
 
@@ -52,6 +54,8 @@ COMMANDS = {
 
 
 INTERRUPTED = 130
+TRAINING = ("train", "infer", "score")
+"""Commands that hold memory of GPUs, and connections between them: they keep Python's ways."""
 """Exit status after Ctrl-C, as shells have it: 128 and the number of the signal."""
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -116,7 +120,7 @@ def cli(ctx: click.Context, plain: bool, log_json: bool) -> None:
         if enabled:
             os.environ[variable] = "1"
     this_command.name = ctx.invoked_subcommand or ""
-    if ctx.invoked_subcommand not in ("train", "infer", "score"):
+    if ctx.invoked_subcommand not in TRAINING:
         collect_seldom()
     if os.environ.get(LOG_JSON):
         this_command.write_json()
@@ -188,4 +192,21 @@ def main() -> None:
         if sys.stderr.isatty():
             sys.stderr.write(SHOW_CURSOR)  # if a Ctrl-C kept the bars from doing it
             sys.stderr.flush()
+    elif "torch" in sys.modules and "ray" not in sys.modules and this_command.name not in TRAINING:
+        end_at_once(code)
     sys.exit(code)
+
+
+def end_at_once(code: int) -> None:
+    """End the process as Python does, but without taking its modules apart: with torch that takes 0.8 s of CPU.
+
+    Threads are awaited, exit handlers run and streams are flushed. Returns where a stream cannot be: Python says so.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # what Python calls first when it ends; it also ends pools
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # the reader has gone, or a stream is closed
+        return
+    os._exit(code)
