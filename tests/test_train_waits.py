@@ -101,6 +101,8 @@ def batch_of(model, seed: int) -> dict:
         "targets": targets,
         "weights": torch.linspace(0.5, 2, len(targets)),
         "kinds": torch.zeros(len(targets), dtype=torch.int64),
+        "sides": None,
+        "mismatched": None,
         "sources": None,
         "tokens": len(ids),
     }
