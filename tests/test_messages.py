@@ -332,6 +332,25 @@ def test_media_that_are_not_found_name_what_was_meant(here: Path, planned: Any) 
     assert rejected[7].endswith("/no/such.png: no such file")
 
 
+def test_rows_in_another_form_say_what_they_hold(here: Path, planned: Any) -> None:
+    question, answer = ROWS[0]["messages"]
+    rows: list[Any] = [
+        {"messages": [[question, answer]]},
+        {"messages": ["q", "a"]},
+        {"messages": [{"role": "user", "text": "q"}, answer]},
+        {**ROWS[0], "images": ["a.png", ["b.png"]]},
+        {**ROWS[0], "images": [None]},
+    ]
+    (here / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    planned("in.jsonl", "--out", "o", command="build")
+    messages = [json.loads(line)["message"] for line in (here / "o" / "rejected.jsonl").read_text().splitlines()]
+    assert messages[0] == "message 1 is a list and not an object with role and content"
+    assert messages[1] == "message 1 is a str and not an object with role and content"
+    assert messages[2] == "message 1 (user) has no content (its keys: role, text)"
+    assert messages[3].endswith("{bytes, path}; item 2 is of type list")
+    assert messages[4].endswith("{bytes, path}; item 1 is of type NoneType")
+
+
 def test_a_media_root_that_is_not_there_is_told(here: Path, planned: Any) -> None:
     (here / "media").mkdir()
     result = planned("good.jsonl", "--media-root", "meida", "--media-root", "good.jsonl")

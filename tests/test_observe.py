@@ -283,9 +283,9 @@ def test_status_of_a_finished_dataset_and_of_nothing(build, omniprep, tmp_path) 
     assert shown.code == 0 and shown.out.startswith(f"{out}: finished\n")
     assert f"{counts['rows']['read']} rows read: {counts['rows']['packed']} packed, 3 rejected" in shown.out
     (tmp_path / "empty").mkdir()
-    for folder in (tmp_path / "empty", tmp_path / "none"):
-        nothing = omniprep("status", folder)
-        assert nothing.code == 1 and "holds no dataset, and no build that was begun" in nothing.err
+    for name, said in (("empty", "holds no dataset, and no build that was begun"), ("none", "no such folder")):
+        nothing = omniprep("status", tmp_path / name)
+        assert nothing.code == 1 and said in nothing.err
 
 
 def test_status_while_a_build_runs(build, omniprep, tmp_path, monkeypatch) -> None:
@@ -308,7 +308,7 @@ def test_status_while_a_build_runs(build, omniprep, tmp_path, monkeypatch) -> No
         assert status["state"] == "running" and status["command"] == "build" and status["advice"] == ""
         assert status["lease"]["liveness"] == "alive"
     last = encoding[-2]["stages"][-1]
-    assert last["total"] == shards and last["rate"] > 0 and last["eta_seconds"] > 0
+    assert last["total"] == shards and last["rate"] > 0 and last["eta_seconds"] is not None
     assert encoding[-1]["progress"]["rejects_by_code"] == {"bad_json": 1, "bad_row": 1, "media_not_found": 1}
     assert not (out / "plan" / "progress.json").exists()
     assert json.loads(omniprep("status", out, "--json").out)["state"] == "finished"

@@ -7,6 +7,7 @@ from typing import Any
 
 from omniprep import io
 from omniprep.errors import OmniprepError
+from omniprep.observe.command import this_command
 from omniprep.printable import counted, printable, say
 from omniprep.progress import duration, short, size
 
@@ -112,7 +113,7 @@ def warn_of_rejects(rows: Mapping[str, int], codes: Mapping[str, int], advice: s
     from rich.text import Text
 
     read, rejected = rows["read"], rows["rejected"]
-    if rejected * 2 > read:
+    if rejected * 2 > read and this_command.plain is None:  # programs have the counts of the event "finished"
         text = f"Warning: {rejected:,} of {read:,} rows are rejected ({commonest_codes(codes)}); {advice}"
         Console(file=sys.stderr, highlight=False).print(Text(printable(text), style="bold red"), soft_wrap=True)
 

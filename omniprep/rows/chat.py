@@ -103,7 +103,10 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
         raise Reject(RejectCode.BAD_ROW, f"messages must be a list, not {type(messages).__name__}")
     for position, message in enumerate(messages, 1):
         if not isinstance(message, dict):
-            raise Reject(RejectCode.BAD_MESSAGE, f"message {position} is not an object")
+            raise Reject(
+                RejectCode.BAD_MESSAGE,
+                f"message {position} is a {type(message).__name__} and not an object with role and content",
+            )
     if not ({"role", "content", "from", "value"} & messages[0].keys()):
         return _pairs(messages, system)
     result = []
@@ -120,7 +123,8 @@ def _chat(messages: Any, system: Any, *, direct: bool) -> list[dict[str, Any]]:
         # template.encode writes the content of tool messages as JSON, null too; the dataset path refuses any null.
         calls = message.get("tool_calls") if role == "assistant" else None
         if content is None and not calls and not (direct and (role == "system" or role in _TOOL_ROLES)):
-            raise Reject(RejectCode.BAD_MESSAGE, f"message {position} ({role}) has no content")
+            keys = "" if {"content", "value"} & message.keys() else f" (its keys: {', '.join(map(str, message))[:100]})"
+            raise Reject(RejectCode.BAD_MESSAGE, f"message {position} ({role}) has no content{keys}")
         role = "tool" if role == "tool_response" else role
         if role in _TOOL_ROLES and not isinstance(content, str):
             content = json_text(content, RejectCode.BAD_MESSAGE, f"message {position} ({role})")

@@ -174,11 +174,15 @@ def _media_column(value: Any, modality: str) -> list[Any]:
     if value is None:
         return []
     items = value if isinstance(value, list | tuple) else [value]
-    for item in items:
+    for number, item in enumerate(items, 1):
         frames = modality == "video" and isinstance(item, list | tuple) and item
         parts = list(item) if frames else [item]
         if not all(isinstance(part, str | bytes | dict) for part in parts):
-            raise Reject(RejectCode.BAD_COLUMN, f"{modality}s must name files, URIs, base64 text or {{bytes, path}}")
+            raise Reject(
+                RejectCode.BAD_COLUMN,
+                f"{modality}s must name files, URIs, base64 text or {{bytes, path}}; item {number} is of type "
+                f"{type(item).__name__}",
+            )
     return list(items)
 
 
