@@ -56,10 +56,10 @@ def run(heading: str, **names) -> dict:
 
 def trained(heading: str, thinker, model=None, **names) -> int:
     """Forward passes of a block that trains `model`, whose thinker must change, and its towers must not."""
-    passes = []
-    thinker.register_forward_pre_hook(lambda *_: passes.append(thinker.training))
+    passes, called = [], thinker if model is None else model
+    called.register_forward_pre_hook(lambda *_: passes.append(called.training))
     before = {name: value.clone() for name, value in thinker.state_dict().items()}
-    run(heading, model=thinker if model is None else model, **names)
+    run(heading, model=called, **names)
     assert all(passes)
     changed = {name for name, value in thinker.state_dict().items() if not torch.equal(value, before[name])}
     towers = {name for name in before if "visual." in name or "audio_tower." in name}

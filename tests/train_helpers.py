@@ -372,6 +372,7 @@ def swift_model(checkpoint: Path, tokenizer_folder: Path | str) -> tuple[Any, An
 
     whole = whole_of(checkpoint)
     use_submodel_func(whole, "thinker")
+    whole.model_dir = str(checkpoint)
     whole.model_meta = swift.MODEL_MAPPING["qwen2_5_omni"]
     whole.model_info = ModelInfo("qwen2_5_omni", str(checkpoint), torch.float32, 4096, None, None)
     return whole, swift.get_model_tokenizer(str(tokenizer_folder), load_model=False, model_type="qwen2_5_omni")[1]
