@@ -367,7 +367,7 @@ def test_a_reader_between_manifest_and_tables_tries_again(
     run(omniprep, "append", out, inputs[1])
     after = (out / "manifest.json").read_bytes()
     (out / "manifest.json").write_bytes(before)
-    from omniprep.data import dataset as module
+    from omniprep.shards import dataset as module
 
     read, calls = module.read_index, []
 
