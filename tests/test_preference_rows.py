@@ -179,7 +179,7 @@ def test_prompt_and_completion_of_trl_have_a_verdict(model_dir):
     (text,) = answers_of({"prompt": "q", "completion": "r", "label": False}, model_dir, MEDIA)
     assert torch.equal(found["input_ids"], text["input_ids"]) and torch.equal(found["labels"], text["labels"])
     assert found["chosen"].tolist() == [0] and found["pair_ids"].tolist() == [-1]
-    for label, chosen in (("False", 0), ("true", 1), (1.0, 1)):
+    for label, chosen in (("False", 0), ("true", 1), (1.0, 1), ("0", 0), (" 1", 1)):
         row = {"prompt": "q", "completion": "r", "label": label}
         assert answers_of(row, model_dir, MEDIA, preference="kto")[0]["chosen"].tolist() == [chosen]
 
@@ -204,13 +204,25 @@ REFUSED = {
         {},
         "bad_preference",
     ),
+    **{
+        f"lost_{name}": ({name: value, "chosen": [user("q"), answer("r")], "rejected": [user("q"), answer("n")]}, {},
+                         "bad_preference")
+        for name, value in (
+            ("prompt", [{"role": "system", "content": "S"}, user("q")]),
+            ("conversations", [{"from": "human", "value": "z"}]),
+            ("history", [["h", "i"]]),
+        )
+    },
+    "lost_history_of_a_prompt": (
+        {"prompt": [user("q")], "history": [["h", "i"]], "chosen": "r", "rejected": "n"}, {}, "bad_preference",
+    ),
     "list_of_numbers": ({"prompt": "q", "chosen": [1], "rejected": [2]}, {}, "bad_preference"),
     "empty_list": ({"prompt": "q", "chosen": [], "rejected": "n"}, {}, "empty_answer"),
     "both_forms": ({**PAIR, "chosen": "r", "rejected": "n"}, {}, "bad_preference"),
     "chosen_ends_with_a_question": ({"chosen": [user("q")], "rejected": [user("q"), answer("n")]}, {}, "no_partner"),
     "longer_than_a_bin": ({**PAIR, "rejected_response": "word " * 60}, {"bin_length": 90}, "pair_exceeds_bin"),
     "case": ({**PAIR, "Rejected_Response": "m"}, {}, "bad_column"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -223,6 +235,50 @@ def test_a_pair_without_a_partner_is_rejected(name, model_dir):
     with pytest.raises(Reject) as caught:
         encode_bin(row, family_of(config), config, str(MEDIA))
     assert caught.value.code == code, caught.value
+
+
+WHOLE = {"chosen": [user("a q"), answer("r")], "rejected": [user("a q"), answer("n")]}
+UNREAD = {
+    "other_prompt": ({**WHOLE, "prompt": "z"}, {"prompt": ""}),
+    "prompt_said_twice": ({**WHOLE, "prompt": " a q\n", "answer": "r", "text": None}, {}),
+    "turns_said_twice": ({**WHOLE, "prompt": [user([{"type": "text", "text": "a q"}])]}, {}),
+    "other_answer": ({**WHOLE, "answer": "z", "answers": ["y"]}, {"answer": "", "answers": ""}),
+    "question_beside_messages": ({"prompt": [user("q")], "question": "z", "chosen": "r", "rejected": "n"}, {"question": ""}),
+    "alpaca": ({"instruction": "i", "input": "j", "chosen": "r", "rejected": "n"}, {}),
+    "weight_of_rejected": (
+        {"messages": PAIR["messages"], "rejected_messages": [user("q"), {**answer("n"), "weight": 0}]},
+        {"messages.weight": ""},
+    ),
+    "weight_of_chosen": (
+        {"prompt": "q", "chosen": [{**answer("r"), "weight": 0}], "rejected": "n"}, {"messages.weight": ""},
+    ),
+    "rejected_system": ({**PAIR, "rejected_system": "S"}, {"rejected_system": ""}),
+    "rejected_conversations": (
+        {"messages": PAIR["messages"], "rejected_conversations": PAIR["messages"]},
+        {"rejected_conversations": "rejected_messages=rejected_conversations"},
+    ),
+    "rejected_answer": (
+        {"query": "q", "response": "r", "rejected_answer": "n", "rejected_score": 1.0, "rejected_query": None},
+        {"rejected_answer": "rejected_response=rejected_answer"},
+    ),
+    "empty_images": ({**PICTURES, "messages": [user("<image>q"), answer("r")], "rejected_images": []},
+                     {"rejected_images": ""}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_parts_of_a_pair_that_nobody_reads_are_told(name, model_dir):
+    from omniprep.compiler.options import family_of
+    from omniprep.compiler.plan.rows import plan_rows
+    from omniprep.media.fetch import MediaRoots
+    from omniprep.rows.columns import Note
+
+    row, unread = UNREAD[name]
+    config = BuildConfig(model=str(model_dir), bin_length=4096)
+    (planned,) = plan_rows([row], family_of(config), config, MediaRoots(str(MEDIA), (), False))
+    assert not isinstance(planned, Reject), planned
+    assert planned.unread == unread
+    assert bool(planned.notes & Note.UNREAD_COLUMNS) == bool(unread)
 
 
 def test_columns_that_are_no_preferences_are_read_as_before(model_dir):
@@ -581,6 +637,13 @@ def test_shards_are_arrow_files_with_plain_columns(pairs):
 def test_identical_pairs_are_duplicates_and_other_verdicts_are_not(folder, build):
     pairs = [PAIR, PAIR, {**PAIR, "rejected_response": "m"}]
     out, _ = build(write(folder / "twice.jsonl", pairs), "twice", "--dedup", "exact")
+    assert PackedDataset(out).counts["rejected_by_code"] == {"duplicate": 1}
+    for name in ("one.jpg", "same_bytes.jpg"):
+        (folder / name).write_bytes((MEDIA / "rgb.jpg").read_bytes())
+    (folder / "other.png").write_bytes((MEDIA / "gray.png").read_bytes())
+    seen = {"messages": [user("<image>q"), answer("r")], "images": ["one.jpg"], "rejected_response": "n"}
+    copies = [{**seen, "rejected_images": [name]} for name in ("same_bytes.jpg", "other.png")]
+    out, _ = build(write(folder / "seen.jsonl", [seen, *copies]), "seen", "--dedup", "exact")
     assert PackedDataset(out).counts["rejected_by_code"] == {"duplicate": 1}
     labels = [{"query": "q", "response": "r", "label": label} for label in (True, False, True)]
     out, _ = build(write(folder / "labels.jsonl", labels), "labels", "--dedup", "exact")

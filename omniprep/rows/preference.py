@@ -10,7 +10,7 @@ that somebody marked as bad, it gives another model than the one that was meant.
 verdict is therefore rejected, and what looks like one and is not taken for one is reported.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -59,13 +59,15 @@ class Answers:
 _SHARED = ("tools", "objects", "chat_template_kwargs", *MEDIA_COLUMNS)
 """Columns that the rejected answer has of its own with the prefix `rejected_`, or else those of the row."""
 _TEXTS = (str, list, tuple, dict)
-_LABEL_TEXTS = {"true": True, "false": False}
+_LABEL_TEXTS = {"true": True, "false": False, "1": True, "0": False}
 """A label of delimited text, whose cells are all text. ms-swift takes any text for true, also false."""
 _ANSWER_ROLES = frozenset({"assistant", "gpt", "bot", "tool_call", "function_call"})
 _CHAT_COLUMNS = frozenset(
     {"history", *(n for n, target in (MESSAGE_ALIASES | RESPONSE_ALIASES).items() if target not in MEDIA_COLUMNS)}
 )
 """Columns that a chat is read from."""
+_TEXT_KEYS = frozenset({"content", "value", "text", "user", "human", "assistant", "gpt", "bot"})
+"""Keys of messages, turns and typed items that hold text of the chat."""
 
 
 def split_answers(raw: Any, preference: Preference, columns: Columns = ()) -> Answers:
@@ -81,13 +83,17 @@ def split_answers(raw: Any, preference: Preference, columns: Columns = ()) -> An
     row = rename_columns(raw, columns) if columns else raw
     own = _own_columns(row)
     if not own:
-        return _ordinary(raw, preference)
+        answers = _ordinary(raw, preference)
+        answers.unread |= _unread_answers(row)
+        return answers
     offered = all(name in own and isinstance(own[name], (*_TEXTS, type(None))) for name in ("chosen", "rejected"))
     names: list[str] = []
     if preference != "kto":
         names += [name for name in ("rejected_response", "rejected_messages") if name in own]
         names += ["chosen", "rejected"] if offered else []
     given = {name for name in names if own[name] is not None}  # a table has all columns, null in rows of other kinds
+    if not given and preference != "kto" and _has_other_parts(own):
+        given, names = {"rejected_messages"}, ["rejected_messages"]
     is_verdict = preference == "kto" or (preference != "pairs" and isinstance(own.get("label"), bool))
     if given and is_verdict:
         raise Reject(
@@ -112,6 +118,7 @@ def split_answers(raw: Any, preference: Preference, columns: Columns = ()) -> An
     answers = _pair_of_rejected(rest, own) if whole else _pair_of_columns(rest, own)
     if own.get("margin") is not None:
         answers.unread["margin"] = ""
+    answers.unread |= _unread_answers(row)
     return answers
 
 
@@ -136,6 +143,32 @@ def _own_columns(row: Mapping[Any, Any]) -> dict[str, Any]:
             raise Reject(RejectCode.BAD_COLUMN, f"two columns are named {name} but for upper case")
         own[name] = value
     return own
+
+
+def _has_other_parts(own: Mapping[str, Any]) -> bool:
+    """Whether the row has other media, tools or boxes for a rejected answer of the same text.
+
+    As in TemplateInputs.from_dict, such a row is a pair without a rejected text. An empty list, with which tables fill
+    rows of other kinds, says nothing.
+    """
+    return any(
+        own.get(name) not in (None, "", [], {}) for name, target in REJECTED_ALIASES.items() if target != "messages"
+    )
+
+
+def _unread_answers(row: Mapping[Any, Any]) -> dict[str, str]:
+    """Columns that by their names hold a part of one answer, which nobody reads, with the --columns that reads them."""
+    unread = {}
+    for name, value in row.items():
+        if not isinstance(name, str) or not isinstance(value, _TEXTS) or not value:
+            continue
+        side, _, part = name.lower().partition("_")
+        if side not in ("chosen", "rejected") or part not in _CHAT_COLUMNS or name.lower() in PREFERENCE_NAMES:
+            continue
+        target = MESSAGE_ALIASES.get(part) or RESPONSE_ALIASES.get(part, "")
+        reads = side == "rejected" and target in ("messages", "response")
+        unread[name] = f"rejected_{target}={name}" if reads else ""
+    return unread
 
 
 def _ordinary(raw: dict[str, Any], preference: Preference) -> Answers:
@@ -197,9 +230,13 @@ def _pair_of_rejected(row: dict[str, Any], own: Mapping[str, Any]) -> Answers:
         prefixed = {**{name: chat.row[name] for name in _SHARED if chat.row.get(name) is not None}, **prefixed}
     elif chat.row.get("chat_template_kwargs") is not None:
         prefixed["chat_template_kwargs"] = chat.row["chat_template_kwargs"]
+    unread: dict[str, str] = {}
     if (response := own.get("rejected_response")) is None:
-        rejected = read_chat({"messages": messages})
-        direct, messages = direct and rejected.direct, rejected.messages
+        if messages is None:
+            messages = chat.messages
+        else:
+            rejected = read_chat({"messages": messages})
+            direct, messages, unread = direct and rejected.direct, rejected.messages, rejected.unread
     elif isinstance(response, str):
         start = _answer_start(chat.messages)
         messages = [*chat.messages[:start], {"role": "assistant", "content": response}]
@@ -210,7 +247,8 @@ def _pair_of_rejected(row: dict[str, Any], own: Mapping[str, Any]) -> Answers:
             "no place in a pair, write a row for each",
         )
     _check_answer(messages, "rejected answer")
-    return Answers(Verdict.PAIR, row, {"messages": messages, **prefixed}, renamed=True, dataset_path=not direct)
+    rejected_row = {"messages": messages, **prefixed}
+    return Answers(Verdict.PAIR, row, rejected_row, renamed=True, dataset_path=not direct, unread=unread)
 
 
 def _pair_of_columns(row: dict[str, Any], own: Mapping[str, Any]) -> Answers:
@@ -231,15 +269,54 @@ def _pair_of_columns(row: dict[str, Any], own: Mapping[str, Any]) -> Answers:
         ):
             raise Reject(RejectCode.BAD_PREFERENCE, "messages is neither the chat of chosen nor the prompt of both")
         systems = {name: value for name, value in row.items() if RESPONSE_ALIASES.get(str(name).lower()) == "system"}
-        chats = {name: read_chat({**systems, "messages": side}).messages for name, side in sides.items()}
+        read = {name: read_chat({**systems, "messages": side}) for name, side in sides.items()}
+        prompt: list[dict[str, Any]] = []
     else:
+        read = {name: read_chat({"messages": side}) for name, side in sides.items()}
         prompt = _prompt(row)
-        chats = {name: [*prompt, *read_chat({"messages": side}).messages] for name, side in sides.items()}
+    chats = {name: [*prompt, *chat.messages] for name, chat in read.items()}
+    unread = {name: option for chat in read.values() for name, option in chat.unread.items()}
+    unread |= _unread_prompts(row, chats.values())
     _check_answer(chats["chosen"], "preferred answer")
     _check_answer(chats["rejected"], "rejected answer")
     shared = {name: value for name, value in standard_names(others, RESPONSE_ALIASES)[0].items() if name in _SHARED}
     preferred, rejected = others | {"messages": chats["chosen"]}, {**shared, **prefixed, "messages": chats["rejected"]}
-    return Answers(Verdict.PAIR, preferred, rejected, renamed=True, dataset_path=True)
+    return Answers(Verdict.PAIR, preferred, rejected, renamed=True, dataset_path=True, unread=unread)
+
+
+def _unread_prompts(row: Mapping[Any, Any], chats: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """Texts beside chosen and rejected that are in neither chat; refuses turns that would be lost.
+
+    Many datasets say the prompt twice. Where it is another one, a system text or earlier turns would go unnoticed.
+    """
+    written = ["\n".join(_texts(chat)) for chat in chats]
+    unread = {}
+    for name, value in row.items():
+        if not isinstance(name, str) or name.lower() not in _CHAT_COLUMNS or not isinstance(value, _TEXTS):
+            continue
+        is_answer = RESPONSE_ALIASES.get(name.lower()) == "response"
+        chats_with_it = [all(text.strip() in chat for text in _texts(value)) for chat in written]
+        if name == "messages" or all(chats_with_it) or (is_answer and any(chats_with_it)):  # messages: see the caller
+            continue
+        if not isinstance(value, str) and not is_answer:
+            raise Reject(
+                RejectCode.BAD_PREFERENCE,
+                f"the column {name} has turns that are not in the chats of chosen and rejected; put them there, or "
+                "remove the column",
+            )
+        unread[name] = ""
+    return unread
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a chat in any form."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [text for entry in value for text in _texts(entry)]
+    if isinstance(value, dict):
+        return [text for name, part in value.items() if name in _TEXT_KEYS for text in _texts(part)]
+    return []
 
 
 def _prompt(row: dict[str, Any]) -> list[dict[str, Any]]:

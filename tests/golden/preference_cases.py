@@ -227,3 +227,11 @@ both("refused/rejected_without_answer", {"messages": QA, "rejected_messages": QA
      why="the rejected answer is absent")  # fmt: skip
 both("refused/missing_image", {"messages": QA, "rejected_response": "<image>", "rejected_images": ["none.png"]},
      code="media_not_found")  # fmt: skip
+
+# Other media, tools or boxes alone make a pair, too.
+both("alone/images", {"messages": SEEN, "images": ["rgb.jpg"], "rejected_images": ["gray.png"]})
+both("alone/audios", {"messages": [u("<audio>What?"), a("A tone.")], "audios": ["mono16k.wav"],
+                      "rejected_audios": ["mono8k.wav"]})  # fmt: skip
+both("alone/tools", {"messages": CALLED, "tools": [WEATHER], "rejected_tools": [{"name": "other"}]})
+both("alone/same", {"messages": SEEN, "images": ["rgb.jpg"], "rejected_images": ["rgb.jpg"]}, code="same_answers",
+     why="nothing is preferred")  # fmt: skip

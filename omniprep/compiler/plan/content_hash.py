@@ -41,9 +41,9 @@ class ContentHashes:
             digest.update(len(values).to_bytes(8, "little"))
             digest.update(values.tobytes())
         if row.verdict != Verdict.NONE:  # an answer that is wanted here and unwanted there is no duplicate
-            shared = sorted(row.rejected.shared) if row.rejected is not None else []
-            digest.update(json.dumps([row.verdict, shared]).encode())
-        items = [(modality, item) for _, modality, item in row.stored_items()]
+            digest.update(json.dumps(row.verdict).encode())
+        # All items of both answers, shared or not: whether they share a file depends on its name, not on its bytes.
+        items = [(name, item) for part in row.sequences for name, found in part.items.items() for item in found]
         try:
             for modality, item in items:
                 facts = {n: v for n, v in dataclasses.asdict(item.meta).items() if n not in _NOT_OF_THE_CONTENT}
