@@ -127,6 +127,10 @@ EQUAL_FORMS = {
         {"prompt": "<image>q", "chosen": "r", "rejected": "n", "image": "rgb.jpg", "rejected_image": "gray.png"},
         {"query": "<image>q", "response": "r", **PICTURES, "rejected_images": ["gray.png"]},
     ),
+    "no_own_pictures": (
+        {"prompt": "<image>q", "chosen": "r", "rejected": "n", **PICTURES, "rejected_images": [], "rejected_tools": []},
+        {"query": "<image>q", "response": "r", **PICTURES},
+    ),
 }  # fmt: skip
 
 

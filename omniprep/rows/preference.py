@@ -253,7 +253,8 @@ def _pair_of_rejected(row: dict[str, Any], own: Mapping[str, Any]) -> Answers:
 
 def _pair_of_columns(row: dict[str, Any], own: Mapping[str, Any]) -> Answers:
     """`chosen` and `rejected`: texts or messages after a prompt, or whole chats. All else is of both answers."""
-    prefixed = _prefixed(own)
+    # Tables fill rows without media of the rejected answer alone with empty lists.
+    prefixed = {name: value for name, value in _prefixed(own).items() if value not in ("", [], {})}
     if "messages" in prefixed:
         raise Reject(RejectCode.BAD_PREFERENCE, "the row has the columns chosen and rejected, and rejected_messages")
     sides = {name: _as_messages(own[name], name) for name in ("chosen", "rejected")}
