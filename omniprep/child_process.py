@@ -90,5 +90,6 @@ def main() -> None:
     if result is not None:
         answer.write(result)
         answer.close()
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(result is None)  # torch and its like take 0.2 s to be torn down

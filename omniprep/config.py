@@ -62,8 +62,9 @@ class RowOptions:
     chain such as last_round+hermes (default: default; of preference rows last_round)."""
     preference: Preference = "auto"
     """Preference rows: rows with a rejected answer (rejected_response, rejected_messages, or chosen and rejected), and
-    rows with a label that is true or false (KTO). auto: as the columns of a row say, all rows alike; pairs, kto: reject
-    every other row; mixed: ordinary rows may stand beside them; ignore: do not read these columns."""
+    rows with a label that is true or false (KTO). auto: as the columns of a row say, and rows of other kinds than most
+    are rejected; pairs, kto: reject every other row; mixed: ordinary rows may stand beside them; ignore: do not read
+    these columns."""
     system: str | None = None
     """System prompt for rows that have none (default: the family's)."""
     use_chat_template: bool = True
@@ -179,10 +180,6 @@ class RowOptions:
             for name in PIXEL_OPTIONS
             for value in [getattr(self, name)]
         ]
-        for least, most in (("min_pixels", "max_pixels"), ("video_min_pixels", "video_max_pixels"), _FRAMES):
-            low, high = getattr(self, least), getattr(self, most)
-            text = f"--{least.replace('_', '-')} {low} is above --{most.replace('_', '-')} {high}"
-            checks.append((low is None or high is None or low <= high, text))
         checks.append((_is_day(self.template_date), "--template-date must be a day as YYYY-MM-DD"))
         _refuse(checks)
         parse_columns(self.columns)
@@ -344,7 +341,6 @@ PIXEL_OPTIONS = (
     "fps_min_frames",
     "fps_max_frames",
 )
-_FRAMES = ("fps_min_frames", "fps_max_frames")
 # What may change between two runs of one build without changing a byte of its shards.
 _FREE = {"out", "workers", "ray_address", "overwrite", "on_error", "max_error_rate", "decode_timeout", "decode_memory"}
 

@@ -133,12 +133,6 @@ def test_an_input_that_is_something_else(here: Path, planned: Any, name: str, co
         (("plan", "good.jsonl/"), 1, "good.jsonl/: is a file; leave the slash at its end away"),
         (("plan", "org/name"), 1, "org/name: no such file; a dataset of the Hub is hf://datasets/org/name"),
         (("plan", "good.jsonl", "-out", "x"), 2, "no option '-out'; did you mean '--out'?"),
-        (("plan", "good.jsonl", "--min-pixels", 9, "--max-pixels", 4), 2, "--min-pixels 9 is above --max-pixels 4"),
-        (
-            ("plan", "good.jsonl", "--fps-min-frames", 9, "--fps-max-frames", 4),
-            2,
-            "--fps-min-frames 9 is above --fps-max-frames 4",
-        ),
         (("nonsense",), 2, "no command 'nonsense'; omniprep --help lists them"),
         (("help",), 2, "no command 'help'; write omniprep --help, or omniprep COMMAND --help"),
         (("build", "good.jsonl", "--out", "/proc/x"), 1, "/proc/x: no folder can be made here; choose another --out"),

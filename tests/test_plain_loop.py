@@ -137,6 +137,7 @@ def apart(value, expected):
 )
 def test_the_loop_of_the_readme_gives_each_row_what_it_gets_alone(family, attention, monkeypatch):
     name, checkpoint, folder = family
+    varlen_reference.CALLS.clear()
     model = load(checkpoint, attention if attention == "eager" else "sdpa")
     alone_model = model if attention in ("sdpa", "eager") else load(checkpoint, "sdpa")
     if attention == "flash_attention_2":

@@ -529,18 +529,41 @@ def test_append_takes_rows_of_the_same_kind(folder, build, omniprep):
     ds = PackedDataset(out)
     assert ds.record.counted("").preference["pairs"] == 3 and omniprep("verify", out).code == 0
     assert ds.row(str(more), 2)["chosen"].tolist() == [1, 0]
-    done = omniprep("append", out, write(folder / "c.jsonl", [{"query": "q", "response": "r"}]), "--workers", 0)
-    assert done.code == 1 and "c.jsonl:1" in done.err and "--preference" in done.err, done.err
+    stray = write(folder / "c.jsonl", [{"query": "q", "response": "r"}, {"query": "p", "response": "s"}, PAIR])
+    done = omniprep("append", out, stray, "--workers", 0)
+    assert done.code == 0 and "the dataset holds pairs of answers: 2 rows without either" in done.out + done.err
+    ds = PackedDataset(out)
+    assert ds.record.counted("").preference["pairs"] == 4 and ds.counts["rejected_by_code"] == {"no_partner": 2}
+    assert omniprep("verify", out).code == 0
     plain, _ = build(write(folder / "d.jsonl", [{"query": "q", "response": "r"}]), "plain")
     done = omniprep("append", plain, more, "--media-root", SAMPLES, "--workers", 0)
     assert done.code == 1 and "holds ordinary rows" in done.err, done.err
 
 
-def test_kinds_mix_only_where_that_is_asked_for(folder, build):
-    mixed = write(folder / "mixed.jsonl", [PAIR, PAIR | {"rejected_response": "m"}, {"query": "q", "response": "r"}])
-    message = build(mixed, "mixed", code=1)
-    assert "mixed.jsonl:3" in message and "2 pairs of answers" in message and "--preference" in message
-    out, _ = build(mixed, "mixed", "--preference", "mixed", "--overwrite")
+def test_kinds_mix_only_where_that_is_asked_for(folder, build, omniprep):
+    ordinary = {"query": "q", "response": "r"}
+    mixed = write(folder / "mixed.jsonl", [PAIR, PAIR | {"rejected_response": "m"}, ordinary])
+    out, told = build(mixed, "most_pairs")
+    assert "most rows are pairs of answers: 1 row without either (the first: " in told and "mixed.jsonl:3)" in told
+    assert "--preference ignore" in told
+    ds = PackedDataset(out)
+    assert ds.counts["rejected_by_code"] == {"no_partner": 1} and ds.record.counted("").preference["pairs"] == 2
+    # One stray row must not cost the others, nor make a dataset of them that no ordinary loss can train on.
+    few = write(folder / "few.jsonl", [ordinary, PAIR, {"query": "p", "response": "s"}, ordinary | {"label": True}])
+    out, told = build(few, "most_ordinary")
+    assert "1 pair of answers (the first: " in told and "1 row with a label (the first: " in told
+    ds = PackedDataset(out)
+    assert not ds.layout.preferences and ds.counts["rejected_by_code"] == {"bad_preference": 2}
+    assert ds.rows["status"].to_pylist() == ["packed", "rejected", "packed", "rejected"]
+    rejected = [json.loads(line) for line in (Path(out) / "rejected.jsonl").read_text().splitlines()]
+    assert [(r["line"], r["row"]) for r in rejected] == [(2, PAIR), (4, ordinary | {"label": True})]
+    assert all("most rows are rows without either: --preference ignore" in r["message"] for r in rejected)
+    plain, _ = build(write(folder / "plain.jsonl", [ordinary, {"query": "p", "response": "s"}]), "no_preferences")
+    assert ds[0]["input_ids"].tolist() == PackedDataset(plain)[0]["input_ids"].tolist()
+    assert omniprep("verify", out, "--deep").code == 0
+    done = omniprep("plan", few, "--model", PackedDataset(out).record.model, "--bin-length", 2048, "--workers", 0)
+    assert done.code == 0 and "few.jsonl:2: bad_preference: a pair of answers, where most rows" in done.out + done.err
+    out, _ = build(mixed, "mixed", "--preference", "mixed")
     assert PackedDataset(out).record.counted("").preference["ordinary"] == 1
     out, _ = build(mixed, "only_pairs", "--preference", "pairs")
     assert PackedDataset(out).counts["rejected_by_code"] == {"no_partner": 1}

@@ -15,7 +15,7 @@ from omniprep.cli.command import Command, announce, command_progress, observed
 from omniprep.cli.options import check_values, make_config, options_of, require, yaml_value
 from omniprep.cli.summary import listed, note_lines, warn_of_rejects
 from omniprep.config import BuildConfig
-from omniprep.errors import RejectCode, UsageError
+from omniprep.errors import UsageError
 from omniprep.printable import counted, printable, say
 from omniprep.progress import duration, short, size
 
@@ -223,9 +223,9 @@ def plan_lines(estimate: "Estimate", workers: int) -> dict[str, str]:
 
 def print_examples(planned: "Planned", out: str) -> None:
     """Print a few rejects of each code with source, line and reason."""
-    from omniprep.compiler.output.built_rows import lines_before
     from omniprep.compiler.output.paths import plan_path
     from omniprep.compiler.plan.file import read_rejects
+    from omniprep.rows.split import lines_before
 
     shown: Counter[str] = Counter()
     before = lines_before(planned.splits, [receipt["lines"] for receipt in planned.receipts])
@@ -234,9 +234,9 @@ def print_examples(planned: "Planned", out: str) -> None:
             shown[row.code] += 1
             if shown[row.code] <= EXAMPLES:
                 say(f"{split.source}:{before[number] + row.line + 1}: {row.code}: {row.message}")
-    for where, message in planned.first_duplicates(EXAMPLES):
-        say(f"{where}: {RejectCode.DUPLICATE}: {message}")
-    if planned.duplicates is not None:
-        shown[str(RejectCode.DUPLICATE)] = len(planned.duplicates)
+    for where, code, message in planned.taken_out():
+        shown[code] += 1
+        if shown[code] <= EXAMPLES:
+            say(f"{where}: {code}: {message}")
     if left := sum(max(count - EXAMPLES, 0) for count in shown.values()):
         say(f"... and {left:,} more; `omniprep build` writes all of them to rejected.jsonl")

@@ -45,13 +45,13 @@ from omniprep.compiler.plan.file import PREFERENCE_FACTS
 from omniprep.compiler.plan.probe import item_limits
 from omniprep.compiler.plan.split_task import PlanTask
 from omniprep.compiler.plan.work import plan_seconds
-from omniprep.compiler.preferences import check_preferences, has_preferences
+from omniprep.compiler.preferences import has_preferences, reject_other_kinds
 from omniprep.compiler.run.cluster import ray_session
 from omniprep.compiler.run.error_budget import FirstErrors, check_error_rate
 from omniprep.compiler.run.stages import Stage
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
-from omniprep.errors import OmniprepError, RejectCode, UsageError, did_you_mean
+from omniprep.errors import OmniprepError, UsageError, did_you_mean
 from omniprep.families.context import FamilyContext
 from omniprep.families.registry import REGISTRY
 from omniprep.media.track import sound_decoder
@@ -180,7 +180,9 @@ def plan(
     preferences = has_preferences(receipts, existing)
     more = {**dict.fromkeys(HASH_COLUMNS if exact else (), np.uint64), **(PREFERENCE_FACTS if preferences else {})}
     rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation, more)
-    check_preferences(config, rows, splits, receipts, existing)
+    other_kinds = reject_other_kinds(config, rows, splits, receipts, existing)
+    if other_kinds.text:
+        progress.message(other_kinds.text)
     if other := sum(receipt["other_prompts"] for receipt in receipts):
         which = counted(other, "pair has answers", "pairs have answers")
         progress.message(f"{which} to prompts that differ, as the reference reads them: see docs/inputs.md")
@@ -199,16 +201,15 @@ def plan(
     plan_hash = freeze(config.out, rows, assignment, config, generation)
     planned = Planned(
         config, ctx, spec, splits, listed.inputs, receipts, rows, assignment, plan_hash, generation,
-        duplicates=duplicates,
+        duplicates=duplicates, other_kinds=other_kinds,
     )  # fmt: skip
-    repeated = len(duplicates) if duplicates is not None else 0
-    if repeated:
-        code = str(RejectCode.DUPLICATE)
-        progress.event("rows_rejected", {"stage": "pack", "rejects_by_code": {code: repeated}})
-        for where, message in planned.first_duplicates(repeated) if progress.wants_rejects() else ():
+    rejects = planned.taken_out_by_code()
+    if rejects:
+        progress.event("rows_rejected", {"stage": "pack", "rejects_by_code": rejects})
+        for where, code, message in planned.taken_out() if progress.wants_rejects() else ():
             source, _, line = where.rpartition(":")
             progress.event("reject", {"source": source, "line": int(line), "code": code, "message": message})
-    progress.advance("pack", int(rows.packed.sum()), rejects=repeated)
+    progress.advance("pack", int(rows.packed.sum()), rejects=sum(rejects.values()))
     progress.finish("pack")
     return planned
 

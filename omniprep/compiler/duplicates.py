@@ -92,12 +92,16 @@ def find_duplicates(rows: Rows, built: BuiltRows) -> Duplicates:
     kept = np.full(len(rows), -1, np.int64)
     numbers = np.concatenate([np.arange(len(built.hashes)), len(built.hashes) + planned])
     kept[planned[repeats]] = numbers[of_plan[repeats]]
-    gone = planned[repeats]
+    take_out(rows, planned[repeats], RejectCode.DUPLICATE)
+    return Duplicates(kept, built)
+
+
+def take_out(rows: Rows, numbers: NDArray[np.int64], code: RejectCode) -> None:
+    """Make some rows of a plan rejected ones, which are not packed."""
     for name, values in rows.facts.items():
         if name not in ("line", "code"):
-            values[gone] = np.zeros(1, values.dtype)[0]
-    rows.facts["code"][gone] = str(RejectCode.DUPLICATE)
-    return Duplicates(kept, built)
+            values[numbers] = np.zeros(1, values.dtype)[0]
+    rows.facts["code"][numbers] = str(code)
 
 
 def first_of_equal(keys: Sequence[NDArray[np.uint64]]) -> NDArray[np.int64]:

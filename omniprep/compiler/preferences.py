@@ -1,23 +1,26 @@
 """Whether the rows of a build, or of an append, are all of one kind: pairs, rows with a verdict, or ordinary chats.
 
 No objective trains on all three, and a table of which a few rows lack the rejected answer is more often damaged than
-meant. So a mixture is refused unless it is asked for, before anything is decoded.
+meant. So rows of other kinds than most are rejected unless a mixture is asked for, before anything is decoded.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from omniprep.compiler.output.built_rows import lines_before
+from omniprep.compiler.duplicates import take_out
 from omniprep.compiler.pack import Rows
+from omniprep.compiler.plan.file import PREFERENCE_FACTS
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
-from omniprep.errors import OmniprepError
+from omniprep.errors import OmniprepError, RejectCode
 from omniprep.printable import counted
 from omniprep.rows.preference import Verdict
-from omniprep.rows.split import Split
+from omniprep.rows.split import Split, lines_before
 
 if TYPE_CHECKING:
     from omniprep.shards.dataset import StoredDataset  # imports torch, which a plan does not need
@@ -27,6 +30,10 @@ _KINDS = {
     "verdicts": ("row with a label", "rows with a label"),
     "ordinary": ("row without either", "rows without either"),
 }
+_CODES = {"pairs": RejectCode.BAD_PREFERENCE, "verdicts": RejectCode.BAD_PREFERENCE, "ordinary": RejectCode.NO_PARTNER}
+_ADVICE = (
+    "--preference ignore takes all of them as ordinary rows, with the preferred answers; mixed takes each as it is"
+)
 
 
 def has_preferences(receipts: Sequence[Receipt], existing: "StoredDataset | None") -> bool:
@@ -56,38 +63,72 @@ def has_preferences(receipts: Sequence[Receipt], existing: "StoredDataset | None
     return held
 
 
-def check_preferences(
+@dataclass(frozen=True, slots=True)
+class OtherKinds:
+    """Rows that are of other kinds than most.
+
+    Attributes:
+        kinds: Of each row of the plan the name of its kind where it is rejected for it, else "".
+        messages: By kind what rejected.jsonl says.
+        text: What the build says of all of them; "" where there are none.
+    """
+
+    kinds: NDArray[np.str_]
+    messages: dict[str, str]
+    text: str = ""
+
+    def __len__(self) -> int:
+        """Number of these rows."""
+        return int((self.kinds != "").sum())
+
+    def rejects(self, part: slice) -> Iterator[tuple[int, str, str]]:
+        """Number, code and message of those among some rows of the plan."""
+        for index in np.flatnonzero(self.kinds[part] != "").tolist():
+            kind = str(self.kinds[part][index])
+            yield part.start + index, str(_CODES[kind]), self.messages[kind]
+
+
+def reject_other_kinds(
     config: BuildConfig, rows: Rows, splits: list[Split], receipts: Sequence[Receipt],
     existing: "StoredDataset | None",
-) -> None:  # fmt: skip
-    """Refuse rows of several kinds under --preference auto; the error names the first row of the rarest kind."""
-    if config.preference != "auto" or "verdict" not in rows.facts:
-        return
-    verdicts, packed = rows.facts["verdict"], rows.packed
+) -> OtherKinds:  # fmt: skip
+    """Take rows of other kinds than most out of the rows to pack, under --preference auto.
+
+    Where nothing but ordinary rows is left, the plan has no columns of preferences any more. An append keeps the kinds
+    that the dataset has.
+    """
+    verdicts = rows.facts.get("verdict")
+    other = OtherKinds(np.full(len(rows), "", "<U8"), {})
+    if config.preference != "auto" or verdicts is None:
+        return other
+    packed = rows.packed
     members = {
         "pairs": packed & (verdicts == Verdict.PAIR),
         "verdicts": packed & ((verdicts == Verdict.DESIRABLE) | (verdicts == Verdict.UNDESIRABLE)),
         "ordinary": packed & (verdicts == Verdict.NONE),
     }
-    counts = Counter({kind: int(chosen.sum()) for kind, chosen in members.items()})
-    before = Counter[str]()
+    counts = {kind: int(chosen.sum()) for kind, chosen in members.items() if chosen.any()}
+    kept = {max(counts, key=lambda kind: counts[kind])} if counts else set[str]()
     if existing is not None and existing.record.counts is not None:
-        held = existing.record.counts.preference
-        before["pairs"], before["ordinary"] = held.get("pairs", 0), held.get("ordinary", 0)
-        before["verdicts"] = held.get("desirable", 0) + held.get("undesirable", 0)
-    kinds = [kind for kind in members if counts[kind] + before[kind]]
-    if len(kinds) < 2:
-        return
-    rarest = min((kind for kind in kinds if counts[kind]), key=lambda kind: counts[kind], default="")
-    if not rarest:
-        return  # nothing of these inputs is packed
-    first = int(np.flatnonzero(members[rarest])[0])
-    split = int(rows.split[first])
-    line = lines_before(splits, [receipt["lines"] for receipt in receipts])[split] + rows.facts["line"][first] + 1
-    shown = " and ".join(counted(counts[kind], *_KINDS[kind]) for kind in kinds if counts[kind])
-    there = f", and {existing.uri} has other rows already" if existing is not None and before else ""
-    raise OmniprepError(
-        f"the inputs hold {shown} (the first {_KINDS[rarest][0]}: {splits[split].source}:{line}){there}. Choose: "
-        "--preference pairs or kto rejects the other rows, mixed takes all of them, ignore trains on the preferred "
-        "answers as on ordinary ones"
-    )
+        held = Counter(existing.record.counts.preference)
+        there = {"pairs": held["pairs"], "verdicts": held["desirable"] + held["undesirable"]}
+        there["ordinary"] = held["ordinary"]
+        kept = {kind for kind, count in there.items() if count} or kept
+    gone = {kind: members[kind] for kind in counts if kind not in kept}
+    if not gone:
+        return other
+    before, parts = lines_before(splits, [receipt["lines"] for receipt in receipts]), []
+    most = "the dataset holds " if existing is not None else "most rows are "
+    most += " and ".join(_KINDS[kind][1] for kind in members if kind in kept)
+    for kind, chosen in gone.items():
+        other.kinds[chosen] = kind
+        other.messages[kind] = f"a {_KINDS[kind][0]}, where {most}: {_ADVICE}"
+        first = int(np.flatnonzero(chosen)[0])
+        split = int(rows.split[first])
+        place = f"{splits[split].source}:{before[split] + rows.facts['line'][first] + 1}"
+        parts.append(f"{counted(counts[kind], *_KINDS[kind])} (the first: {place})")
+        take_out(rows, np.flatnonzero(chosen), _CODES[kind])
+    if existing is None and kept == {"ordinary"}:
+        for name in PREFERENCE_FACTS:
+            del rows.facts[name]
+    return replace(other, text=f"rejected, since {most}: {' and '.join(parts)}. {_ADVICE[0].upper()}{_ADVICE[1:]}")

@@ -1,7 +1,11 @@
 """A split: the part of an input that one task plans."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +41,12 @@ class Split:
     def in_ranges(self) -> bool:
         """Whether this is a byte range of a file, whose lines can be counted without parsing them."""
         return self.kind == "lines" and not self.codec and not self.encoding
+
+
+def lines_before(splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
+    """How many lines of its source stand before each split; `lines` are the lines of each."""
+    before, totals = np.zeros(len(splits), np.int64), Counter[str]()
+    for number, split in enumerate(splits):
+        before[number] = totals[split.source]
+        totals[split.source] += lines[number]
+    return before

@@ -96,7 +96,7 @@ def write_index_table(uri: str, table: pa.Table) -> None:
 def read_index(uri: str) -> dict[str, np.ndarray]:
     """Read index.parquet as one array a column."""
     # Each line has a checksum of 8 bytes, which do not compress.
-    table = read_table(uri, INDEX_SCHEMA, nulls=(), most_rows_a_byte=1, optional=("before",))
+    table = read_parquet_table(uri, INDEX_SCHEMA, nulls=(), most_rows_a_byte=1, optional=("before",))
     index = {name: table[name].to_numpy() for name in INDEX_SCHEMA.names if name in table.column_names}
     return {"before": np.zeros(len(table), np.int64), **index}
 
@@ -120,14 +120,14 @@ def write_rows(uri: str, tables: Iterable[pa.Table]) -> None:
 def read_rows(uri: str) -> pa.Table:
     """Read rows.parquet; `source`, `status` and `code` come dictionary-encoded, since they repeat."""
     # The line numbers alone take 1.3 bytes a row, as Parquet and zstd store them.
-    return read_table(uri, ROWS_SCHEMA, nulls=("code", "bin", "start", "length"), most_rows_a_byte=4)
+    return read_parquet_table(uri, ROWS_SCHEMA, nulls=("code", "bin", "start", "length"), most_rows_a_byte=4)
 
 
 _FEW_ROWS = 1 << 20
 """A table of at most so many rows is read whatever the size of its file: 75 MB of an index."""
 
 
-def read_table(
+def read_parquet_table(
     uri: str, schema: pa.Schema, nulls: Sequence[str], most_rows_a_byte: int, optional: Sequence[str] = ()
 ) -> pa.Table:
     """Read a table of a dataset that may be hostile, with the columns of `schema` in exactly these types.

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from omniprep import io
 from omniprep.errors import DamagedDataError, OmniprepError
-from omniprep.shards.index import read_table
+from omniprep.shards.index import read_parquet_table
 from omniprep.shards.names import REFERENCES
 from omniprep.shards.typed import parse_json, typed_record
 
@@ -97,7 +97,7 @@ def read_references(uri: str, bins: int) -> References | None:
     if not io.exists(path):
         return None
     # A log-probability takes 3 bytes compressed, the number of its bin a few bits.
-    table = read_table(path, _SCHEMA, nulls=(), most_rows_a_byte=4, optional=("reference_kl_logps",))
+    table = read_parquet_table(path, _SCHEMA, nulls=(), most_rows_a_byte=4, optional=("reference_kl_logps",))
     text = (table.schema.metadata or {}).get(_KEY)
     if text is None:
         raise DamagedDataError(f"{path}: does not say which model made it")

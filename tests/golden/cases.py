@@ -136,7 +136,7 @@ case(k, "messages_aliases", chat({"role": "human", "content": "Hi"}, {"role": "g
 case(k, "messages_extra_keys", chat(u("Hi", name="Ann", weight=1), a("Hello", name="Bot")))
 case(k, "columns_extra", chat(*TWO, id="x1", source="web", score=0.5))
 case(k, "channel", chat(*TWO, channel="math"))
-case(k, "rejected_response", chat(*TWO, rejected_response="It is 7."))
+case(k, "rejected_response", chat(*TWO, rejected_response="It is 7."), preference="ignore")
 case(k, "same_roles_user", chat(u("Part one. "), u("Part two."), a("Yes."), u("Go on"), u("!"), a("Fine.")))
 case(k, "same_roles_assistant", chat(u("Hi"), a("Hello"), a(" again"), u("Ok"), a("x"), a("y"), a("z")))
 case(k, "same_roles_loss", chat(u("Hi"), a("Hello", loss=False), a(" again", loss=True), u("q"), a("b", loss=True), a("c", loss=False)))

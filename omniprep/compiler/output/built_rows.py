@@ -22,6 +22,7 @@ from omniprep.compiler.pack import Assignment, Rows
 from omniprep.compiler.plan.file import read_rejects
 from omniprep.compiler.plan.padding import pad_token
 from omniprep.compiler.plan.split_task import merge_unread, rejected_json
+from omniprep.compiler.preferences import OtherKinds
 from omniprep.compiler.run.tasks import Receipt
 from omniprep.config import BuildConfig
 from omniprep.errors import RejectCode
@@ -29,7 +30,7 @@ from omniprep.families.checkpoint import model_types
 from omniprep.families.context import FamilyContext, FamilySpec
 from omniprep.media.video import backend
 from omniprep.rows.sources import fingerprint, read_split
-from omniprep.rows.split import Split
+from omniprep.rows.split import Split, lines_before
 from omniprep.shards.codecs import codec_names
 from omniprep.shards.schema import FORMAT
 
@@ -55,6 +56,8 @@ class Planned:
     """Part of the names of the plans (compiler/output/folder.py)."""
     duplicates: Duplicates | None = None
     """Rows that --dedup exact rejects."""
+    other_kinds: OtherKinds | None = None
+    """Rows that --preference auto rejects."""
     checked: dict[str, Any] = field(default_factory=dict)
     """What came of the family's check against the checkpoint's processor (compiler/oracle/quick.py)."""
 
@@ -117,7 +120,7 @@ class Planned:
         return lines_before(self.splits, [receipt["lines"] for receipt in self.receipts])
 
     def rejected(self, numbers: NDArray[np.int64], late: dict[int, dict[str, Any]]) -> Iterator[bytes | memoryview]:
-        """As `Origin.rejected`; rows that failed while encoding, and duplicates, are read again from their source."""
+        """As `Origin.rejected`; rows that were rejected after the plan was made are read again from their source."""
         before, first_row = self._lines_before(), 0
         by_split: dict[int, list[int]] = {}
         for number in late:
@@ -128,7 +131,9 @@ class Planned:
                 for row in read_rejects(plan_path(self.config.out, index, ".arrow", self.generation))
             )
             wanted = {int(self.rows.facts["line"][number]): late[number] for number in by_split.get(index, ())}
-            wanted |= self._duplicates(slice(first_row, first_row + receipt["rows"]), before)
+            for number, code, message in self._taken_out(slice(first_row, first_row + receipt["rows"]), before):
+                line = int(self.rows.facts["line"][number])
+                wanted[line] = {"row": number, "code": code, "message": message}
             # One row at a time: with inline media a row may be hundreds of MB.
             again = _read_again(split, wanted, self.config.max_line_bytes)
             for number, code, message, raw in heapq.merge(early, again, key=lambda row: row[0]):
@@ -140,12 +145,12 @@ class Planned:
                 yield b"}\n"
             first_row += receipt["rows"]
 
-    def _duplicates(self, part: slice, before: NDArray[np.int64]) -> dict[int, dict[str, Any]]:
-        """The rejects of duplicates among some rows of a split, by line within it."""
+    def _taken_out(self, part: slice, before: NDArray[np.int64]) -> Iterator[tuple[int, str, str]]:
+        """Number, code and message of the rows among some of the plan that were rejected after it was made."""
+        yield from self.other_kinds.rejects(part) if self.other_kinds is not None else ()
         if self.duplicates is None:
-            return {}
+            return
         kept, built = self.duplicates.kept[part], self.duplicates.built
-        rejects = {}
         for index in np.flatnonzero(kept >= 0).tolist():
             number, first = part.start + index, int(kept[index])
             if first < len(built.lines):
@@ -154,21 +159,20 @@ class Planned:
                 first -= len(built.lines)
                 split = int(self.rows.split[first])
                 name = f"{self.splits[split].source}:{int(before[split] + self.rows.facts['line'][first] + 1)}"
-            message = duplicate_message(name)
-            reject = {"row": number, "code": str(RejectCode.DUPLICATE), "message": message}
-            rejects[int(self.rows.facts["line"][number])] = reject
-        return rejects
+            yield number, str(RejectCode.DUPLICATE), duplicate_message(name)
 
-    def first_duplicates(self, most: int) -> list[tuple[str, str]]:
-        """SOURCE:LINE and message of some duplicates."""
-        shown: list[tuple[str, str]] = []
+    def taken_out(self) -> Iterator[tuple[str, str, str]]:
+        """SOURCE:LINE, code and message of the rows that were rejected after the plan was made, in their order."""
         before, first_row = self._lines_before(), 0
         for index, (split, receipt) in enumerate(zip(self.splits, self.receipts, strict=True)):
-            if len(shown) < most:
-                rejects = self._duplicates(slice(first_row, first_row + receipt["rows"]), before)
-                shown += [(f"{split.source}:{before[index] + line + 1}", r["message"]) for line, r in rejects.items()]
+            taken = sorted(self._taken_out(slice(first_row, first_row + receipt["rows"]), before))
+            for number, code, message in taken:
+                yield f"{split.source}:{before[index] + self.rows.facts['line'][number] + 1}", code, message
             first_row += receipt["rows"]
-        return shown[:most]
+
+    def taken_out_by_code(self) -> dict[str, int]:
+        """How many those are."""
+        return dict(Counter(code for _, code, _ in self.taken_out()))
 
 
 def _read_again(
@@ -187,15 +191,6 @@ def _read_again(
                 break  # the rest of the split is not read, beside a row that is still held
     for reject in missing.values():
         yield reject["row"], reject["code"], reject["message"], memoryview(b"null")
-
-
-def lines_before(splits: list[Split], lines: list[int]) -> NDArray[np.int64]:
-    """How many lines of its source stand before each split; `lines` are the lines of each."""
-    before, totals = np.zeros(len(splits), np.int64), Counter[str]()
-    for number, split in enumerate(splits):
-        before[number] = totals[split.source]
-        totals[split.source] += lines[number]
-    return before
 
 
 def describe_inputs(splits: list[Split]) -> list[dict[str, Any]]:
