@@ -558,6 +558,8 @@ def test_kinds_mix_only_where_that_is_asked_for(folder, build, omniprep):
     rejected = [json.loads(line) for line in (Path(out) / "rejected.jsonl").read_text().splitlines()]
     assert [(r["line"], r["row"]) for r in rejected] == [(2, PAIR), (4, ordinary | {"label": True})]
     assert all("most rows are rows without either: --preference ignore" in r["message"] for r in rejected)
+    assert "rejected, since most rows" in build(few, "none", "--on-error", "fail", code=1)
+    assert "--max-error-rate" in build(few, "none", "--max-error-rate", 0.4, code=1)
     plain, _ = build(write(folder / "plain.jsonl", [ordinary, {"query": "p", "response": "s"}]), "no_preferences")
     assert ds[0]["input_ids"].tolist() == PackedDataset(plain)[0]["input_ids"].tolist()
     assert omniprep("verify", out, "--deep").code == 0

@@ -182,7 +182,10 @@ def plan(
     rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation, more)
     other_kinds = reject_other_kinds(config, rows, splits, receipts, existing)
     if other_kinds.text:
+        if config.on_error == "fail":
+            raise OmniprepError(other_kinds.text)
         progress.message(other_kinds.text)
+        check_error_rate(config, rejected + len(other_kinds), read, "most rows decide which kind is kept")
     if other := sum(receipt["other_prompts"] for receipt in receipts):
         which = counted(other, "pair has answers", "pairs have answers")
         progress.message(f"{which} to prompts that differ, as the reference reads them: see docs/inputs.md")
