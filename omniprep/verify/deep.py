@@ -66,7 +66,7 @@ def check_sample(
         ctx = family_of(config)
     except OmniprepError as error:
         raise with_missing_flags(error, record, flags) from error
-    hint = changed_versions(record.versions)
+    hint = changed_versions(record.versions, {**versions(), **ctx.versions})
     packed = np.flatnonzero(dataset.rows["bin"].is_valid().to_numpy())
     chosen = np.random.default_rng(0).permutation(packed)[:count]
     wanted: dict[str, set[int]] = {}
@@ -100,9 +100,8 @@ def check_sample(
     return result
 
 
-def changed_versions(built: Mapping[str, str]) -> str:
-    """Packages whose version differs from the build's, as a remark; empty if none does."""
-    now = versions()
+def changed_versions(built: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Packages, and the family, whose version differs from the build's, as a remark; empty if none does."""
     changed = [f"{name} {built[name]} then, {now.get(name)} now" for name in built if built[name] != now.get(name)]
     return f" (versions differ: {', '.join(changed)})" if changed else ""
 
@@ -128,7 +127,9 @@ def compare_row(
         again = encode_row(raw.content, ctx, config, split.base, preferences=preferences)
     except Reject as reject:
         return f"would be rejected now: {reject}", str(reject.code)
-    stored = dataset.row(split.source, line)
+    # Log-probabilities are of a reference model, not of the row (`omniprep score`).
+    scores = ("reference_logps", "reference_kl_logps")
+    stored = {name: value for name, value in dataset.row(split.source, line).items() if name not in scores}
     spectrograms = {
         column.name
         for column in dataset.layout.columns
