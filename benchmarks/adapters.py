@@ -377,7 +377,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     facts = {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu", "seconds": "clock" if on_gpu else "CPU",
         "shape": options.shape, "workers": workers,
-        "steps": list(options.steps), "bins": len(bench.packed), "rows": len(bench.rows),
+        "steps": list(options.steps), "bins": len(bench.packed), "input_rows": len(bench.rows),
         "tokens_a_bin": round(float(bench.packed.index["tokens"].mean())), "rows_a_batch": bench.rows_a_batch,
     }  # fmt: skip
     if options.out is None:
