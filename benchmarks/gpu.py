@@ -36,10 +36,12 @@ from typing import Any
 import torch
 from gpu_inputs import build_bins, random_weights, write_config
 from gpu_kernels import attention, kernels
-from gpu_loops import Quiet, classes, loops
+from gpu_loops import classes, loops
 from gpu_report import Bench, Report, release
 from gpu_trace import StepWatch, analyze, synchronize, tensors
 from record import machine, show, versions
+
+from omniprep.progress import QuietReporter
 
 GIB = 1 << 30
 PEAK_OF_NOTHING = 1e12
@@ -96,7 +98,7 @@ def measure_steps(
     config = train_config(bench, shape, data, max_steps=StepWatch.steps(warm, timed, profiled), **options)
     began = time.monotonic()
     with random_weights(device):
-        run = prepare_run(config, Quiet())
+        run = prepare_run(config, QuietReporter())
     ready = time.monotonic() - began
     run.args.save_strategy = "no"
     watch = StepWatch(run.trainer, warm, timed, profiled)
@@ -199,7 +201,7 @@ def measure_score(bench: Bench) -> None:
     (shape / "model.safetensors").touch()  # of what scores hash; the weights are drawn
     began = time.monotonic()
     with random_weights(bench.device):
-        score(ScoreConfig(data=(str(pairs),), model=str(shape), num_workers=0 if bench.small else 4), Quiet())
+        score(ScoreConfig(data=(str(pairs),), model=str(shape), num_workers=0 if bench.small else 4), QuietReporter())
     tokens = int(PackedDataset(str(pairs)).index["tokens"].sum())
     bench.report.row("steps", "score", seconds=round(time.monotonic() - began, 1), tokens=tokens)
 
@@ -230,14 +232,14 @@ def measure_memory(bench: Bench, name: str, *, shape: str, **options: Any) -> No
 
     config = train_config(bench, shape, "raw", max_steps=1, dry_run=True, **options)
     with random_weights(bench.device):
-        run = prepare_run(config, Quiet(), heavy_data)
+        run = prepare_run(config, QuietReporter(), heavy_data)
     foretold = measure_run(run).peak
     leave(run)
     del run
     warm, timed = 1, 3
     config = train_config(bench, shape, "raw", max_steps=warm + timed, **options)
     with random_weights(bench.device):
-        run = prepare_run(config, Quiet())
+        run = prepare_run(config, QuietReporter())
     run.args.save_strategy = "no"
     checkpointing = run.trainer.config.gradient_checkpointing
     longest = max(int(d.index["tokens"].max()) for d in run.data.bins.datasets)

@@ -118,6 +118,7 @@ def class_losses(bench: Bench, folder: Path, dtype: str, attention: str) -> tupl
     """Losses of each step of a run, the attention that was chosen, and the seconds that it took."""
     from transformers.trainer_callback import PrinterCallback
 
+    from omniprep.progress import QuietReporter
     from omniprep.train.config import TrainConfig
     from omniprep.train.run import prepare_run
 
@@ -130,19 +131,10 @@ def class_losses(bench: Bench, folder: Path, dtype: str, attention: str) -> tupl
         device=bench.device.type,
     )  # fmt: skip
     torch.manual_seed(0)
-    run = prepare_run(config, Quiet())
+    run = prepare_run(config, QuietReporter())
     run.args.save_strategy = "no"
     run.trainer.remove_callback(PrinterCallback)
     run.trainer.train()
     losses = [entry["loss"] for entry in run.trainer.state.log_history if "loss" in entry]
     chosen = str(run.trainer.model.config.get_text_config()._attn_implementation)
     return losses, chosen, time.monotonic() - began
-
-
-class Quiet:
-    """A reporter that says nothing."""
-
-    def start(self, stage: str, total: int | None, unit: str = "rows") -> None: ...
-    def advance(self, stage: str, n: int = 1, *, tokens: int = 0, rejects: int = 0) -> None: ...
-    def finish(self, stage: str) -> None: ...
-    def message(self, text: str) -> None: ...

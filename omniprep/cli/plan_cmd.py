@@ -234,9 +234,13 @@ def print_examples(planned: "Planned", out: str) -> None:
             shown[row.code] += 1
             if shown[row.code] <= EXAMPLES:
                 say(f"{split.source}:{before[number] + row.line + 1}: {row.code}: {row.message}")
-    for where, code, message in planned.taken_out():
-        shown[code] += 1
-        if shown[code] <= EXAMPLES:
+    later, told = planned.taken_out_by_code(), shown.copy()
+    shown.update(later)
+    for where, code, message in planned.taken_out() if later else ():
+        told[code] += 1
+        if told[code] <= EXAMPLES:
             say(f"{where}: {code}: {message}")
+        if all(told[each] >= min(EXAMPLES, shown[each]) for each in later):
+            break  # of millions of duplicates nobody reads more
     if left := sum(max(count - EXAMPLES, 0) for count in shown.values()):
         say(f"... and {left:,} more; `omniprep build` writes all of them to rejected.jsonl")

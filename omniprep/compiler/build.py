@@ -181,7 +181,7 @@ def plan(
     more = {**dict.fromkeys(HASH_COLUMNS if exact else (), np.uint64), **(PREFERENCE_FACTS if preferences else {})}
     rows = gather(config.out, [receipt["rows"] for receipt in receipts], generation, more)
     other_kinds = reject_other_kinds(config, rows, splits, receipts, existing)
-    if other_kinds.text:
+    if other_kinds is not None:
         if config.on_error == "fail":
             raise OmniprepError(other_kinds.text)
         progress.message(other_kinds.text)

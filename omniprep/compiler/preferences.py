@@ -6,7 +6,7 @@ meant. So rows of other kinds than most are rejected unless a mixture is asked f
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,39 +68,46 @@ class OtherKinds:
     """Rows that are of other kinds than most.
 
     Attributes:
-        kinds: Of each row of the plan the name of its kind where it is rejected for it, else "".
+        members: By kind the numbers of the rows that are rejected for it, rising.
         messages: By kind what rejected.jsonl says.
-        text: What the build says of all of them; "" where there are none.
+        text: What the build says of all of them.
     """
 
-    kinds: NDArray[np.str_]
+    members: dict[str, NDArray[np.int64]]
     messages: dict[str, str]
-    text: str = ""
+    text: str
 
     def __len__(self) -> int:
         """Number of these rows."""
-        return int((self.kinds != "").sum())
+        return sum(map(len, self.members.values()))
+
+    def by_code(self) -> Counter[str]:
+        """How many they are."""
+        counts = Counter[str]()
+        for kind, numbers in self.members.items():
+            counts[str(_CODES[kind])] += len(numbers)
+        return counts
 
     def rejects(self, part: slice) -> Iterator[tuple[int, str, str]]:
         """Number, code and message of those among some rows of the plan."""
-        for index in np.flatnonzero(self.kinds[part] != "").tolist():
-            kind = str(self.kinds[part][index])
-            yield part.start + index, str(_CODES[kind]), self.messages[kind]
+        for kind, numbers in self.members.items():
+            first, end = np.searchsorted(numbers, (part.start, part.stop))
+            for number in numbers[first:end].tolist():
+                yield number, str(_CODES[kind]), self.messages[kind]
 
 
 def reject_other_kinds(
     config: BuildConfig, rows: Rows, splits: list[Split], receipts: Sequence[Receipt],
     existing: "StoredDataset | None",
-) -> OtherKinds:  # fmt: skip
-    """Take rows of other kinds than most out of the rows to pack, under --preference auto.
+) -> OtherKinds | None:  # fmt: skip
+    """Take rows of other kinds than most out of the rows to pack, under --preference auto; None where there are none.
 
     Where nothing but ordinary rows is left, the plan has no columns of preferences any more. An append keeps the kinds
     that the dataset has.
     """
     verdicts = rows.facts.get("verdict")
-    other = OtherKinds(np.full(len(rows), "", "<U8"), {})
     if config.preference != "auto" or verdicts is None:
-        return other
+        return None
     packed = rows.packed
     members = {
         "pairs": packed & (verdicts == Verdict.PAIR),
@@ -114,21 +121,21 @@ def reject_other_kinds(
         there = {"pairs": held["pairs"], "verdicts": held["desirable"] + held["undesirable"]}
         there["ordinary"] = held["ordinary"]
         kept = {kind for kind, count in there.items() if count} or kept
-    gone = {kind: members[kind] for kind in counts if kind not in kept}
+    gone = {kind: np.flatnonzero(members[kind]) for kind in counts if kind not in kept}
     if not gone:
-        return other
-    before, parts = lines_before(splits, [receipt["lines"] for receipt in receipts]), []
+        return None
+    before, parts, messages = lines_before(splits, [receipt["lines"] for receipt in receipts]), [], {}
     most = "the dataset holds " if existing is not None else "most rows are "
     most += " and ".join(_KINDS[kind][1] for kind in members if kind in kept)
-    for kind, chosen in gone.items():
-        other.kinds[chosen] = kind
-        other.messages[kind] = f"a {_KINDS[kind][0]}, where {most}: {_ADVICE}"
-        first = int(np.flatnonzero(chosen)[0])
+    for kind, numbers in gone.items():
+        messages[kind] = f"a {_KINDS[kind][0]}, where {most}: {_ADVICE}"
+        first = int(numbers[0])
         split = int(rows.split[first])
         place = f"{splits[split].source}:{before[split] + rows.facts['line'][first] + 1}"
         parts.append(f"{counted(counts[kind], *_KINDS[kind])} (the first: {place})")
-        take_out(rows, np.flatnonzero(chosen), _CODES[kind])
+        take_out(rows, numbers, _CODES[kind])
     if existing is None and kept == {"ordinary"}:
         for name in PREFERENCE_FACTS:
             del rows.facts[name]
-    return replace(other, text=f"rejected, since {most}: {' and '.join(parts)}. {_ADVICE[0].upper()}{_ADVICE[1:]}")
+    text = f"rejected, since {most}: {' and '.join(parts)}. {_ADVICE[0].upper()}{_ADVICE[1:]}"
+    return OtherKinds(gone, messages, text)

@@ -172,7 +172,10 @@ class Planned:
 
     def taken_out_by_code(self) -> dict[str, int]:
         """How many those are."""
-        return dict(Counter(code for _, code, _ in self.taken_out()))
+        counts = Counter[str]() if self.other_kinds is None else self.other_kinds.by_code()
+        if self.duplicates is not None:
+            counts[str(RejectCode.DUPLICATE)] += len(self.duplicates)
+        return dict(+counts)
 
 
 def _read_again(
