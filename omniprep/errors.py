@@ -149,14 +149,16 @@ class RejectCode(StrEnum):
     NO_PARTNER = (
         "no_partner",
         "A preference row lacks one of its two answers (the column is empty, or the chat ends with a question); or, "
-        "with --preference pairs, a row has no rejected answer; or, with --preference kto, no label. With --preference "
-        "mixed, rows whose columns of preferences are empty are ordinary ones.",
+        "with --preference pairs, a row has no rejected answer; or, with --preference kto, no label; or, with "
+        "--preference auto, it has neither, where most rows have. With --preference mixed, rows whose columns of "
+        "preferences are empty are ordinary ones.",
     )
     BAD_PREFERENCE = (
         "bad_preference",
         "Columns of preferences from which no pair can be read: rejected_response is a list, chosen and rejected stand "
-        "beside another answer or without a prompt, or a row has both a rejected answer and a label. Where these "
-        "columns mean something else, --preference ignore does not read them.",
+        "beside another answer or without a prompt, or a row has both a rejected answer and a label; or, with "
+        "--preference auto, most rows are of another kind. Where these columns mean something else, --preference "
+        "ignore does not read them.",
     )
     BAD_LABEL = ("bad_label", "The label of a row for KTO is none of true, false, 1 and 0.")
     EMPTY_ANSWER = ("empty_answer", "The preferred or the rejected answer, or the one with a verdict, is empty.")
